@@ -1,0 +1,92 @@
+"""Files appear whole or not at all: written aside, synced to the disk, renamed into place.
+
+A process that is killed in the middle leaves the old file, or none, and a `*.partial` beside it that the next writer
+replaces. The rename is atomic because the partial file lies in the folder of the final one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["PARTIAL", "replace_file", "replace_folder", "sync_folder", "write_json", "write_text"]
+
+PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields a path to write to; on success what was written there becomes `path`, on error nothing changes."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(final.name + PARTIAL)
+    try:
+        yield aside
+        _sync_file(aside)
+        aside.replace(final)
+        sync_folder(final.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yields an empty folder to fill; on success it becomes `path`, and what stood there before is gone as a whole.
+
+    A folder cannot be renamed over another one that has content: the old one is moved aside first, so there is an
+    instant in which `path` is absent, but never one in which it is a mixture.
+    """
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = final.with_name(final.name + PARTIAL)
+    old = final.with_name(f"{final.name}.old{PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+            else:
+                sync_folder(file)
+        sync_folder(aside)
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        aside.rename(final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text, whole or not at all."""
+    with replace_file(path) as aside:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes indented JSON, whole or not at all. Non-finite numbers are refused: they are not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Makes renames inside a folder durable (a no-op on Windows, where folders cannot be opened)."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

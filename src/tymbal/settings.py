@@ -1,0 +1,422 @@
+"""The settings of every stage: one frozen dataclass a stage, and nothing else defines a setting.
+
+Python keyword arguments, command-line flags, YAML files, `run.yaml` and the help text are all made from these classes
+(`tymbal.config` does that); a default or a description stands here once. This module imports nothing heavy, so that
+`tymbal --help` answers at once.
+
+Units are seconds, Hz, and fractions between 0 and 1. `None` means "chosen for you", and the description says how.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from tymbal.errors import SettingsError
+
+__all__ = [
+    "SIZES",
+    "FeatureSettings",
+    "FinetuneSettings",
+    "PredictSettings",
+    "PrepareSettings",
+    "PretrainSettings",
+    "ProbeSettings",
+    "ScanSettings",
+    "TrainingSettings",
+    "parse_patch",
+]
+
+SIZES: dict[str, tuple[int, int, int]] = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+"""Width, depth and attention heads of the named encoders (those of DeiT, AST and SSAST)."""
+
+
+def parse_patch(text: str, *, setting: str = "patch") -> tuple[int, int]:
+    """Reads `16x16` or `128x2`: mel bins x frames."""
+    match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", text)
+    if match is None or "0" in (match[1], match[2]):
+        raise SettingsError(
+            f"{setting} is {text!r}, which is not mel bins x frames", advice=f"Example: {setting} 16x16."
+        )
+    return int(match[1]), int(match[2])
+
+
+def _check(condition: bool, setting: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise SettingsError(f"{setting} is {value!r}, which is not {wanted}", advice=f"Set {setting} to {wanted}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings:
+    r"""Finding sound files and what they are.
+
+    Attributes:
+        labels: Where labels come from. `auto` takes the manifest's column, else class folders, else none.
+        label_pattern: Regular expression on the path relative to the folder; its first group is the label.
+        label_csv: SSAST's `index,mid,display_name` table, for JSON lists whose labels are mids.
+        group_pattern: Regular expression on the path; its first group names what must stay on one side of a split
+            (a recording, a site, a speaker).
+        split: How clips are split into train and validation. `auto` keeps the manifest's own split or train/validation
+            folders where there are any, else splits whole groups where there are groups, else single clips.
+        validation_pattern: Regular expression on the path; what it finds is validation, the rest train.
+        validation: Fraction of clips (or groups) for validation.
+        stratify: Keep the proportions of the labels on both sides.
+        seed: Seed of the split.
+        silence_db: A file whose peak is below this level, in dB of full scale, counts as silent.
+        min_seconds: A file shorter than this, in seconds, counts as too short.
+        workers: Processes that read files. `None` is one a core.
+    """
+
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    label_pattern: str | None = None
+    label_csv: str | None = None
+    group_pattern: str | None = None
+    split: Literal["auto", "clips", "groups", "keep", "none"] = "auto"
+    validation_pattern: str | None = None
+    validation: float = 0.1
+    stratify: bool = False
+    seed: int = 42
+    silence_db: float = -100.0
+    min_seconds: float = 0.025
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
+        _check(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        for name in ("label_pattern", "group_pattern", "validation_pattern"):
+            pattern = getattr(self, name)
+            if pattern is None:
+                continue
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise SettingsError(f"{name} {pattern!r} is not a regular expression: {error}") from None
+            if name != "validation_pattern" and groups < 1:
+                raise SettingsError(
+                    f"{name} {pattern!r} has no group",
+                    advice="Put round brackets around the part of the path that is wanted, as in 'site_([a-z]+)'.",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """How a waveform becomes a spectrogram (Kaldi's filter bank, as AST and SSAST compute it).
+
+    Attributes:
+        sample_rate: Rate in Hz to which every file is resampled.
+        mel_bins: Number of mel bins.
+        frame_length: Length of a frame in seconds.
+        frame_shift: Time between two frames in seconds.
+        low_freq: Lower edge of the lowest mel bin in Hz.
+        high_freq: Upper edge of the highest mel bin in Hz; 0 is half the sample rate.
+    """
+
+    sample_rate: int = 16_000
+    mel_bins: int = 128
+    frame_length: float = 0.025
+    frame_shift: float = 0.010
+    low_freq: float = 20.0
+    high_freq: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self.sample_rate >= 1000, "sample_rate", self.sample_rate, "1000 Hz or more")
+        _check(self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
+        _check(self.frame_shift > 0, "frame_shift", self.frame_shift, "a time in seconds above 0")
+        _check(self.frame_length > 0, "frame_length", self.frame_length, "a time in seconds above 0")
+        high = self.high_freq or self.sample_rate / 2
+        _check(0 <= self.low_freq < high, "low_freq", self.low_freq, f"at least 0 and below {high:g} Hz")
+        _check(high <= self.sample_rate / 2, "high_freq", self.high_freq, f"at most {self.sample_rate / 2:g} Hz")
+
+    @property
+    def window_samples(self) -> int:
+        """Samples in a frame (Kaldi truncates)."""
+        return int(self.sample_rate * self.frame_length)
+
+    @property
+    def shift_samples(self) -> int:
+        """Samples between two frames."""
+        return int(self.sample_rate * self.frame_shift)
+
+    def frames_of(self, samples: int) -> int:
+        """Whole frames in `samples` samples; 0 where they are shorter than one frame."""
+        return 0 if samples < self.window_samples else 1 + (samples - self.window_samples) // self.shift_samples
+
+    def samples_of(self, frames: int) -> int:
+        """Fewest samples that give `frames` frames."""
+        return self.window_samples + (frames - 1) * self.shift_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(ScanSettings, FeatureSettings):
+    """Sound files to a store of spectrograms.
+
+    Attributes:
+        window: Length of a clip in seconds. `None` is the longest clip's length, at most 10.24 s.
+        hop: Seconds from one window to the next in a longer file. `None` is the window: no overlap.
+        longer: What happens to a file longer than the window: cut into windows, or cropped to one.
+        frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
+            fit; real sound fills the difference where there is any, else silence.
+        min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
+        shard_mib: Size of a shard file in MiB.
+    """
+
+    window: float | None = None
+    hop: float | None = None
+    longer: Literal["windows", "crop-start", "crop-centre"] = "windows"
+    frames: int | None = None
+    min_fill: float = 0.5
+    shard_mib: int = 64
+
+    def __post_init__(self) -> None:
+        ScanSettings.__post_init__(self)
+        FeatureSettings.__post_init__(self)
+        _check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
+        _check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        _check(self.frames is None or self.frames >= 1, "frames", self.frames, "1 or more")
+        _check(0 < self.min_fill <= 1, "min_fill", self.min_fill, "a fraction above 0, at most 1")
+        _check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
+
+    def scan(self) -> ScanSettings:
+        """The part of these settings that `scan` takes, for a folder that was not scanned before."""
+        return ScanSettings(**{name: getattr(self, name) for name in ScanSettings.__dataclass_fields__})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What pretraining and fine-tuning have in common.
+
+    Attributes:
+        epochs: Passes over the training clips.
+        max_steps: Optimizer steps, instead of epochs.
+        max_minutes: Stop, with a final evaluation and a saved model, when this many minutes have passed. The schedule
+            still spans `epochs` or `max_steps`.
+        batch_size: Clips a step and device.
+        accumulate: Batches whose gradients are added up before a step.
+        learning_rate: Highest learning rate.
+        schedule: What the learning rate does after the warm-up.
+        warmup: Warm-up: a fraction of all steps below 1, a number of steps from 1 on.
+        weight_decay: Decoupled weight decay of AdamW; not applied to norms, biases, tokens and position embeddings.
+        adam_beta2: Second beta of AdamW.
+        clip_norm: Largest norm of the gradient; 0 does not clip.
+        precision: Arithmetic of the encoder. `auto` is bf16 where the hardware computes it, else float32.
+        device: `auto` takes CUDA, then Apple's MPS, then the CPU, and says why.
+        compile: Compile the step with torch.compile.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        seed: Seed of weights, order, masks and augmentation.
+        eval_every: Epochs between evaluations (fractions allowed).
+        save_every: Epochs between checkpoints (fractions allowed). `None` is the same as `eval_every`.
+        keep_checkpoints: Checkpoints that are kept, beside the best.
+        patience: Evaluations without progress after which training stops early; 0 never stops early.
+        min_progress: What counts as progress of the monitored metric.
+        log_every: Steps between logged figures.
+        report_to: Trackers by name: tensorboard, wandb, mlflow.
+        workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
+    """
+
+    epochs: float = 100
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    learning_rate: float = 5e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.05
+    adam_beta2: float = 0.98
+    clip_norm: float = 1.0
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    seed: int = 42
+    eval_every: float = 1
+    save_every: float | None = None
+    keep_checkpoints: int = 2
+    patience: int = 0
+    min_progress: float = 0.0
+    log_every: int = 10
+    report_to: tuple[str, ...] = ("tensorboard",)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.epochs > 0, "epochs", self.epochs, "a number above 0")
+        _check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
+        _check(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _check(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
+        _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+        _check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        _check(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
+        _check(self.eval_every > 0, "eval_every", self.eval_every, "a number of epochs above 0")
+        _check(self.save_every is None or self.save_every > 0, "save_every", self.save_every, "a number above 0")
+        _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
+        _check(self.workers >= 0, "workers", self.workers, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(TrainingSettings):
+    """Learning from unlabelled spectrograms.
+
+    Attributes:
+        objective: What is learned: `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it,
+            `joint` does both (SSAST, Gong et al. 2022).
+        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint.
+        size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
+        width: Width of the encoder, instead of the named size's.
+        depth: Blocks of the encoder, instead of the named size's.
+        heads: Attention heads, instead of the named size's.
+        patch: Mel bins x frames of a patch: 16x16, or 128x2 for frame patches.
+        mask: How masked patches are drawn: `cluster` in squares of 3 to 5 patches a side, `uniform` singly, `frame`
+            whole columns of time. `auto` is cluster for patches and uniform for frame patches.
+        mask_ratio: Fraction of the patches that is masked.
+        mask_count: Number of masked patches, instead of the fraction.
+        mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
+        mse_weight: Weight of the mpg loss in `joint`.
+        normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
+    """
+
+    objective: Literal["joint", "mpc", "mpg"] = "joint"
+    from_: str | None = None
+    size: Literal["tiny", "small", "base"] = "small"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    patch: str = "16x16"
+    mask: Literal["auto", "cluster", "uniform", "frame"] = "auto"
+    mask_ratio: float = 0.75
+    mask_count: int | None = None
+    mask_padding: bool = False
+    mse_weight: float = 10.0
+    normalize_targets: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_patch(self.patch)
+        _check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
+        _check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
+        width, _, heads = self.shape
+        _check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads of the encoder."""
+        width, depth, heads = SIZES[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(TrainingSettings):
+    """A classifier from labelled clips.
+
+    Attributes:
+        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint. `None` starts
+            from random weights of the named size.
+        size: Named size of the encoder, where it starts from random weights.
+        width: Width of the encoder, instead of the named size's.
+        depth: Blocks of the encoder, instead of the named size's.
+        heads: Attention heads, instead of the named size's.
+        patch: Mel bins x frames of a patch, where the encoder starts from random weights.
+        stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
+            the patch makes patches overlap.
+        pooling: What the head sees: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
+            apart, `cls` the class tokens as in stock Hugging Face models.
+        train: `all`, `head`, or the number of last blocks that are trained with the head.
+        head_lr_factor: Learning rate of the head, as a multiple.
+        loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
+        label_smoothing: Label smoothing of the cross entropy.
+        frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
+        time_mask: Widest time mask in frames (SpecAugment); 0 is none.
+        dropout: Dropout before the head's linear layer.
+    """
+
+    epochs: float = 30
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    from_: str | None = None
+    size: Literal["tiny", "small", "base"] = "small"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    patch: str = "16x16"
+    stride: str | None = None
+    pooling: Literal["mean", "rows", "cls"] = "mean"
+    train: str = "all"
+    head_lr_factor: float = 1.0
+    loss: Literal["auto", "ce", "bce"] = "auto"
+    label_smoothing: float = 0.0
+    frequency_mask: int = 0
+    time_mask: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_patch(self.patch)
+        if self.stride is not None:
+            parse_patch(self.stride, setting="stride")
+        _check(self.train in ("all", "head") or self.train.isdigit(), "train", self.train, "all, head or a number")
+        _check(self.head_lr_factor > 0, "head_lr_factor", self.head_lr_factor, "a number above 0")
+        _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a fraction below 1")
+        _check(0 <= self.dropout < 1, "dropout", self.dropout, "a fraction below 1")
+        width, _, heads = self.shape
+        _check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads of an encoder that starts from random weights."""
+        width, depth, heads = SIZES[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """What a frozen encoder knows: logistic regression and nearest neighbours on its embeddings.
+
+    Attributes:
+        pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
+            apart, `cls` the class tokens.
+        neighbours: Neighbours that vote.
+        random: Also probe the same encoder with random weights.
+        batch_size: Clips a batch.
+        precision: As in training.
+        device: As in training.
+        seed: Seed of the random encoder and of the inner split that chooses the regularisation.
+    """
+
+    pooling: Literal["mean", "rows", "cls"] = "rows"
+    neighbours: int = 10
+    random: bool = True
+    batch_size: int = 64
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        _check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """Scores for recordings of any length.
+
+    Attributes:
+        hop: Seconds from one window to the next. `None` is the window of the model: no overlap.
+        threshold: Rows with a lower score are left out.
+        top: Keep this many best labels a window. `None` keeps all.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+    """
+
+    hop: float | None = None
+    threshold: float = 0.0
+    top: int | None = None
+    batch_size: int = 32
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        _check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
+        _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
