@@ -1,0 +1,22 @@
+"""What all tests share: the real sound and the recorded references beside the project, and few threads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run side by side on few cores: more threads than cores only cost. Set before torch is imported anywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+SHARED = Path(os.environ.get("TYMBAL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with `data/` (ESC-10, spoken digits) and `fixtures/` (recorded outputs of the references)."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"needs real sound and recorded references in {SHARED} (set TYMBAL_SHARED to point elsewhere)")
+    return SHARED
