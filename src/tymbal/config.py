@@ -1,0 +1,316 @@
+"""Settings in and out: keyword arguments and YAML become the frozen dataclasses of `tymbal.settings`, and back.
+
+A configuration file is one of three things, told apart by its keys:
+
+- settings of one verb, flat: `mask_ratio: 0.6`;
+- one section a verb, for a whole study in a file: `pretrain: {mask_ratio: 0.6}`, `finetune: {epochs: 20}`;
+- the `run.yaml` that every run writes: verb, arguments, all resolved settings, versions. Given back with `--config`, it
+  repeats the run.
+
+What is given explicitly (a flag, a keyword argument) stands above the file, the file above the defaults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import os
+import platform
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tymbal import settings as stages
+from tymbal._version import __version__
+from tymbal.errors import SettingsError
+from tymbal.files import write_text
+from tymbal.values import convert, nearest, plain, shown
+
+__all__ = [
+    "RunFile",
+    "diff",
+    "from_mapping",
+    "read_run_yaml",
+    "read_settings",
+    "read_yaml",
+    "resolve",
+    "to_keywords",
+    "to_mapping",
+    "versions",
+    "write_run_yaml",
+    "write_yaml",
+]
+
+Settings = TypeVar("Settings")
+PathLike = str | os.PathLike[str]
+
+RUN_FILE = "run.yaml"
+_RUN_KEYS = frozenset({"verb", "arguments", "settings"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFile:
+    """What a `run.yaml` says.
+
+    Attributes:
+        verb: The verb that was run.
+        arguments: Its source, output and the like, by parameter name.
+        settings: Its resolved settings, by YAML key.
+        versions: Versions of Tymbal and of what it stands on, when it ran.
+    """
+
+    verb: str
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+
+
+def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLike | None = None) -> Settings:
+    """Builds the settings of a verb from its keyword arguments and, under them, a configuration file.
+
+    Args:
+        cls: One of the dataclasses of `tymbal.settings`.
+        keywords: What the caller gave explicitly.
+        config: A YAML file in one of the three forms above, or a run folder.
+
+    Raises:
+        SettingsError: A key is unknown, or a value has the wrong type or is out of range.
+    """
+    if config is None:
+        return from_mapping(cls, keywords)
+    below = read_settings(cls, config)
+    # Checked by itself first, so that a mistake in the file is reported with the file's name.
+    from_mapping(cls, below, source=config)
+    return from_mapping(cls, {**_known(cls, below, config), **_known(cls, keywords, None)})
+
+
+def from_mapping(cls: type[Settings], mapping: Mapping[str, Any], *, source: PathLike | None = None) -> Settings:
+    """Builds settings from a mapping, checking every key and type.
+
+    A key may be spelled as in Python (`from_`, `mask_ratio`) or as on the command line (`from`, `mask-ratio`).
+
+    Args:
+        cls: A settings dataclass.
+        mapping: Values by key; what is absent keeps its default.
+        source: The file that the mapping comes from, for messages.
+
+    Raises:
+        SettingsError: A key is unknown, or a value has the wrong type or is out of range.
+    """
+    hints = _hints(cls)
+    values = {
+        name: convert(value, hints[name], key=_key(name), source=source)
+        for name, value in _known(cls, mapping, source).items()
+    }
+    try:
+        return cls(**values)
+    except SettingsError as error:
+        if source is None or error.path is not None:
+            raise
+        raise SettingsError(error.what, path=source, advice=error.advice) from None
+
+
+def to_mapping(settings: Any) -> dict[str, Any]:
+    """Settings as plain YAML and JSON values, by YAML key (`from_` becomes `from`), in the order of the class."""
+    return {_key(name): plain(value) for name, value in to_keywords(settings).items()}
+
+
+def to_keywords(settings: Any) -> dict[str, Any]:
+    """Settings as keyword arguments of the verb that takes them."""
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+def diff(old: Any, new: Any) -> list[str]:
+    """What differs between two settings or mappings: one line a key, `window: 5.0 -> 2.5`; empty where nothing does."""
+    before, after = (dict(side) if isinstance(side, Mapping) else to_mapping(side) for side in (old, new))
+    absent = object()
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        left, right = plain(before.get(key, absent)), plain(after.get(key, absent))
+        if left != right:
+            sides = ["(not set)" if side is absent else shown(side) for side in (left, right)]
+            lines.append(f"{key}: {sides[0]} -> {sides[1]}")
+    return lines
+
+
+def read_yaml(path: PathLike) -> dict[str, Any]:
+    """Reads a YAML file that holds a mapping with text keys.
+
+    Raises:
+        SettingsError: The file is not there, is not YAML, or holds something else.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise SettingsError("there is no such configuration file", path=path, advice="Check the path.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"the configuration file cannot be read ({error})", path=path) from error
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
+        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        raise SettingsError(f"this is not YAML{where}: {problem}", path=path) from error
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise SettingsError(
+            "the configuration is not a mapping of names to values",
+            path=path,
+            advice="Write one setting a line, as in 'mask_ratio: 0.75'.",
+        )
+    return value
+
+
+def write_yaml(path: PathLike, mapping: Mapping[str, Any], *, comment: str | None = None) -> None:
+    """Writes a mapping as YAML in its own order, whole or not at all, under an optional comment."""
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) if comment else ""
+    body = yaml.safe_dump(plain(mapping), sort_keys=False, allow_unicode=True, default_flow_style=False)
+    write_text(path, head + body)
+
+
+def read_settings(cls: type[Any], path: PathLike) -> dict[str, Any]:
+    """The part of a configuration file, in any of its three forms, that is for the verb of `cls`.
+
+    Raises:
+        SettingsError: The file is not a configuration, or is the `run.yaml` of another verb.
+    """
+    verb = _verb(cls)
+    file = _run_file(path)
+    content = read_yaml(file)
+    if content.keys() >= _RUN_KEYS:
+        recorded = _parse_run(content, file)
+        if recorded.verb != verb:
+            raise SettingsError(
+                f"this is the record of a '{recorded.verb}' run, not of '{verb}'",
+                path=file,
+                advice=f"Use it as 'tymbal {recorded.verb} --config {file}'.",
+            )
+        return recorded.settings
+    sections = [key for key in content if key in _verbs()]
+    if not sections:
+        return content
+    flat = [key for key in content if key not in sections]
+    if flat:
+        raise SettingsError(
+            f"sections ({', '.join(sections)}) and single settings ({', '.join(flat)}) stand side by side",
+            path=file,
+            advice="Put every setting under the section of its verb.",
+        )
+    section = content.get(verb) or {}
+    if not isinstance(section, dict):
+        raise SettingsError(f"section '{verb}' is not a mapping of settings", path=file)
+    return section
+
+
+def write_run_yaml(run: PathLike, verb: str, arguments: Mapping[str, Any], settings: Any) -> Path:
+    """Writes `run.yaml` into a run folder, from which `--config` repeats the run.
+
+    Paths that exist are written in full, so that the run can be repeated from anywhere on this machine.
+
+    Args:
+        run: The run folder.
+        verb: The verb, as on the command line.
+        arguments: Source, output and the like by parameter name; None values are left out.
+        settings: The resolved settings dataclass.
+
+    Returns:
+        The path of the file.
+    """
+    given = {key: _located(value) for key, value in arguments.items() if value is not None}
+    chosen = to_mapping(settings)
+    if chosen.get("from") is not None:
+        chosen["from"] = _located(chosen["from"])
+    path = Path(run) / RUN_FILE
+    content = {
+        "verb": verb,
+        "arguments": given,
+        "settings": chosen,
+        "versions": versions(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_yaml(path, content, comment=f"Repeat with: tymbal {verb} --config {RUN_FILE} -o ANOTHER_FOLDER")
+    return path
+
+
+def read_run_yaml(path: PathLike) -> RunFile:
+    """Reads a `run.yaml`, or that of a run folder.
+
+    Raises:
+        SettingsError: The file is not there or does not say what was run.
+    """
+    file = _run_file(path)
+    return _parse_run(read_yaml(file), file)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Tymbal, Python and the packages that decide a result, without importing them."""
+    packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
+    return {
+        "tymbal": __version__,
+        "python": platform.python_version(),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }
+
+
+def _parse_run(content: Mapping[str, Any], path: Path) -> RunFile:
+    missing = sorted(_RUN_KEYS - content.keys())
+    if missing:
+        raise SettingsError(f"this is not the record of a run: it lacks {', '.join(missing)}", path=path)
+    parts = {key: content.get(key) or {} for key in ("arguments", "settings", "versions")}
+    for key, value in parts.items():
+        if not isinstance(value, dict):
+            raise SettingsError(f"'{key}' is not a mapping", path=path)
+    return RunFile(verb=str(content["verb"]), **parts)
+
+
+def _run_file(path: PathLike) -> Path:
+    return Path(path) / RUN_FILE if Path(path).is_dir() else Path(path)
+
+
+def _verb(cls: type[Any]) -> str:
+    return cls.__name__.removesuffix("Settings").lower()
+
+
+@functools.cache
+def _verbs() -> frozenset[str]:
+    return frozenset(_verb(getattr(stages, name)) for name in stages.__all__ if name.endswith("Settings"))
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _key(name: str) -> str:
+    # `from` is a word of Python's own, so the attribute is `from_`; people write `from`.
+    return name.removesuffix("_")
+
+
+def _known(cls: type[Any], mapping: Mapping[str, Any], source: PathLike | None) -> dict[str, Any]:
+    names = {_key(name): name for name in _hints(cls)}
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        plain = _key(key.replace("-", "_"))
+        if plain not in names:
+            guess = nearest(plain, names)
+            advice = f"Did you mean {guess}?" if guess else f"Settings are: {', '.join(names)}."
+            raise SettingsError(f"unknown setting '{key}' for {_verb(cls)}", path=source, advice=advice)
+        found[names[plain]] = value
+    return found
+
+
+def _located(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_located(item) for item in value]
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and Path(value).exists()):
+        return str(Path(value).absolute())
+    return value
