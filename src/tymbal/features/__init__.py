@@ -1,0 +1,1 @@
+"""Waveforms to spectrograms, and what is known about their values."""

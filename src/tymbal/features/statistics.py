@@ -1,0 +1,56 @@
+"""Mean and standard deviation of spectrograms in one pass, in pieces that can be merged.
+
+Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Moments"]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What has been seen so far of a set of values.
+
+    Attributes:
+        count: Number of values.
+        mean: Their mean.
+        m2: Sum of their squared distances from the mean.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.floating]) -> Moments:
+        """The moments of one array, computed in float64. Pass real frames only: padding would count as sound."""
+        if values.size == 0:
+            return cls()
+        distances = values.astype(np.float64).ravel()
+        mean = float(distances.mean())
+        distances -= mean
+        return cls(count=distances.size, mean=mean, m2=float(distances @ distances))
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets together."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        delta = other.mean - self.mean
+        return Moments(
+            count=count,
+            mean=self.mean + delta * other.count / count,
+            m2=self.m2 + other.m2 + delta * delta * self.count * other.count / count,
+        )
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the values (of the population); 0 where there are none."""
+        return math.sqrt(self.m2 / self.count) if self.count else 0.0
