@@ -1,0 +1,56 @@
+"""An encoder with a head: layer norm and a linear layer on the pooled tokens (AST, SSAST)."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, nn
+
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.pooling import pool, pooled_width
+
+__all__ = ["SpectrogramClassifier"]
+
+
+class SpectrogramClassifier(nn.Module):
+    """Scores of labels from a spectrogram.
+
+    Args:
+        encoder: The encoder. Its mask token is frozen: a classifier masks nothing, and a parameter without a gradient
+            stops distributed training.
+        labels: Number of labels.
+        pooling: `mean`, `rows` or `cls`; see `tymbal.models.pooling.pool`.
+        dropout: Dropout before the linear layer.
+        head_eps: Epsilon of the head's layer norm. `None` is the encoder's, the only one that a Hugging Face
+            configuration can express; SSAST has 1e-5 here.
+    """
+
+    def __init__(
+        self,
+        encoder: SpectrogramEncoder,
+        labels: int,
+        *,
+        pooling: str = "mean",
+        dropout: float = 0.0,
+        head_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.encoder.mask_token.requires_grad = False
+        self.pooling = pooling
+        width = pooled_width(pooling, encoder.config)
+        self.head_norm = nn.LayerNorm(width, eps=encoder.config.layer_norm_eps if head_eps is None else head_eps)
+        self.head_dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width, labels)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def embed(self, spectrogram: Tensor, *, real_columns: Tensor | None = None) -> Tensor:
+        """Normalised spectrograms [batch, frames, mels] to what the head sees, [batch, pooled width]."""
+        output = self.encoder(spectrogram)
+        return pool(output.tokens, how=self.pooling, grid=output.grid, real_columns=real_columns)
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        """Normalised spectrograms [batch, frames, mels] to logits [batch, labels]."""
+        pooled = self.embed(spectrogram)
+        return cast(Tensor, self.head(self.head_dropout(self.head_norm(pooled))))

@@ -1,0 +1,334 @@
+"""A vision transformer over spectrograms: patches in, tokens out.
+
+It is the encoder of AST (Gong, Chung & Glass 2021) and SSAST (Gong et al. 2022): a spectrogram is cut into patches of
+mel bins x frames, each becomes a token, a class and a distillation token go in front, learned position embeddings are
+added, and pre-norm transformer blocks follow. With the same weights it computes what `transformers.ASTModel` and
+SSAST's timm encoder compute. What it adds:
+
+- clips of any length: position embeddings are resized, in two dimensions, to the grid at hand;
+- masked tokens (`mask`: replaced by a learned token, as in SSAST) and visible tokens only (`visible`: the others are
+  never computed, as in MAE, He et al. 2022);
+- `torch.nn.functional.scaled_dot_product_attention`, gradient checkpointing, `torch.compile` without graph breaks.
+
+Patches are numbered frequency first: patch `k = row * columns + column`, row 0 holding the lowest mel bins. Inside a
+patch, too, mel bins come before frames. Both are the order of SSAST and Hugging Face.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tymbal.errors import ModelError, SettingsError
+
+__all__ = ["PREFIX_TOKENS", "Block", "EncoderConfig", "EncoderOutput", "SpectrogramEncoder", "resize_positions"]
+
+PREFIX_TOKENS = 2
+"""Tokens in front of the patches: class and distillation token, as in DeiT and AST."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """The shape of an encoder.
+
+    Attributes:
+        width: Length of a token.
+        depth: Number of blocks.
+        heads: Attention heads.
+        mels: Mel bins of a spectrogram.
+        frames: Frames of the spectrograms for which the position embeddings are made. Others can be encoded too.
+        patch: Mel bins and frames of a patch.
+        stride: Mel bins and frames from one patch to the next; less than the patch lets patches overlap.
+        mlp_ratio: Hidden width of a block's perceptron over `width`.
+        layer_norm_eps: Epsilon of all layer norms.
+        qkv_bias: Whether queries, keys and values have a bias.
+        dropout: Dropout after the embeddings, the attention and the perceptron.
+        attention_dropout: Dropout of the attention weights.
+
+    Raises:
+        SettingsError: Where the parts do not fit each other.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mels: int = 128
+    frames: int = 1024
+    patch: tuple[int, int] = (16, 16)
+    stride: tuple[int, int] = (16, 16)
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    qkv_bias: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Tuples come back from JSON as lists, and a frozen dataclass with lists cannot be hashed or compared.
+        object.__setattr__(self, "patch", tuple(self.patch))
+        object.__setattr__(self, "stride", tuple(self.stride))
+        if min(self.width, self.depth, self.heads, *self.patch, *self.stride) < 1:
+            raise SettingsError("width, depth, heads, patch and stride of an encoder must be 1 or more")
+        if self.width % self.heads:
+            raise SettingsError(
+                f"the encoder's width {self.width} is not a multiple of its {self.heads} heads",
+                advice="Heads of 64 are usual: width 192 with 3 heads, 384 with 6, 768 with 12.",
+            )
+        if self.mels < self.patch[0]:
+            raise SettingsError(
+                f"a patch of {self.patch[0]} mel bins is taller than a spectrogram of {self.mels}",
+                advice=f"Choose a patch of at most {self.mels} mel bins, or more mel bins.",
+            )
+        self.grid_of(self.frames)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens in front of the patches."""
+        return PREFIX_TOKENS
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows (frequency) and columns (time) of patches in `frames` frames."""
+        return self.grid_of(self.frames)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in `frames` frames."""
+        rows, columns = self.grid
+        return rows * columns
+
+    @property
+    def patch_area(self) -> int:
+        """Numbers in a patch."""
+        return self.patch[0] * self.patch[1]
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of a block's perceptron."""
+        return round(self.width * self.mlp_ratio)
+
+    def grid_of(self, frames: int) -> tuple[int, int]:
+        """Rows and columns of patches in a spectrogram of `frames` frames; a rest narrower than a patch is left out.
+
+        Raises:
+            SettingsError: Where not a single patch fits.
+        """
+        if frames < self.patch[1]:
+            raise SettingsError(
+                f"a clip of {frames} frames is shorter than one patch of {self.patch[1]} frames",
+                advice=f"Pad clips to at least {self.patch[1]} frames, or choose a narrower patch.",
+            )
+        rows = (self.mels - self.patch[0]) // self.stride[0] + 1
+        columns = (frames - self.patch[1]) // self.stride[1] + 1
+        return rows, columns
+
+    def real_columns(self, frames: Tensor, columns: int) -> Tensor:
+        """Columns, of `columns`, that hold at least one of the first `frames` frames: [batch] to [batch].
+
+        The others lie wholly in padding. At least one column counts as real, so that no clip is without patches.
+        """
+        return ((frames + self.stride[1] - 1) // self.stride[1]).clamp(1, columns)
+
+
+class EncoderOutput(NamedTuple):
+    """What an encoder gives.
+
+    Attributes:
+        tokens: After the final norm: [batch, prefix + patches, width], where patches are all or the visible ones.
+        grid: Rows and columns of the patches of the input.
+        hidden_states: The embeddings and then the output of every block, before the final norm, if asked for.
+    """
+
+    tokens: Tensor
+    grid: tuple[int, int]
+    hidden_states: tuple[Tensor, ...] | None
+
+
+class SpectrogramEncoder(nn.Module):
+    """A vision transformer over spectrograms; see the module's text.
+
+    Args:
+        config: Its shape.
+
+    Attributes:
+        config: Its shape.
+        gradient_checkpointing: Recompute the activations of each block in the backward pass, while training.
+        mask_token: Takes the place of masked patches. Always there, so that any encoder can be pretrained.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.patch_projection = nn.Linear(config.patch_area, config.width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.distillation_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.position_embedding = nn.Parameter(torch.empty(1, PREFIX_TOKENS + config.num_patches, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Truncated normal of 0.02 (ViT, DeiT); the projection keeps PyTorch's own, as that of a convolution."""
+        for token in (self.cls_token, self.distillation_token, self.mask_token, self.position_embedding):
+            nn.init.trunc_normal_(token, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters of more than one dimension that weight decay must leave alone (timm's convention)."""
+        return {"cls_token", "distillation_token", "mask_token", "position_embedding"}
+
+    def patchify(self, spectrogram: Tensor) -> Tensor:
+        """Cuts spectrograms [batch, frames, mels] into patches [batch, patches, patch area]."""
+        (tall, wide), (down, right) = self.config.patch, self.config.stride
+        patches = spectrogram.transpose(1, 2).unfold(1, tall, down).unfold(2, wide, right)
+        return patches.flatten(3).flatten(1, 2)
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """Position embeddings [1, prefix + patches, width] for a grid of rows and columns.
+
+        They are resized in every call and not remembered: next to the blocks this costs nothing, and a copy would be
+        wrong as soon as the weights change.
+        """
+        return resize_positions(self.position_embedding, self.config.grid, grid)
+
+    def forward(
+        self,
+        spectrogram: Tensor,
+        *,
+        mask: Tensor | None = None,
+        visible: Tensor | None = None,
+        hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Encodes normalised spectrograms.
+
+        Args:
+            spectrogram: Normalised, [batch, frames, mels]; any number of frames from one patch on.
+            mask: Patches that are replaced by the mask token: bool, [batch, patches].
+            visible: Patches that are encoded at all, by number, in any order: int64, [batch, visible].
+            hidden_states: Also give the output of every block.
+
+        Returns:
+            Tokens after the final norm, with their grid.
+
+        Raises:
+            ModelError: Where the mel bins are not those of the encoder.
+            SettingsError: Where the clip is shorter than one patch.
+        """
+        if spectrogram.shape[-1] != self.config.mels:
+            raise ModelError(
+                f"the spectrogram has {spectrogram.shape[-1]} mel bins, but the encoder is made for {self.config.mels}",
+                advice="Give it as [batch, frames, mels], prepared with the mel bins of the model.",
+            )
+        if mask is not None and visible is not None:
+            raise ValueError("give mask or visible, not both: what is not visible is not there to be masked")
+        grid = self.config.grid_of(spectrogram.shape[1])
+        tokens = self._embed(self.patchify(spectrogram), self.positions(grid), mask=mask, visible=visible)
+        states = [tokens] if hidden_states else []
+        for block in self.blocks:
+            if self.gradient_checkpointing and self.training:
+                tokens = cast(Tensor, checkpoint(block, tokens, use_reentrant=False))
+            else:
+                tokens = block(tokens)
+            if hidden_states:
+                states.append(tokens)
+        return EncoderOutput(self.norm(tokens), grid, tuple(states) if hidden_states else None)
+
+    def _embed(self, patches: Tensor, positions: Tensor, *, mask: Tensor | None, visible: Tensor | None) -> Tensor:
+        """Patches [batch, patches, patch area] to tokens [batch, prefix + patches, width] with their positions."""
+        batch = patches.shape[0]
+        prefix_positions, patch_positions = positions[:, :PREFIX_TOKENS], positions[:, PREFIX_TOKENS:]
+        if visible is not None:
+            # Before the projection: what is not seen costs nothing.
+            patches = _gather(patches, visible)
+            patch_positions = _gather(patch_positions.expand(batch, -1, -1), visible)
+        tokens = self.patch_projection(patches)
+        if mask is not None:
+            tokens = torch.where(mask.unsqueeze(-1), self.mask_token.to(tokens.dtype), tokens)
+        prefix = torch.cat([self.cls_token, self.distillation_token], dim=1) + prefix_positions
+        tokens = torch.cat([prefix.expand(batch, -1, -1), tokens + patch_positions], dim=1)
+        return cast(Tensor, self.dropout(tokens))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: attention, then a perceptron, each added to its input."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.attention = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.width, config.hidden_width)
+        self.fc2 = nn.Linear(config.hidden_width, config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [batch, tokens, width] to tokens of the same shape."""
+        tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
+        return tokens + cast(Tensor, self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(tokens))))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one product for queries, keys and values."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.dropout = config.attention_dropout
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
+        self.projection = nn.Linear(config.width, config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens [batch, tokens, width] to tokens of the same shape."""
+        batch, length, width = tokens.shape
+        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        return cast(Tensor, self.projection(mixed.transpose(1, 2).reshape(batch, length, width)))
+
+
+def resize_positions(
+    positions: Tensor, source: tuple[int, int], target: tuple[int, int], *, cut: bool = False
+) -> Tensor:
+    """Fits position embeddings to another grid of patches.
+
+    Args:
+        positions: [1, prefix + rows x columns, width]; those of the prefix stay as they are.
+        source: Rows and columns that they are made for.
+        target: Rows and columns that are wanted.
+        cut: Where the target is shorter, take the middle of the source instead of squeezing it, time first and then
+            frequency, as AST and SSAST do at fine-tuning. (SSAST's own cut along frequency has a wrong end index and
+            fails; this is the one that it means.)
+
+    Returns:
+        [1, prefix + rows x columns, width] for the target's rows and columns. Resizing is bilinear.
+    """
+    if source == target:
+        return positions
+    prefix, patches = positions[:, :PREFIX_TOKENS], positions[:, PREFIX_TOKENS:]
+    image = patches.transpose(1, 2).reshape(1, -1, *source)  # [1, width, rows, columns]
+    if cut:
+        for dim in (3, 2):
+            missing = image.shape[dim] - target[dim - 2]
+            if missing > 0:
+                start = image.shape[dim] // 2 - target[dim - 2] // 2
+                image = image.narrow(dim, start, target[dim - 2])
+    if image.shape[2:] != target:
+        image = F.interpolate(image.float(), size=target, mode="bilinear", align_corners=False).to(image.dtype)
+    return torch.cat([prefix, image.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _gather(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of `values` [batch, n, width] by number [batch, m]: [batch, m, width]."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
