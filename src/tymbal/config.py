@@ -36,6 +36,7 @@ __all__ = [
     "RunFile",
     "diff",
     "from_mapping",
+    "is_run_file",
     "read_run_yaml",
     "read_settings",
     "read_yaml",
@@ -239,6 +240,11 @@ def write_run_yaml(run: PathLike, verb: str, arguments: Mapping[str, Any], setti
     }
     write_yaml(path, content, comment=f"Repeat with: tymbal {verb} --config {RUN_FILE} -o ANOTHER_FOLDER")
     return path
+
+
+def is_run_file(path: PathLike) -> bool:
+    """Whether a configuration file is the `run.yaml` of a run."""
+    return read_yaml(_run_file(path)).keys() >= _RUN_KEYS
 
 
 def read_run_yaml(path: PathLike) -> RunFile:

@@ -1,7 +1,7 @@
 """What a person sees while they wait: a bar on a terminal, a plain line now and then in a log file.
 
 Everything goes to stderr, so that a verb's result on stdout can be piped. `Meter` does the arithmetic, `Progress` shows
-it; `tell` is the only way in which a verb says something in passing.
+it; `tell` is how a verb says something in passing.
 
     with Progress(len(clips), "Preparing", unit="clips") as progress:
         for clip in clips:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-__all__ = ["Meter", "Progress", "duration", "quietly", "tell"]
+__all__ = ["Meter", "Progress", "duration", "quietly", "say", "tell"]
 
 _quiet: ContextVar[bool] = ContextVar("tymbal_quiet", default=False)
 
@@ -41,9 +41,13 @@ def quietly(quiet: bool = True) -> Iterator[None]:
 
 def tell(text: str, *, warning: bool = False) -> None:
     """Says one thing in passing on stderr, above a running bar. A warning is said even when all else is quiet."""
-    if _quiet.get() and not warning:
-        return
-    _console().print(text, style="yellow" if warning else None, markup=False, highlight=False, soft_wrap=True)
+    if warning or not _quiet.get():
+        say(text, style="yellow" if warning else None)
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """Says something on stderr in any case; the style shows on a terminal only."""
+    _console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

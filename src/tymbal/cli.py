@@ -1,0 +1,282 @@
+"""The command line: each verb is a thin face on the function of the same name.
+
+A verb here names its arguments and hands its settings on; what a setting is called, means and defaults to stands in
+`tymbal.settings` alone. Results go to stdout, everything else to stderr. Exit status: 0 done, 1 a defect of Tymbal
+(with its traceback), 2 a mistake that the user can mend, 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.exceptions import MissingArgumentError, UnusedCliTokensError
+
+import tymbal
+from tymbal.cli_config import fill_from_file
+from tymbal.cli_help import VerbHelp, shown_default
+from tymbal.config import to_keywords
+from tymbal.environment import check_companions
+from tymbal.errors import TymbalError
+from tymbal.progress import quietly, say
+from tymbal.settings import (
+    FinetuneSettings,
+    PredictSettings,
+    PrepareSettings,
+    PretrainSettings,
+    ProbeSettings,
+    ScanSettings,
+)
+
+__all__ = ["app", "main"]
+
+_RESUME = {"always": True, "never": False}
+_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "demo"})
+_CONTINUES = frozenset({"prepare", "pretrain", "finetune", "demo"})
+
+_WAY = Group("The way from sound to predictions", sort_key=0)
+_DEMO = Group("All of it, on sound made on the spot", sort_key=1)
+_OPTIONS = Group("Options", sort_key=2)
+_EXAMPLE = """
+```text
+tymbal scan     recordings -o manifest.csv
+tymbal prepare  manifest.csv -o store --window 5
+tymbal pretrain store -o run --size tiny --max-minutes 60
+tymbal probe    run labelled
+tymbal finetune labelled -o classifier --from run
+tymbal predict  classifier night.flac -o night.csv
+```
+
+`tymbal VERB --help` explains a verb and all its settings.
+"""
+
+_FLAT = Parameter(name="*", consume_multiple=True, show_default=shown_default)
+_OUTPUT = Parameter(alias="-o")
+
+app = App(
+    name="tymbal",
+    help="From a folder of unlabelled sound to an audio spectrogram transformer that knows it.",
+    help_epilogue=_EXAMPLE,
+    version=tymbal.__version__,
+    group_parameters=_OPTIONS,
+    config=fill_from_file,
+    default_parameter=Parameter(negative_iterable=(), show_default=shown_default),
+    suppress_keyboard_interrupt=False,
+)
+app["--help"].group = app["--version"].group = (_OPTIONS,)
+
+
+def _verb(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a verb behind those before it, its help ordered by the settings that it takes."""
+    return app.command(group=_WAY, sort_key=len(list(app)), help_formatter=VerbHelp(settings), help_epilogue="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every verb takes.
+
+    Attributes:
+        config: YAML file with settings, or the run.yaml of an earlier run to repeat it. Flags stand above it.
+        quiet: No progress and no remarks on stderr; warnings and errors remain.
+    """
+
+    config: Annotated[Path | None, Parameter(alias="-c")] = None
+    quiet: Annotated[bool, Parameter(alias="-q", negative=())] = False
+
+
+@_verb(ScanSettings)
+def scan(
+    source: Path,
+    /,
+    *,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[ScanSettings | None, _FLAT] = None,
+) -> None:
+    """See what is in a folder of sound: durations, rates, labels, duplicates, damaged files.
+
+    Args:
+        source: Folder of sound files, or a list of them (CSV, Parquet, JSON, text).
+        output: Write the manifest here (.csv or .parquet), with failures.csv beside it.
+    """
+    _run("scan", source, output, common=common, settings=settings)
+
+
+@_verb(PrepareSettings)
+def prepare(
+    source: Path,
+    /,
+    *,
+    output: Annotated[Path, _OUTPUT],
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[PrepareSettings | None, _FLAT] = None,
+) -> None:
+    """Turn sound files into a store of spectrograms, once. Run again after a stop, it continues.
+
+    Args:
+        source: Folder of sound files, or a manifest (CSV, Parquet, JSON).
+        output: Folder of the store.
+    """
+    _run("prepare", source, output, common=common, settings=settings)
+
+
+@_verb(PretrainSettings)
+def pretrain(
+    store: Path,
+    /,
+    *,
+    output: Annotated[Path, _OUTPUT],
+    resume: str = "auto",
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[PretrainSettings | None, _FLAT] = None,
+) -> None:
+    """Learn from unlabelled spectrograms. Run again after a stop, it continues.
+
+    Args:
+        store: A store that `tymbal prepare` made.
+        output: Run folder: checkpoints, model, metrics.
+        resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` starts
+            anew; or the folder of a checkpoint.
+    """
+    _run("pretrain", store, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
+
+
+@_verb(ProbeSettings)
+def probe(
+    model: str,
+    data: Path,
+    /,
+    *,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[ProbeSettings | None, _FLAT] = None,
+) -> None:
+    """Ask what an encoder knows, beside the same encoder with random weights and a plain baseline.
+
+    Args:
+        model: A run, a model folder, a Hugging Face or SSAST checkpoint.
+        data: A store, folder or manifest with labels.
+        output: Write the table here (.csv or .json).
+    """
+    _run("probe", model, data, output, common=common, settings=settings)
+
+
+@_verb(FinetuneSettings)
+def finetune(
+    source: Path,
+    /,
+    *,
+    output: Annotated[Path, _OUTPUT],
+    resume: str = "auto",
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[FinetuneSettings | None, _FLAT] = None,
+) -> None:
+    """Train a classifier on labelled sound. Run again after a stop, it continues.
+
+    Args:
+        source: Folder with a folder a class, a manifest with labels, or a store.
+        output: Run folder: checkpoints, model, metrics.
+        resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` starts
+            anew; or the folder of a checkpoint.
+    """
+    _run("finetune", source, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
+
+
+@_verb(PredictSettings)
+def predict(
+    model: str,
+    /,
+    *files: Annotated[Path, Parameter(required=True)],
+    output: Annotated[Path, _OUTPUT],
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[PredictSettings | None, _FLAT] = None,
+) -> None:
+    """Score recordings of any length, window by window.
+
+    Args:
+        model: A run, a model folder or a Hugging Face checkpoint with a classifier.
+        files: Recordings, or folders of them.
+        output: The table, a row a window and label (.csv).
+    """
+    _run("predict", model, list(files), output, common=common, settings=settings)
+
+
+@app.command(group=_DEMO, help_epilogue="")
+def demo(
+    *,
+    output: Annotated[Path, _OUTPUT] = Path("demo"),
+    data: Path | None = None,
+    short: Annotated[bool, Parameter(negative=())] = False,
+    label_pattern: str | None = None,
+    group_pattern: str | None = None,
+    quiet: Annotated[bool, Parameter(alias="-q", negative=())] = False,
+) -> None:
+    """Walk the whole way in minutes: scan, prepare, pretrain, probe, fine-tune, predict.
+
+    Args:
+        output: Folder for all that is written.
+        data: Your own folder of sound. Without it, wingbeats of mosquitoes are synthesised.
+        short: The same in about a minute; too short to learn much.
+        label_pattern: Regular expression on the path; its first group is the label. Without it, class folders.
+        group_pattern: Regular expression on the path; its first group names what stays on one side of the split.
+        quiet: No progress and no remarks on stderr; warnings and errors remain.
+    """
+    patterns = {"label_pattern": label_pattern, "group_pattern": group_pattern}
+    _show("demo", output, quiet=quiet, data=data, short=short, **patterns)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: What stands behind `tymbal`; None is that of this process.
+
+    Returns:
+        The exit status.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verb = next((word for word in given if not word.startswith("-")), "")
+    try:
+        app(given, exit_on_error=False, print_error=False, result_action="return_value")
+    except TymbalError as error:
+        say(f"Error: {error}", style="red")
+        return 2
+    except CycloptsError as error:
+        say(f"Error: {_usage_message(error)}", style="red")
+        say(f"  Help: {' '.join(['tymbal', *(error.command_chain or ())])} --help")
+        return 2
+    except KeyboardInterrupt:
+        say("Stopped. The same command continues." if verb in _CONTINUES else "Stopped.")
+        return 130
+    return 0
+
+
+def _run(verb: str, *arguments: Any, common: Common | None, settings: Any, **more: Any) -> None:
+    chosen = {} if settings is None else to_keywords(settings)
+    _show(verb, *arguments, quiet=common is not None and common.quiet, **more, **chosen)
+
+
+def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
+    if verb in _LEARNS:
+        from tymbal.training.device import tune_malloc
+
+        check_companions()
+        tune_malloc()
+    with quietly(quiet):
+        result = getattr(tymbal, verb)(*arguments, **keywords)
+    print(result.summary())
+
+
+def _usage_message(error: CycloptsError) -> str:
+    if isinstance(error, MissingArgumentError) and error.argument is not None and not error.argument.tokens:
+        argument = error.argument
+        name = argument.name if argument.name.startswith("-") else argument.name.upper()
+        what = "needs a value" if error.keyword else "is missing"
+        return f"{name} {what}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{' '.join(error.unused_tokens or ())} is left over: it belongs to no argument"
+    return str(error)

@@ -1,0 +1,62 @@
+"""`--config FILE` on the command line: the file fills in what no flag was given for.
+
+Cyclopts calls `fill_from_file` after it has read the flags and before it converts them. A value of the file becomes a
+token of the argument that it is for, so that what is required, what is converted and what is shown stays one mechanism.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, Token
+from cyclopts.argument import Argument, ArgumentCollection
+
+from tymbal import settings as stages
+from tymbal.config import from_mapping, is_run_file, read_run_yaml, read_settings, to_keywords
+
+__all__ = ["fill_from_file"]
+
+
+def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Gives every argument without a token that of the configuration file, if `--config` names one.
+
+    Settings are checked here, so that a mistake is reported with the file's name.
+
+    Args:
+        app: The command line.
+        commands: The verb.
+        arguments: What was found on the command line, by parameter; changed in place.
+
+    Raises:
+        SettingsError: The file cannot be read, is not for this verb, or has an unknown or wrong setting.
+    """
+    del app
+    chosen = next((a for a in arguments if "--config" in a.names and a.tokens), None)
+    if chosen is None or not commands:
+        return
+    path = Path(chosen.tokens[-1].value)
+    cls = getattr(stages, f"{commands[-1].capitalize()}Settings")
+    given = read_settings(cls, path)
+    settings = to_keywords(from_mapping(cls, given, source=path))
+    named = {key.replace("-", "_").removesuffix("_") for key in given}
+    recorded = read_run_yaml(path).arguments if is_run_file(path) else {}
+    for argument in arguments:
+        if argument.tokens:
+            continue
+        name = argument.keys[-1] if argument.keys else argument.field_info.name
+        if argument.keys and name.removesuffix("_") in named:
+            _append(argument, settings[name], path)
+        elif not argument.keys and name in recorded:
+            _append(argument, recorded[name], path)
+
+
+def _append(argument: Argument, value: Any, path: Path) -> None:
+    if value is None:
+        return
+    values = value if isinstance(value, list | tuple) else [value]
+    for index, item in enumerate(values):
+        if isinstance(item, bool):
+            argument.append(Token(keyword=argument.name, implicit_value=item, source=str(path), index=index))
+        else:
+            argument.append(Token(keyword=argument.name, value=str(item), source=str(path), index=index))

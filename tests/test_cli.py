@@ -1,0 +1,162 @@
+"""The command line: what reaches the verbs, and what a person reads when something is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import tymbal
+from tymbal import config
+from tymbal.cli import main
+from tymbal.errors import AudioError
+from tymbal.settings import PrepareSettings
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """Puts a recorder in the place of two verbs that need nothing heavy; yields what they were called with."""
+    calls = []
+
+    def record(*arguments, **keywords):
+        calls.append((arguments, keywords))
+        return SimpleNamespace(summary=lambda: "12 clips")
+
+    monkeypatch.setitem(vars(tymbal), "prepare", record)
+    monkeypatch.setitem(vars(tymbal), "scan", record)
+    return calls
+
+
+def test_verb__settings_and_arguments_reach_the_function(called, capsys):
+    assert main(["prepare", "sounds", "-o", "store", "--window", "2.5", "--label-pattern", "(a)"]) == 0
+    (source, output), keywords = called[0]
+    assert (source, output) == (Path("sounds"), Path("store"))
+    settings = config.from_mapping(PrepareSettings, keywords)
+    assert settings == PrepareSettings(window=2.5, label_pattern="(a)")
+    assert capsys.readouterr().out == "12 clips\n"
+
+
+def test_verb__without_settings_all_are_defaults(called):
+    assert main(["scan", "sounds"]) == 0
+    (source, output), keywords = called[0]
+    assert (source, output, keywords) == (Path("sounds"), None, {})
+
+
+def test_config__flags_stand_above_the_file(called, tmp_path):
+    (tmp_path / "a.yaml").write_text("window: 5\nmel-bins: 64\nstratify: true\nlabels: none\n")
+    file = str(tmp_path / "a.yaml")
+    assert main(["prepare", "sounds", "-o", "store", "--config", file, "--window", "1", "--no-stratify"]) == 0
+    settings = config.from_mapping(PrepareSettings, called[0][1])
+    assert settings == PrepareSettings(window=1, mel_bins=64, stratify=False, labels="none")
+
+
+def test_config__run_yaml_repeats_the_run(called, tmp_path):
+    (tmp_path / "sounds").mkdir()
+    settings = PrepareSettings(window=2.0, stratify=True)
+    arguments = {"source": tmp_path / "sounds", "output": tmp_path}
+    path = config.write_run_yaml(tmp_path, "prepare", arguments, settings)
+    assert main(["prepare", "-c", str(path)]) == 0
+    assert main(["prepare", "-c", str(tmp_path), "-o", "other", "--hop", "1"]) == 0
+    assert called[0][0] == (tmp_path / "sounds", tmp_path)
+    assert config.from_mapping(PrepareSettings, called[0][1]) == settings
+    assert called[1][0] == (tmp_path / "sounds", Path("other"))
+    assert config.from_mapping(PrepareSettings, called[1][1]) == PrepareSettings(window=2.0, stratify=True, hop=1.0)
+
+
+def test_config__a_mistake_in_the_file_names_the_file(called, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("windwo: 5\n")
+    assert main(["prepare", "sounds", "-o", "store", "-c", str(tmp_path / "a.yaml")]) == 2
+    assert capsys.readouterr().err == (
+        f"Error: {tmp_path / 'a.yaml'}: unknown setting 'windwo' for prepare\n  Did you mean window?\n"
+    )
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare"], "Error: SOURCE is missing"),
+        (["prepare", "sounds"], "Error: --output is missing"),
+        (["prepare", "sounds", "-o"], "Error: --output needs a value"),
+        (["prepare", "sounds", "-o", "x", "--windwo", "3"], "Did you mean --window?"),
+        (["prepare", "sounds", "-o", "x", "--window", "long"], 'unable to convert "long" into float'),
+        (["prepare", "sounds", "-o", "x", "--window", "-3"], "window is -3.0, which is not a time in seconds above 0"),
+        (["perpare", "sounds"], 'Did you mean "prepare"?'),
+        (["prepare", "a", "b", "-o", "x"], "Error: b is left over"),
+    ],
+)
+def test_mistake__is_answered_plainly(called, capsys, arguments, message):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert message in err
+    assert out == ""
+    assert "Traceback" not in err
+    assert not called
+
+
+def test_error__of_the_data_has_no_traceback(monkeypatch, capsys):
+    def fail(*arguments, **keywords):
+        raise AudioError("is empty", path="a.wav", advice="Remove it.")
+
+    monkeypatch.setitem(vars(tymbal), "scan", fail)
+    assert main(["scan", "sounds"]) == 2
+    assert capsys.readouterr().err == "Error: a.wav: is empty\n  Remove it.\n"
+
+
+def test_error__of_ours_keeps_its_traceback(monkeypatch):
+    def fail(*arguments, **keywords):
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(vars(tymbal), "scan", fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["scan", "sounds"])
+
+
+def test_ctrl_c__says_how_to_go_on(monkeypatch, capsys):
+    def stop(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(vars(tymbal), "prepare", stop)
+    assert main(["prepare", "sounds", "-o", "store"]) == 130
+    assert capsys.readouterr().err == "Stopped. The same command continues.\n"
+
+
+def test_help__settings_stand_under_the_heading_of_their_stage(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main(["finetune", "--help"]) == 0
+    out = capsys.readouterr().out
+    headings = [line.split("─")[1].strip() for line in out.splitlines() if line.startswith("╭")]
+    assert headings == ["Arguments", "Options", "Classifier", "Training"]
+    training = out[out.index("─ Training") :]
+    # FinetuneSettings changes only the default of epochs: it stays a matter of training.
+    assert "--epochs" in training
+    assert "--from " not in training
+    assert "--no-compile" not in out
+
+
+def test_help__verbs_come_in_the_order_of_the_way(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    verbs = ["scan", "prepare", "pretrain", "probe", "finetune", "predict", "demo"]
+    places = [out.index(f"│ {verb} ") for verb in verbs]
+    assert places == sorted(places)
+
+
+def test_module__runs_and_knows_its_version():
+    run = subprocess.run([sys.executable, "-m", "tymbal", "--version"], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == tymbal.__version__
+
+
+def test_companions__a_broken_torchaudio_is_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libcudart.so.13: cannot open')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torchaudio", raising=False)
+    assert main(["pretrain", "store", "-o", "run"]) == 2
+    err = capsys.readouterr().err
+    assert "the installed torchaudio does not work with torch" in err
+    assert "libcudart.so.13" in err
+    assert "pip uninstall torchaudio" in err

@@ -1,0 +1,131 @@
+"""Settings from callers and YAML, and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tymbal import config
+from tymbal.errors import SettingsError
+from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, PretrainSettings
+
+
+def test_from_mapping__spellings_of_the_command_line():
+    settings = config.from_mapping(PretrainSettings, {"mask-ratio": 0.5, "from": "run", "report_to": ["wandb"]})
+    assert (settings.mask_ratio, settings.from_, settings.report_to) == (0.5, "run", ("wandb",))
+
+
+def test_from_mapping__python_spelling_and_numpy_numbers():
+    settings = config.from_mapping(PretrainSettings, {"from_": Path("run"), "batch_size": np.int64(8), "warmup": 1})
+    assert settings.from_ == "run"
+    assert type(settings.batch_size) is int
+    assert type(settings.warmup) is float
+
+
+def test_from_mapping__yaml_takes_1e_4_for_text(tmp_path):
+    (tmp_path / "a.yaml").write_text("learning_rate: 1e-4\nepochs: 3\n")
+    assert config.resolve(PretrainSettings, {}, config=tmp_path / "a.yaml").learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ({"mask_ration": 0.5}, "a.yaml: unknown setting 'mask_ration' for pretrain\n  Did you mean mask_ratio?"),
+        ({"ratio": 0.5}, "Did you mean mask_ratio?"),
+        ({"xyzzy": 1}, "Settings are: epochs, max_steps,"),
+        ({"epochs": "many"}, "a.yaml: epochs is 'many', which is not a number"),
+        ({"batch_size": 8.5}, "a.yaml: batch_size is 8.5, which is not a whole number"),
+        ({"batch_size": True}, "a.yaml: batch_size is True, which is not a whole number"),
+        ({"compile": 1}, "a.yaml: compile is 1, which is not true or false"),
+        ({"size": "bas"}, "a.yaml: size is 'bas', which is not one of tiny, small, base\n  Did you mean base?"),
+        ({"report_to": 3}, "a.yaml: report_to is 3, which is not a list"),
+        ({"mask_ratio": 2}, "a.yaml: mask_ratio is 2.0, which is not a fraction between 0 and 1"),
+        ({"patch": None}, "a.yaml: patch is None, which is not text"),
+    ],
+)
+def test_from_mapping__names_file_key_and_what_was_expected(mapping, message):
+    with pytest.raises(SettingsError) as caught:
+        config.from_mapping(PretrainSettings, mapping, source="a.yaml")
+    assert message in str(caught.value)
+
+
+def test_to_mapping__round_trip():
+    settings = PrepareSettings(window=2.5, group_pattern="(a)", mel_bins=64)
+    mapping = config.to_mapping(settings)
+    assert mapping["window"] == 2.5
+    assert config.from_mapping(PrepareSettings, mapping) == settings
+    assert "from" in config.to_mapping(FinetuneSettings())
+
+
+def test_diff__one_line_a_key():
+    assert config.diff(FeatureSettings(), FeatureSettings(mel_bins=64)) == ["mel_bins: 128 -> 64"]
+    assert config.diff({"a": 1, "c": (1, 2)}, {"b": "x", "c": [1, 2]}) == ["a: 1 -> (not set)", "b: (not set) -> 'x'"]
+
+
+def test_resolve__keywords_stand_above_the_file(tmp_path):
+    (tmp_path / "a.yaml").write_text("mask-ratio: 0.5\nsize: tiny\n")
+    settings = config.resolve(PretrainSettings, {"mask_ratio": 0.6}, config=tmp_path / "a.yaml")
+    assert (settings.mask_ratio, settings.size) == (0.6, "tiny")
+
+
+def test_resolve__a_section_for_each_verb(tmp_path):
+    (tmp_path / "a.yaml").write_text("pretrain:\n  size: tiny\nfinetune:\n  epochs: 3\n")
+    assert config.resolve(PretrainSettings, {}, config=tmp_path / "a.yaml").size == "tiny"
+    assert config.resolve(FinetuneSettings, {}, config=tmp_path / "a.yaml").epochs == 3
+    assert config.resolve(PrepareSettings, {}, config=tmp_path / "a.yaml") == PrepareSettings()
+
+
+def test_resolve__sections_beside_single_settings(tmp_path):
+    (tmp_path / "a.yaml").write_text("pretrain:\n  size: tiny\nepochs: 3\n")
+    with pytest.raises(SettingsError, match="side by side"):
+        config.resolve(PretrainSettings, {}, config=tmp_path / "a.yaml")
+
+
+def test_run_yaml__repeats_the_run(tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    settings = PretrainSettings(size="tiny", from_="MIT/ast", max_minutes=2)
+    config.write_run_yaml(tmp_path, "pretrain", {"store": store, "output": str(tmp_path), "config": None}, settings)
+    record = config.read_run_yaml(tmp_path)
+    assert (record.verb, record.arguments) == ("pretrain", {"store": str(store), "output": str(tmp_path)})
+    assert record.versions["tymbal"] == config.versions()["tymbal"]
+    assert config.resolve(PretrainSettings, {}, config=tmp_path) == settings
+    assert config.resolve(PretrainSettings, {}, config=tmp_path / "run.yaml") == settings
+
+
+def test_run_yaml__paths_are_written_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    config.write_run_yaml("new", "finetune", {"source": "old"}, FinetuneSettings(from_="old"))
+    record = config.read_run_yaml("new")
+    assert record.arguments["source"] == record.settings["from"] == str(tmp_path / "old")
+
+
+def test_run_yaml__of_another_verb(tmp_path):
+    config.write_run_yaml(tmp_path, "pretrain", {}, PretrainSettings())
+    with pytest.raises(SettingsError, match="record of a 'pretrain' run, not of 'finetune'"):
+        config.resolve(FinetuneSettings, {}, config=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\nb: 2", "not YAML at line 2"),
+        ("- 1\n- 2", "not a mapping"),
+        ("1: 2", "not a mapping"),
+    ],
+)
+def test_read_yaml__names_the_place(tmp_path, text, message):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=message) as caught:
+        config.read_yaml(tmp_path / "a.yaml")
+    assert caught.value.path == str(tmp_path / "a.yaml")
+
+
+def test_read_yaml__absent_and_empty(tmp_path):
+    with pytest.raises(SettingsError, match="no such configuration file"):
+        config.read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("# nothing\n")
+    assert config.read_yaml(tmp_path / "a.yaml") == {}
