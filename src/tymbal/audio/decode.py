@@ -1,0 +1,328 @@
+"""Sound files to mono float32 at any rate: whole, in part, or as a stream of any length.
+
+`soundfile` (libsndfile) reads, `soxr` at high quality resamples, the channels are averaged; what libsndfile cannot read
+(M4A, MP4, AMR, damaged FLAC, …) goes to FFmpeg through PyAV. No sound is lost in silence: a file that is unreadable,
+cut off, empty or not finite is an `AudioError` that names it and says what to do.
+
+    waveform, rate = read("rooster.ogg", sample_rate=16_000)
+    for block in stream("night.wav", sample_rate=16_000, block=10.0):
+        ...
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tymbal.audio.containers import Container, examine, what_it_is
+from tymbal.audio.failures import problem
+from tymbal.audio.readers import AudioInfo, AvReader, Reader, SoundfileReader, SoundfileTrouble, Source
+from tymbal.audio.resample import Waveform, context_samples, reach, resample, resample_stream
+from tymbal.errors import AudioError
+
+__all__ = ["DISAGREEMENT", "AudioInfo", "Waveform", "info", "native_blocks", "read", "stream"]
+
+PathLike = str | os.PathLike[str]
+
+DISAGREEMENT = 0.1
+"""Seconds by which a wanted end may lie behind the end of a file: tables round, and encoders add a little."""
+
+
+def info(path: PathLike) -> AudioInfo:
+    """Says what a sound file is, without decoding it where its header tells.
+
+    Raises:
+        AudioError: It is missing, unreadable, empty, or cut off as far as its header shows.
+    """
+    opened = _open(path)
+    with opened.reader as reader:
+        frames = reader.frames
+        if frames is None:
+            frames = sum(len(block) for block in reader.blocks())
+        return _info(reader, frames)
+
+
+def read(
+    path: PathLike, *, sample_rate: int | None = None, start: float = 0.0, end: float | None = None
+) -> tuple[Waveform, int]:
+    """Reads a sound file, or a part of one.
+
+    A part is what the same part of the whole file, resampled, would be: the resampling filter hears what comes before
+    and after it.
+
+    Args:
+        path: The file.
+        sample_rate: Wanted rate in Hz; None keeps the file's own.
+        start: First second that is wanted.
+        end: Second before which to stop; None reads to the end.
+
+    Returns:
+        The waveform, mono float32 [samples], and its rate in Hz.
+
+    Raises:
+        AudioError: It is missing, unreadable, cut off, empty, not finite, or has no sound between `start` and `end`.
+    """
+    _check_range(path, start, end)
+    opened = _open(path)
+    with opened.reader as reader:
+        part = _Part.of(reader, sample_rate, start, end)
+        blocks = list(_native(opened, part.first, part.stop_heard))
+    waveform = _finite(blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [_SILENCE]), path)
+    _check_got(part, len(waveform), path)
+    waveform = resample(waveform, part.source_rate, part.rate)
+    waveform = waveform[part.skip : None if part.wanted is None else part.skip + part.wanted]
+    if not waveform.size:
+        raise problem("empty", f"it is too short for a single sample at {part.rate:,} Hz", path)
+    return waveform, part.rate
+
+
+def stream(
+    path: PathLike, *, sample_rate: int | None = None, block: float = 10.0, start: float = 0.0, end: float | None = None
+) -> Iterator[Waveform]:
+    """Reads a file of any length in blocks, in memory that does not grow with it.
+
+    The blocks, put together, are what `read` returns. A file that breaks in the middle raises when the reading comes
+    there: the blocks before were good.
+
+    Args:
+        path: The file.
+        sample_rate: Wanted rate in Hz; None keeps the file's own.
+        block: Seconds of a block; the last one may be shorter.
+        start: First second that is wanted.
+        end: Second before which to stop; None reads to the end.
+
+    Yields:
+        Mono float32 [round(block * sample_rate)].
+
+    Raises:
+        AudioError: As `read`.
+    """
+    _check_range(path, start, end)
+    opened = _open(path)
+    with opened.reader as reader:
+        part = _Part.of(reader, sample_rate, start, end)
+        length = max(1, round(block * part.rate))
+        counted = _Counted(opened, part)
+        resampled = resample_stream(counted.blocks(), part.source_rate, part.rate)
+        yield from _regular(_cut(resampled, part.skip, part.wanted), length)
+    _check_got(part, counted.frames, path)
+
+
+def native_blocks(path: PathLike, content: bytes | None = None) -> tuple[Reader, Iterator[Waveform]]:
+    """Opens a file for one pass over its sound at its own rate, for those who inspect it.
+
+    Args:
+        path: The file.
+        content: Its bytes, where they were read already.
+
+    Returns:
+        The reader (to be closed) and the blocks, mono float32 [samples].
+
+    Raises:
+        AudioError: It is missing, unreadable, empty or cut off; the blocks raise it too.
+    """
+    opened = _open(path, content)
+    return opened.reader, _native(opened, 0, None)
+
+
+_SILENCE = np.empty(0, np.float32)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    source: Source
+    reader: Reader
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Which samples to read and which of the resampled ones to keep.
+
+    Attributes:
+        source_rate: Rate of the file in Hz.
+        rate: Rate of the result in Hz.
+        first: First sample to read: the wanted one, or one before it for the filter to hear.
+        stop: Sample before which the wanted part ends, or None for the end of the file.
+        stop_heard: As `stop`, with what the filter should hear behind it.
+        skip: Resampled samples to drop at the front.
+        wanted: Resampled samples to keep, or None for all.
+    """
+
+    source_rate: int
+    rate: int
+    first: int
+    stop: int | None
+    stop_heard: int | None
+    skip: int
+    wanted: int | None
+
+    @classmethod
+    def of(cls, reader: Reader, sample_rate: int | None, start: float, end: float | None) -> _Part:
+        source_rate = reader.sample_rate
+        rate = sample_rate or source_rate
+        begin = round(start * source_rate)
+        before = context_samples(begin, source_rate, rate)
+        stop = None if end is None else round(end * source_rate)
+        if stop is None:
+            return cls(source_rate, rate, begin - before, None, None, before * rate // source_rate, None)
+        wanted = round((stop - begin) * rate / source_rate)
+        heard = stop + reach(source_rate, rate)
+        return cls(source_rate, rate, begin - before, stop, heard, before * rate // source_rate, wanted)
+
+
+class _Counted:
+    """The blocks of a part, checked and counted on the way."""
+
+    def __init__(self, opened: _Opened, part: _Part) -> None:
+        self.frames = 0
+        self._opened = opened
+        self._part = part
+
+    def blocks(self) -> Iterator[Waveform]:
+        for block in _native(self._opened, self._part.first, self._part.stop_heard):
+            self.frames += len(block)
+            yield _finite(block, self._opened.source.path)
+
+
+def _open(path: PathLike, content: bytes | None = None) -> _Opened:
+    source = _source(path, content)
+    container = _examine(source)
+    if container.truncated is not None:
+        raise problem("truncated", container.truncated, source.path)
+    reader: Reader
+    try:
+        reader = AvReader(source) if container.guessed else SoundfileReader(source)
+    except SoundfileTrouble:
+        reader = _open_otherwise(source)
+    if reader.frames == 0:
+        with reader:
+            raise problem("empty", "it has a header and no sound", source.path)
+    return _Opened(source, reader)
+
+
+def _open_otherwise(source: Source) -> AvReader:
+    """Opens what libsndfile cannot; says what the file is where it is no sound at all."""
+    if source.content is None:
+        with source.path.open("rb") as file:
+            head = file.read(512)
+    else:
+        head = source.content[:512]
+    guess = what_it_is(head)
+    if guess is not None:
+        raise problem("unreadable", guess, source.path, advice="Leave it out, or put the sound in its place.")
+    return AvReader(source)
+
+
+def _source(path: PathLike, content: bytes | None) -> Source:
+    path = Path(path)
+    if content is not None:
+        size = len(content)
+    else:
+        try:
+            size = path.stat().st_size
+        except (OSError, ValueError) as error:
+            raise _unopened(error, path) from None
+        if path.is_dir():
+            raise problem("unreadable", "it is a folder, not a file", path, advice="Give the files in it, or scan it.")
+    if size == 0:
+        raise problem("empty", "the file has no bytes", path)
+    return Source(path, content, size)
+
+
+def _unopened(error: OSError | ValueError, path: Path) -> AudioError:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return problem("missing", "there is no such file", path)
+    return problem("unreadable", str(getattr(error, "strerror", None) or error), path, advice="Check its permissions.")
+
+
+def _examine(source: Source) -> Container:
+    if source.content is not None:
+        return examine(io.BytesIO(source.content), source.size)
+    try:
+        with source.path.open("rb") as file:
+            return examine(file, source.size)
+    except OSError as error:
+        raise _unopened(error, source.path) from None
+
+
+def _native(opened: _Opened, start: int, stop: int | None) -> Iterator[Waveform]:
+    """Blocks from sample `start` to before `stop`; where libsndfile breaks off, FFmpeg takes over at that sample."""
+    position = start
+    try:
+        for block in opened.reader.blocks(start, stop):
+            position += len(block)
+            yield block
+    except SoundfileTrouble:
+        with AvReader(opened.source) as reader:
+            yield from reader.blocks(position, stop)
+
+
+def _info(reader: Reader, frames: int) -> AudioInfo:
+    return AudioInfo(frames, reader.sample_rate, reader.channels, frames / reader.sample_rate, reader.format)
+
+
+def _check_range(path: PathLike, start: float, end: float | None) -> None:
+    if not (math.isfinite(start) and start >= 0):
+        raise problem("out of range", f"a start at {start:g} s cannot be", path)
+    if end is not None and not (math.isfinite(end) and end > start):
+        raise problem("out of range", f"from {start:g} to {end:g} s there is no time", path)
+
+
+def _check_got(part: _Part, got: int, path: PathLike) -> None:
+    """Whether the file reached as far as was wanted; `got` counts from `part.first`."""
+    length = (part.first + got) / part.source_rate
+    begin = part.first + part.skip * part.source_rate // part.rate
+    if part.first + got <= begin:
+        if part.first + got == 0:
+            raise problem("empty", "it has a header and no sound", path)
+        raise problem("out of range", f"it ends before {begin / part.source_rate:.2f} s", path)
+    if part.stop is not None and length < part.stop / part.source_rate - DISAGREEMENT:
+        raise problem(
+            "out of range",
+            f"it is {length:.2f} s long and was to be read up to {part.stop / part.source_rate:.2f} s",
+            path,
+        )
+
+
+def _finite(waveform: Waveform, path: PathLike) -> Waveform:
+    if not np.isfinite(waveform).all():
+        bad = int((~np.isfinite(waveform)).sum())
+        raise problem("not finite", f"{bad:,} of its samples are NaN or infinite", path)
+    return waveform
+
+
+def _cut(blocks: Iterator[Waveform], skip: int, wanted: int | None) -> Iterator[Waveform]:
+    """Drops `skip` samples at the front, and everything after the `wanted` ones that follow."""
+    left = math.inf if wanted is None else wanted
+    for block in blocks:
+        kept = block[skip:]
+        skip = max(0, skip - len(block))
+        if kept.size > left:
+            kept = kept[: int(left)]
+        left -= kept.size
+        if kept.size:
+            yield kept
+
+
+def _regular(blocks: Iterator[Waveform], length: int) -> Iterator[Waveform]:
+    """Blocks of exactly `length` samples, but for the last."""
+    out = np.empty(length, np.float32)
+    filled = 0
+    for block in blocks:
+        used = 0
+        while used < len(block):
+            take = min(length - filled, len(block) - used)
+            out[filled : filled + take] = block[used : used + take]
+            filled += take
+            used += take
+            if filled == length:
+                yield out
+                out, filled = np.empty(length, np.float32), 0
+    if filled:
+        yield out[:filled]

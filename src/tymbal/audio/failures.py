@@ -1,0 +1,70 @@
+"""The ways in which a sound file can fail, each with its advice, and the table of what was left out.
+
+A reason begins with its kind (`truncated: …`), so that a hundred thousand reasons can be counted by it.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tymbal.errors import AudioError, TymbalError
+from tymbal.files import replace_file
+
+__all__ = ["ADVICE", "Failure", "Kind", "problem", "write_failures"]
+
+Kind = Literal["missing", "empty", "unreadable", "truncated", "not finite", "silent", "too short", "out of range"]
+
+ADVICE: dict[Kind, str] = {
+    "missing": "Correct the path in the list, or put the file there.",
+    "empty": "Copy it again from where it came from, or delete it.",
+    "unreadable": "If a player can open it, convert it (ffmpeg -i FILE out.wav); else copy it again or delete it.",
+    "truncated": "Copy it again from where it came from; ffmpeg -i FILE out.wav keeps the part that is there.",
+    "not finite": "It holds NaN or infinite samples: write it again from its source, as 16-bit PCM for instance.",
+    "silent": "A dead microphone or an empty channel; lower silence_db if so quiet a file is wanted.",
+    "too short": "Leave it out, or lower min_seconds.",
+    "out of range": "Correct start and end (seconds) in the list.",
+}
+"""What to do about each kind of failure, where nothing more specific is known."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file, or a part of one, that was left out.
+
+    Attributes:
+        file: Path, as far as it is known.
+        reason: What is wrong; begins with its kind and a colon.
+        advice: What to do about it.
+    """
+
+    file: str
+    reason: str
+    advice: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The kind of failure: one of the keys of `ADVICE`, or `other`."""
+        kind = self.reason.partition(":")[0]
+        return kind if kind in get_args(Kind) else "other"
+
+    @classmethod
+    def of(cls, error: TymbalError, file: str | os.PathLike[str]) -> Failure:
+        """The failure that an error describes."""
+        return cls(os.fspath(file), error.what, error.advice or "")
+
+
+def problem(kind: Kind, detail: str, path: str | os.PathLike[str] | None, *, advice: str | None = None) -> AudioError:
+    """The error for a sound file of which `detail` is true."""
+    return AudioError(f"{kind}: {detail}", path=path, advice=advice or ADVICE[kind])
+
+
+def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) -> None:
+    """Writes `failures.csv` (file, reason, advice), whole or not at all; without failures only its header."""
+    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "reason", "advice"))
+        writer.writerows((failure.file, failure.reason, failure.advice) for failure in failures)
