@@ -1,0 +1,1 @@
+"""Models at work: embeddings of stores, windows of recordings, scores."""

@@ -1,0 +1,157 @@
+"""Figures of merit of a classifier, from sums whose size does not depend on the number of clips.
+
+An evaluation of a million clips must not keep a million rows of scores. Accuracy, balanced accuracy and F1 need only a
+confusion matrix. Average precision and the area under the ROC curve need the order of the scores, which a histogram
+keeps: `BINS` bins over the log-odds, positives and negatives apart, as narrow as 1e-4 around even odds and 0.3 % of the
+score far from them. Scores in one bin count as tied, as scikit-learn counts equal scores: the figures are exact for the
+rounded scores, and within a few thousandths of those for the unrounded ones, unless a model gives nearly all clips the
+same score, as one does before it has learned anything.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = [
+    "BINS",
+    "LIMIT",
+    "average_precision",
+    "bins_of",
+    "confusion_counts",
+    "log_odds",
+    "multilabel_counts",
+    "multilabel_figures",
+    "roc_auc",
+    "score_histogram",
+    "single_label_figures",
+]
+
+BINS = 4096
+LIMIT = 16.0
+"""Log-odds beyond it fall into the outermost bins."""
+
+_FINE = 32.0
+
+
+def log_odds(logits: Tensor) -> Tensor:
+    """Log-odds of each class against all others under a softmax: its order is that of the probabilities.
+
+    Args:
+        logits: [batch, classes], two classes or more.
+
+    Returns:
+        [batch, classes], finite also where a probability rounds to 1.
+    """
+    logits = logits.float()
+    best = logits.argmax(dim=1, keepdim=True)
+    rest = logits.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True)
+    # 1 - p is exact for every class but the best, whose p may round to 1.
+    log_p = logits.log_softmax(dim=1)
+    odds = log_p - torch.log1p(-log_p.exp().clamp(max=0.5))
+    return odds.scatter(1, best, logits.gather(1, best) - rest)
+
+
+def confusion_counts(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
+    """Confusion matrix [classes, classes] of class indices [batch]: rows are the truth, columns the prediction."""
+    flat = torch.zeros(classes * classes, dtype=torch.int64, device=truth.device)
+    flat.index_add_(0, truth * classes + predicted, torch.ones_like(truth))
+    return flat.view(classes, classes)
+
+
+def multilabel_counts(predicted: Tensor, truth: Tensor) -> Tensor:
+    """True positives, false positives, false negatives and true negatives a class, [4, classes], of bools."""
+    cells = (predicted & truth, predicted & ~truth, ~predicted & truth, ~predicted & ~truth)
+    return torch.stack([cell.sum(dim=0) for cell in cells])
+
+
+def bins_of(scores: Tensor) -> Tensor:
+    """The bin of each log-odd, int64 from 0 to BINS - 1: linear around 0, logarithmic far from it."""
+    reach = math.asinh(LIMIT * _FINE)
+    place = (torch.asinh(scores.float().nan_to_num() * _FINE) + reach) * (BINS / (2 * reach))
+    return place.clamp(0, BINS - 1).long()
+
+
+def score_histogram(scores: Tensor, truth: Tensor) -> Tensor:
+    """Counts of scores a class, negatives and positives apart.
+
+    Args:
+        scores: Log-odds, [batch, classes].
+        truth: Whether the clip has the label, bool [batch, classes].
+
+    Returns:
+        int64 [2, classes, BINS], bins from low to high scores; negatives first.
+    """
+    classes = scores.shape[1]
+    place = bins_of(scores)
+    place += torch.arange(classes, device=scores.device) * BINS
+    place += truth.long() * (classes * BINS)
+    flat = torch.zeros(2 * classes * BINS, dtype=torch.int64, device=scores.device)
+    flat.index_add_(0, place.flatten(), torch.ones_like(place).flatten())
+    return flat.view(2, classes, BINS)
+
+
+def average_precision(histogram: NDArray[Any]) -> float:
+    """Mean over the classes that occur of the average precision (the mAP of AudioSet); NaN where none occurs.
+
+    Args:
+        histogram: [2, classes, bins] as from `score_histogram`, summed over the batches.
+    """
+    negatives, positives = (np.cumsum(part[:, ::-1], axis=1, dtype=np.float64) for part in histogram)
+    total = positives[:, -1]
+    precision = positives / np.maximum(positives + negatives, 1)
+    gained = np.diff(positives, axis=1, prepend=0)
+    present = total > 0
+    if not present.any():
+        return float("nan")
+    return float(((precision * gained).sum(axis=1)[present] / total[present]).mean())
+
+
+def roc_auc(histogram: NDArray[Any]) -> float:
+    """Mean area under the ROC curve over the classes with positives and negatives; NaN where there is none."""
+    negatives, positives = histogram.astype(np.float64)
+    below = np.cumsum(negatives, axis=1) - negatives
+    won = (positives * (below + negatives / 2)).sum(axis=1)
+    pairs = positives.sum(axis=1) * negatives.sum(axis=1)
+    present = pairs > 0
+    return float((won[present] / pairs[present]).mean()) if present.any() else float("nan")
+
+
+def single_label_figures(confusion: NDArray[Any]) -> dict[str, float]:
+    """Accuracy, balanced accuracy and macro F1 of a confusion matrix [truth, prediction].
+
+    Balanced accuracy is the mean recall over the classes that occur; F1 is the mean over the classes that occur or
+    are predicted (scikit-learn's conventions).
+    """
+    matrix = confusion.astype(np.float64)
+    right, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
+    occurs, seen = truth > 0, truth + predicted > 0
+    if not occurs.any():
+        return {"accuracy": float("nan"), "balanced_accuracy": float("nan"), "f1": float("nan")}
+    return {
+        "accuracy": float(right.sum() / matrix.sum()),
+        "balanced_accuracy": float((right[occurs] / truth[occurs]).mean()),
+        "f1": float((2 * right[seen] / (truth + predicted)[seen]).mean()),
+    }
+
+
+def multilabel_figures(counts: NDArray[Any]) -> dict[str, float]:
+    """Accuracy (of single decisions), balanced accuracy and macro F1 from `multilabel_counts`, summed.
+
+    Balanced accuracy is the mean of sensitivity and specificity over the classes that have both kinds of clips.
+    """
+    hit, false_alarm, miss, rejection = counts.astype(np.float64)
+    both = (hit + miss > 0) & (false_alarm + rejection > 0)
+    seen = hit + false_alarm + miss > 0
+    sensitivity = hit[both] / (hit + miss)[both]
+    specificity = rejection[both] / (false_alarm + rejection)[both]
+    return {
+        "accuracy": float((hit + rejection).sum() / counts.sum()) if counts.sum() else float("nan"),
+        "balanced_accuracy": float((sensitivity + specificity).mean() / 2) if both.any() else float("nan"),
+        "f1": float((2 * hit[seen] / (2 * hit + false_alarm + miss)[seen]).mean()) if seen.any() else float("nan"),
+    }

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn import metrics
+from torch.nn import functional
+
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.objectives.classification import ClassificationObjective, normalised, spec_augment
+from tymbal.objectives.randomness import fold
+
+
+def tiny(**settings: object) -> ClassificationObjective:
+    torch.manual_seed(0)
+    config = EncoderConfig(width=16, depth=1, heads=2, mels=16, frames=32, patch=(8, 8), stride=(8, 8))
+    model = SpectrogramClassifier(SpectrogramEncoder(config), 3)
+    defaults = {"mean": -5.0, "std": 2.0, "padding": -10.0, "columns": torch.tensor([3, 0, 1])}
+    return ClassificationObjective(model, **{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def batch(size: int = 6) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.zeros(size, 4)
+    labels[torch.arange(size), torch.tensor([0, 1, 3, 3, 0, 1])[:size]] = 1
+    return {
+        "spectrogram": (torch.randn(size, 32, 16, generator=generator) * 2 - 5).half(),
+        "frames": torch.tensor([32, 32, 20, 8, 32, 32])[:size],
+        "labels": labels,
+        "row": torch.arange(size),
+        "epoch": torch.zeros(size, dtype=torch.int64),
+    }
+
+
+def test_forward__is_cross_entropy_of_the_model_in_its_own_label_order() -> None:
+    objective, given = tiny().eval(), batch()
+    result = objective(**given)
+    x = normalised(given["spectrogram"], given["frames"], mean=-5.0, std=2.0, padding=-10.0)
+    expected = functional.cross_entropy(objective.model(x), torch.tensor([1, 2, 0, 0, 1, 2]))
+    torch.testing.assert_close(result["loss"], expected)
+    assert objective.metrics(result["sums"])["loss"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_normalised__puts_the_models_padding_behind_the_sound() -> None:
+    x = normalised(torch.full((1, 4, 2), -3.0).half(), torch.tensor([3]), mean=-5.0, std=2.0, padding=-7.0)
+    assert x[0, :, 0].tolist() == [0.5, 0.5, 0.5, -0.5]
+    assert x.dtype == torch.float32
+
+
+def test_metrics__of_two_batches_are_those_of_all_clips() -> None:
+    objective, given = tiny().eval(), batch()
+    halves = [{key: value[part] for key, value in given.items()} for part in (slice(0, 2), slice(2, 6))]
+    first, second = (objective(**half)["sums"] for half in halves)
+    together = objective.metrics({key: first[key] + second[key] for key in first})
+    whole = objective.metrics(objective(**given)["sums"])
+    assert together == pytest.approx(whole)
+    x = normalised(given["spectrogram"], given["frames"], mean=-5.0, std=2.0, padding=-10.0)
+    truth, predicted = torch.tensor([1, 2, 0, 0, 1, 2]), objective.model(x).argmax(1)
+    assert whole["accuracy"] == pytest.approx(metrics.accuracy_score(truth, predicted))
+    assert whole["f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+    assert 0 < whole["mAP"] <= 1
+
+
+def test_multilabel__is_binary_cross_entropy() -> None:
+    objective, given = tiny(multilabel=True, best_by="mAP").eval(), batch()
+    given["labels"][0] = 1
+    given["labels"][1] = 0
+    result = objective(**given)
+    x = normalised(given["spectrogram"], given["frames"], mean=-5.0, std=2.0, padding=-10.0)
+    logits, truth = objective.model(x), given["labels"][:, [3, 0, 1]]
+    torch.testing.assert_close(result["loss"], functional.binary_cross_entropy_with_logits(logits, truth))
+    found = objective.metrics(result["sums"])
+    assert found["accuracy"] == pytest.approx(((logits > 0) == (truth > 0)).float().mean().item())
+    assert found["mAP"] == pytest.approx(metrics.average_precision_score(truth, logits.detach()), abs=0.02)
+    assert objective.monitor == ("mAP", True)
+
+
+def test_label_smoothing__only_while_training() -> None:
+    plain, smooth, given = tiny(), tiny(label_smoothing=0.2), batch()
+    assert smooth.eval()(**given)["loss"] == plain.eval()(**given)["loss"]
+    assert smooth.train()(**given)["loss"] != plain.train()(**given)["loss"]
+
+
+def test_spec_augment__hides_what_seed_epoch_and_row_say() -> None:
+    x, frames = torch.ones(400, 40, 16), torch.full((400,), 30)
+    row = torch.arange(400)
+    keys = fold(7, torch.zeros(400, dtype=torch.int64), row)
+    hidden = spec_augment(x, keys, frames, frequency_mask=4, time_mask=10) == 0
+    # A single clip draws what it draws in the batch.
+    alone = spec_augment(x[5:6], keys[5:6], frames[5:6], frequency_mask=4, time_mask=10) == 0
+    assert torch.equal(alone[0], hidden[5])
+    assert not torch.equal(
+        spec_augment(x, fold(7, torch.ones(400, dtype=torch.int64), row), frames, frequency_mask=4, time_mask=10) == 0,
+        hidden,
+    )
+    band, stretch = hidden.all(dim=1), hidden.all(dim=2)
+    assert torch.equal(hidden, band[:, None, :] | stretch[:, :, None])
+    assert sorted(set(band.sum(1).tolist())) == [0, 1, 2, 3, 4]
+    assert sorted(set(stretch.sum(1).tolist())) == list(range(11))
+    assert not stretch[:, 30:].any()
+    # Widths are uniform: their means are half the widest, within four standard errors.
+    assert band.sum(1).float().mean() == pytest.approx(2.0, abs=0.3)
+    assert stretch.sum(1).float().mean() == pytest.approx(5.0, abs=0.7)
+
+
+def test_spec_augment__never_in_evaluation() -> None:
+    objective, given = tiny(frequency_mask=8, time_mask=16), batch()
+    assert objective.eval()(**given)["loss"] == tiny().eval()(**given)["loss"]
+    assert objective.train()(**given)["loss"] != tiny().train()(**given)["loss"]
