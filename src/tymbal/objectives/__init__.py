@@ -1,0 +1,1 @@
+"""What is learned from: masks, and one file an objective."""

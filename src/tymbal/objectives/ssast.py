@@ -1,0 +1,240 @@
+"""SSAST: tell each masked patch from the others (`mpc`), rebuild it (`mpg`), or both (`joint`).
+
+Gong, Lai, Chung & Glass 2022, "SSAST: Self-Supervised Audio Spectrogram Transformer". Given the same weights and masks
+the losses are those of the reference implementation to float32's accuracy. What differs on purpose:
+
+- `joint` is one pass of the encoder with one mask for both losses, the paper's algorithm; the reference makes two;
+- all clips are computed at once, in batched tensor code, and a step never waits for the device;
+- masks are drawn fairly (`tymbal.objectives.masks`), as a function of seed, epoch and clip; evaluation has fixed masks,
+  so that epochs and runs compare;
+- patches that hold only padding are neither masked nor learned from, unless asked for;
+- losses are float32 whatever the precision of the encoder, and count every clip equally, long or short.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from tymbal.errors import ModelError, SettingsError
+from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.objectives.masks import Masks, count_from, make_masks
+from tymbal.objectives.randomness import fold
+
+__all__ = ["TASKS", "SSASTObjective", "contrast", "rebuild"]
+
+TASKS: dict[str, tuple[str, ...]] = {"joint": ("cpred", "gpred"), "mpc": ("cpred",), "mpg": ("gpred",)}
+"""The objectives and the heads that each trains: `cpred` predicts patches to tell apart, `gpred` to rebuild."""
+
+_EVALUATION = -1  # stands for the epoch in the keys of evaluation masks
+
+
+class SSASTObjective(nn.Module):
+    """Masked prediction of patches on an encoder.
+
+    Args:
+        encoder: What is trained.
+        task: `joint`, `mpc` or `mpg`.
+        mean: Mean of the log-mel values; the encoder sees (x - mean) / (2 std).
+        std: Their standard deviation.
+        mask: `cluster`, `uniform`, `frame`, or `auto`: clusters for patches, single ones for frame patches.
+        mask_ratio: Fraction of patches that is masked.
+        mask_count: Number of masked patches, instead of the fraction.
+        mask_padding: Also mask and rebuild patches that hold only padding, as the reference does.
+        mse_weight: Weight of rebuilding in `joint`.
+        normalize_targets: Rebuild patches after standardising each (He et al. 2022).
+        seed: Seed of the masks.
+
+    Attributes:
+        monitor: Name of the metric that tells better models, and whether higher is better. The reference keeps the
+            model with the *highest* error in `mpg`; here it is the lowest.
+
+    Raises:
+        SettingsError: For an unknown task, or masks that do not fit clips of the encoder's length.
+    """
+
+    def __init__(
+        self,
+        encoder: SpectrogramEncoder,
+        *,
+        task: str = "joint",
+        mean: float,
+        std: float,
+        mask: str = "auto",
+        mask_ratio: float = 0.75,
+        mask_count: int | None = None,
+        mask_padding: bool = False,
+        mse_weight: float = 10.0,
+        normalize_targets: bool = False,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        if task not in TASKS:
+            raise SettingsError(f"objective is {task!r}", advice=f"Set objective to one of {', '.join(TASKS)}.")
+        config = encoder.config
+        self.encoder = encoder
+        self.encoder.mask_token.requires_grad = True  # a classifier, where the encoder comes from one, freezes it
+        self.task = task
+        self.mean = mean
+        self.std = std
+        self.mask_kind = mask if mask != "auto" else "cluster" if config.grid[0] > 1 else "uniform"
+        self.mask_ratio = mask_ratio
+        self.mask_count = mask_count
+        self.mask_padding = mask_padding
+        self.mse_weight = mse_weight
+        self.normalize_targets = normalize_targets
+        self.seed = seed
+        self.monitor: tuple[str, bool] = ("mse", False) if task == "mpg" else ("acc", True)
+        # Only the heads of the task: an unused parameter stops distributed training.
+        self.heads = nn.ModuleDict({name: _head(config.width, config.patch_area) for name in TASKS[task]})
+        self._count(config.grid)  # what cannot be masked is said now, not in the first step
+
+    def forward(self, spectrogram: Tensor, frames: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
+        """Computes the loss of a batch.
+
+        Args:
+            spectrogram: Log-mel values as they are stored, any float type: [batch, frames, mels].
+            frames: Real frames of each clip, before padding: int64 [batch].
+            row: Number of each clip in its store: int64 [batch].
+            epoch: Epoch of each clip: int64 [batch].
+
+        Returns:
+            `loss`, a float32 scalar, and `sums`, sums over the clips (`count` of them) of what `metrics` reports.
+        """
+        spectrogram = (spectrogram.float() - self.mean) / (2 * self.std)
+        masks = self.make_masks(spectrogram.shape[1], frames, row, epoch)
+        tokens = self.encoder(spectrogram, mask=masks.mask).tokens
+        return self.losses(tokens, self.encoder.patchify(spectrogram), masks.index, masks.valid)
+
+    def make_masks(self, length: int, frames: Tensor, row: Tensor, epoch: Tensor) -> Masks:
+        """Draws the masks of a batch of clips of `length` frames, with padding; the others are as in `forward`.
+
+        While training they depend on seed, epoch and row; in evaluation on seed and row only.
+        """
+        config = self.encoder.config
+        grid = config.grid_of(length)
+        return make_masks(
+            fold(self.seed, epoch if self.training else _EVALUATION, row),
+            grid,
+            kind=self.mask_kind,
+            count=self._count(grid),
+            real_columns=None if self.mask_padding else config.real_columns(frames, grid[1]),
+        )
+
+    def losses(self, tokens: Tensor, patches: Tensor, index: Tensor, valid: Tensor | None = None) -> dict[str, Any]:
+        """Computes the loss from encoded tokens and given masks.
+
+        Args:
+            tokens: The encoder's tokens, [batch, prefix + patches, width].
+            patches: The normalised patches, [batch, patches, patch area].
+            index: Numbers of the masked patches, int64 [batch, masked].
+            valid: Which of them count, bool [batch, masked]. `None` is all.
+
+        Returns:
+            As `forward`.
+        """
+        if valid is None:
+            valid = torch.ones_like(index, dtype=torch.bool)
+        seen = _gather(tokens, index + PREFIX_TOKENS)
+        true = _gather(patches, index).float()
+        sums: dict[str, Tensor] = {}
+        if "cpred" in self.heads:
+            sums["nce"], sums["acc"] = contrast(self.heads["cpred"](seen), true, valid)
+        if "gpred" in self.heads:
+            target = _standardise(true) if self.normalize_targets else true
+            sums["mse"] = rebuild(self.heads["gpred"](seen), target, valid)
+        sums = {name: by_clip.sum() for name, by_clip in sums.items()}
+        loss = self._total(sums) / index.shape[0]
+        count = torch.full_like(loss, index.shape[0], requires_grad=False)
+        return {"loss": loss, "sums": {**{name: value.detach() for name, value in sums.items()}, "count": count}}
+
+    def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
+        """Turns summed figures into those that are reported: `loss`, and of the task's `nce`, `acc` and `mse`.
+
+        `nce` is the mean cross entropy of telling the masked patches of a clip apart, `acc` the fraction told right,
+        `mse` the mean squared error of rebuilding, in normalised units.
+        """
+        means = {name: float(value) / float(sums["count"]) for name, value in sums.items() if name != "count"}
+        return {"loss": self._total(means), **means}
+
+    def head_state(self) -> dict[str, Tensor]:
+        """The weights of the heads, to be kept beside the encoder: `cpred.0.weight` and so on."""
+        return dict(self.heads.state_dict())
+
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the weights of the heads that `head_state` gave; heads that the task lacks are left out.
+
+        Raises:
+            ModelError: Where a head is missing or has another shape.
+        """
+        own = self.heads.state_dict()
+        for name, value in own.items():
+            if name not in state or state[name].shape != value.shape:
+                found = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
+                raise ModelError(
+                    f"{name} of the objective's heads {found}, wanted is {tuple(value.shape)}",
+                    advice=f"The heads belong to another objective than {self.task}, or another width or patch.",
+                )
+        self.heads.load_state_dict({name: state[name] for name in own})
+
+    def _count(self, grid: tuple[int, int]) -> int:
+        return count_from(grid, kind=self.mask_kind, ratio=self.mask_ratio, count=self.mask_count)
+
+    def _total(self, figures: Mapping[str, Any]) -> Any:
+        if self.task == "joint":
+            return figures["nce"] + self.mse_weight * figures["mse"]
+        return figures["nce" if self.task == "mpc" else "mse"]
+
+
+def contrast(predicted: Tensor, true: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Tells the masked patches of a clip apart (InfoNCE): no temperature, no norm, negatives from the same clip.
+
+    As in the reference's code, each true patch is scored against all predictions of its clip and the softmax runs over
+    the predictions (the paper's equation 1 has it the other way round). A prediction counts as right where its own
+    patch gives it the highest probability of all patches.
+
+    Args:
+        predicted: [batch, masked, patch area].
+        true: [batch, masked, patch area].
+        valid: Which patches take part, bool [batch, masked], at least one a clip.
+
+    Returns:
+        Mean cross entropy and mean accuracy of each clip, float32, [batch] each.
+    """
+    with torch.autocast(predicted.device.type, enabled=False):
+        scores = true.float() @ predicted.float().transpose(1, 2)  # [batch, true, predicted]
+    lowest = torch.finfo(scores.dtype).min
+    chances = scores.masked_fill(~valid.unsqueeze(1), lowest).log_softmax(-1)
+    hit = chances.masked_fill(~valid.unsqueeze(2), -torch.inf).argmax(1) == torch.arange(
+        valid.shape[1], device=valid.device
+    )
+    return _mean(-chances.diagonal(dim1=1, dim2=2), valid), _mean(hit.float(), valid)
+
+
+def rebuild(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error of the masked patches of each clip: float32 [batch]; the arguments are as in `contrast`."""
+    return _mean((predicted.float() - true.float()).square().mean(-1), valid)
+
+
+def _mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the valid values of each clip: [batch, masked] to [batch]."""
+    return torch.where(valid, values, 0.0).sum(1) / valid.sum(1)
+
+
+def _standardise(patches: Tensor) -> Tensor:
+    """Each patch to mean 0 and variance 1 (He et al. 2022); flat ones, as silence is, to 0."""
+    return F.layer_norm(patches, patches.shape[-1:], eps=1e-6)
+
+
+def _gather(values: Tensor, index: Tensor) -> Tensor:
+    """Rows of `values` [batch, n, width] by number [batch, m]: [batch, m, width]."""
+    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def _head(width: int, area: int) -> nn.Sequential:
+    """SSAST's prediction head, with PyTorch's own initialisation as there."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, area))
