@@ -1,0 +1,135 @@
+"""One look at one sound file: what it is, its hash, its peak, and what is wrong with it, if anything.
+
+A file is read once: small ones into memory, hashed and decoded from there. Long recordings are hashed and decoded in
+blocks, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tymbal.audio.decode import AudioInfo, native_blocks
+from tymbal.audio.failures import ADVICE, Failure, Kind, problem
+from tymbal.audio.resample import Waveform
+from tymbal.errors import AudioError
+
+__all__ = ["FileReport", "inspect"]
+
+_IN_MEMORY = 64 << 20  # bytes
+_PIECE = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What a file was found to be.
+
+    Attributes:
+        file: Its path.
+        info: Length, rate, channels and format; None where it could not be decoded.
+        hash: blake2b of its bytes, 16 hexadecimal digits; None where it could not be read.
+        peak: Largest absolute sample (1 is full scale); None where it could not be decoded.
+        problem: What is wrong, beginning with its kind (`truncated: …`), or None.
+        advice: What to do about it.
+    """
+
+    file: str
+    info: AudioInfo | None = None
+    hash: str | None = None
+    peak: float | None = None
+    problem: str | None = None
+    advice: str | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        """The problem as a row of `failures.csv`."""
+        return None if self.problem is None else Failure(self.file, self.problem, self.advice or "")
+
+
+def inspect(path: str | os.PathLike[str], *, silence_db: float = -100.0, min_seconds: float = 0.025) -> FileReport:
+    """Looks at a sound file. What is wrong with it is reported, not raised.
+
+    Args:
+        path: The file.
+        silence_db: It counts as silent if half the distance from its lowest to its highest sample is below this level,
+            in dB of full scale; so a constant offset is silence too.
+        min_seconds: It counts as too short below this length.
+    """
+    file = os.fspath(path)
+    digest: str | None = None
+    try:
+        content, digest = _load(Path(file))
+        reader, blocks = native_blocks(file, content)
+        with reader:
+            extent = _Extent()
+            for block in blocks:
+                extent.add(block)
+            duration = extent.frames / reader.sample_rate
+            info = AudioInfo(extent.frames, reader.sample_rate, reader.channels, duration, reader.format)
+    except AudioError as error:
+        return FileReport(file, hash=digest, problem=error.what, advice=error.advice)
+    kind, detail = _judge(extent, duration, silence_db=silence_db, min_seconds=min_seconds)
+    if kind is None:
+        return FileReport(file, info, digest, extent.peak)
+    return FileReport(file, info, digest, extent.peak, f"{kind}: {detail}", ADVICE[kind])
+
+
+class _Extent:
+    """Number, range and finiteness of the samples seen so far."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.low = np.inf
+        self.high = -np.inf
+        self.bad = 0
+
+    def add(self, block: Waveform) -> None:
+        self.frames += len(block)
+        low, high = float(block.min()), float(block.max())  # NaN, if there is any, comes through both
+        if not (np.isfinite(low) and np.isfinite(high)):
+            self.bad += int((~np.isfinite(block)).sum())
+        self.low, self.high = min(self.low, low), max(self.high, high)
+
+    @property
+    def peak(self) -> float:
+        return max(abs(self.low), abs(self.high)) if self.frames else 0.0
+
+
+def _judge(
+    extent: _Extent, duration: float, *, silence_db: float, min_seconds: float
+) -> tuple[Kind, str] | tuple[None, None]:
+    if not extent.frames:
+        return "empty", "it has a header and no sound"
+    if extent.bad:
+        return "not finite", f"{extent.bad:,} of its samples are NaN or infinite"
+    if duration < min_seconds:
+        return "too short", f"it is {duration:.3f} s long, less than {min_seconds:g} s"
+    swing = (extent.high - extent.low) / 2
+    if swing < 10 ** (silence_db / 20):
+        level = "every sample is the same" if swing == 0 else f"its peak is {20 * np.log10(swing):.0f} dB"
+        return "silent", level
+    return None, None
+
+
+def _load(path: Path) -> tuple[bytes | None, str]:
+    """The bytes of a small file, or None for a long one, and the hash of them."""
+    try:
+        if path.is_dir():
+            raise problem("unreadable", "it is a folder, not a file", path)
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size <= _IN_MEMORY:
+                content = file.read()
+                return content, hashlib.blake2b(content, digest_size=8).hexdigest()
+            digest = hashlib.blake2b(digest_size=8)
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+            return None, digest.hexdigest()
+    except (FileNotFoundError, NotADirectoryError):
+        raise problem("missing", "there is no such file", path) from None
+    except OSError as error:
+        advice = "Check its permissions and the disk."
+        raise problem("unreadable", error.strerror or str(error), path, advice=advice) from None

@@ -1,0 +1,267 @@
+"""The manifest: every clip of a data set, in one table that is a CSV or a Parquet file.
+
+A clip is a file or a part of one, with its labels, the group that must stay on one side of a split, and what a scan
+found out about it. Columns: file, start, end, label, group, split, duration, sample_rate, channels, hash, id. In a CSV
+several labels have `;` between them; in Parquet they are a list. Files below the manifest's folder are written relative
+to it, so that both can move together.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tymbal.audio.tables import Row, Table, names_of, number, read_table, text
+from tymbal.errors import ManifestError
+from tymbal.files import replace_file
+
+__all__ = ["COLUMNS", "SPLITS", "Clip", "Manifest", "clip_id", "clips_of", "relative_path"]
+
+COLUMNS = ("file", "start", "end", "label", "group", "split", "duration", "sample_rate", "channels", "hash", "id")
+
+SPLITS: dict[str, str] = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""What the three splits may be called, in a table and as folders."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sound file or a part of one.
+
+    Attributes:
+        file: Absolute path.
+        start: First second of the file that belongs to the clip.
+        end: Second before which it ends; None is the end of the file.
+        labels: Names of what is heard.
+        group: Clips of one group stay on one side of a split.
+        split: train, validation, test, or None.
+        duration: Seconds of the clip (not of the file).
+        sample_rate: Of the file, in Hz.
+        channels: Of the file.
+        hash: Of the file's bytes: equal hashes are equal files.
+        id: Name that stays when the whole data set moves: the path relative to the root of its manifest, with
+            `#start-end` behind it for a part of a file.
+    """
+
+    file: str
+    start: float = 0.0
+    end: float | None = None
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+    split: str | None = None
+    duration: float | None = None
+    sample_rate: int | None = None
+    channels: int | None = None
+    hash: str | None = None
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", clip_id(self.file, self.start, self.end))
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a data set.
+
+    Attributes:
+        clips: All of them.
+        root: The folder that ids are relative to.
+    """
+
+    clips: tuple[Clip, ...]
+    root: Path
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self.clips)
+
+    def labels(self) -> list[str]:
+        """All label names, sorted."""
+        return sorted({label for clip in self.clips for label in clip.labels})
+
+    @property
+    def scanned(self) -> bool:
+        """Whether every clip was looked at by a scan (its file's hash and the clip's duration are known)."""
+        return all(clip.hash is not None and clip.duration is not None for clip in self.clips)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """Reads a manifest that `write` wrote, or any table that `tymbal.audio.tables` understands.
+
+        Raises:
+            ManifestError: It is unreadable, names no files, or contradicts itself.
+        """
+        table = read_table(path)
+        root = table.path.resolve().parent
+        return cls(tuple(clips_of(table, root)), root)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Writes a `.csv` or `.parquet` file, whole or not at all.
+
+        Raises:
+            ManifestError: The suffix is another one, or a label cannot be written to a CSV.
+        """
+        path = Path(path)
+        folder = path.absolute().parent
+        rows = (_row(clip, folder) for clip in self.clips)
+        if path.suffix.lower() == ".csv":
+            _write_csv(path, rows)
+        elif path.suffix.lower() == ".parquet":
+            _write_parquet(path, rows)
+        else:
+            raise ManifestError(
+                "a manifest is written as .csv or .parquet", path=path, advice="Give the file one of these suffixes."
+            )
+
+
+def clip_id(path: str, start: float = 0.0, end: float | None = None) -> str:
+    """`rain/a.wav` for a whole file, `rain/a.wav#1.5-3` for a part of it."""
+    if start == 0 and end is None:
+        return path
+    return f"{path}#{_seconds(start)}-{'' if end is None else _seconds(end)}"
+
+
+def relative_path(file: str, root: Path) -> str:
+    """The path of a file from `root`, with forward slashes on every system; the full path if it lies elsewhere."""
+    path = Path(file)
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def clips_of(table: Table, root: Path) -> list[Clip]:
+    """The clips that a table lists; rows of the same clip are merged into one with the labels of all.
+
+    Relative paths begin at the table's folder or, where there is no such file, at the working directory.
+
+    Args:
+        table: The rows.
+        root: The folder that ids are made relative to, where the table has none.
+
+    Raises:
+        ManifestError: A cell cannot be what its column says, or two rows of a clip contradict each other.
+    """
+    clips: dict[tuple[str, float, float | None], Clip] = {}
+    folder = table.path.resolve().parent
+    # The header is row 1 to a person who has the table open in a spreadsheet.
+    for index, row in enumerate(table.rows, 2 if table.path.suffix.lower() in (".csv", ".tsv") else 1):
+        clip = _clip(row, index, table, folder, root)
+        key = (clip.file, clip.start, clip.end)
+        clips[key] = clip if key not in clips else _merged(clips[key], clip, index, table.path)
+    return list(clips.values())
+
+
+def _clip(row: Row, index: int, table: Table, folder: Path, root: Path) -> Clip:
+    name = text(row["file"])
+    if name is None:
+        raise ManifestError(f"row {index} names no file", path=table.path, advice="Fill it in, or delete the row.")
+    file = _resolved(name, folder)
+    start = number(row.get("start"), column="start", row=index, path=table.path) or 0.0
+    end = number(row.get("end"), column="end", row=index, path=table.path)
+    if start < 0 or (end is not None and end <= start):
+        raise ManifestError(
+            f"row {index} runs from {start:g} to {end if end is None else f'{end:g}'} s",
+            path=table.path,
+            advice="start is 0 or more, end is behind it; leave both empty for the whole file.",
+        )
+    split = text(row.get("split"))
+    if split is not None and split.lower() not in SPLITS:
+        raise ManifestError(
+            f"split in row {index} is {split!r}", path=table.path, advice=f"One of {', '.join(SPLITS)}, or empty."
+        )
+    duration, rate, channels = (
+        number(row.get(column), column=column, row=index, path=table.path)
+        for column in ("duration", "sample_rate", "channels")
+    )
+    return Clip(
+        file=file,
+        start=start,
+        end=end,
+        labels=names_of(row.get("label"), table.label_separator),
+        group=text(row.get("group")),
+        split=None if split is None else SPLITS[split.lower()],
+        duration=duration,
+        sample_rate=None if rate is None else int(rate),
+        channels=None if channels is None else int(channels),
+        hash=text(row.get("hash")),
+        id=_id(row, file, start, end, root),
+    )
+
+
+def _id(row: Row, file: str, start: float, end: float | None, root: Path) -> str:
+    # A foreign table's `id` may be anything; beside a hash it is one that a scan wrote.
+    own = text(row.get("id")) if text(row.get("hash")) else None
+    return own or clip_id(relative_path(file, root), start, end)
+
+
+def _resolved(name: str, folder: Path) -> str:
+    path = Path(name).expanduser()
+    if not path.is_absolute():
+        here = folder / path
+        path = path.absolute() if not here.exists() and path.exists() else here
+    # Not Path.resolve: links keep the names that the user gave them.
+    return os.path.normpath(path)
+
+
+def _merged(one: Clip, other: Clip, row: int, path: Path) -> Clip:
+    for column in ("group", "split"):
+        values = {getattr(one, column), getattr(other, column)} - {None}
+        if len(values) > 1:
+            raise ManifestError(
+                f"row {row} gives {one.id} another {column} than a row before: {' and '.join(sorted(values))}",
+                path=path,
+                advice=f"A clip has one {column}: correct one of the rows.",
+            )
+    labels = tuple(dict.fromkeys((*one.labels, *other.labels)))
+    return replace(one, labels=labels, group=one.group or other.group, split=one.split or other.split)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def _row(clip: Clip, folder: Path) -> dict[str, Any]:
+    row = {column: getattr(clip, column) for column in COLUMNS if column != "label"}
+    row["file"] = relative_path(clip.file, folder)
+    row["label"] = list(clip.labels)
+    return row
+
+
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            for label in row["label"]:
+                if ";" in label:
+                    raise ManifestError(
+                        f"the label {label!r} holds a semicolon, which stands between labels in a CSV",
+                        path=path,
+                        advice="Write a .parquet manifest, or rename the label.",
+                    )
+            writer.writerow({**row, "label": ";".join(row["label"])})
+
+
+def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {
+        "start": pa.float64(),
+        "end": pa.float64(),
+        "label": pa.list_(pa.string()),
+        "duration": pa.float64(),
+        "sample_rate": pa.int32(),
+        "channels": pa.int32(),
+    }
+    schema = pa.schema([(column, types.get(column, pa.string())) for column in COLUMNS])
+    with replace_file(path) as aside:
+        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), aside)
