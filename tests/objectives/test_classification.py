@@ -39,6 +39,8 @@ def test_forward__is_cross_entropy_of_the_model_in_its_own_label_order() -> None
     expected = functional.cross_entropy(objective.model(x), torch.tensor([1, 2, 0, 0, 1, 2]))
     torch.testing.assert_close(result["loss"], expected)
     assert objective.metrics(result["sums"])["loss"] == pytest.approx(expected.item(), rel=1e-6)
+    given["labels"] = given["labels"].argmax(1)
+    torch.testing.assert_close(objective(**given)["loss"], expected)
 
 
 def test_normalised__puts_the_models_padding_behind_the_sound() -> None:

@@ -34,7 +34,7 @@ class ClassificationObjective(nn.Module):
         mean: Mean of the log-mel values that the model is normalised by.
         std: Their standard deviation; the input is `(log-mel - mean) / (2 * std)`.
         padding: Log-mel value that the model has learned to see behind the end of a short clip.
-        columns: For each class of the model its column in the labels of a batch.
+        columns: For each class of the model its number among the labels of the store, [classes].
         multilabel: Binary cross entropy with any number of labels a clip, instead of cross entropy with one.
         label_smoothing: Label smoothing of the cross entropy.
         frequency_mask: Widest frequency mask in mel bins; 0 is none.
@@ -78,7 +78,7 @@ class ClassificationObjective(nn.Module):
         Args:
             spectrogram: Log-mel, [batch, frames, mels].
             frames: Frames of real sound, [batch].
-            labels: Multi-hot over all labels of the store, [batch, labels].
+            labels: Numbers of the labels, [batch], or ones and zeros over all labels of the store, [batch, labels].
             row: Rows of the store, [batch].
             epoch: Epoch of each clip, [batch].
 
@@ -90,7 +90,7 @@ class ClassificationObjective(nn.Module):
             keys = fold(self.seed, epoch, row)
             x = spec_augment(x, keys, frames, frequency_mask=self.frequency_mask, time_mask=self.time_mask)
         logits = self.model(x).float()
-        truth = labels.index_select(1, self.columns) > 0
+        truth = labels[:, None] == self.columns if labels.ndim == 1 else labels.index_select(1, self.columns) > 0
         loss = self._loss(logits, truth)
         with torch.no_grad():
             return {"loss": loss, "sums": self._sums(logits, truth, loss)}

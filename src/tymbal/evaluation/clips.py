@@ -1,0 +1,102 @@
+"""Which clips of a store a classifier learns from, which it is asked about, and what their labels are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tymbal.errors import StoreError
+from tymbal.store.store import Store
+
+__all__ = ["LabelledClips", "labelled_clips"]
+
+_NAMED = 10  # classes that a message names
+
+
+@dataclass(frozen=True)
+class LabelledClips:
+    """Labelled clips of a store, by split.
+
+    Attributes:
+        train: Rows to learn from, [clips].
+        validation: Rows to be asked, [clips].
+        classes: Names of the labels, sorted; all of them occur in training.
+        columns: For each class its number among all labels of the store, [classes].
+        multilabel: Whether a clip may have several labels, or none.
+        left_out: Clips of these splits without a label, which tell nothing where every clip has one class.
+    """
+
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    classes: tuple[str, ...]
+    columns: NDArray[np.int64]
+    multilabel: bool
+    left_out: int
+
+    def truth(self, store: Store, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which row has which label, [rows, classes]."""
+        return np.asarray(store.label_matrix(rows)[:, self.columns] > 0)
+
+    def groups(self, store: Store, rows: NDArray[np.int64]) -> list[str] | None:
+        """The group of each row; None where not all rows have one."""
+        found = store.index["group"].take(rows).to_pylist()
+        return found if all(found) else None
+
+
+def labelled_clips(store: Store, *, multilabel: bool | None = None) -> LabelledClips:
+    """Finds the labelled clips of the splits `train` and `validation`.
+
+    Args:
+        store: The store.
+        multilabel: Whether a clip may have several labels; None finds out.
+
+    Raises:
+        StoreError: There are no labels, a split is missing or empty, a class occurs only in validation, or clips have
+            several labels where they may have one.
+    """
+    rows = {split: store.rows(split) for split in ("train", "validation")}
+    truth = {split: store.label_matrix(part) > 0 for split, part in rows.items()}
+    counts = {split: part.sum(axis=1) for split, part in truth.items()}
+    several = any((count > 1).any() for count in counts.values())
+    if several and multilabel is False:
+        raise StoreError(
+            "some clips have several labels, which cross entropy cannot learn",
+            path=store.path,
+            advice="Use --loss bce, or leave one label a clip in the manifest.",
+        )
+    multilabel = several if multilabel is None else multilabel
+    left_out = 0
+    if not multilabel:
+        left_out = sum(int((count == 0).sum()) for count in counts.values())
+        rows = {split: part[counts[split] > 0] for split, part in rows.items()}
+    taught, asked = (truth[split].any(axis=0) for split in ("train", "validation"))
+    _check(store, taught, asked, [len(part) for part in rows.values()], fewest=1 if multilabel else 2)
+    columns = np.flatnonzero(taught)
+    classes = tuple(store.labels[column] for column in columns)
+    return LabelledClips(rows["train"], rows["validation"], classes, columns, multilabel, left_out)
+
+
+def _check(store: Store, taught: NDArray[np.bool_], asked: NDArray[np.bool_], sizes: list[int], *, fewest: int) -> None:
+    if not taught.any() or min(sizes) == 0:
+        raise StoreError(
+            f"there are {sizes[0]:,} labelled clips to learn from and {sizes[1]:,} to be asked",
+            path=store.path,
+            advice="Give folders of sound named as their classes, or a manifest with the columns file and label, and a "
+            "split that leaves clips on both sides (--validation 0.2).",
+        )
+    unknown = [store.labels[column] for column in np.flatnonzero(asked & ~taught)]
+    if unknown:
+        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+        raise StoreError(
+            f"no clip to learn from has the label that validation clips have: {', '.join(unknown[:_NAMED])}{more}",
+            path=store.path,
+            advice="Move clips of it into the training part, correct a misspelt name, or leave it out.",
+        )
+    if int(taught.sum()) < fewest:
+        raise StoreError(
+            f"all clips have the same label, {store.labels[int(taught.argmax())]}: there is nothing to tell apart",
+            path=store.path,
+            advice="Add clips of another class, for instance of background noise.",
+        )

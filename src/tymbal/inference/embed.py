@@ -1,0 +1,102 @@
+"""Embeddings of the clips of a store by a frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tymbal.errors import ModelError, SettingsError
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.description import ModelDescription
+from tymbal.models.pooling import pool
+from tymbal.objectives.classification import normalised
+from tymbal.progress import Progress
+from tymbal.store.store import Store
+
+__all__ = ["check_features", "embed_store"]
+
+
+def embed_store(
+    encoder: SpectrogramEncoder,
+    store: Store,
+    rows: NDArray[np.int64],
+    *,
+    description: ModelDescription,
+    poolings: Sequence[str],
+    layer: int | None = None,
+    skip_padding: bool = True,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Embeds rows of a store.
+
+    Args:
+        encoder: The encoder; it is moved to the device and put into evaluation mode.
+        store: Where the spectrograms are.
+        rows: Which of them, [clips].
+        description: How the encoder's model normalises and pads.
+        poolings: Ways of pooling, all from one pass.
+        layer: Number of blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
+        skip_padding: Pool over the patches that hold sound, not over those of silence behind a short clip.
+        batch_size: Clips a batch.
+        device: Where to compute.
+        dtype: Arithmetic, bfloat16 or float16; `None` is float32.
+        progress: Told of each batch.
+
+    Returns:
+        For each pooling [clips, dimensions].
+
+    Raises:
+        ModelError: The store's mel bins are not the encoder's.
+        SettingsError: There is no such layer.
+    """
+    check_layer(encoder, layer)
+    device = torch.device(device)
+    encoder = encoder.to(device).eval()
+    found: dict[str, list[Tensor]] = {how: [] for how in poolings}
+    for start in range(0, len(rows), batch_size):
+        part = rows[start : start + batch_size]
+        store.announce(rows[start + batch_size : start + 2 * batch_size])
+        frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
+        raw = torch.from_numpy(store.gather(part)).to(device)
+        x = normalised(raw, frames, mean=description.mean, std=description.std, padding=description.padding)
+        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            output = encoder(x, hidden_states=layer is not None)
+        tokens = output.tokens if output.hidden_states is None else output.hidden_states[layer]
+        real = encoder.config.real_columns(frames, output.grid[1]) if skip_padding else None
+        for how, parts in found.items():
+            parts.append(pool(tokens.float(), how=how, grid=output.grid, real_columns=real).cpu())
+        if progress is not None:
+            progress.advance(len(part))
+    return {how: torch.cat(parts).numpy() for how, parts in found.items()}
+
+
+def check_layer(encoder: SpectrogramEncoder, layer: int | None) -> None:
+    """Refuses a layer that the encoder does not have."""
+    depth = encoder.config.depth
+    if layer is not None and not 0 <= layer <= depth:
+        raise SettingsError(f"layer is {layer}, but the encoder has {depth} blocks", advice=f"Choose 0 to {depth}.")
+
+
+def check_features(store: Store, description: ModelDescription, *, path: Any = None) -> None:
+    """Refuses a store whose spectrograms are not the ones that the model has learned from.
+
+    Raises:
+        ModelError: They differ, and in what.
+    """
+    from tymbal.config import diff
+
+    lines = diff(description.features, store.features)
+    if lines:
+        raise ModelError(
+            f"the model and the store {store.path} are made with other spectrograms:\n  " + "\n  ".join(lines),
+            path=path,
+            advice="Prepare the sound again with the settings of the model, the values on the left.",
+        )

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tymbal.evaluation.linear import STRENGTHS, _inner_folds, fit_logistic, neighbour_scores, quality
+
+
+def blobs(clips: int, classes: int, *, apart: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    codes = np.arange(clips) % classes
+    centres = np.random.default_rng(9).normal(size=(classes, 6)) * apart
+    # Very different scales and offsets: whoever does not standardise sees only the last dimension.
+    return (centres[codes] + generator.normal(size=(clips, 6))) * [1, 1, 1, 1, 1e-3, 1e3] + 50.0, codes
+
+
+def one_hot(codes: np.ndarray, classes: int) -> np.ndarray:
+    return codes[:, None] == np.arange(classes)
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_logistic__finds_what_is_linearly_apart(classes: int) -> None:
+    (known, codes), (asked, truth) = blobs(120, classes, apart=4, seed=0), blobs(80, classes, apart=4, seed=1)
+    fitted = fit_logistic(known, one_hot(codes, classes))
+    assert quality(fitted.scores(asked), one_hot(truth, classes), multilabel=False)["accuracy"] >= 0.95
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_inner_folds__keep_groups_whole_and_ask_every_clip_once(multilabel: bool) -> None:
+    recordings = np.repeat(np.arange(24), 10)
+    truth = one_hot(recordings % 2, 2)
+    groups = [f"recording {number}" for number in recordings]
+    folds = list(_inner_folds(truth, multilabel=multilabel, groups=groups, seed=0))
+    assert len(folds) == 4
+    assert sorted(np.concatenate([outside for _, outside in folds])) == list(range(240))
+    for inside, outside in folds:
+        assert not set(recordings[inside]) & set(recordings[outside])
+    straddling = [
+        set(recordings[inside]) & set(recordings[outside])
+        for inside, outside in _inner_folds(truth, multilabel=multilabel, groups=None, seed=0)
+    ]
+    assert all(straddling)
+
+
+def test_logistic__strength_suits_the_data() -> None:
+    known, codes = blobs(200, 2, apart=0.15, seed=0)
+    noise = np.random.default_rng(1).normal(size=(200, 60))
+    assert fit_logistic(np.hstack([known, noise]), one_hot(codes, 2)).strength <= 0.1
+    # Whitened directions of one class that only a long weight vector can tell apart.
+    fine = np.column_stack([np.arange(200), np.arange(200) + 0.1 * codes])
+    assert fit_logistic(fine, one_hot(codes, 2)).strength == STRENGTHS[-1]
+
+
+def test_logistic__one_strength_is_taken_as_it_is() -> None:
+    known, codes = blobs(40, 2, apart=1, seed=0)
+    assert fit_logistic(known, one_hot(codes, 2), strengths=(0.3,)).strength == 0.3
+
+
+def test_logistic__class_without_clips_is_never_predicted() -> None:
+    known, codes = blobs(60, 3, apart=3, seed=0)
+    scores = fit_logistic(known, one_hot(codes, 5)).scores(known)
+    assert set(scores.argmax(axis=1)) == {0, 1, 2}
+
+
+def test_logistic__a_single_clip_a_class_needs_no_folds() -> None:
+    known, codes = blobs(3, 3, apart=8, seed=0)
+    fitted = fit_logistic(known, one_hot(codes, 3))
+    assert fitted.strength == 1.0
+    assert fitted.scores(known).argmax(axis=1).tolist() == [0, 1, 2]
+
+
+def test_logistic__several_labels() -> None:
+    generator = np.random.default_rng(3)
+    known = generator.normal(size=(300, 5))
+    truth = known[:, :3] + 0.1 * generator.normal(size=(300, 3)) > [0.0, 0.5, 9.0]
+    fitted = fit_logistic(known[:200], truth[:200], multilabel=True)
+    found = quality(fitted.scores(known[200:]), truth[200:], multilabel=True)
+    assert found["mAP"] > 0.95
+    assert found["roc_auc"] > 0.97
+
+
+def test_neighbours__vote_by_cosine_of_standardised_features() -> None:
+    (known, codes), (asked, truth) = blobs(120, 4, apart=4, seed=0), blobs(80, 4, apart=4, seed=1)
+    votes = neighbour_scores(known, one_hot(codes, 4), asked, neighbours=5)
+    np.testing.assert_allclose(votes.sum(axis=1), 1)
+    assert quality(votes, one_hot(truth, 4), multilabel=False)["accuracy"] >= 0.95
+    # One's own nearest neighbour is oneself.
+    assert (neighbour_scores(known, one_hot(codes, 4), known, neighbours=1).argmax(axis=1) == codes).all()
+
+
+def test_neighbours__fewer_clips_than_wanted_neighbours() -> None:
+    known, codes = blobs(4, 2, apart=4, seed=0)
+    assert neighbour_scores(known, one_hot(codes, 2), known, neighbours=10).shape == (4, 2)
+
+
+def test_quality__absent_classes_are_left_out() -> None:
+    truth = np.array([[1, 0, 0], [0, 1, 0]], bool)
+    assert quality(np.array([[0.9, 0.1, 0], [0.8, 0.2, 0]]), truth, multilabel=False)["balanced_accuracy"] == 0.5
+    assert quality(np.array([[2.0, 0, 5], [1, 1, 5]]), truth, multilabel=True)["mAP"] == 1.0
