@@ -1,0 +1,250 @@
+"""A store of spectrograms, open for reading: any rows at the speed of memory.
+
+A row number is a spectrogram's place in the index; the index is in the order of the shards. Nothing is read before it
+is asked for, so a store of a terabyte opens as fast as a small one and travels to worker processes as its path.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tymbal.errors import StoreError
+from tymbal.settings import FeatureSettings
+from tymbal.store.buffers import BufferPool
+from tymbal.store.format import DESCRIPTION, INDEX, INDEX_SCHEMA, Description
+from tymbal.store.labels import LabelTable
+from tymbal.store.shards import MappedShard
+
+__all__ = ["Store"]
+
+_DAMAGED = "Make the store again with `tymbal prepare`."
+_ASKED = 4
+
+
+class Store:
+    """A folder of spectrograms; open one with `Store.open`.
+
+    Attributes:
+        path: The folder.
+        description: What `store.json` says.
+        index: One row a spectrogram: id, file, start, end, frames, labels, group, split, shard, row.
+    """
+
+    def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
+        self.path = path
+        self.description = description
+        self.index = index
+        ends = np.cumsum([shard.rows for shard in description.shards], dtype=np.int64)
+        self._first_rows = np.concatenate([np.zeros(1, np.int64), ends])
+        self._shards: dict[int, MappedShard] = {}
+        self._pool = BufferPool()
+        self._labels: LabelTable | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Opens a store and checks that it is whole.
+
+        Raises:
+            StoreError: It is no store, unfinished, damaged, or of another schema; the message says which and where.
+        """
+        folder = Path(path)
+        description = Description.read(folder)
+        for shard in description.shards:
+            file = folder / shard.file
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
+                raise StoreError(found, path=file, advice=f"Copy the store again from where it came from. {_DAMAGED}")
+        index = _read_index(folder / INDEX)
+        rows = sum(shard.rows for shard in description.shards)
+        if not index.num_rows == rows == description.count:
+            raise StoreError(
+                f"the index has {index.num_rows} spectrograms, the shards {rows}, {DESCRIPTION} {description.count}",
+                path=folder,
+                advice=_DAMAGED,
+            )
+        return cls(folder, description, index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self).open, (self.path,))
+
+    def __len__(self) -> int:
+        return self.description.count
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, {len(self)} spectrograms of {self.frames} frames x {self.mels} mel bins)"
+
+    @property
+    def frames(self) -> int:
+        """Frames of a spectrogram, padding included."""
+        return self.description.frames
+
+    @property
+    def mels(self) -> int:
+        """Mel bins."""
+        return self.description.mels
+
+    @property
+    def features(self) -> FeatureSettings:
+        """How the spectrograms were computed."""
+        return self.description.features
+
+    @property
+    def mean(self) -> float:
+        """Mean of all log-mel values of real frames."""
+        return self.description.mean
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all log-mel values of real frames."""
+        return self.description.std
+
+    @property
+    def real_frames(self) -> npt.NDArray[np.int32]:
+        """Frames of each spectrogram that hold sound, [count]; what follows them is padding."""
+        frames: npt.NDArray[np.int32] = self.index["frames"].to_numpy()
+        return frames
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of all labels, sorted."""
+        return self._label_table.names
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether any spectrogram has more than one label."""
+        return self._label_table.multilabel
+
+    def label_indices(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+        """The one label of each row as its place in `labels`, -1 where there is none: [rows].
+
+        Args:
+            rows: Row numbers; None is all.
+
+        Raises:
+            StoreError: Some spectrogram has several labels.
+        """
+        return self._label_table.indices(self._checked(rows))
+
+    def label_matrix(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
+        """Labels as ones and zeros, [rows, labels].
+
+        Args:
+            rows: Row numbers; None is all.
+        """
+        return self._label_table.matrix(self._checked(rows))
+
+    def rows(self, split: str | None = None) -> npt.NDArray[np.int64]:
+        """Row numbers of a split, ascending; of the whole store for None.
+
+        Raises:
+            StoreError: No spectrogram is in this split.
+        """
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        inside = pc.fill_null(pc.equal(self.index["split"], split), False)  # noqa: FBT003
+        rows: npt.NDArray[np.int64] = np.flatnonzero(inside.to_numpy())
+        if len(rows) == 0:
+            there = sorted(pc.unique(self.index["split"]).drop_null().to_pylist())
+            raise StoreError(
+                f"has no split {split!r}",
+                path=self.path,
+                advice=f"Its splits are: {', '.join(there)}." if there else "It was prepared without splits.",
+            )
+        return rows
+
+    def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
+        """Copies spectrograms out of the store, as raw log-mel values.
+
+        Args:
+            rows: Row numbers in any order, [n].
+            out: Where to put them, C-contiguous float16 [n, frames, mels]. None takes memory that is used again once
+                neither the result nor anything that shares its memory is alive.
+
+        Returns:
+            float16 [n, frames, mels].
+
+        Raises:
+            IndexError: A row number is not in the store.
+            StoreError: A shard cannot be read.
+        """
+        wanted = self._checked(rows)
+        shape = (len(wanted), self.frames, self.mels)
+        if out is None:
+            out = self._pool.empty(shape, np.float16)
+        elif out.shape != shape or out.dtype != np.float16 or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, not C-contiguous float16 {shape}")
+        places = self._places(wanted)
+        if self._announce(places):
+            view = out.reshape(-1).view(np.uint8).data
+            size = self.frames * self.mels * 2
+            for i, (shard, row) in enumerate(places):
+                shard.read(row, view[i * size : (i + 1) * size])
+        else:
+            for i, (shard, row) in enumerate(places):
+                out[i] = shard.array[row]
+        return out
+
+    def announce(self, rows: npt.ArrayLike) -> None:
+        """Tells the kernel which rows come next, so that it fetches what is not cached in the background.
+
+        Where a few of the rows are found cached, all are taken to be. A no-op where the system has no such call.
+        """
+        self._announce(self._places(self._checked(rows)))
+
+    def _announce(self, places: list[tuple[MappedShard, int]]) -> bool:
+        """Announces these rows unless they seem cached; whether it did."""
+        asked = places[:: max(len(places) // _ASKED, 1)]
+        if all(shard.cached(row) for shard, row in asked):
+            return False
+        for shard, row in places:
+            shard.announce(row)
+        return True
+
+    def _places(self, rows: npt.NDArray[np.int64]) -> list[tuple[MappedShard, int]]:
+        numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
+        within = rows - self._first_rows[numbers]
+        return [(self._shard(number), row) for number, row in zip(numbers.tolist(), within.tolist(), strict=True)]
+
+    def _shard(self, number: int) -> MappedShard:
+        shard = self._shards.get(number)
+        if shard is None:
+            there = self.description.shards[number]
+            shard = MappedShard(self.path / there.file, there.rows, self.frames, self.mels)
+            self._shards[number] = shard
+        return shard
+
+    def _checked(self, rows: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
+        if rows is None:
+            return np.arange(len(self), dtype=np.int64)
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} spectrograms")
+        return wanted
+
+    @property
+    def _label_table(self) -> LabelTable:
+        if self._labels is None:
+            self._labels = LabelTable(self.index["labels"], self.path)
+        return self._labels
+
+
+def _read_index(path: Path) -> pa.Table:
+    try:
+        index = pq.read_table(path)
+    except FileNotFoundError:
+        raise StoreError("is missing", path=path, advice=_DAMAGED) from None
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"cannot be read: {error}", path=path, advice=_DAMAGED) from error
+    missing = [name for name in INDEX_SCHEMA.names if name not in index.column_names]
+    if missing:
+        raise StoreError(f"has no column {', '.join(missing)}", path=path, advice=_DAMAGED)
+    return index.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks()

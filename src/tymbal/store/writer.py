@@ -1,0 +1,201 @@
+"""Writing spectrograms: shard by shard, then the index and the description that make the folder a store."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tymbal._version import __version__
+from tymbal.errors import StoreError
+from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.features.statistics import Moments
+from tymbal.files import replace_file
+from tymbal.settings import FeatureSettings
+from tymbal.store.format import INDEX, INDEX_SCHEMA, NPY_HEADER, Description, Shard, shard_name
+from tymbal.store.store import Store
+
+__all__ = ["Entry", "ShardWriter", "finish_store", "open_shard", "write_store"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the index says of a spectrogram, but for its place.
+
+    Attributes:
+        id: Stable name of the clip.
+        file: The sound file.
+        start: Seconds of the file at which the spectrogram begins.
+        end: Seconds of the file at which its sound ends.
+        frames: Frames of real sound; padding follows.
+        labels: Names of its labels.
+        group: What must stay on one side of a split.
+        split: train, validation, …
+    """
+
+    id: str
+    file: str
+    start: float
+    end: float
+    frames: int
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+    split: str | None = None
+
+
+class ShardWriter:
+    """Appends spectrograms to an open file; made by `open_shard`.
+
+    Attributes:
+        rows: Spectrograms written so far.
+        moments: Of all real frames written so far, as the store keeps them (float16).
+    """
+
+    def __init__(self, file: BinaryIO, frames: int, mels: int) -> None:
+        self.rows = 0
+        self.moments = Moments()
+        self._file = file
+        self._row = np.full((frames, mels), LOG_FLOOR, np.float16)
+        self._header()
+
+    def append(self, spectrogram: npt.NDArray[np.floating]) -> int:
+        """Writes one spectrogram [real frames, mels], padded with silence or cut to the frames of the store.
+
+        Returns:
+            Its frames of real sound.
+        """
+        real = min(len(spectrogram), len(self._row))
+        self._row[:real] = spectrogram[:real]
+        self._row[real:] = LOG_FLOOR
+        self._file.write(self._row.reshape(-1).view(np.uint8).data)
+        self.moments = self.moments.merge(Moments.of(self._row[:real]))
+        self.rows += 1
+        return real
+
+    def finish(self) -> None:
+        """Writes the number of rows into the header."""
+        self._file.seek(0)
+        self._header()
+
+    def _header(self) -> None:
+        shape = (self.rows, *self._row.shape)
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+        if self._file.tell() != NPY_HEADER:
+            raise ValueError(f"an .npy header of {self._file.tell()} bytes, not {NPY_HEADER}")
+
+
+@contextlib.contextmanager
+def open_shard(path: str | os.PathLike[str], *, frames: int, mels: int) -> Iterator[ShardWriter]:
+    """Yields a writer; on success the shard stands at `path`, synced and of the right size, else nothing does."""
+    with replace_file(path) as aside:
+        with aside.open("wb") as file:
+            writer = ShardWriter(file, frames, mels)
+            yield writer
+            writer.finish()
+        size, wanted = aside.stat().st_size, NPY_HEADER + writer.rows * frames * mels * 2
+        if size != wanted:
+            raise StoreError(
+                f"was written with {size} bytes instead of {wanted}", path=path, advice="Is the disk full?"
+            )
+
+
+def finish_store(
+    path: str | os.PathLike[str],
+    *,
+    shards: Sequence[tuple[Shard, Sequence[Entry]]],
+    features: FeatureSettings,
+    frames: int,
+    moments: Moments,
+    settings: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> Store:
+    """Writes the index and, last, the description of shards that stand already.
+
+    Args:
+        path: The store.
+        shards: Each shard with what it holds, in order; shards without rows are left out.
+        features: How the spectrograms were computed.
+        frames: Frames of a spectrogram, padding included.
+        moments: Of all values of real frames.
+        settings: Of the verb that made the store.
+        provenance: Beside version and time, what is known of the origin.
+    """
+    store = Path(path)
+    filled = [(shard, entries) for shard, entries in shards if shard.rows]
+    columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
+    for number, (_, entries) in enumerate(filled):
+        for row, entry in enumerate(entries):
+            for name, value in vars(entry).items():
+                columns[name].append(value)
+            columns["shard"].append(number)
+            columns["row"].append(row)
+    index = pa.table(columns, schema=INDEX_SCHEMA)
+    with replace_file(store / INDEX) as aside:
+        pq.write_table(index, aside)
+    Description(
+        features=features,
+        frames=frames,
+        mels=features.mel_bins,
+        count=index.num_rows,
+        shards=tuple(shard for shard, _ in filled),
+        mean=moments.mean,
+        std=moments.std,
+        real_frames=moments.count // features.mel_bins,
+        settings=dict(settings or {}),
+        provenance={
+            "tymbal": __version__,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **(provenance or {}),
+        },
+    ).write(store)
+    return Store.open(store)
+
+
+def write_store(
+    path: str | os.PathLike[str],
+    spectrograms: Iterable[tuple[npt.NDArray[np.floating], Entry]],
+    *,
+    features: FeatureSettings,
+    frames: int,
+    rows_per_shard: int = 256,
+    provenance: Mapping[str, Any] | None = None,
+) -> Store:
+    """Writes spectrograms that exist already as a store.
+
+    Args:
+        path: A folder that is no store yet.
+        spectrograms: Log-mel values [real frames, mels] with what the index says of them; `frames` of an entry is
+            set to the frames that were kept.
+        features: How they were computed.
+        frames: Frames of a spectrogram in the store: shorter ones are padded with silence, longer ones cut.
+        rows_per_shard: Spectrograms a shard.
+        provenance: What is known of their origin.
+    """
+    store = Path(path)
+    shards: list[tuple[Shard, list[Entry]]] = []
+    moments = Moments()
+    rest = iter(spectrograms)
+    while True:
+        name, entries = shard_name(len(shards)), []
+        with open_shard(store / name, frames=frames, mels=features.mel_bins) as writer:
+            for values, entry in rest:
+                real = writer.append(values)
+                entries.append(replace(entry, frames=real))
+                if writer.rows == rows_per_shard:
+                    break
+        if not entries:
+            (store / name).unlink()
+            break
+        moments = moments.merge(writer.moments)
+        shards.append((Shard(name, len(entries), (store / name).stat().st_size), entries))
+    return finish_store(store, shards=shards, features=features, frames=frames, moments=moments, provenance=provenance)
