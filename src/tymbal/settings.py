@@ -192,6 +192,7 @@ class TrainingSettings:
         max_minutes: Stop, with a final evaluation and a saved model, when this many minutes have passed. The schedule
             still spans `epochs` or `max_steps`.
         batch_size: Clips a step and device.
+        batch_sizes: Clips a step and device by epoch, as in 1, 1, 2, 4, instead of one number; the last one holds on.
         accumulate: Batches whose gradients are added up before a step.
         learning_rate: Highest learning rate.
         schedule: What the learning rate does after the warm-up.
@@ -218,6 +219,7 @@ class TrainingSettings:
     max_steps: int | None = None
     max_minutes: float | None = None
     batch_size: int = 64
+    batch_sizes: tuple[int, ...] = ()
     accumulate: int = 1
     learning_rate: float = 5e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -244,6 +246,7 @@ class TrainingSettings:
         _check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
         _check(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        _check(min(self.batch_sizes, default=1) >= 1, "batch_sizes", self.batch_sizes, "numbers of 1 or more")
         _check(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
         _check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
@@ -324,6 +327,8 @@ class FinetuneSettings(TrainingSettings):
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
         loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
+        best_by: Metric on the validation clips that tells the best model. `auto` is accuracy, or mAP where a clip may
+            have several labels.
         label_smoothing: Label smoothing of the cross entropy.
         frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
         time_mask: Widest time mask in frames (SpecAugment); 0 is none.
@@ -344,6 +349,7 @@ class FinetuneSettings(TrainingSettings):
     train: str = "all"
     head_lr_factor: float = 1.0
     loss: Literal["auto", "ce", "bce"] = "auto"
+    best_by: Literal["auto", "accuracy", "balanced_accuracy", "f1", "mAP", "loss"] = "auto"
     label_smoothing: float = 0.0
     frequency_mask: int = 0
     time_mask: int = 0
@@ -357,6 +363,8 @@ class FinetuneSettings(TrainingSettings):
         _check(self.train in ("all", "head") or self.train.isdigit(), "train", self.train, "all, head or a number")
         _check(self.head_lr_factor > 0, "head_lr_factor", self.head_lr_factor, "a number above 0")
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a fraction below 1")
+        _check(self.frequency_mask >= 0, "frequency_mask", self.frequency_mask, "0 or more mel bins")
+        _check(self.time_mask >= 0, "time_mask", self.time_mask, "0 or more frames")
         _check(0 <= self.dropout < 1, "dropout", self.dropout, "a fraction below 1")
         width, _, heads = self.shape
         _check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
@@ -374,7 +382,9 @@ class ProbeSettings:
 
     Attributes:
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
-            apart, `cls` the class tokens.
+            apart, `cls` the class tokens. Several are read from one pass.
+        layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
+        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         neighbours: Neighbours that vote.
         random: Also probe the same encoder with random weights.
         batch_size: Clips a batch.
@@ -383,7 +393,9 @@ class ProbeSettings:
         seed: Seed of the random encoder and of the inner split that chooses the regularisation.
     """
 
-    pooling: Literal["mean", "rows", "cls"] = "rows"
+    pooling: tuple[Literal["mean", "rows", "cls"], ...] = ("rows",)
+    layer: int | None = None
+    skip_padding: bool = True
     neighbours: int = 10
     random: bool = True
     batch_size: int = 64
@@ -392,6 +404,8 @@ class ProbeSettings:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        _check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
+        _check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
         _check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
@@ -401,7 +415,8 @@ class PredictSettings:
     """Scores for recordings of any length.
 
     Attributes:
-        hop: Seconds from one window to the next. `None` is the window of the model: no overlap.
+        window: Length of a window in seconds. `None` is the length that the model was trained on.
+        hop: Seconds from one window to the next. `None` is the window: no overlap.
         threshold: Rows with a lower score are left out.
         top: Keep this many best labels a window. `None` keeps all.
         batch_size: Windows a batch.
@@ -409,6 +424,7 @@ class PredictSettings:
         device: As in training.
     """
 
+    window: float | None = None
     hop: float | None = None
     threshold: float = 0.0
     top: int | None = None
@@ -417,6 +433,8 @@ class PredictSettings:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        _check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
         _check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        _check(0 <= self.threshold <= 1, "threshold", self.threshold, "a score from 0 to 1")
         _check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
