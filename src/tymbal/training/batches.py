@@ -1,0 +1,238 @@
+"""Which clips make up which batch, from the first step of a run to its last.
+
+A run is a stream of clips: every clip once in a random order (epoch 0), every clip once in another order (epoch 1), and
+so on. Steps are cut from that stream one behind the other. A batch at the end of an epoch is therefore filled up with
+the first clips of the next one: no clip is ever dropped, and every batch has its full size, so that a compiled step is
+compiled once. Only the last step of the run may reach a little beyond the epochs that were asked for.
+
+The plan knows all steps from the start, also where the batch size changes by epoch. The learning-rate schedule gets the
+exact number of steps, and a resumed run finds its place by counting steps (`Trainer` computes both from one constant
+size and one constant number of batches an epoch; it is shown the whole run as a single epoch).
+
+With several processes, each takes its own slice of the same global batch: two processes with batches of `b` see what
+one process with batches of `2 b` sees.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from tymbal.errors import TrainingError
+
+__all__ = ["BatchPlan", "PlannedBatchSampler", "SequentialBatchSampler"]
+
+Announce = Callable[[Sequence[int]], None]
+
+
+class _Stretch(NamedTuple):
+    """Steps of one size: where they begin, in steps and in clips, and the clips a batch and process."""
+
+    step: int
+    clip: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """All steps of a run.
+
+    Attributes:
+        length: Clips in an epoch.
+        batch_sizes: Clips a batch and process, by epoch; the last one holds for all later epochs. A size takes effect
+            with the first batch that begins in its epoch.
+        epochs: Passes over the clips.
+        max_steps: Optimizer steps, instead of `epochs`.
+        accumulate: Batches a step.
+        processes: Processes that train together.
+        seed: Seed of the order of the clips.
+    """
+
+    length: int
+    batch_sizes: tuple[int, ...]
+    epochs: float = 1.0
+    max_steps: int | None = None
+    accumulate: int = 1
+    processes: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise TrainingError("there are no clips to train on", advice="Check the split: it needs training clips.")
+        if not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise TrainingError(f"the batch sizes {self.batch_sizes} are not numbers of clips from 1 on")
+
+    @cached_property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run, exactly."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, self._steps_for(math.ceil(round(self.epochs * self.length, 6))))
+
+    @property
+    def batches(self) -> int:
+        """Batches that each process takes in the whole run."""
+        return self.steps * self.accumulate
+
+    def clips_before(self, step: int) -> int:
+        """Clips, of all processes, that the first `step` steps take."""
+        stretch = self._stretch_at(step)
+        return stretch.clip + (step - stretch.step) * self._clips_a_step(stretch.batch_size)
+
+    def epoch_after(self, step: int) -> float:
+        """Passes over the clips that are done after `step` steps."""
+        return self.clips_before(step) / self.length
+
+    def batch_size_of(self, step: int) -> int:
+        """Clips a batch and process in the step with the number `step`, counted from 0."""
+        return self._stretch_at(step).batch_size
+
+    def is_due(self, step: int, every: float) -> bool:
+        """Whether the last of `step` steps completed another `every` epochs."""
+        period = every * self.length
+        # A rounding error in a fraction of an epoch must not move an evaluation by a step.
+        done, before = (math.floor(self.clips_before(at) / period + 1e-9) for at in (step, step - 1))
+        return done > before
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The order of the clips in an epoch: int64 [length]."""
+        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+
+    def fingerprint(self) -> dict[str, object]:
+        """What must be the same for a run to be continued: with it, step N means the same clips."""
+        return {
+            "clips": self.length,
+            "batch_sizes": list(self.batch_sizes),
+            "accumulate": self.accumulate,
+            "processes": self.processes,
+            "seed": self.seed,
+            "steps": self.steps,
+        }
+
+    def _clips_a_step(self, batch_size: int) -> int:
+        return batch_size * self.accumulate * self.processes
+
+    @cached_property
+    def _stretches(self) -> list[_Stretch]:
+        stretches = []
+        step = clip = 0
+        for epoch, size in enumerate(self.batch_sizes):
+            stretches.append(_Stretch(step, clip, size))
+            # A step larger than an epoch can run past the next one, which then has no step of its own.
+            steps = max(0, math.ceil(((epoch + 1) * self.length - clip) / self._clips_a_step(size)))
+            step += steps
+            clip += steps * self._clips_a_step(size)
+        return stretches
+
+    def _stretch_at(self, step: int) -> _Stretch:
+        return self._stretches[bisect.bisect_right(self._stretches, step, key=lambda stretch: stretch.step) - 1]
+
+    def _steps_for(self, clips: int) -> int:
+        """Fewest steps that take at least `clips` clips."""
+        index = bisect.bisect_left(self._stretches, clips, key=lambda stretch: stretch.clip) - 1
+        stretch = self._stretches[max(0, index)]
+        return stretch.step + math.ceil((clips - stretch.clip) / self._clips_a_step(stretch.batch_size))
+
+
+class PlannedBatchSampler(Sampler[list[int]]):
+    """The batches of one process, in order, for a `DataLoader`.
+
+    An index is `epoch * length + position`, from which a `StoreDataset` knows the clip and its epoch.
+
+    Args:
+        plan: All steps of the run.
+        rank: Number of this process.
+        announce: Told the next batch before this one is handed out, so that the disk can be read while the current one
+            is worked on.
+        announce_from: Batches before this one are skipped by a resumed run, and are not announced.
+    """
+
+    def __init__(
+        self, plan: BatchPlan, *, rank: int = 0, announce: Announce | None = None, announce_from: int = 0
+    ) -> None:
+        self.plan = plan
+        self.rank = rank
+        self._announce = announce
+        self._announce_from = announce_from
+
+    def __len__(self) -> int:
+        return self.plan.batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return _announced(self._batches(), self._announce, self._announce_from)
+
+    def _batches(self) -> Iterator[list[int]]:
+        plan = self.plan
+        orders: dict[int, np.ndarray] = {}
+        for step in range(plan.steps):
+            size = plan.batch_size_of(step)
+            first = plan.clips_before(step)
+            for number in range(plan.accumulate):
+                start = first + (number * plan.processes + self.rank) * size
+                yield self._indices(start, start + size, orders)
+
+    def _indices(self, start: int, stop: int, orders: dict[int, np.ndarray]) -> list[int]:
+        """Clips `start` to `stop` of the stream; `orders` remembers the orders of the epochs that they lie in."""
+        length = self.plan.length
+        epochs = range(start // length, (stop - 1) // length + 1)
+        for epoch in [past for past in orders if past < epochs[0]]:
+            del orders[epoch]
+        indices: list[int] = []
+        for epoch in epochs:
+            if epoch not in orders:
+                orders[epoch] = self.plan.order(epoch)
+            part = orders[epoch][max(0, start - epoch * length) : stop - epoch * length]
+            indices.extend((part + epoch * length).tolist())
+        return indices
+
+
+class SequentialBatchSampler(Sampler[list[int]]):
+    """Every clip once, in order, every `processes`-th batch for this process; nothing is dropped or repeated.
+
+    Args:
+        length: Number of clips.
+        batch_size: Clips a batch; the last one may be smaller.
+        rank: Number of this process.
+        processes: Processes that evaluate together.
+        announce: Told the next batch before this one is handed out.
+    """
+
+    def __init__(
+        self, length: int, batch_size: int, *, rank: int = 0, processes: int = 1, announce: Announce | None = None
+    ) -> None:
+        self._starts = range(rank * batch_size, length, processes * batch_size)
+        self._length = length
+        self._batch_size = batch_size
+        self._announce = announce
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = (list(range(start, min(start + self._batch_size, self._length))) for start in self._starts)
+        return _announced(batches, self._announce, 0)
+
+
+def _announced(batches: Iterator[list[int]], announce: Announce | None, start: int) -> Iterator[list[int]]:
+    """Hands out batches, each after its successor was announced."""
+    if announce is None:
+        yield from batches
+        return
+    current = next(batches, None)
+    number = 0
+    if current is not None and start == 0:
+        announce(current)
+    while current is not None:
+        upcoming = next(batches, None)
+        number += 1
+        if upcoming is not None and number >= start:
+            announce(upcoming)
+        yield current
+        current = upcoming

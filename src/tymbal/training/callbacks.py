@@ -1,0 +1,222 @@
+"""What happens at fixed moments of a run: when to log, evaluate and save, when to stop, what to write down.
+
+Only the first process writes; all processes decide alike, so that none waits for the others for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+from typing_extensions import override
+
+from tymbal.files import write_text
+from tymbal.progress import Progress
+from tymbal.training.batches import BatchPlan
+
+__all__ = ["Clock", "MetricsFile", "ProgressBar", "Timetable", "is_better"]
+
+
+def is_better(value: float, than: float | None, *, greater: bool) -> bool:
+    """Whether a monitored metric beats the best so far; what is not a number never does."""
+    if math.isnan(value):
+        return False
+    return than is None or (value > than if greater else value < than)
+
+
+class Timetable(TrainerCallback):
+    """Logs, evaluates and saves when the plan says so.
+
+    `Trainer` counts epochs in a constant number of batches; this asks the plan, which knows better. Where it evaluates
+    or saves it also logs, so that no figure is averaged across a resume. A new best model is always saved.
+
+    Args:
+        plan: All steps of the run.
+        log_every: Steps between logged figures.
+        eval_every: Epochs between evaluations; None where there is nothing to validate on.
+        save_every: Epochs between checkpoints.
+    """
+
+    def __init__(self, plan: BatchPlan, *, log_every: int, eval_every: float | None, save_every: float) -> None:
+        self._plan = plan
+        self._log_every = log_every
+        self._eval_every = eval_every
+        self._save_every = save_every
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        step = state.global_step
+        state.epoch = self._plan.epoch_after(step)
+        last = step >= self._plan.steps
+        control.should_training_stop |= last
+        control.should_save |= last or self._plan.is_due(step, self._save_every)
+        if self._eval_every is not None:
+            control.should_evaluate |= last or self._plan.is_due(step, self._eval_every)
+        due = step % self._log_every == 0
+        control.should_log |= due or control.should_save or control.should_evaluate
+
+    @override
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        value = kwargs["metrics"][f"eval_{args.metric_for_best_model}"]
+        if is_better(value, state.best_metric, greater=bool(args.greater_is_better)):
+            state.best_global_step = state.global_step
+            control.should_save = True
+
+
+class Clock(TrainerCallback, ExportableState):
+    """Counts the seconds of training, also those before a resume, and ends the run when the minutes are used up.
+
+    Args:
+        max_minutes: How long to train, evaluations and saves included; None for ever.
+        seconds: What earlier sessions of this run used.
+    """
+
+    def __init__(self, max_minutes: float | None = None, seconds: float = 0.0) -> None:
+        self._limit = math.inf if max_minutes is None else 60 * max_minutes
+        self._before = seconds
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far."""
+        return self._before + time.monotonic() - self._start
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the minutes are used up."""
+        return self.seconds >= self._limit
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._start = time.monotonic()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Clocks differ between processes; they agree where they wait for each other anyway.
+        if math.isinf(self._limit) or (args.world_size > 1 and not control.should_log):
+            return
+        up = self.is_up
+        if args.world_size > 1:
+            flag = torch.tensor(float(up), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            up = bool(flag.item())
+        if up:
+            control.should_training_stop = control.should_log = control.should_save = True
+            control.should_evaluate = args.metric_for_best_model is not None
+
+    @override
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every logged figure to `metrics.jsonl`, one JSON object a line: step, epoch, seconds, figures.
+
+    A resumed run takes the file up where its checkpoint was written: later lines, and a line that a kill cut short,
+    go; so every step is there once.
+
+    Args:
+        path: The file.
+        clock: Tells the seconds of training.
+        plan: Tells the batch size.
+    """
+
+    def __init__(self, path: Path, clock: Clock, plan: BatchPlan) -> None:
+        self._path = path
+        self._clock = clock
+        self._plan = plan
+        self._file: IO[str] | None = None
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            kept = [line for line in self.read(self._path) if line["step"] <= state.global_step]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self._path.open("a", encoding="utf-8")
+
+    @override
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # This file is the history. The copy in the trainer's state would go into every checkpoint and grow for ever.
+        state.log_history.clear()
+        if self._file is None:
+            return
+        line = {"step": state.global_step, "epoch": round(state.epoch, 4), "seconds": round(self._clock.seconds, 2)}
+        if "loss" in kwargs["logs"]:
+            line["batch_size"] = self._plan.batch_size_of(state.global_step - 1)
+        # JSON has no NaN; a reader that meets one in the middle of a file stops.
+        figures = {name: _finite(value) for name, value in kwargs["logs"].items() if name != "epoch"}
+        self._file.write(json.dumps({**line, **figures}) + "\n")
+        self._file.flush()
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; nothing is lost without it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @classmethod
+    def at_step(cls, path: Path, step: int) -> dict[str, float]:
+        """All figures that were logged at one step."""
+        figures: dict[str, float] = {}
+        for line in cls.read(path):
+            if line["step"] == step:
+                figures |= line
+        return figures
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, Any]]:
+        """The lines of a metrics file; an absent file has none, and a torn line is left out."""
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [line for line in map(_parsed, lines) if line is not None]
+
+
+class ProgressBar(TrainerCallback):
+    """Shows steps, time left and the latest figures.
+
+    Args:
+        progress: What shows it; its context is entered by the caller.
+        shown: Picks the figures to show from what is logged.
+    """
+
+    def __init__(self, progress: Progress, shown: Callable[[dict[str, Any]], dict[str, float]]) -> None:
+        self._progress = progress
+        self._shown = shown
+        self._latest: dict[str, float] = {}
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._progress.advance(1)
+
+    @override
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._latest |= self._shown(kwargs["logs"])
+        self._progress.advance(0, note=", ".join(f"{name} {value:.4g}" for name, value in self._latest.items()))
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and "step" in value else None

@@ -1,0 +1,127 @@
+"""Checkpoints that are complete or absent.
+
+`Trainer` writes a checkpoint file by file into its final folder. Killed in between, it leaves a folder that it later
+resumes from without a word, to other weights: a missing `optimizer.pt` or `rng_state.pth` is not an error there. Here a
+checkpoint is written aside, every file is listed with its size and hash in `manifest.json`, synced to the disk, and the
+folder is renamed into place. A checkpoint that is resumed from is first checked against its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tymbal.errors import CheckpointError
+from tymbal.files import PARTIAL, replace_folder, write_json
+from tymbal.progress import tell
+
+__all__ = ["MANIFEST", "Checkpoints", "verify"]
+
+MANIFEST = "manifest.json"
+_SCHEMA = 1
+_NAME = re.compile(r"checkpoint-(\d+)")
+_NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        folder: Where they lie, as `checkpoint-STEP`.
+        keep: How many of the newest are kept, beside the best.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder = folder
+        self.aside = folder / f"writing{PARTIAL}"
+        self._keep = keep
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / f"checkpoint-{step}"
+
+    def steps(self) -> list[int]:
+        """Steps of which there are checkpoints, complete or damaged, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = [_NAME.fullmatch(entry.name) for entry in self.folder.iterdir()]
+        return sorted(int(match[1]) for match in matches if match)
+
+    def clean(self) -> None:
+        """Removes what a killed process left half written or half deleted."""
+        for leftover in self.folder.glob(f"*{PARTIAL}"):
+            shutil.rmtree(leftover)
+
+    def commit(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Makes what `Trainer` wrote into `aside` the checkpoint of `step`.
+
+        Args:
+            step: Optimizer steps that were done.
+            facts: What a run that resumes from it must agree with; kept in the manifest.
+        """
+        written = self.aside / self.path(step).name
+        with replace_folder(self.path(step)) as partial:
+            partial.rmdir()
+            written.rename(partial)
+            files = {
+                file.relative_to(partial).as_posix(): {"size": file.stat().st_size, "hash": _hash(file)}
+                for file in sorted(partial.rglob("*"))
+                if file.is_file()
+            }
+            write_json(partial / MANIFEST, {"schema": _SCHEMA, "step": step, **facts, "files": files})
+        self.aside.rmdir()
+
+    def rotate(self, best: int | None) -> None:
+        """Deletes all but the newest ones and the best."""
+        for step in self.steps()[: -self._keep]:
+            if step != best:
+                # Renamed first: a kill in the middle of deleting must not leave a folder that looks like a checkpoint.
+                doomed = self.path(step).rename(self.path(step).with_suffix(PARTIAL))
+                shutil.rmtree(doomed)
+
+    def newest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest complete checkpoint with its manifest, or None; damaged ones are passed over with a warning."""
+        for step in reversed(self.steps()):
+            try:
+                return self.path(step), verify(self.path(step))
+            except CheckpointError as error:
+                tell(f"Passing over a damaged checkpoint: {error.what} ({error.path})", warning=True)
+        return None
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Checks every file of a checkpoint against its manifest.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: A file is missing, or has another size or content than when it was written.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files: dict[str, dict[str, Any]] = manifest["files"]
+        complete = all(name in files for name in _NEEDED) and any(name.startswith("rng_state") for name in files)
+    except FileNotFoundError:
+        raise CheckpointError("the checkpoint has no manifest: it was not written to its end", path=path) from None
+    except (ValueError, KeyError, TypeError):
+        raise CheckpointError("the checkpoint's manifest is damaged", path=path / MANIFEST) from None
+    if not complete:
+        raise CheckpointError("the checkpoint lacks a part of the training state", path=path)
+    for name, entry in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"the checkpoint lacks {name}", path=path)
+        if file.stat().st_size != entry["size"] or _hash(file) != entry["hash"]:
+            raise CheckpointError(f"the checkpoint's {name} is not what was written", path=path)
+    return manifest
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

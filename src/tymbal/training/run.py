@@ -1,0 +1,334 @@
+"""One training run, whole: begun or continued, to its best model on the disk.
+
+Every objective and the fine-tuning go through `begin` and `train`. They put together the plan of all batches,
+`Trainer`, the checkpoints and what happens around them; `train` returns when the weights of the best step are in the
+module and saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
+
+from tymbal import config
+from tymbal.errors import CheckpointError, SettingsError, TrainingError
+from tymbal.progress import Progress, quietly, tell
+from tymbal.settings import TrainingSettings
+from tymbal.training.arguments import training_arguments
+from tymbal.training.batches import BatchPlan
+from tymbal.training.callbacks import Clock, MetricsFile, ProgressBar, Timetable
+from tymbal.training.checkpoints import Checkpoints, verify
+from tymbal.training.device import choose_device, choose_precision
+from tymbal.training.folder import Resume, RunFolder, RunResult
+from tymbal.training.optimizer import parameter_groups
+from tymbal.training.processes import join, on_first, processes, rank
+from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer
+
+__all__ = ["begin", "train"]
+
+_TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a session takes a run up.
+
+    Attributes:
+        checkpoint: The checkpoint that it continues from; None at the beginning.
+        step: Steps that are done.
+        best_step: The best of them, if any was evaluated.
+        seconds: Seconds of training that are done.
+        idle: Evaluations without progress up to here.
+    """
+
+    checkpoint: Path | None = None
+    step: int = 0
+    best_step: int | None = None
+    seconds: float = 0.0
+    idle: int = 0
+
+
+def begin(
+    verb: str, output: str | os.PathLike[str], arguments: Mapping[str, Any], settings: TrainingSettings, resume: Resume
+) -> RunResult | None:
+    """Begins a run in its folder or takes it up again, before anything is computed.
+
+    Args:
+        verb: The verb, as on the command line.
+        output: The run folder.
+        arguments: The verb's arguments by parameter name, for `run.yaml`.
+        settings: The verb's resolved settings.
+        resume: `auto` continues a run that is there, True insists on one, False refuses; or the checkpoint to
+            continue from.
+
+    Returns:
+        The result, where the run is finished already; else None, and `train` is to be called.
+
+    Raises:
+        SettingsError: The folder holds a run with other settings, of another verb, or any run at all.
+        CheckpointError: There is no run to resume.
+    """
+    join(choose_device(settings.device)[0])
+    folder = RunFolder(Path(output))
+    result = on_first(lambda: folder.begin(verb, arguments, settings, resume=resume))
+    if result is not None and rank() == 0:
+        tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
+    return result
+
+
+def train(
+    module: nn.Module,
+    train_dataset: BatchDataset,
+    validation_dataset: BatchDataset | None,
+    *,
+    settings: TrainingSettings,
+    run: Path,
+    verb: str,
+    resume: Resume = "auto",
+    groups: list[dict[str, Any]] | None = None,
+    finalise: Callable[[RunResult], None],
+) -> RunResult:
+    """Trains a module to the end of its plan, its patience or its minutes, or continues to do so.
+
+    Afterwards the module has the weights of its best step, or of the last one where nothing is validated.
+
+    Args:
+        module: The objective, see `training.trainer.Objective`.
+        train_dataset: Clips to learn from.
+        validation_dataset: Clips to validate on; None or empty for none.
+        settings: How to train.
+        run: The run folder, already begun.
+        verb: The verb, for the progress bar.
+        resume: As in `begin`.
+        groups: Parameter groups for AdamW, see `training.optimizer`. None treats all parameters alike.
+        finalise: Saves the model into the run folder; called in the first process only.
+
+    Returns:
+        How the run ended, with the figures of the saved model.
+
+    Raises:
+        TrainingError: The loss is not finite, or the memory of the device is too small.
+        CheckpointError: There is nothing to resume from, or it belongs to other data.
+        SettingsError: Settings do not go together.
+    """
+    with quietly() if rank() else contextlib.nullcontext():
+        folder = RunFolder(run)
+        plan = _plan(settings, len(train_dataset))
+        has_validation = validation_dataset is not None and len(validation_dataset) > 0
+        _check_goals(settings, has_validation=has_validation)
+        join(choose_device(settings.device)[0])
+        checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
+        start = on_first(lambda: _find_start(checkpoints, plan, resume))
+        clock = Clock(settings.max_minutes, start.seconds)
+        trainer = _trainer(
+            module,
+            (train_dataset, validation_dataset if has_validation else None),
+            settings,
+            folder=folder,
+            plan=plan,
+            checkpoints=checkpoints,
+            start=start,
+            clock=clock,
+            groups=groups
+            or parameter_groups(
+                module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+            ),
+        )
+        # Where patience was used up but the model not saved before a kill, the run is not to be trained any further.
+        if not (settings.patience and start.idle >= settings.patience):
+            _fit(trainer, start, settings, title=_TITLES.get(verb, verb))
+            start = _Start(step=trainer.state.global_step, best_step=trainer.state.best_global_step)
+        module = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        step = _load_best(module, checkpoints, start)
+        result = RunResult(
+            run=run,
+            model=folder.model,
+            metrics=MetricsFile.at_step(folder.metrics, step),
+            steps=start.step,
+            best_step=step,
+            ended="steps" if start.step >= plan.steps else "minutes" if clock.is_up else "patience",
+        )
+        if rank() == 0:
+            finalise(result)
+            folder.finish(result)
+        trainer.accelerator.wait_for_everyone()
+        return result
+
+
+def _plan(settings: TrainingSettings, clips: int) -> BatchPlan:
+    return BatchPlan(
+        length=clips,
+        batch_sizes=settings.batch_sizes or (settings.batch_size,),
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        accumulate=settings.accumulate,
+        processes=processes(),
+        seed=settings.seed,
+    )
+
+
+def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
+    if settings.patience and not has_validation:
+        raise SettingsError(
+            "patience needs validation clips, and there are none",
+            advice="Prepare the store with a validation split, or set patience to 0.",
+        )
+    for name in settings.report_to:
+        if importlib.util.find_spec(name) is None:
+            raise SettingsError(
+                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {name}"
+            )
+
+
+def _find_start(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> _Start:
+    """Where to take the run up; the first process decides."""
+    checkpoints.clean()
+    found: tuple[Path, dict[str, Any]] | None
+    if isinstance(resume, bool) or resume == "auto":
+        found = checkpoints.newest() if resume else None
+    else:
+        path = Path(resume)
+        found = path, verify(path)
+        later = [step for step in checkpoints.steps() if step > found[1]["step"]]
+        if later:
+            raise CheckpointError(
+                f"the run has later checkpoints, up to step {later[-1]}",
+                path=checkpoints.folder,
+                advice="Delete them to go back, or begin a new run with --from and this checkpoint's run.",
+            )
+    if found is None:
+        if resume is True:
+            raise CheckpointError("there is no complete checkpoint to resume from", path=checkpoints.folder)
+        if checkpoints.steps():
+            tell("No checkpoint is complete: training starts from the beginning", warning=True)
+        return _Start()
+    path, manifest = found
+    changes = config.diff(manifest["plan"], plan.fingerprint())
+    if changes:
+        raise CheckpointError(
+            "the run was begun with other data or another number of processes:\n    " + "\n    ".join(changes),
+            path=path,
+            advice="Continue it with the same store, as many processes, and the same batch size; or begin a new run.",
+        )
+    tell(f"Continuing from step {manifest['step']:,} of {plan.steps:,}")
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    kept = {name: entry["attributes"] for name, entry in state["stateful_callbacks"].items()}
+    return _Start(
+        checkpoint=path,
+        step=manifest["step"],
+        best_step=state["best_global_step"],
+        seconds=kept.get("Clock", {}).get("seconds", 0.0),
+        idle=kept.get("EarlyStoppingCallback", {}).get("early_stopping_patience_counter", 0),
+    )
+
+
+def _trainer(
+    module: nn.Module,
+    datasets: tuple[BatchDataset, BatchDataset | None],
+    settings: TrainingSettings,
+    *,
+    folder: RunFolder,
+    plan: BatchPlan,
+    checkpoints: Checkpoints,
+    start: _Start,
+    clock: Clock,
+    groups: list[dict[str, Any]],
+) -> TymbalTrainer:
+    device, device_reason = choose_device(settings.device)
+    dtype, dtype_reason = choose_precision(settings.precision, device)
+    precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    tell(f"Device: {device} ({device_reason}). Precision: {precision} ({dtype_reason}).")
+    train_dataset, validation_dataset = datasets
+    monitor = None if validation_dataset is None else cast(Objective, module).monitor
+    arguments = training_arguments(settings, plan=plan, device=device, dtype=dtype, run=folder.path, monitor=monitor)
+    timetable = Timetable(
+        plan,
+        log_every=settings.log_every,
+        eval_every=None if validation_dataset is None else settings.eval_every,
+        save_every=settings.save_every or settings.eval_every,
+    )
+    callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, clock, plan)]
+    if settings.patience:
+        patience = EarlyStoppingCallback(settings.patience, settings.min_progress)
+        patience.early_stopping_patience_counter = start.idle
+        callbacks.append(patience)
+    if "tensorboard" in settings.report_to and rank() == 0:
+        callbacks.append(_tensorboard(folder, start))
+    return TymbalTrainer(
+        module,
+        arguments,
+        plan=plan,
+        train_dataset=train_dataset,
+        validation_dataset=validation_dataset,
+        groups=groups,
+        checkpoints=checkpoints,
+        skip=start.step * plan.accumulate,
+        callbacks=callbacks,
+    )
+
+
+def _tensorboard(folder: RunFolder, start: _Start) -> TensorBoardCallback:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Hugging Face would take its folder from an environment variable. Purging hides what a killed session logged after
+    # its last checkpoint.
+    purge = start.step + 1 if start.checkpoint else None
+    writer = SummaryWriter(str(folder.tensorboard), purge_step=purge)
+    return TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
+
+
+def _fit(trainer: TymbalTrainer, start: _Start, settings: TrainingSettings, *, title: str) -> None:
+    """Trains, with a progress bar, and says what to do where the memory is too small."""
+    name = trainer.args.metric_for_best_model
+    wanted = ("loss", f"eval_{name}")
+
+    def shown(logs: dict[str, Any]) -> dict[str, float]:
+        return {key: logs[key] for key in wanted if key in logs}
+
+    steps = trainer.args.max_steps
+    with Progress(steps, title, unit="steps", done=start.step) as progress, _enough_memory(settings):
+        trainer.add_callback(ProgressBar(progress, shown))
+        trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
+
+
+@contextlib.contextmanager
+def _enough_memory(settings: TrainingSettings) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        half = max(1, settings.batch_size // 2)
+        raise TrainingError(
+            f"the memory of the device is too small for batches of {settings.batch_size} clips",
+            advice=(
+                f"The same training in less memory: --batch-size {half} --accumulate {2 * settings.accumulate}. "
+                f"--gradient-checkpointing and --precision bf16 also save memory."
+            ),
+        ) from error
+
+
+def _load_best(module: nn.Module, checkpoints: Checkpoints, end: _Start) -> int:
+    """Loads the weights of the best step, or of the last one; gives the step."""
+    for step in dict.fromkeys([end.best_step or end.step, end.step]):
+        try:
+            verify(checkpoints.path(step))
+        except CheckpointError as error:
+            tell(f"The checkpoint of step {step} cannot be used: {error.what} ({error.path})", warning=True)
+            continue
+        module.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"), strict=True)
+        return step
+    raise CheckpointError(
+        "the checkpoints of the finished run are damaged", path=checkpoints.folder, advice="Run the same command again."
+    )

@@ -1,0 +1,248 @@
+"""Hugging Face `Trainer`, and what it lacks; the loop, precision, accumulation, schedule and DDP are its own.
+
+What is changed, and why (tried with transformers 5.23, accelerate 1.15, torch 2.13):
+
+- It reads batches from a plan of the whole run, which it sees as one epoch (`training.batches`).
+- It adds up the sums of an objective on the device instead of gathering its outputs (`training.sums`).
+- It stops at a loss that is not finite, and saves no weights that are not.
+- It writes checkpoints aside and renames them when they are complete (`training.checkpoints`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
+from typing_extensions import override
+
+from tymbal.errors import CheckpointError, TrainingError
+from tymbal.store.dataset import whole_batch
+from tymbal.training.batches import BatchPlan, PlannedBatchSampler, SequentialBatchSampler
+from tymbal.training.checkpoints import Checkpoints
+from tymbal.training.sums import RunningSums
+
+__all__ = ["BatchDataset", "Objective", "TymbalTrainer"]
+
+_NOT_FINITE = "_not_finite"
+
+
+class Objective(Protocol):
+    """What can be trained: an `nn.Module` that takes a batch and returns its loss and sums."""
+
+    monitor: tuple[str, bool]
+    """Name of the metric that tells the best model, and whether greater is better."""
+
+    def __call__(self, **batch: Tensor) -> dict[str, Any]:
+        """Returns `loss`, a scalar, and `sums`, a mapping of tensors that add up over batches."""
+
+    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        """What is reported of the sums of many batches."""
+
+
+class BatchDataset(Protocol):
+    """What can be trained on: a dataset that gathers a whole batch at once."""
+
+    def __len__(self) -> int:
+        """Number of clips."""
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The batch of these indices, each `epoch * len + position`."""
+
+    def announce(self, indices: Sequence[int]) -> None:
+        """Told a batch before it is asked for."""
+
+
+class TymbalTrainer(Trainer):
+    """`Trainer` for objectives over stores.
+
+    Args:
+        module: The objective.
+        arguments: Arguments of `Trainer`.
+        plan: All steps of the run.
+        train_dataset: Clips to learn from.
+        validation_dataset: Clips to validate on, or None.
+        groups: Parameter groups for AdamW.
+        checkpoints: Where checkpoints go.
+        skip: Batches that a resumed run has behind it.
+        callbacks: What else happens.
+    """
+
+    # `Trainer` shall divide the loss by the number of accumulated batches, whatever the objective's signature.
+    loss_is_scaled_for_ga = False
+
+    def __init__(
+        self,
+        module: nn.Module,
+        arguments: TrainingArguments,
+        *,
+        plan: BatchPlan,
+        train_dataset: BatchDataset,
+        validation_dataset: BatchDataset | None,
+        groups: list[dict[str, Any]],
+        checkpoints: Checkpoints,
+        skip: int = 0,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        super().__init__(
+            module,
+            arguments,
+            train_dataset=cast(Dataset[Any], train_dataset),
+            eval_dataset=cast(Dataset[Any] | None, validation_dataset),
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        # Else it counts the labels of every batch over all processes, waiting for the device.
+        self.model_accepts_loss_kwargs = False
+        self._module = module
+        self._plan = plan
+        self._groups = groups
+        self._checkpoints = checkpoints
+        self._skip = skip
+        self._is_saving = False
+        self._window = RunningSums()
+
+    @override
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        dataset = cast(BatchDataset, self.train_dataset)
+        rank = self.args.process_index
+        return self._loader(
+            dataset,
+            PlannedBatchSampler(self._plan, rank=rank, announce=dataset.announce, announce_from=self._skip),
+        )
+
+    @override
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        dataset = cast(BatchDataset, self.eval_dataset if eval_dataset is None else eval_dataset)
+        sampler = SequentialBatchSampler(
+            len(dataset),
+            self.args.per_device_eval_batch_size,
+            rank=self.args.process_index,
+            processes=self.args.world_size,
+            announce=dataset.announce,
+        )
+        return self._loader(dataset, sampler)
+
+    def _loader(self, dataset: BatchDataset, sampler: Sampler[list[int]]) -> DataLoader[Any]:
+        return DataLoader(
+            cast(Dataset[Any], dataset),
+            batch_sampler=sampler,
+            collate_fn=whole_batch,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            # Its own, so that an evaluation draws nothing from the generator of the training.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+
+    @override
+    def _prepare_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        pinned = self.args.dataloader_pin_memory
+        return {name: value.to(self.args.device, non_blocking=pinned) for name, value in inputs.items()}
+
+    @override
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = torch.optim.AdamW(
+                self._groups,
+                lr=self.args.learning_rate,
+                betas=(self.args.adam_beta1, self.args.adam_beta2),
+                eps=self.args.adam_epsilon,
+                fused=True,
+            )
+        return self.optimizer
+
+    @override
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        loss: Tensor = outputs["loss"]
+        self._window.add({**outputs["sums"], _NOT_FINITE: ~loss.detach().isfinite()})
+        return (loss, outputs) if return_outputs else loss
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_runtime" in logs:
+            return  # A summary of this session, which means nothing for a run of several.
+        # `Timetable` sees to it that every evaluation and every checkpoint comes after a look at the loss.
+        if "loss" in logs:
+            sums = self._window.take()
+            if sums.pop(_NOT_FINITE).item():
+                raise self._not_finite("the loss is not a finite number", logs["learning_rate"])
+            logs = {**cast(Objective, self._module).metrics(sums), **logs}
+        super().log(logs, start_time)
+
+    @override
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
+    ) -> EvalLoopOutput:
+        self._module.eval()
+        running = RunningSums()
+        with torch.no_grad():
+            for batch in dataloader:
+                running.add(self._module(**self._prepare_inputs(batch))["sums"])
+        metrics = cast(Objective, self._module).metrics(running.take())
+        return EvalLoopOutput(
+            predictions=np.empty(0),
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=len(cast(BatchDataset, dataloader.dataset)),
+        )
+
+    @override
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._checkpoints.aside) if self._is_saving else str(super()._get_output_dir(trial))
+
+    @override
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if not self._is_finite():
+            raise self._not_finite("weights or optimizer are not finite numbers", self._get_learning_rate())
+        if self.args.should_save:
+            shutil.rmtree(self._checkpoints.aside, ignore_errors=True)
+            self._checkpoints.aside.mkdir(parents=True)
+        self.accelerator.wait_for_everyone()
+        self._is_saving = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving = False
+        # Until every process has written the state of its random numbers.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._checkpoints.commit(self.state.global_step, {"plan": self._plan.fingerprint()})
+            self._checkpoints.rotate(best=self.state.best_global_step)
+
+    def _is_finite(self) -> bool:
+        states = [value for state in self.create_optimizer().state.values() for value in state.values()]
+        tensors = [*self._module.state_dict().values(), *(value for value in states if isinstance(value, Tensor))]
+        flags = [value.isfinite().all().to(self.args.device) for value in tensors if value.is_floating_point()]
+        return bool(torch.stack(flags).all().item())
+
+    def _not_finite(self, what: str, learning_rate: float) -> TrainingError:
+        done = [step for step in self._checkpoints.steps() if step <= self.state.global_step]
+        kept = f" The last good checkpoint is that of step {done[-1]}." if done else ""
+        return TrainingError(
+            f"{what} at step {self.state.global_step} (learning rate {learning_rate:.3g})",
+            path=self._checkpoints.folder.parent,
+            advice=(
+                f"Begin a new run with a lower --learning-rate (try {self.args.learning_rate / 3:.2g}), a longer "
+                f"--warmup, or --precision float32; 'tymbal scan' finds sound files with values that are not "
+                f"finite.{kept}"
+            ),
+        )
+
+    @override
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        differing = [*load_result.missing_keys, *load_result.unexpected_keys]
+        if differing:
+            raise CheckpointError(
+                f"the checkpoint's weights are not those of this model: {', '.join(differing[:5])}",
+                path=self._checkpoints.folder,
+                advice="It was written by another version of Tymbal: begin a new run.",
+            )

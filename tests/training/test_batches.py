@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tymbal.errors import TrainingError
+from tymbal.training.batches import BatchPlan, PlannedBatchSampler, SequentialBatchSampler
+
+
+def test_plan__one_size_counts_steps_exactly():
+    plan = BatchPlan(length=41, batch_sizes=(4,), epochs=3)
+    assert plan.steps == 31  # 123 clips in steps of 4
+    assert plan.clips_before(31) == 124
+    assert plan.epoch_after(31) == 124 / 41
+
+
+def test_plan__max_steps_replaces_epochs():
+    assert BatchPlan(length=10, batch_sizes=(4,), epochs=3, max_steps=1000).steps == 1000
+
+
+def test_plan__fraction_of_an_epoch():
+    assert BatchPlan(length=100, batch_sizes=(10,), epochs=0.3).steps == 3
+    assert BatchPlan(length=3, batch_sizes=(10,), epochs=0.01).steps == 1
+
+
+def test_plan__sizes_by_epoch_take_effect_at_the_epochs_start():
+    plan = BatchPlan(length=40, batch_sizes=(1, 1, 2, 4), epochs=5)
+    assert plan.steps == 40 + 40 + 20 + 10 + 10
+    assert [plan.batch_size_of(step) for step in (0, 79, 80, 99, 100, 119)] == [1, 1, 2, 2, 4, 4]
+    assert plan.epoch_after(80) == 2
+    assert plan.epoch_after(100) == 3
+
+
+def test_plan__step_larger_than_an_epoch():
+    plan = BatchPlan(length=5, batch_sizes=(12, 3, 5), epochs=4)
+    # The first step takes epochs 0 and 1 and two clips of epoch 2, which then goes on in its own size.
+    assert [plan.clips_before(step) for step in range(4)] == [0, 12, 17, 22]
+    assert plan.batch_size_of(1) == 5
+    assert plan.steps == 3
+
+
+def test_plan__is_due_at_whole_epochs_and_fractions():
+    plan = BatchPlan(length=41, batch_sizes=(4,), epochs=3)
+    assert [step for step in range(1, 32) if plan.is_due(step, 1)] == [11, 21, 31]
+    tenths = BatchPlan(length=40, batch_sizes=(4,), epochs=3)
+    assert [step for step in range(1, 31) if tenths.is_due(step, 0.1)] == list(range(1, 31))
+
+
+def test_plan__no_clips_is_an_error():
+    with pytest.raises(TrainingError, match="no clips"):
+        BatchPlan(length=0, batch_sizes=(4,))
+
+
+def test_sampler__every_clip_once_an_epoch_and_every_batch_full():
+    plan = BatchPlan(length=7, batch_sizes=(3,), epochs=6, seed=1)
+    batches = list(PlannedBatchSampler(plan))
+    assert [len(batch) for batch in batches] == [3] * 14
+    stream = list(itertools.chain.from_iterable(batches))
+    for epoch in range(6):
+        assert sorted(stream[epoch * 7 : epoch * 7 + 7]) == list(range(epoch * 7, epoch * 7 + 7))
+
+
+def test_sampler__order_changes_by_epoch_and_repeats_by_seed():
+    plan = BatchPlan(length=50, batch_sizes=(50,), epochs=2, seed=3)
+    first, second = ([index % 50 for index in batch] for batch in PlannedBatchSampler(plan))
+    assert first != second
+    assert list(PlannedBatchSampler(plan)) == list(PlannedBatchSampler(plan))
+    other = BatchPlan(length=50, batch_sizes=(50,), epochs=2, seed=4)
+    assert next(iter(PlannedBatchSampler(other))) != first
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_sampler__two_processes_share_the_batches_of_one(accumulate):
+    shape = {"length": 23, "epochs": 4, "accumulate": accumulate, "seed": 5}
+    whole = list(PlannedBatchSampler(BatchPlan(batch_sizes=(8, 4), **shape)))
+    halves = BatchPlan(batch_sizes=(4, 2), processes=2, **shape)
+    left, right = (list(PlannedBatchSampler(halves, rank=rank)) for rank in (0, 1))
+    assert [a + b for a, b in zip(left, right, strict=True)] == whole
+
+
+def test_sampler__announces_each_next_batch_once():
+    plan = BatchPlan(length=6, batch_sizes=(2,), epochs=1)
+    log: list[tuple[str, list[int]]] = []
+    batches = PlannedBatchSampler(plan, announce=lambda batch: log.append(("announced", list(batch))))
+    log.extend(("taken", batch) for batch in batches)
+    a, b, c = list(PlannedBatchSampler(plan))
+    assert log == [
+        ("announced", a),
+        ("announced", b),
+        ("taken", a),
+        ("announced", c),
+        ("taken", b),
+        ("taken", c),
+    ]
+
+
+def test_sampler__does_not_announce_what_a_resumed_run_skips():
+    plan = BatchPlan(length=10, batch_sizes=(2,), epochs=1)
+    told: list[list[int]] = []
+    batches = list(PlannedBatchSampler(plan, announce=lambda batch: told.append(list(batch)), announce_from=3))
+    assert told == batches[3:]
+
+
+def test_sequential_sampler__covers_all_clips_over_processes():
+    parts = [list(SequentialBatchSampler(11, 2, rank=rank, processes=3)) for rank in range(3)]
+    assert parts[0] == [[0, 1], [6, 7]]
+    assert sorted(itertools.chain.from_iterable(itertools.chain(*parts))) == list(range(11))
+    assert [len(SequentialBatchSampler(11, 2, rank=rank, processes=3)) for rank in range(3)] == [2, 2, 2]
+
+
+def test_plan__order_is_pinned():
+    # A run that is continued after an upgrade of numpy must meet the same order.
+    assert BatchPlan(length=8, batch_sizes=(1,), seed=42).order(3).tolist() == [3, 1, 2, 7, 0, 5, 4, 6]
