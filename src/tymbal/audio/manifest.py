@@ -19,7 +19,7 @@ from tymbal.audio.tables import Row, Table, names_of, number, read_table, text
 from tymbal.errors import ManifestError
 from tymbal.files import replace_file
 
-__all__ = ["COLUMNS", "SPLITS", "Clip", "Manifest", "clip_id", "clips_of", "relative_path"]
+__all__ = ["COLUMNS", "SPLITS", "Clip", "Manifest", "clip_id", "place", "relative_path"]
 
 COLUMNS = ("file", "start", "end", "label", "group", "split", "duration", "sample_rate", "channels", "hash", "id")
 
@@ -101,9 +101,31 @@ class Manifest:
         Raises:
             ManifestError: It is unreadable, names no files, or contradicts itself.
         """
-        table = read_table(path)
-        root = table.path.resolve().parent
-        return cls(tuple(clips_of(table, root)), root)
+        return cls.of(read_table(path))
+
+    @classmethod
+    def of(cls, table: Table, root: Path | None = None) -> Manifest:
+        """The manifest that a table is; rows of the same clip are merged into one with the labels of all.
+
+        Relative paths begin at the table's folder or, where there is no such file, at the working directory.
+
+        Args:
+            table: The rows.
+            root: The folder that ids are relative to. None is the table's folder, or the common folder of all files
+                where some lie elsewhere.
+
+        Raises:
+            ManifestError: A cell cannot be what its column says, or two rows of a clip contradict each other.
+        """
+        folder = Path(os.path.abspath(table.path)).parent  # noqa: PTH100 - links keep the user's names
+        files = [_file(row, index, table, folder) for index, row in _numbered(table)]
+        root = root or _common_folder(files, folder)
+        clips: dict[tuple[str, float, float | None], Clip] = {}
+        for file, (index, row) in zip(files, _numbered(table), strict=True):
+            clip = _clip(row, file, index, table, root)
+            key = (clip.file, clip.start, clip.end)
+            clips[key] = clip if key not in clips else _merged(clips[key], clip, index, table.path)
+        return cls(tuple(clips.values()), root)
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes a `.csv` or `.parquet` file, whole or not at all.
@@ -131,39 +153,43 @@ def clip_id(path: str, start: float = 0.0, end: float | None = None) -> str:
     return f"{path}#{_seconds(start)}-{'' if end is None else _seconds(end)}"
 
 
+def place(clip: Clip) -> str:
+    """Where the clip's file lies: its id without the part of the file that it is."""
+    return clip.id if clip.start == 0 and clip.end is None else clip.id.rpartition("#")[0]
+
+
 def relative_path(file: str, root: Path) -> str:
     """The path of a file from `root`, with forward slashes on every system; the full path if it lies elsewhere."""
     path = Path(file)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def clips_of(table: Table, root: Path) -> list[Clip]:
-    """The clips that a table lists; rows of the same clip are merged into one with the labels of all.
-
-    Relative paths begin at the table's folder or, where there is no such file, at the working directory.
-
-    Args:
-        table: The rows.
-        root: The folder that ids are made relative to, where the table has none.
-
-    Raises:
-        ManifestError: A cell cannot be what its column says, or two rows of a clip contradict each other.
-    """
-    clips: dict[tuple[str, float, float | None], Clip] = {}
-    folder = table.path.resolve().parent
-    # The header is row 1 to a person who has the table open in a spreadsheet.
-    for index, row in enumerate(table.rows, 2 if table.path.suffix.lower() in (".csv", ".tsv") else 1):
-        clip = _clip(row, index, table, folder, root)
-        key = (clip.file, clip.start, clip.end)
-        clips[key] = clip if key not in clips else _merged(clips[key], clip, index, table.path)
-    return list(clips.values())
+def _numbered(table: Table) -> Iterator[tuple[int, Row]]:
+    """Rows with the numbers that a person sees: the header of a spreadsheet is row 1."""
+    return enumerate(table.rows, 2 if table.path.suffix.lower() in (".csv", ".tsv") else 1)
 
 
-def _clip(row: Row, index: int, table: Table, folder: Path, root: Path) -> Clip:
+def _file(row: Row, index: int, table: Table, folder: Path) -> str:
     name = text(row["file"])
     if name is None:
         raise ManifestError(f"row {index} names no file", path=table.path, advice="Fill it in, or delete the row.")
-    file = _resolved(name, folder)
+    path = Path(name).expanduser()
+    if not path.is_absolute():
+        here = folder / path
+        path = path.absolute() if not here.exists() and path.exists() else here
+    return os.path.normpath(path)
+
+
+def _common_folder(files: list[str], folder: Path) -> Path:
+    if all(file.startswith(f"{folder}{os.sep}") for file in files):
+        return folder
+    try:
+        return Path(os.path.commonpath([os.path.dirname(file) for file in files]))  # noqa: PTH120 - a million files
+    except ValueError:  # several drives
+        return folder
+
+
+def _clip(row: Row, file: str, index: int, table: Table, root: Path) -> Clip:
     start = number(row.get("start"), column="start", row=index, path=table.path) or 0.0
     end = number(row.get("end"), column="end", row=index, path=table.path)
     if start < 0 or (end is not None and end <= start):
@@ -200,15 +226,6 @@ def _id(row: Row, file: str, start: float, end: float | None, root: Path) -> str
     # A foreign table's `id` may be anything; beside a hash it is one that a scan wrote.
     own = text(row.get("id")) if text(row.get("hash")) else None
     return own or clip_id(relative_path(file, root), start, end)
-
-
-def _resolved(name: str, folder: Path) -> str:
-    path = Path(name).expanduser()
-    if not path.is_absolute():
-        here = folder / path
-        path = path.absolute() if not here.exists() and path.exists() else here
-    # Not Path.resolve: links keep the names that the user gave them.
-    return os.path.normpath(path)
 
 
 def _merged(one: Clip, other: Clip, row: int, path: Path) -> Clip:

@@ -1,0 +1,115 @@
+"""What is worth knowing about a data set although no file is at fault: copies, and what straddles a split.
+
+Nothing is changed or dropped because of a finding; it says what the user may want to change.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from tymbal.audio.manifest import Clip, place
+
+__all__ = ["Finding", "find"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something worth knowing.
+
+    Attributes:
+        kind: `note`, `duplicates`, `label conflict`, `duplicate straddles`, `group straddles`, `file straddles`,
+            `no validation` or `no label`.
+        text: It in words, with an example and what can be done.
+        files: The files that it is about, as paths from the root.
+    """
+
+    kind: str
+    text: str
+    files: tuple[str, ...] = ()
+
+
+def find(clips: Sequence[Clip], notes: Iterable[str] = ()) -> list[Finding]:
+    """Looks for all of them.
+
+    Args:
+        clips: Scanned clips with labels, groups and splits.
+        notes: What was noticed before, to be told with the rest.
+    """
+    found = [Finding("note", note) for note in notes]
+    copies = {key: group for key, group in _by(clips, lambda clip: clip.hash).items() if len(_places(group)) > 1}
+    found += _duplicates(list(copies.values()))
+    straddling = [group for group in copies.values() if _straddles(group)]
+    if straddling:
+        text = "copies of one file lie on both sides of the split: give them one group, or delete one"
+        found.append(_finding("duplicate straddles", text, straddling))
+    groups = [group for group in _by(clips, lambda clip: clip.group).values() if _straddles(group)]
+    if groups:
+        names = _some(sorted(group[0].group or "" for group in groups))
+        text = f"groups lie on both sides of the split ({names}): split=groups keeps them together"
+        found.append(_finding("group straddles", text, groups))
+    parts = [group for group in _by(clips, lambda clip: clip.file).values() if _straddles(group)]
+    if parts:
+        text = "parts of one file lie on both sides of the split: split=auto keeps them together"
+        found.append(_finding("file straddles", text, parts))
+    return found + _sides(clips)
+
+
+def _by(clips: Iterable[Clip], key: Callable[[Clip], str | None]) -> dict[str, list[Clip]]:
+    groups: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        name = key(clip)
+        if name is not None:
+            groups[name].append(clip)
+    return groups
+
+
+def _places(clips: Iterable[Clip]) -> list[str]:
+    return sorted({place(clip) for clip in clips})
+
+
+def _straddles(clips: Iterable[Clip]) -> bool:
+    return len({clip.split for clip in clips} - {None}) > 1
+
+
+def _finding(kind: str, text: str, groups: list[list[Clip]]) -> Finding:
+    places = _places(clip for group in groups for clip in group)
+    one = [min(_places(clip for clip in groups[0] if clip.split == split)) for split in sorted(_splits(groups[0]))]
+    return Finding(kind, f"{text}; {len(groups):,} such, as {' and '.join(one)}", tuple(places))
+
+
+def _splits(clips: Iterable[Clip]) -> set[str]:
+    return {clip.split for clip in clips if clip.split is not None}
+
+
+def _duplicates(copies: list[list[Clip]]) -> list[Finding]:
+    if not copies:
+        return []
+    places = [_places(group) for group in copies]
+    extra = sum(map(len, places)) - len(places)
+    text = f"{extra:,} files are exact copies of another, as {' = '.join(places[0][:3])}"
+    found = [Finding("duplicates", text, tuple(sorted(place for group in places for place in group)))]
+    differing = [
+        group for group in copies if len({clip.labels for clip in group if clip.start == 0 and clip.end is None}) > 1
+    ]
+    if differing:
+        one = " and ".join(f"{place(clip)} ({';'.join(clip.labels) or 'none'})" for clip in differing[0][:2])
+        text = f"copies of one file have different labels; {len(differing):,} such, as {one}"
+        found.append(Finding("label conflict", text, tuple(_places(clip for group in differing for clip in group))))
+    return found
+
+
+def _sides(clips: Sequence[Clip]) -> list[Finding]:
+    found = []
+    if _splits(clips) and not any(clip.split == "validation" for clip in clips):
+        text = "no clip is for validation: nothing will tell when to stop, or which model is best"
+        found.append(Finding("no validation", text))
+    bare = [place(clip) for clip in clips if not clip.labels]
+    if bare and len(bare) < len(clips):
+        found.append(Finding("no label", f"{len(bare):,} clips have no label, as {bare[0]}", tuple(bare)))
+    return found
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (" …" if len(names) > most else "")

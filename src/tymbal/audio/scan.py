@@ -1,0 +1,230 @@
+"""What is there: every file looked at once, in parallel, and one manifest of what can be used.
+
+    tymbal scan recordings -o manifest.csv
+
+Files that cannot be used are named in `failures.csv` beside the manifest and left out of it; nothing takes their place.
+Duplicates and what straddles the split are findings: told, not changed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tymbal.audio.decode import DISAGREEMENT
+from tymbal.audio.failures import ADVICE, Failure, write_failures
+from tymbal.audio.findings import Finding, find
+from tymbal.audio.inspect import FileReport, inspect
+from tymbal.audio.manifest import Clip, Manifest
+from tymbal.audio.paths import group_clips, label_clips, split_by_folders
+from tymbal.audio.sources import read_source
+from tymbal.audio.split import assign_splits
+from tymbal.audio.summary import summarise
+from tymbal.config import resolve
+from tymbal.errors import AudioError, ManifestError
+from tymbal.progress import Progress
+from tymbal.settings import ScanSettings
+
+__all__ = ["ScanResult", "as_manifest", "scan"]
+
+_PATIENCE = 1.0  # seconds: about what a pool of processes takes to start
+_CHUNK = 16  # files a process takes at once
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a scan found.
+
+    Attributes:
+        manifest: The clips that can be used.
+        failures: What was left out, and why.
+        findings: What is worth knowing although no file is at fault.
+        output: Where the manifest was written, or None.
+    """
+
+    manifest: Manifest
+    failures: list[Failure]
+    findings: list[Finding]
+    output: Path | None = None
+
+    def summary(self) -> str:
+        """The result as a person reads it."""
+        return summarise(self.manifest, self.failures, self.findings, self.output)
+
+
+def scan(
+    source: str | os.PathLike[str] | Manifest,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> ScanResult:
+    """Looks at every sound file of a folder or a list, and makes a manifest of those that can be used.
+
+    Args:
+        source: A folder, a list (CSV, TSV, Parquet, JSON, JSON lines, text), one sound file, or a manifest.
+        output: Where to write the manifest (.csv or .parquet), with `failures.csv` beside it. None writes nothing.
+        config: A YAML file with settings; those given here stand above it.
+        **settings: See `tymbal.settings.ScanSettings`.
+
+    Raises:
+        SettingsError: A setting is unknown, wrong, or does not fit the source.
+        ManifestError: The source cannot be read or contradicts itself.
+        AudioError: Not one file can be used.
+    """
+    chosen = resolve(ScanSettings, settings, config=config)
+    listing = read_source(source, label_csv=chosen.label_csv)
+    if output is not None:
+        _check_output(Path(output))
+    clips, notes = _described(listing.clips, chosen, labelled=listing.labelled)
+    files = list(dict.fromkeys(clip.file for clip in clips))
+    reports = {report.file: report for report in _inspect_all(files, chosen)}
+    good, failures = _sort(clips, reports, chosen.min_seconds)
+    if not good:
+        raise _nothing_left(failures, source)
+    manifest = Manifest(tuple(assign_splits(good, chosen)), listing.root)
+    findings = find(manifest.clips, [*listing.notes, *notes])
+    if output is not None:
+        manifest.write(output)
+        write_failures(Path(output).with_name("failures.csv"), failures)
+    return ScanResult(manifest, failures, findings, None if output is None else Path(output))
+
+
+def as_manifest(
+    source: str | os.PathLike[str] | Manifest, settings: ScanSettings
+) -> tuple[Manifest, list[Failure], list[Finding]]:
+    """The manifest of any source, for the verbs that come after.
+
+    No file of a scanned manifest is looked at again; what it says of labels, groups and splits stays, but for what the
+    settings ask for explicitly. Anything else is scanned.
+
+    Raises:
+        TymbalError: As `scan`.
+    """
+    manifest = _scanned(source)
+    if manifest is None:
+        keywords = {name: getattr(settings, name) for name in ScanSettings.__dataclass_fields__}
+        result = scan(source, **keywords)
+        return result.manifest, result.failures, result.findings
+    clips, notes = _described(list(manifest), settings, labelled=True)
+    manifest = replace(manifest, clips=tuple(assign_splits(clips, settings)))
+    return manifest, [], find(manifest.clips, notes)
+
+
+def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:
+    if not isinstance(source, Manifest):
+        path = Path(source)
+        if path.suffix.lower() not in (".csv", ".parquet") or not path.is_file():
+            return None
+        source = Manifest.read(path)
+    return source if len(source) and source.scanned else None
+
+
+def _described(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool) -> tuple[list[Clip], list[str]]:
+    """Clips with labels, groups and the splits of folders, and what was noticed."""
+    clips, label_notes = label_clips(clips, settings, labelled=labelled)
+    clips, group_notes = group_clips(clips, settings)
+    return split_by_folders(clips), label_notes + group_notes
+
+
+def _check_output(output: Path) -> None:
+    """Before the work, not after it."""
+    if output.suffix.lower() not in (".csv", ".parquet"):
+        raise ManifestError(
+            "a manifest is written as .csv or .parquet", path=output, advice="Give the output one of these suffixes."
+        )
+    if output.name == "failures.csv":
+        raise ManifestError("this name is for the files that are left out", path=output, advice="Take manifest.csv.")
+
+
+def _inspect_all(files: Sequence[str], settings: ScanSettings) -> Iterator[FileReport]:
+    """Reports in the order of the files: the first second in this process, what is left then by a pool."""
+    look = partial(inspect, silence_db=settings.silence_db, min_seconds=settings.min_seconds)
+    workers = settings.workers or _cores()
+    with Progress(len(files), "Scanning", unit="files") as progress:
+        begin = time.monotonic()
+        done = 0
+        for report in map(look, files):
+            yield report
+            done += 1
+            progress.advance(failed=int(report.problem is not None))
+            spent = time.monotonic() - begin
+            if workers > 1 and spent > _PATIENCE and spent / done * (len(files) - done) > 2 * _PATIENCE:
+                break
+        for report in _in_parallel(look, files[done:], workers):
+            yield report
+            progress.advance(failed=int(report.problem is not None))
+
+
+def _in_parallel(look: partial[FileReport], files: Sequence[str], workers: int) -> Iterator[FileReport]:
+    if not files:
+        return
+    # Spawned, never forked: a fork inherits locks of threads that it does not have.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        yield from pool.map(look, files, chunksize=_CHUNK)
+    except BrokenProcessPool:
+        raise AudioError(
+            "a process that reads files has died",
+            advice="In a script, call scan below `if __name__ == '__main__':`. Else a file crashes its decoder or "
+            "memory ran out: workers=1 shows which.",
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _sort(
+    clips: Iterable[Clip], reports: dict[str, FileReport], min_seconds: float
+) -> tuple[list[Clip], list[Failure]]:
+    """Good clips with what was found out about them, and the failures: one a file, or one a part of a file."""
+    good: list[Clip] = []
+    failures: dict[str, Failure] = {}
+    for clip in clips:
+        report = reports[clip.file]
+        failure = report.failure or _misfit(clip, report, min_seconds)
+        if failure is not None:
+            failures[clip.file if report.failure else clip.id] = failure
+        elif report.info is not None:
+            end = report.info.duration if clip.end is None else min(clip.end, report.info.duration)
+            good.append(
+                replace(
+                    clip,
+                    duration=round(end - clip.start, 6),
+                    sample_rate=report.info.sample_rate,
+                    channels=report.info.channels,
+                    hash=report.hash,
+                )
+            )
+    return good, list(failures.values())
+
+
+def _misfit(clip: Clip, report: FileReport, min_seconds: float) -> Failure | None:
+    """What is wrong with a part of a good file."""
+    if report.info is None or (clip.start == 0 and clip.end is None):
+        return None
+    length = report.info.duration
+    if clip.start >= length or (clip.end is not None and clip.end > length + DISAGREEMENT):
+        wanted = f"{clip.start:g} to {'its end' if clip.end is None else f'{clip.end:g} s'}"
+        reason = f"out of range: {wanted} is wanted of a file of {length:.2f} s"
+        return Failure(clip.file, reason, ADVICE["out of range"])
+    if (length if clip.end is None else min(clip.end, length)) - clip.start < min_seconds:
+        return Failure(clip.file, f"too short: the part at {clip.start:g} s", ADVICE["too short"])
+    return None
+
+
+def _nothing_left(failures: Sequence[Failure], source: str | os.PathLike[str] | Manifest) -> AudioError:
+    path = source.root if isinstance(source, Manifest) else source
+    some = "".join(f"\n  {failure.file}: {failure.reason}" for failure in failures[:3])
+    return AudioError(f"not one of its {len(failures):,} files can be used{some}", path=path, advice=failures[0].advice)
