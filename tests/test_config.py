@@ -17,6 +17,16 @@ def test_from_mapping__spellings_of_the_command_line():
     assert (settings.mask_ratio, settings.from_, settings.report_to) == (0.5, "run", ("wandb",))
 
 
+@pytest.mark.parametrize("value", [[1, 1, 2], (1, 1, 2), "1, 1, 2"])
+def test_from_mapping__lists(value):
+    assert config.from_mapping(PretrainSettings, {"batch_sizes": value}).batch_sizes == (1, 1, 2)
+
+
+def test_from_mapping__a_list_of_one_needs_no_brackets():
+    settings = config.from_mapping(PretrainSettings, {"batch_sizes": 4, "report_to": "wandb"})
+    assert (settings.batch_sizes, settings.report_to) == ((4,), ("wandb",))
+
+
 def test_from_mapping__python_spelling_and_numpy_numbers():
     settings = config.from_mapping(PretrainSettings, {"from_": Path("run"), "batch_size": np.int64(8), "warmup": 1})
     assert settings.from_ == "run"
@@ -40,7 +50,8 @@ def test_from_mapping__yaml_takes_1e_4_for_text(tmp_path):
         ({"batch_size": True}, "a.yaml: batch_size is True, which is not a whole number"),
         ({"compile": 1}, "a.yaml: compile is 1, which is not true or false"),
         ({"size": "bas"}, "a.yaml: size is 'bas', which is not one of tiny, small, base\n  Did you mean base?"),
-        ({"report_to": 3}, "a.yaml: report_to is 3, which is not a list"),
+        ({"report_to": [True]}, "a.yaml: report_to is True, which is not text"),
+        ({"batch_sizes": [1, 2.5]}, "a.yaml: batch_sizes is 2.5, which is not a whole number"),
         ({"mask_ratio": 2}, "a.yaml: mask_ratio is 2.0, which is not a fraction between 0 and 1"),
         ({"patch": None}, "a.yaml: patch is None, which is not text"),
     ],

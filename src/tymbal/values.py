@@ -38,19 +38,18 @@ def convert(value: Any, kind: Any, *, key: str, source: str | os.PathLike[str] |
     if typing.get_origin(kind) is Literal:
         return _choose(value, typing.get_args(kind), key=key, source=source)
     if typing.get_origin(kind) is tuple:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, Sequence):
-            return tuple(convert(item, typing.get_args(kind)[0], key=key, source=source) for item in items)
-        wanted, example = "a list", "[one, two]"
-    else:
-        read, wanted, example = _SCALARS[kind]
-        try:
-            return read(value)
-        except (TypeError, ValueError):
-            pass
-    raise SettingsError(
-        f"{key} is {shown(value)}, which is not {wanted}", path=source, advice=f"Example: {key}: {example}"
-    )
+        # One item may stand without brackets, several as text: `report_to: tensorboard, wandb`.
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
+        item_kind = typing.get_args(kind)[0]
+        items = [item.strip() if isinstance(item, str) else item for item in items]
+        return tuple(convert(item, item_kind, key=key, source=source) for item in items)
+    read, wanted, example = _SCALARS[kind]
+    try:
+        return read(value)
+    except (TypeError, ValueError):
+        raise SettingsError(
+            f"{key} is {shown(value)}, which is not {wanted}", path=source, advice=f"Example: {key}: {example}"
+        ) from None
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
