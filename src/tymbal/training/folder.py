@@ -116,19 +116,19 @@ class RunFolder:
             SettingsError: The folder holds a run with other settings, of another verb, or any run at all.
             CheckpointError: There is no run to resume.
         """
-        if (self.path / "run.yaml").exists():
+        if self._holds_a_run():
             self._check(verb, arguments, settings, resume=resume)
             result = self._finished(settings)
             if result is not None:
                 return result
         elif resume is True:
-            raise CheckpointError(
-                "there is no run to resume", path=self.path, advice="Leave --resume out to begin one."
-            )
-        elif self.path.is_dir() and self.checkpoints.exists():
-            raise SettingsError("the folder holds checkpoints but no run.yaml", path=self.path, advice=_OTHER_FOLDER)
+            raise CheckpointError("there is no run to resume", path=self.path, advice="Leave resume out to begin one.")
         config.write_run_yaml(self.path, verb, arguments, settings)
         return None
+
+    def _holds_a_run(self) -> bool:
+        """Whether there is anything to continue. A mistake in the first command leaves a run.yaml, but nothing else."""
+        return (self.path / "result.json").exists() or any(self.checkpoints.glob("checkpoint-*"))
 
     def finish(self, result: RunResult) -> None:
         """Records that the run is finished."""
@@ -145,6 +145,8 @@ class RunFolder:
     def _check(self, verb: str, arguments: Mapping[str, Any], settings: TrainingSettings, *, resume: Resume) -> None:
         if resume is False:
             raise SettingsError("the folder holds a run already", path=self.path, advice=_OTHER_FOLDER)
+        if not (self.path / "run.yaml").exists():
+            raise SettingsError("the folder holds checkpoints but no run.yaml", path=self.path, advice=_OTHER_FOLDER)
         recorded = config.read_run_yaml(self.path)
         if recorded.verb != verb:
             raise SettingsError(

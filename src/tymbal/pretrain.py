@@ -1,0 +1,201 @@
+"""An encoder from unlabelled sound: `tymbal pretrain`.
+
+    tymbal pretrain store -o run --objective joint --size small
+
+Run again after a stop, it continues where the last checkpoint was written, to the same weights as without the stop. The
+best encoder on the validation clips lies in `run/model`, with the heads that it was pretrained with, and goes straight
+into `tymbal probe` and `tymbal finetune --from run`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tymbal import config as configuration
+from tymbal._version import __version__
+from tymbal.progress import tell
+from tymbal.settings import FeatureSettings, PretrainSettings, parse_patch
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tymbal.models.description import ModelDescription
+    from tymbal.models.encoder import SpectrogramEncoder
+    from tymbal.objectives.ssast import SSASTObjective
+    from tymbal.store.store import Store
+    from tymbal.training.folder import Resume, RunResult
+
+__all__ = ["pretrain"]
+
+_OBJECTIVE = (
+    "objective",
+    "mask",
+    "mask_ratio",
+    "mask_count",
+    "mask_padding",
+    "mse_weight",
+    "normalize_targets",
+)
+"""Settings that say how the model was pretrained; they go into its description."""
+
+
+def pretrain(
+    store: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    resume: Resume = "auto",
+    config: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Pretrains an encoder on the spectrograms of a store.
+
+    Args:
+        store: A store; or a folder of sound files or a manifest, which is prepared into the run folder first.
+        output: The run folder.
+        resume: `auto` continues the run in the output folder if there is one, True insists on one, False on none; or
+            the folder of a checkpoint.
+        config: YAML file with settings, or the `run.yaml` of an earlier run.
+        **settings: See `tymbal.settings.PretrainSettings`.
+
+    Raises:
+        StoreError: The store cannot be read or has no clips to learn from.
+        ModelError: The weights to start from cannot be read or do not fit.
+        SettingsError: Settings do not go together, or the folder holds another run.
+        CheckpointError: There is nothing to resume from, or it belongs to other data.
+        TrainingError: The loss is not finite.
+    """
+    from tymbal.store.dataset import StoreDataset
+    from tymbal.training.run import begin, train
+    from tymbal.training.source import open_source
+
+    chosen = configuration.resolve(PretrainSettings, settings, config=config)
+    run = Path(output)
+    finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
+    if finished is not None:
+        return finished
+    data = open_source(store, run, _features(chosen))
+    train_rows, validation_rows = _rows(data)
+    objective, description = _objective(data, chosen)
+
+    def finalise(result: RunResult) -> None:
+        from tymbal.models.folder import save_model
+
+        provenance = {**description.provenance, "metrics": result.metrics}
+        save_model(
+            result.model,
+            objective.encoder,
+            replace(description, provenance=provenance),
+            objective_state=objective.head_state(),
+        )
+
+    return train(
+        objective,
+        StoreDataset(data, train_rows),
+        StoreDataset(data, validation_rows),
+        settings=chosen,
+        run=run,
+        verb="pretrain",
+        resume=resume,
+        finalise=finalise,
+    )
+
+
+def _features(settings: PretrainSettings) -> FeatureSettings:
+    """How spectrograms are made where sound is given: as for the weights to start from."""
+    if settings.from_ is None:
+        return FeatureSettings()
+    from tymbal.models.folder import open_checkpoint
+
+    return open_checkpoint(settings.from_).description.features
+
+
+def _rows(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to learn from and rows to validate on; without splits, all are learned from and none is left."""
+    splits = set(store.index["split"].to_pylist()) - {None}
+    train = store.rows("train" if splits else None)
+    validation = store.rows("validation") if "validation" in splits else train[:0]
+    tell(f"{len(train):,} clips to learn from, {len(validation):,} to validate on")
+    return train, validation
+
+
+def _objective(store: Store, settings: PretrainSettings) -> tuple[SSASTObjective, ModelDescription]:
+    """The encoder with its objective, and what its model folder will say."""
+    import torch
+
+    from tymbal.features.kaldi import LOG_FLOOR
+    from tymbal.models.description import ModelDescription
+    from tymbal.objectives.ssast import SSASTObjective
+
+    # The same seed gives the same weights, whatever the caller drew before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        encoder, origin = _encoder(store, settings)
+        mean, std = (store.mean, store.std) if origin is None else (origin.mean, origin.std)
+        objective = SSASTObjective(
+            encoder,
+            task=settings.objective,
+            mean=mean,
+            std=std,
+            mask=settings.mask,
+            mask_ratio=settings.mask_ratio,
+            mask_count=settings.mask_count,
+            mask_padding=settings.mask_padding,
+            mse_weight=settings.mse_weight,
+            normalize_targets=settings.normalize_targets,
+            seed=settings.seed,
+        )
+    if settings.from_ is not None:
+        _take_heads(objective, settings.from_)
+    encoder.gradient_checkpointing = settings.gradient_checkpointing
+    chosen = configuration.to_mapping(settings)
+    description = ModelDescription(
+        encoder=encoder.config,
+        features=store.features,
+        mean=mean,
+        std=std,
+        padding=LOG_FLOOR,
+        objective={name: chosen[name] for name in _OBJECTIVE},
+        provenance={
+            "verb": "pretrain",
+            "version": __version__,
+            "from": settings.from_,
+            "data": str(store.path),
+            "settings": chosen,
+        },
+    )
+    return objective, description
+
+
+def _encoder(store: Store, settings: PretrainSettings) -> tuple[SpectrogramEncoder, ModelDescription | None]:
+    """The encoder with its first weights, and the description of the model that they are from, if any."""
+    from tymbal.inference.embed import check_features
+    from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+    from tymbal.models.warmstart import warm_start
+
+    width, depth, heads = settings.shape
+    patch = parse_patch(settings.patch)
+    wanted = EncoderConfig(
+        width=width, depth=depth, heads=heads, mels=store.mels, frames=store.frames, patch=patch, stride=patch
+    )
+    if settings.from_ is None:
+        tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads")
+        return SpectrogramEncoder(wanted), None
+    encoder, report, origin = warm_start(settings.from_, config=wanted)
+    check_features(store, origin, path=settings.from_)
+    tell(f"Starting from {settings.from_}: {report}")
+    return encoder, origin
+
+
+def _take_heads(objective: SSASTObjective, source: str) -> None:
+    """Goes on with the heads of an earlier pretraining, where they are those of this objective."""
+    from tymbal.models.folder import open_checkpoint
+
+    state = open_checkpoint(source).objective
+    own = objective.head_state()
+    if all(name in state and state[name].shape == value.shape for name, value in own.items()):
+        objective.load_head_state(state)
+        tell("Going on with the heads of its pretraining")
