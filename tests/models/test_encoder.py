@@ -196,8 +196,3 @@ def test_autocast__stays_close_and_keeps_float32_tokens():
         rounded = encoder(spectrogram, mask=torch.zeros(2, 6, dtype=torch.bool)).tokens
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().mean() < 0.05
-
-
-def test_no_weight_decay__names_parameters_that_exist():
-    encoder = small_encoder()
-    assert encoder.no_weight_decay() <= dict(encoder.named_parameters()).keys()

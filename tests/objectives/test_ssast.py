@@ -34,10 +34,10 @@ def test_losses__are_those_of_the_reference(shared, name):
     from tymbal.models.doors.ssast import read
 
     checkpoint = read(shared / "fixtures" / f"ssast_{name}.pth")
-    encoder = SpectrogramEncoder(checkpoint.config)
+    encoder = SpectrogramEncoder(checkpoint.description.encoder)
     encoder.load_state_dict(checkpoint.encoder)
     ours = SSASTObjective(encoder, task="joint", mean=0.0, std=0.5).eval()
-    ours.load_head_state(checkpoint.heads)
+    ours.load_head_state(checkpoint.objective)
     expected = np.load(shared / "fixtures" / f"ssast_{name}_expected.npz")
     spectrogram, index = torch.from_numpy(expected["input"]), torch.from_numpy(expected["mask_index"])
     mask = torch.zeros(3, encoder.config.num_patches, dtype=torch.bool).scatter(1, index, value=True)

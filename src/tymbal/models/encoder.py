@@ -184,10 +184,6 @@ class SpectrogramEncoder(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters of more than one dimension that weight decay must leave alone (timm's convention)."""
-        return {"cls_token", "distillation_token", "mask_token", "position_embedding"}
-
     def patchify(self, spectrogram: Tensor) -> Tensor:
         """Cuts spectrograms [batch, frames, mels] into patches [batch, patches, patch area]."""
         (tall, wide), (down, right) = self.config.patch, self.config.stride

@@ -1,0 +1,80 @@
+"""What a model is: everything beside its weights that is needed to use it, and where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tymbal.errors import ModelError, TymbalError
+from tymbal.models.encoder import EncoderConfig
+from tymbal.settings import FeatureSettings
+
+__all__ = ["AUDIOSET_MEAN", "AUDIOSET_STD", "SCHEMA", "ModelDescription"]
+
+SCHEMA = 1
+"""Version of the description in a model folder. It goes up when older readers would misunderstand it."""
+
+AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
+"""Statistics of AudioSet's log-mel values, with which AST and SSAST were pretrained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What a model is.
+
+    Attributes:
+        encoder: Shape of the encoder.
+        features: How the spectrograms are made.
+        mean: Mean of the log-mel values; the encoder sees (x - mean) / (2 std).
+        std: Standard deviation of the log-mel values.
+        padding: Log-mel value of padding frames: the floor of the scale, silence, in our own models; 0 in those of
+            SSAST and Hugging Face.
+        labels: Names of the classifier's labels in the order of its scores; empty for an encoder.
+        pooling: How the classifier pools tokens; `None` for an encoder.
+        multilabel: Whether a clip can have several labels (a sigmoid each) or has one (softmax).
+        head_eps: Epsilon of the classifier's layer norm; `None` is the encoder's.
+        objective: How it was pretrained, as settings.
+        provenance: Where it comes from, for the model card: `verb`, `version`, `created`, `from`, `data`, `settings`,
+            `metrics`, whichever are known.
+    """
+
+    encoder: EncoderConfig
+    features: FeatureSettings
+    mean: float
+    std: float
+    padding: float
+    labels: tuple[str, ...] = ()
+    pooling: str | None = None
+    multilabel: bool = False
+    head_eps: float | None = None
+    objective: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The description as plain JSON values."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], *, path: str | None = None) -> ModelDescription:
+        """Reads what `to_json` gave.
+
+        Raises:
+            ModelError: Where it is of a newer schema or incomplete.
+        """
+        given = dict(values)
+        schema = given.pop("schema", None)
+        if schema != SCHEMA:
+            raise ModelError(
+                f"the model's description has schema {schema}, this Tymbal reads {SCHEMA}",
+                path=path,
+                advice="Upgrade Tymbal: pip install -U tymbal",
+            )
+        known = {item.name for item in fields(cls)}
+        try:
+            given["encoder"] = EncoderConfig(**given["encoder"])
+            given["features"] = FeatureSettings(**given["features"])
+            given["labels"] = tuple(given.get("labels", ()))
+            return cls(**{name: value for name, value in given.items() if name in known})
+        except (KeyError, TypeError, TymbalError) as error:
+            raise ModelError(f"the model's description is damaged: {error!r}", path=path) from error

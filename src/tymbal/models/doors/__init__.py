@@ -1,0 +1,1 @@
+"""Doors to other people's checkpoints: their names and layouts to ours, and back."""

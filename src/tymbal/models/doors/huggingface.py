@@ -1,0 +1,323 @@
+"""The door to Hugging Face: `ASTModel` and `ASTForAudioClassification` folders, in both directions.
+
+We depend on what lies on disk, not on the inside of transformers' classes: `config.json`, `model.safetensors` and
+`preprocessor_config.json`. Weights have two namings there: that of the format (`encoder.layer.0.attention.attention.
+query`), and that which modules have in the memory of transformers 5 (`layers.0.attention.q_proj`), found in files that
+a wrapper around such a model saved. Both are read; the first is written.
+
+A model in this layout also carries our own description, under `tymbal` in its `config.json`. transformers keeps it and
+does not look at it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tymbal.errors import ModelError
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.description import AUDIOSET_MEAN, AUDIOSET_STD, ModelDescription
+from tymbal.models.doors.names import expand, rename
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.models.weights import Checkpoint, read_weights
+from tymbal.settings import FeatureSettings
+
+__all__ = [
+    "MODEL_TYPE",
+    "fetch",
+    "names_from",
+    "obstacle",
+    "read",
+    "to_config",
+    "to_preprocessor",
+    "to_state",
+]
+
+MODEL_TYPE = "audio-spectrogram-transformer"
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+_PREFIX = "audio_spectrogram_transformer."
+_ENCODER = (
+    ("cls_token", "embeddings.cls_token"),
+    ("distillation_token", "embeddings.distillation_token"),
+    ("position_embedding", "embeddings.position_embeddings"),
+    ("patch_projection.*", "embeddings.patch_embeddings.projection.*"),
+    ("blocks.{n}.norm1.*", "encoder.layer.{n}.layernorm_before.*"),
+    ("blocks.{n}.attention.query.*", "encoder.layer.{n}.attention.attention.query.*"),
+    ("blocks.{n}.attention.key.*", "encoder.layer.{n}.attention.attention.key.*"),
+    ("blocks.{n}.attention.value.*", "encoder.layer.{n}.attention.attention.value.*"),
+    ("blocks.{n}.attention.projection.*", "encoder.layer.{n}.attention.output.dense.*"),
+    ("blocks.{n}.norm2.*", "encoder.layer.{n}.layernorm_after.*"),
+    ("blocks.{n}.fc1.*", "encoder.layer.{n}.intermediate.dense.*"),
+    ("blocks.{n}.fc2.*", "encoder.layer.{n}.output.dense.*"),
+    ("norm.*", "layernorm.*"),
+)
+_HEAD = (("head_norm.*", "classifier.layernorm.*"), ("head.*", "classifier.dense.*"))
+_PARTS = ("query", "key", "value")
+_IN_MEMORY = (
+    ("attention.q_proj.", "attention.attention.query."),
+    ("attention.k_proj.", "attention.attention.key."),
+    ("attention.v_proj.", "attention.attention.value."),
+    ("attention.o_proj.", "attention.output.dense."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+    ("layernorm_", "layernorm_"),
+)
+
+
+def obstacle(config: EncoderConfig, pooling: str | None) -> str | None:
+    """Why transformers' AST classes cannot hold such a model, in words; `None` where they can."""
+    if config.patch[0] != config.patch[1]:
+        return f"its patches are {config.patch[0]}x{config.patch[1]}, and transformers' AST has square ones only"
+    if pooling not in (None, "cls"):
+        return f"its classifier pools by {pooling}, and transformers' AST by cls only"
+    return None
+
+
+def read(folder: Path, *, name: str | None = None) -> Checkpoint:
+    """Reads a folder that transformers, or Tymbal, saved.
+
+    Args:
+        folder: Where it lies.
+        name: What the user calls it; `None` is the folder.
+
+    Raises:
+        ModelError: Where files are missing or damaged, or the model has parts that ours has not.
+    """
+    config = _read_json(folder / "config.json")
+    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise ModelError(
+            f"the folder holds no weights ({', '.join(_WEIGHTS)})",
+            path=folder,
+            advice="Save the model with save_pretrained, or download its files again.",
+        )
+    encoder, head, left = names_from(read_weights(weights), path=str(folder))
+    preprocessor = folder / "preprocessor_config.json"
+    description = _description(
+        config,
+        _read_json(preprocessor) if preprocessor.is_file() else None,
+        labels=len(head["head.bias"]) if head else 0,
+        path=name or str(folder),
+    )
+    return Checkpoint("huggingface", description, encoder, head, left=left)
+
+
+def names_from(
+    state: Mapping[str, Tensor], *, path: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
+    """Finds an AST among tensors by name, in either naming and behind any prefix.
+
+    Returns:
+        Weights of our encoder, of our classifier's head, and the names that have no place in either.
+
+    Raises:
+        ModelError: Where there is none, or it is incomplete.
+    """
+    anchor = "embeddings.cls_token"
+    found = next((name for name in state if name == anchor or name.endswith(f".{anchor}")), None)
+    if found is None:
+        raise ModelError(
+            f"no audio spectrogram transformer is among its {len(state)} weights ({next(iter(state))}, …)",
+            path=path,
+            advice="Give a model folder, an AST checkpoint of Hugging Face, or an SSAST file.",
+        )
+    prefix = found.removesuffix(anchor)
+    root = prefix.removesuffix(_PREFIX)
+    plain = {_on_disk(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
+    others = {name: value for name, value in state.items() if not name.startswith(prefix)}
+    if root != prefix:
+        others = {name.removeprefix(root): value for name, value in others.items()}
+    elif not prefix:
+        others = {name: value for name, value in plain.items() if name.startswith("classifier.")}
+        plain = {name: value for name, value in plain.items() if name not in others}
+    depth = 1 + max((int(m[1]) for m in map(re.compile(r"encoder\.layer\.(\d+)\.").match, plain) if m), default=-1)
+    encoder, left = rename(plain, {theirs: ours for ours, theirs in expand(_ENCODER, depth).items()})
+    head, left_head = rename(others, {theirs: ours for ours, theirs in expand(_HEAD, 0).items()})
+    encoder["patch_projection.weight"] = encoder["patch_projection.weight"].flatten(1)
+    return _fuse(encoder, depth), head, left + left_head
+
+
+def to_state(module: SpectrogramEncoder | SpectrogramClassifier) -> dict[str, Tensor]:
+    """The weights of a model as transformers names them on disk. The mask token, which AST has not, is left out."""
+    encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
+    state = dict(encoder.state_dict())
+    state["patch_projection.weight"] = state["patch_projection.weight"].reshape(-1, 1, *encoder.config.patch)
+    for n in range(encoder.config.depth):
+        for ending in ("weight", "bias") if encoder.config.qkv_bias else ("weight",):
+            fused = state.pop(f"blocks.{n}.attention.qkv.{ending}")
+            for part, value in zip(_PARTS, fused.chunk(3), strict=True):
+                state[f"blocks.{n}.attention.{part}.{ending}"] = value
+    renamed, _ = rename(state, expand(_ENCODER, encoder.config.depth))
+    if isinstance(module, SpectrogramEncoder):
+        return renamed
+    head, _ = rename(module.state_dict(), expand(_HEAD, 0))
+    return {**{_PREFIX + name: value for name, value in renamed.items()}, **head}
+
+
+def to_config(description: ModelDescription) -> dict[str, Any]:
+    """The `config.json` of a model, without our own description."""
+    encoder = description.encoder
+    config: dict[str, Any] = {
+        "architectures": ["ASTForAudioClassification" if description.labels else "ASTModel"],
+        "attention_probs_dropout_prob": encoder.attention_dropout,
+        "dtype": "float32",
+        "frequency_stride": encoder.stride[0],
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": encoder.dropout,
+        "hidden_size": encoder.width,
+        "initializer_range": 0.02,
+        "intermediate_size": encoder.hidden_width,
+        "layer_norm_eps": encoder.layer_norm_eps,
+        "max_length": encoder.frames,
+        "model_type": MODEL_TYPE,
+        "num_attention_heads": encoder.heads,
+        "num_hidden_layers": encoder.depth,
+        "num_mel_bins": encoder.mels,
+        "patch_size": encoder.patch[0],
+        "qkv_bias": encoder.qkv_bias,
+        "time_stride": encoder.stride[1],
+    }
+    if description.labels:
+        config["id2label"] = {str(i): label for i, label in enumerate(description.labels)}
+        config["label2id"] = {label: i for i, label in enumerate(description.labels)}
+        config["problem_type"] = f"{'multi' if description.multilabel else 'single'}_label_classification"
+    return config
+
+
+def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
+    """The `preprocessor_config.json` of a model; `None` where ASTFeatureExtractor does not compute its features.
+
+    Its filter bank has fixed windows; without torchaudio they are fixed in samples, so that only 16 kHz is safe.
+    """
+    features = description.features
+    if features != FeatureSettings(mel_bins=features.mel_bins):
+        return None
+    return {
+        "do_normalize": True,
+        "feature_extractor_type": "ASTFeatureExtractor",
+        "feature_size": 1,
+        "max_length": description.encoder.frames,
+        "mean": description.mean,
+        "num_mel_bins": features.mel_bins,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "sampling_rate": features.sample_rate,
+        "std": description.std,
+    }
+
+
+def fetch(name: str) -> Path:
+    """Downloads a model from the Hugging Face hub (configuration and safetensors only), or finds it in the cache.
+
+    Raises:
+        ModelError: Where the hub has no such model or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{name} is neither a file nor a folder here, and the Hugging Face hub did not give it: {reason}",
+            advice="Check the path. For a model of the hub, check its name and the network, or download it beforehand "
+            f"where there is one: hf download {name}",
+        ) from error
+
+
+def _description(
+    config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, *, labels: int, path: str
+) -> ModelDescription:
+    """What the model is. Hugging Face's own entries say what they can, our description the rest.
+
+    So a model that was changed and saved in transformers, with other labels say, is read as it is now.
+    """
+    names = config.get("id2label") or {}
+    told: dict[str, Any] = {
+        "encoder": _encoder_config(config, path=path),
+        "labels": tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(labels)),
+        "pooling": "cls" if labels else None,
+        "multilabel": config.get("problem_type") == "multi_label_classification",
+    }
+    if preprocessor is not None:
+        normalised = preprocessor.get("do_normalize", True)
+        told["mean"] = float(preprocessor.get("mean", AUDIOSET_MEAN)) if normalised else 0.0
+        told["std"] = float(preprocessor.get("std", AUDIOSET_STD)) if normalised else 0.5
+    if "tymbal" in config:
+        return replace(ModelDescription.from_json(config["tymbal"], path=path), **told)
+    heard = preprocessor or {}
+    features = FeatureSettings(
+        sample_rate=int(heard.get("sampling_rate", 16_000)),
+        mel_bins=int(heard.get("num_mel_bins", told["encoder"].mels)),
+    )
+    return ModelDescription(
+        **{"mean": AUDIOSET_MEAN, "std": AUDIOSET_STD, **told},
+        features=features,
+        padding=0.0,
+        provenance={"from": f"Hugging Face checkpoint {path}"},
+    )
+
+
+def _encoder_config(config: Mapping[str, Any], *, path: str) -> EncoderConfig:
+    """The shape of the encoder; what is missing has the default of transformers' ASTConfig."""
+    activation = config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise ModelError(f"its activation is {activation!r}, which is not supported: gelu only", path=path)
+    patch = config.get("patch_size", 16)
+    width = int(config.get("hidden_size", 768))
+    return EncoderConfig(
+        width=width,
+        depth=int(config.get("num_hidden_layers", 12)),
+        heads=int(config.get("num_attention_heads", 12)),
+        mels=int(config.get("num_mel_bins", 128)),
+        frames=int(config.get("max_length", 1024)),
+        patch=(patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1])),
+        stride=(int(config.get("frequency_stride", 10)), int(config.get("time_stride", 10))),
+        mlp_ratio=int(config.get("intermediate_size", 3072)) / width,
+        layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+        qkv_bias=bool(config.get("qkv_bias", True)),
+        dropout=float(config.get("hidden_dropout_prob", 0.0)),
+        attention_dropout=float(config.get("attention_probs_dropout_prob", 0.0)),
+    )
+
+
+def _on_disk(name: str) -> str:
+    """Turns the naming in the memory of transformers 5 into that of the format; the latter stays as it is."""
+    match = re.match(r"layers\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    for memory, disk in _IN_MEMORY:
+        if match[2].startswith(memory):
+            return f"encoder.layer.{match[1]}.{disk}{match[2].removeprefix(memory)}"
+    return name
+
+
+def _fuse(encoder: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Joins queries, keys and values into our one matrix."""
+    for n in range(depth):
+        for ending in ("weight", "bias"):
+            names = [f"blocks.{n}.attention.{part}.{ending}" for part in _PARTS]
+            if all(name in encoder for name in names):
+                encoder[f"blocks.{n}.attention.qkv.{ending}"] = torch.cat([encoder.pop(name) for name in names])
+    return encoder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot be read: {error}", path=path, advice="Copy the model folder again.") from error
+    if not isinstance(values, dict):
+        raise ModelError("holds no settings by name", path=path, advice="Copy the model folder again.")
+    return values

@@ -1,0 +1,235 @@
+"""A model folder: written whole or not at all, and opened from wherever a model may come.
+
+    model/
+      config.json               what transformers wants to know, and under `tymbal` our own description
+      model.safetensors         the weights
+      objective.safetensors     the mask token and the heads of the pretraining objective, where there are any
+      preprocessor_config.json  how transformers makes the spectrograms, where it can
+      labels.json               names of the labels in the order of the scores, where there are any
+      README.md                 the model card
+
+Where transformers' AST can hold the model, its weights have transformers' names and stock `from_pretrained` loads the
+folder. Otherwise (frame patches, mean pooling) the names are ours and `model_type` is `tymbal`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tymbal.errors import ModelError
+from tymbal.files import replace_folder, write_json, write_text
+from tymbal.models.card import model_card
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.description import ModelDescription
+from tymbal.models.doors import huggingface, ssast
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.weights import PICKLES, Checkpoint, fill, read_weights, write_weights
+
+__all__ = ["LoadedModel", "ModelDescription", "build", "load_model", "open_checkpoint", "save_model"]
+
+_OWN_TYPE = "tymbal"
+_MASK_TOKEN = "encoder.mask_token"  # noqa: S105 - no password
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model and what it is.
+
+    Attributes:
+        module: `SpectrogramEncoder` or `SpectrogramClassifier`, in evaluation mode, on the CPU.
+        description: What it is.
+        objective_state: Weights of the heads of the pretraining objective; empty where there are none.
+    """
+
+    module: SpectrogramEncoder | SpectrogramClassifier
+    description: ModelDescription
+    objective_state: dict[str, Tensor]
+
+
+def save_model(
+    folder: str | Path,
+    module: SpectrogramEncoder | SpectrogramClassifier,
+    description: ModelDescription,
+    *,
+    objective_state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes a model folder; one that stands there is replaced as a whole.
+
+    Args:
+        folder: Where to.
+        module: The model, on any device.
+        description: What it is; labels and pooling must be those of the module.
+        objective_state: Weights of the objective's heads, to go on pretraining from.
+
+    Raises:
+        ModelError: Where the description is not that of the module.
+    """
+    encoder = _check(module, description)
+    obstacle = huggingface.obstacle(description.encoder, description.pooling)
+    preprocessor = huggingface.to_preprocessor(description)
+    if obstacle is None:
+        config, state = huggingface.to_config(description), huggingface.to_state(module)
+    else:
+        config, state = {"model_type": _OWN_TYPE}, _own_state(module)
+    objective = dict(objective_state or {})
+    if obstacle is None and encoder is module:
+        objective[_MASK_TOKEN] = encoder.mask_token  # AST has no place for it
+    with replace_folder(folder) as aside:
+        write_json(aside / "config.json", {**config, "tymbal": description.to_json()})
+        write_weights(aside / "model.safetensors", state)
+        if objective:
+            write_weights(aside / "objective.safetensors", objective)
+        if preprocessor is not None:
+            write_json(aside / "preprocessor_config.json", preprocessor)
+        if description.labels:
+            write_json(aside / "labels.json", list(description.labels))
+        card = model_card(description, obstacle=obstacle, preprocessor=preprocessor is not None)
+        write_text(aside / "README.md", card)
+
+
+def load_model(source: str | Path, *, stride: tuple[int, int] | None = None, pooling: str | None = None) -> LoadedModel:
+    """Opens a model.
+
+    Args:
+        source: A run folder, a model folder of ours or of Hugging Face, a name on the Hugging Face hub, or an SSAST
+            `.pth` file.
+        stride: Stride of the patches, mel bins and frames, for a fine-tuned SSAST file that does not tell.
+        pooling: Pooling of a fine-tuned SSAST file, `mean` or `cls`, which never tells; `None` is `mean`.
+
+    Raises:
+        ModelError: Where there is no model, it is damaged or unsafe, or of a kind that Tymbal does not know.
+    """
+    checkpoint = open_checkpoint(source, stride=stride, pooling=pooling)
+    return LoadedModel(build(checkpoint, path=str(source)), checkpoint.description, checkpoint.objective)
+
+
+def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | SpectrogramClassifier:
+    """Makes the module of a checkpoint, in evaluation mode.
+
+    Raises:
+        ModelError: Where a weight is missing, unknown or of another shape.
+    """
+    description, tensors = checkpoint.description, dict(checkpoint.encoder)
+    # A model that never masked has no mask token; zero is as good a start as any, and the same each time.
+    tensors.setdefault("mask_token", torch.zeros(1, 1, description.encoder.width))
+    encoder = SpectrogramEncoder(description.encoder)
+    fill(encoder, tensors, path=path)
+    if not checkpoint.head:
+        return encoder.eval()
+    classifier = SpectrogramClassifier(
+        encoder, len(description.labels), pooling=description.pooling or "cls", head_eps=description.head_eps
+    )
+    head = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
+    fill(classifier, {**head, **checkpoint.head}, path=path)
+    return classifier.eval()
+
+
+def open_checkpoint(
+    source: str | Path, *, stride: tuple[int, int] | None = None, pooling: str | None = None
+) -> Checkpoint:
+    """Reads the weights and the description of a model, in our names; the arguments are those of `load_model`."""
+    path = _locate(source)
+    if path.is_dir():
+        return _read_folder(path, name=str(source))
+    if path.suffix != ".safetensors" and path.suffix not in PICKLES:
+        raise ModelError(
+            "this is no model", path=path, advice=f"Give a model folder, or a file of weights ({', '.join(PICKLES)})."
+        )
+    state = read_weights(path)
+    if ssast.is_ssast(state):
+        return ssast.from_state(state, path=str(path), stride=stride, pooling=pooling)
+    if (path.parent / "config.json").is_file():
+        return _read_folder(path.parent, name=str(source))
+    raise ModelError(
+        f"nothing is known about these {len(state)} weights ({next(iter(state))}, …): they are not SSAST's, and no "
+        "config.json lies beside them",
+        path=path,
+        advice="Give the folder of the model, with its config.json.",
+    )
+
+
+def _locate(source: str | Path) -> Path:
+    """The folder or file that is meant: a run's model, a folder, a file, or a model of the hub."""
+    path = Path(source)
+    if path.is_dir():
+        for folder in (path, path / "model"):
+            if (folder / "config.json").is_file():
+                return folder
+        raise ModelError(
+            "the folder holds no model: there is no config.json in it, nor in a folder model/",
+            path=path,
+            advice="Give the folder of a model, or of a run that got as far as saving one.",
+        )
+    if path.is_file():
+        return path
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(source)) and path.suffix not in (".safetensors", *PICKLES):
+        return huggingface.fetch(str(source))
+    raise ModelError("there is no such model", path=path, advice="Check the path.")
+
+
+def _read_folder(folder: Path, *, name: str) -> Checkpoint:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"config.json cannot be read: {error}", path=folder, advice="Copy the folder again."
+        ) from error
+    if kind == huggingface.MODEL_TYPE:
+        checkpoint = huggingface.read(folder, name=name)
+    elif kind == _OWN_TYPE:
+        description = ModelDescription.from_json(config["tymbal"], path=str(folder))
+        encoder, head = _split(read_weights(folder / "model.safetensors"))
+        checkpoint = Checkpoint(_OWN_TYPE, description, encoder, head)
+    else:
+        raise ModelError(
+            f"the model is of the type {kind!r}, which Tymbal does not know",
+            path=folder,
+            advice="Give an audio spectrogram transformer: a model of Tymbal, of Hugging Face's AST, or of SSAST.",
+        )
+    if (folder / "objective.safetensors").is_file():
+        objective = read_weights(folder / "objective.safetensors")
+        if _MASK_TOKEN in objective:
+            checkpoint.encoder["mask_token"] = objective.pop(_MASK_TOKEN)
+        checkpoint.objective.update(objective)
+    return checkpoint
+
+
+def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: ModelDescription) -> SpectrogramEncoder:
+    """Refuses a description of another model: it would only be noticed when the folder is opened."""
+    encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
+    pairs: dict[str, tuple[object, object]] = {
+        "encoder": (encoder.config, description.encoder),
+        "number of mel bins": (encoder.config.mels, description.features.mel_bins),
+    }
+    if isinstance(module, SpectrogramEncoder):
+        pairs["number of labels"] = (0, len(description.labels))
+    else:
+        eps = encoder.config.layer_norm_eps if description.head_eps is None else description.head_eps
+        pairs["number of labels"] = (module.head.out_features, len(description.labels))
+        pairs["pooling"] = (module.pooling, description.pooling)
+        pairs["head_eps"] = (module.head_norm.eps, eps)
+    for what, (actual, told) in pairs.items():
+        if actual != told:
+            raise ModelError(f"the model's {what} is {actual}, but its description says {told}")
+    return encoder
+
+
+def _own_state(module: SpectrogramEncoder | SpectrogramClassifier) -> dict[str, Tensor]:
+    """Weights with our names, those of the encoder behind `encoder.`, whether alone or in a classifier."""
+    state = module.state_dict()
+    if isinstance(module, SpectrogramEncoder):
+        return {f"encoder.{name}": value for name, value in state.items()}
+    return dict(state)
+
+
+def _split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    return encoder, {name: value for name, value in state.items() if not name.startswith("encoder.")}

@@ -1,0 +1,129 @@
+"""Weights from files, without running what is in them, and into modules, without a name unseen.
+
+A `.pth` or `.bin` file is a pickle, a program that can do anything when it is opened. Only tensors and plain values are
+read from it (`weights_only=True`); a file that wants more is refused. safetensors files hold nothing but numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tymbal.errors import ModelError
+from tymbal.models.description import ModelDescription
+
+__all__ = ["PICKLES", "Checkpoint", "fill", "read_weights", "write_weights"]
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+"""Endings of files that torch.save wrote."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model in our own names, whatever door it came through.
+
+    Attributes:
+        door: `tymbal`, `huggingface` or `ssast`: whose layout it has.
+        description: What it is.
+        encoder: Weights of a `SpectrogramEncoder`; the mask token may be missing.
+        head: Weights `head_norm.*` and `head.*` of a `SpectrogramClassifier`; empty for an encoder.
+        objective: Weights of the heads of the pretraining objective (`cpred.*`, `gpred.*`), if any.
+        left: Names in the file that have no place here.
+    """
+
+    door: str
+    description: ModelDescription
+    encoder: dict[str, Tensor]
+    head: dict[str, Tensor]
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a safetensors file, a pickle of torch.save or an index of several safetensors files.
+
+    Returns:
+        Tensors by name on the CPU, floating ones as float32. A state dict inside `state_dict` or `model` is found.
+
+    Raises:
+        ModelError: Where the file is not there, is damaged, wants to run code, or holds no tensors by name.
+    """
+    if not path.is_file():
+        raise ModelError("there is no such file of weights", path=path)
+    if path.name.endswith(".safetensors.index.json"):
+        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        # Only the bare name: an index must not lead out of its folder.
+        return {key: value for name in names for key, value in read_weights(path.with_name(Path(name).name)).items()}
+    values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for inner in ("state_dict", "model"):
+        if isinstance(values.get(inner), Mapping):
+            values = cast(dict[str, Any], values[inner])
+    tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ModelError("the file holds no weights by name", path=path, advice="Give the file of a model's weights.")
+    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file as `transformers` does, from tensors on any device."""
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None:
+    """Puts weights into a module, every one in its place.
+
+    Raises:
+        ModelError: Where names are missing, unknown or of another shape; it names the first of each.
+    """
+    own = module.state_dict()
+    shapes = [
+        f"{name} is {tuple(tensors[name].shape)}, wanted is {tuple(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    faults = {
+        "missing": sorted(own.keys() - tensors.keys()),
+        "unknown": sorted(tensors.keys() - own.keys()),
+        "of another shape": sorted(shapes),
+    }
+    found = [f"{len(names)} {what} ({names[0]})" for what, names in faults.items() if names]
+    if found:
+        raise ModelError(
+            f"the weights do not fit the model that is described beside them: {', '.join(found)}",
+            path=path,
+            advice="The file is damaged, or its configuration belongs to other weights.",
+        )
+    module.load_state_dict(dict(tensors))
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        # Through memory, not mapped: a mapped file cannot be replaced on Windows while the model lives.
+        return dict(safetensors.torch.load(path.read_bytes()))
+    except SafetensorError as error:
+        raise ModelError(f"the weights are damaged: {error}", path=path, advice="Copy the file again.") from error
+
+
+def _read_pickle(path: Path) -> dict[str, Any]:
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            "the file holds more than weights, and opening it could run a program: it is refused",
+            path=path,
+            advice="Where you trust its origin, load it in a script of your own and save only its state dict, "
+            "best as safetensors.",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the weights cannot be read: {error}", path=path, advice="Copy the file again.") from error
+    return dict(values) if isinstance(values, Mapping) else {}
