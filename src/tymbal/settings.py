@@ -270,8 +270,15 @@ class PretrainSettings(TrainingSettings):
         depth: Blocks of the encoder, instead of the named size's.
         heads: Attention heads, instead of the named size's.
         patch: Mel bins x frames of a patch: 16x16, or 128x2 for frame patches.
-        mask: How masked patches are drawn: `cluster` in squares of 3 to 5 patches a side, `uniform` singly, `frame`
-            whole columns of time. `auto` is cluster for patches and uniform for frame patches.
+        encode: What the encoder sees: `all` patches, the masked ones as a mask token (SSAST), or only the `visible`
+            ones, with a light decoder that predicts the others: several times faster, and another model (MAE-AST,
+            Baade et al. 2022).
+        decoder_depth: Blocks of the decoder, with `visible`.
+        decoder_width: Width of the decoder, with `visible`. `None` is that of the encoder.
+        mask: How masked patches are drawn: `cluster` in squares, `uniform` singly, `frame` whole columns of time.
+            `auto` is cluster for patches and uniform for frame patches.
+        cluster_min: Shortest side of a cluster, in patches.
+        cluster_max: Longest side of a cluster, in patches.
         mask_ratio: Fraction of the patches that is masked.
         mask_count: Number of masked patches, instead of the fraction.
         mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
@@ -286,7 +293,12 @@ class PretrainSettings(TrainingSettings):
     depth: int | None = None
     heads: int | None = None
     patch: str = "16x16"
+    encode: Literal["all", "visible"] = "all"
+    decoder_depth: int = 2
+    decoder_width: int | None = None
     mask: Literal["auto", "cluster", "uniform", "frame"] = "auto"
+    cluster_min: int = 3
+    cluster_max: int = 5
     mask_ratio: float = 0.75
     mask_count: int | None = None
     mask_padding: bool = False
@@ -298,6 +310,10 @@ class PretrainSettings(TrainingSettings):
         parse_patch(self.patch)
         _check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
         _check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
+        _check(self.decoder_depth >= 1, "decoder_depth", self.decoder_depth, "1 or more")
+        _check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
+        _check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
+        _check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
         width, _, heads = self.shape
         _check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
 

@@ -83,6 +83,26 @@ def test_masks__padding_is_not_masked_and_the_rest_is_as_likely(kind):
 
 
 @pytest.mark.parametrize("kind", ["cluster", "uniform", "frame"])
+@pytest.mark.parametrize("count", [8, 24, 28])
+def test_masks__visible_are_equally_many_and_hold_all_sound_that_is_not_masked(kind, count):
+    real = torch.arange(DRAWS) % 8 + 1
+    masks = draw(kind, (4, 8), count, real_columns=real)
+    visible = masks.visible
+    assert visible.shape == (DRAWS, 32 - count)
+    assert (visible.diff(dim=1) > 0).all()
+    shown = torch.zeros(DRAWS, 32, dtype=torch.bool).scatter(1, visible, value=True)
+    assert torch.equal(shown.scatter(1, masks.index, value=True).sum(1), torch.full((DRAWS,), 32))
+    sound = (torch.arange(8) < real[:, None]).unsqueeze(1).expand(-1, 4, -1).flatten(1)
+    assert torch.equal(shown & sound, ~masks.mask & sound)
+    assert (masks.mask <= sound).all()
+
+
+def test_masks__cluster_sides_are_those_asked_for():
+    mask = draw("cluster", (16, 32), 4, cluster=(2, 2)).mask.view(-1, 16, 32)
+    assert set(zip(mask.any(2).sum(1).tolist(), mask.any(1).sum(1).tolist(), strict=True)) == {(2, 2)}
+
+
+@pytest.mark.parametrize("kind", ["cluster", "uniform", "frame"])
 def test_masks__the_shortest_clip_keeps_one_masked(kind):
     masks = draw(kind, (4, 8), 8, real_columns=torch.ones(DRAWS, dtype=torch.int64))
     assert (masks.valid.sum(1) == (4 if kind == "frame" else 1)).all()

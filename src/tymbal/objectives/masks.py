@@ -35,13 +35,23 @@ class Masks:
     Attributes:
         index: Numbers of the masked patches, ascending: int64 [batch, masked].
         valid: Which of them count: bool [batch, masked]. False only where a clip is partly padding and `masked` is more
-            than its share; such a patch is listed to keep the shape, and neither masked nor learned from.
+            than its share; there `index` lists a patch of padding to keep the shape, which is not learned from.
         mask: The same as a picture: bool [batch, patches], true where `index` is valid.
     """
 
     index: Tensor
     valid: Tensor
     mask: Tensor
+
+    @property
+    def visible(self) -> Tensor:
+        """Numbers of the patches that `index` does not list, ascending: int64 [batch, patches - masked].
+
+        Their number is the same for every clip. All of a clip's sound that is not masked is among them; where it is
+        fewer, patches of padding fill up, and the rest of the padding, listed in `index`, is simply not shown.
+        """
+        listed = torch.zeros_like(self.mask, dtype=torch.uint8).scatter(1, self.index, 1)
+        return listed.argsort(dim=1, stable=True)[:, : self.mask.shape[1] - self.index.shape[1]]
 
 
 def count_from(grid: tuple[int, int], *, kind: str, ratio: float | None = None, count: int | None = None) -> int:
@@ -133,12 +143,12 @@ def make_masks(
         share = (count * real_columns // columns).clamp(min=1)
         tie = bits(keys, rows * columns, stream=_TIE)
     order = torch.where(real, (rank << BITS) + tie, -1)
-    chosen = order.topk(count, dim=1).indices
     counts = torch.arange(count, device=keys.device) < share.unsqueeze(1)
-    index, position = chosen.sort(dim=1)
-    valid = counts.gather(1, position)
-    mask = torch.zeros_like(real).scatter(1, index, valid)
-    return Masks(index, valid, mask)
+    mask = torch.zeros_like(real).scatter(1, order.topk(count, dim=1).indices, counts)
+    # What is missing from the number is listed from the padding, so that all sound but the masked stays off the list.
+    order = torch.where(mask, 1 << BITS, torch.where(real, -1, tie))
+    index = order.topk(count, dim=1).indices.sort(dim=1).values
+    return Masks(index, mask.gather(1, index), mask)
 
 
 def _cluster_rank(keys: Tensor, grid: tuple[int, int], cluster: tuple[int, int], real_columns: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ the losses are those of the reference implementation to float32's accuracy. What
 - masks are drawn fairly (`tymbal.objectives.masks`), as a function of seed, epoch and clip; evaluation has fixed masks,
   so that epochs and runs compare;
 - patches that hold only padding are neither masked nor learned from, unless asked for;
-- losses are float32 whatever the precision of the encoder, and count every clip equally, long or short.
+- losses are float32 whatever the precision of the encoder, and count every clip equally, long or short;
+- with `encode="visible"` the encoder sees the visible patches only and a light decoder predicts the rest: the same
+  losses on another, faster model (MAE-AST, Baade et al. 2022; `tymbal.objectives.decoder`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -22,7 +24,8 @@ from torch import Tensor, nn
 
 from tymbal.errors import ModelError, SettingsError
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
-from tymbal.objectives.masks import Masks, count_from, make_masks
+from tymbal.objectives.decoder import VisibleDecoder
+from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
 from tymbal.objectives.randomness import fold
 
 __all__ = ["TASKS", "SSASTObjective", "contrast", "rebuild"]
@@ -41,9 +44,13 @@ class SSASTObjective(nn.Module):
         task: `joint`, `mpc` or `mpg`.
         mean: Mean of the log-mel values; the encoder sees (x - mean) / (2 std).
         std: Their standard deviation.
+        encode: What the encoder sees: `all` patches, masked ones as the mask token, or only the `visible` ones.
+        decoder_depth: Blocks of the decoder, with `visible`.
+        decoder_width: Its width, with `visible`. `None` is the encoder's.
         mask: `cluster`, `uniform`, `frame`, or `auto`: clusters for patches, single ones for frame patches.
         mask_ratio: Fraction of patches that is masked.
         mask_count: Number of masked patches, instead of the fraction.
+        cluster: Shortest and longest side of a cluster, in patches.
         mask_padding: Also mask and rebuild patches that hold only padding, as the reference does.
         mse_weight: Weight of rebuilding in `joint`.
         normalize_targets: Rebuild patches after standardising each (He et al. 2022).
@@ -64,9 +71,13 @@ class SSASTObjective(nn.Module):
         task: str = "joint",
         mean: float,
         std: float,
+        encode: str = "all",
+        decoder_depth: int = 2,
+        decoder_width: int | None = None,
         mask: str = "auto",
         mask_ratio: float = 0.75,
         mask_count: int | None = None,
+        cluster: tuple[int, int] = CLUSTER,
         mask_padding: bool = False,
         mse_weight: float = 10.0,
         normalize_targets: bool = False,
@@ -75,22 +86,33 @@ class SSASTObjective(nn.Module):
         super().__init__()
         if task not in TASKS:
             raise SettingsError(f"objective is {task!r}", advice=f"Set objective to one of {', '.join(TASKS)}.")
+        if encode not in ("all", "visible"):
+            raise SettingsError(f"encode is {encode!r}", advice="Set encode to all or visible.")
+        if not 1 <= cluster[0] <= cluster[1]:
+            raise SettingsError(
+                f"clusters of {cluster[0]} to {cluster[1]} patches a side cannot be",
+                advice="Give the shortest side, 1 or more, and then the longest.",
+            )
         config = encoder.config
         self.encoder = encoder
-        self.encoder.mask_token.requires_grad = True  # a classifier, where the encoder comes from one, freezes it
+        self.decoder = VisibleDecoder(config, depth=decoder_depth, width=decoder_width) if encode == "visible" else None
+        # A classifier, where the encoder comes from one, freezes it. An encoder of visible patches has no use for it,
+        # and an unused parameter stops distributed training; so would a head that is not the task's.
+        self.encoder.mask_token.requires_grad = self.decoder is None
         self.task = task
         self.mean = mean
         self.std = std
         self.mask_kind = mask if mask != "auto" else "cluster" if config.grid[0] > 1 else "uniform"
         self.mask_ratio = mask_ratio
         self.mask_count = mask_count
+        self.cluster = cluster
         self.mask_padding = mask_padding
         self.mse_weight = mse_weight
         self.normalize_targets = normalize_targets
         self.seed = seed
         self.monitor: tuple[str, bool] = ("mse", False) if task == "mpg" else ("acc", True)
-        # Only the heads of the task: an unused parameter stops distributed training.
-        self.heads = nn.ModuleDict({name: _head(config.width, config.patch_area) for name in TASKS[task]})
+        width = config.width if self.decoder is None else self.decoder.width
+        self.heads = nn.ModuleDict({name: _head(width, config.patch_area) for name in TASKS[task]})
         self._count(config.grid)  # what cannot be masked is said now, not in the first step
 
     def forward(self, spectrogram: Tensor, frames: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
@@ -107,8 +129,24 @@ class SSASTObjective(nn.Module):
         """
         spectrogram = (spectrogram.float() - self.mean) / (2 * self.std)
         masks = self.make_masks(spectrogram.shape[1], frames, row, epoch)
-        tokens = self.encoder(spectrogram, mask=masks.mask).tokens
+        tokens = self.predict(spectrogram, masks)
         return self.losses(tokens, self.encoder.patchify(spectrogram), masks.index, masks.valid)
+
+    def predict(self, spectrogram: Tensor, masks: Masks) -> Tensor:
+        """Computes the tokens that the heads read, without a look at the masked patches.
+
+        Args:
+            spectrogram: Normalised, [batch, frames, mels].
+            masks: Which patches are masked.
+
+        Returns:
+            [batch, prefix + patches, width]: the encoder's tokens, or with `encode="visible"` the decoder's.
+        """
+        if self.decoder is None:
+            return cast(Tensor, self.encoder(spectrogram, mask=masks.mask).tokens)
+        visible = masks.visible
+        encoded = self.encoder(spectrogram, visible=visible)
+        return cast(Tensor, self.decoder(encoded.tokens, visible, encoded.grid))
 
     def make_masks(self, length: int, frames: Tensor, row: Tensor, epoch: Tensor) -> Masks:
         """Draws the masks of a batch of clips of `length` frames, with padding; the others are as in `forward`.
@@ -122,14 +160,15 @@ class SSASTObjective(nn.Module):
             grid,
             kind=self.mask_kind,
             count=self._count(grid),
+            cluster=self.cluster,
             real_columns=None if self.mask_padding else config.real_columns(frames, grid[1]),
         )
 
     def losses(self, tokens: Tensor, patches: Tensor, index: Tensor, valid: Tensor | None = None) -> dict[str, Any]:
-        """Computes the loss from encoded tokens and given masks.
+        """Computes the loss from predicted tokens and given masks.
 
         Args:
-            tokens: The encoder's tokens, [batch, prefix + patches, width].
+            tokens: What `predict` gives, [batch, prefix + patches, width].
             patches: The normalised patches, [batch, patches, patch area].
             index: Numbers of the masked patches, int64 [batch, masked].
             valid: Which of them count, bool [batch, masked]. `None` is all.
@@ -162,24 +201,29 @@ class SSASTObjective(nn.Module):
         return {"loss": self._total(means), **means}
 
     def head_state(self) -> dict[str, Tensor]:
-        """The weights of the heads, to be kept beside the encoder: `cpred.0.weight` and so on."""
-        return dict(self.heads.state_dict())
+        """What is trained beside the encoder, to be kept with it: `cpred.0.weight`, `decoder.mask_token` and so on."""
+        state = dict(self.heads.state_dict())
+        if self.decoder is not None:
+            state |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
+        return state
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the weights of the heads that `head_state` gave; heads that the task lacks are left out.
+        """Takes what `head_state` gave; heads that the task lacks, or a decoder where there is none, are left out.
 
         Raises:
-            ModelError: Where a head is missing or has another shape.
+            ModelError: Where a part is missing or has another shape.
         """
-        own = self.heads.state_dict()
+        own = self.head_state()
         for name, value in own.items():
             if name not in state or state[name].shape != value.shape:
                 found = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
                 raise ModelError(
                     f"{name} of the objective's heads {found}, wanted is {tuple(value.shape)}",
-                    advice=f"The heads belong to another objective than {self.task}, or another width or patch.",
+                    advice=f"The heads belong to another objective than {self.task}, another encode or decoder, or "
+                    "another width or patch.",
                 )
-        self.heads.load_state_dict({name: state[name] for name in own})
+        for name, value in own.items():
+            value.copy_(state[name])
 
     def _count(self, grid: tuple[int, int]) -> int:
         return count_from(grid, kind=self.mask_kind, ratio=self.mask_ratio, count=self.mask_count)
