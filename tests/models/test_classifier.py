@@ -29,13 +29,13 @@ def test_classifier__head_norm_has_the_encoders_epsilon_unless_told():
 
 def test_classifier__tells_high_from_low():
     torch.manual_seed(0)
-    spectrogram = 0.1 * torch.randn(16, 32, 32)
-    spectrogram[:8, :, :16] += 1
-    spectrogram[8:, :, 16:] += 1
-    labels = torch.arange(16) // 8
+    spectrogram = 0.1 * torch.randn(8, 32, 32)
+    spectrogram[:4, :, :16] += 1
+    spectrogram[4:, :, 16:] += 1
+    labels = torch.arange(8) // 4
     classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling="mean")
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-2)
-    for _ in range(20):
+    for _ in range(12):
         loss = torch.nn.functional.cross_entropy(classifier(spectrogram), labels)
         optimizer.zero_grad()
         loss.backward()

@@ -174,13 +174,11 @@ def test_gradient_checkpointing__changes_no_gradient():
         torch.testing.assert_close(plain, recomputed)
 
 
-@pytest.mark.parametrize("frames", [48, 80])
-def test_compile__has_no_graph_breaks(frames):
-    encoder = small_encoder()
+def test_compile__has_no_graph_breaks():
+    encoder = small_encoder(depth=1)
     compiled = torch.compile(encoder, fullgraph=True, backend="eager")
-    spectrogram = torch.randn(2, frames, 32)
-    patches = 2 * (frames // 16)
-    mask = torch.arange(patches).expand(2, -1) % 2 == 0
+    spectrogram = torch.randn(2, 80, 32)  # not the length that it is made for
+    mask = torch.arange(10).expand(2, -1) % 2 == 0
     torch.testing.assert_close(compiled(spectrogram, mask=mask).tokens, encoder(spectrogram, mask=mask).tokens)
     visible = torch.arange(3).expand(2, -1)
     torch.testing.assert_close(

@@ -119,9 +119,9 @@ def _read_pickle(path: Path) -> dict[str, Any]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            "the file holds more than weights, and opening it could run a program: it is refused",
+            "the file is damaged, or holds more than weights and could run a program when opened: it is refused",
             path=path,
-            advice="Where you trust its origin, load it in a script of your own and save only its state dict, "
+            advice="Where you trust its origin, open it in a script of your own and save only its state dict, "
             "best as safetensors.",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

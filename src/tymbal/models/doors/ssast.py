@@ -121,11 +121,16 @@ def write(
 ) -> None:
     """Writes an encoder, with the heads of its objective, or a classifier as SSAST saves them.
 
+    SSAST's epsilons (1e-6, in the head 1e-5) are not in the file: a model with others differs there by about 1e-5.
+
     Raises:
-        ModelError: Where SSAST cannot hold the model: frequency rows kept apart, or overlap in a pretraining file.
+        ModelError: Where SSAST cannot hold the model: frequency rows kept apart, overlap in a pretraining file, other
+            heads than of 64.
     """
     encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
     config = encoder.config
+    if config.heads != _heads(config.width) or not config.qkv_bias:
+        raise ModelError("SSAST's attention has heads of 64 numbers and a bias, this model's has not", path=path)
     state = dict(encoder.state_dict())
     state["patch_projection.weight"] = state["patch_projection.weight"].reshape(-1, 1, *config.patch)
     names = expand(_ENCODER, config.depth)
@@ -173,13 +178,18 @@ def _config(
     return EncoderConfig(
         width=width,
         depth=depth,
-        heads=max(width // 64, 1),  # DeiT's tiny, small and base all have heads of 64
+        heads=_heads(width),
         mels=mels,
         frames=frames,
         patch=(tall, wide),
         stride=stride,
         mlp_ratio=encoder["blocks.0.fc1.weight"].shape[0] / width,
     )
+
+
+def _heads(width: int) -> int:
+    """Attention heads of an SSAST encoder, which its files do not tell: those of DeiT's sizes are of 64 numbers."""
+    return max(width // 64, 1)
 
 
 def _fine_tuned_geometry(

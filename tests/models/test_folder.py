@@ -1,0 +1,210 @@
+"""Model folders: whole, lossless, and never a mixture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tymbal.errors import ModelError
+from tymbal.models import folder as module_folder
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.models.folder import load_model, save_model
+from tymbal.models.warmstart import warm_start
+from tymbal.settings import FeatureSettings
+
+CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=48)
+
+
+def describe(encoder: EncoderConfig = CONFIG, **changes: object) -> ModelDescription:
+    values = {
+        "encoder": encoder,
+        "features": FeatureSettings(mel_bins=32),
+        "mean": -6.25,
+        "std": 4.5,
+        "padding": -15.9,
+        "objective": {"name": "joint", "mask_ratio": 0.75},
+        "provenance": {"verb": "pretrain", "data": {"clips": 120}, "metrics": {"mse": 0.125}},
+    }
+    return ModelDescription(**{**values, **changes})
+
+
+def same(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    mine, theirs = first.state_dict(), second.state_dict()
+    return mine.keys() == theirs.keys() and all(mine[name].equal(theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("patch", [(16, 16), (32, 2)])
+def test_save_model__an_encoder_comes_back_with_its_mask_token_and_heads(tmp_path, patch):
+    config = replace(CONFIG, patch=patch, stride=patch)
+    encoder, description = SpectrogramEncoder(config), describe(config)
+    heads = {"cpred.0.weight": torch.randn(3, 4), "gpred.2.bias": torch.randn(5)}
+    save_model(tmp_path / "model", encoder, description, objective_state=heads)
+    loaded = load_model(tmp_path / "model")
+    assert same(loaded.module, encoder)
+    assert not loaded.module.training
+    assert loaded.description == description
+    assert loaded.objective_state.keys() == heads.keys()
+    assert all(loaded.objective_state[name].equal(value) for name, value in heads.items())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "rows", "cls"])
+def test_save_model__a_classifier_comes_back(tmp_path, pooling):
+    classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling=pooling, head_eps=1e-5).eval()
+    description = describe(labels=("a", "b"), pooling=pooling, head_eps=1e-5, multilabel=True)
+    save_model(tmp_path / "model", classifier, description)
+    loaded = load_model(tmp_path / "model")
+    assert loaded.description == description
+    spectrogram = torch.randn(2, 48, 32)
+    assert loaded.module(spectrogram).equal(classifier(spectrogram))
+    kind = "audio-spectrogram-transformer" if pooling == "cls" else "tymbal"
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == kind
+    assert json.loads((tmp_path / "model" / "labels.json").read_text()) == ["a", "b"]
+
+
+def test_save_model__an_old_folder_is_replaced_whole(tmp_path):
+    classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling="cls")
+    save_model(tmp_path / "model", classifier, describe(labels=("a", "b"), pooling="cls"))
+    save_model(tmp_path / "model", SpectrogramEncoder(CONFIG), describe())
+    assert not (tmp_path / "model" / "labels.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_save_model__a_failure_leaves_the_old_model(tmp_path, monkeypatch):
+    encoder = SpectrogramEncoder(CONFIG).eval()
+    save_model(tmp_path / "model", encoder, describe())
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(module_folder, "model_card", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_model(tmp_path / "model", SpectrogramEncoder(CONFIG), describe())
+    assert same(load_model(tmp_path / "model").module, encoder)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_save_model__a_description_of_another_model_is_refused(tmp_path):
+    classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling="cls")
+    for wrong, message in [
+        (describe(labels=("a",), pooling="cls"), "number of labels is 2, but its description says 1"),
+        (describe(labels=("a", "b"), pooling="mean"), "pooling is cls"),
+        (describe(replace(CONFIG, frames=64), labels=("a", "b"), pooling="cls"), "encoder"),
+        (describe(labels=("a", "b"), pooling="cls", head_eps=1e-5), "head_eps is 1e-06"),
+        (describe(labels=("a", "b"), pooling="cls", features=FeatureSettings()), "mel bins is 32"),
+    ]:
+        with pytest.raises(ModelError, match=message):
+            save_model(tmp_path / "model", classifier, wrong)
+    assert not (tmp_path / "model").exists()
+
+
+def test_save_model__the_card_says_what_it_is_and_how_to_load_it(tmp_path):
+    save_model(tmp_path / "encoder", SpectrogramEncoder(CONFIG), describe())
+    card = (tmp_path / "encoder" / "README.md").read_text()
+    for fact in (
+        "library_name: transformers",
+        "AutoModel.from_pretrained",
+        "AutoFeatureExtractor",
+        "| clips | 120 |",
+        "| mse | 0.125 |",
+        "| mask_ratio | 0.75 |",
+        "48 frames (0.49 s)",
+        "-6.25",
+        "tymbal finetune",
+    ):
+        assert fact in card, fact
+    classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling="rows")
+    save_model(tmp_path / "rows", classifier, describe(labels=("a|b", "c"), pooling="rows"))
+    card = (tmp_path / "rows" / "README.md").read_text()
+    for fact in (
+        "transformers cannot load it: its classifier pools by rows",
+        "one of 2 labels: a|b, c",
+        "tymbal predict",
+    ):
+        assert fact in card, fact
+    assert "from_pretrained" not in card
+
+
+def test_load_model__opens_a_run_and_a_file_inside_a_model(tmp_path):
+    encoder = SpectrogramEncoder(CONFIG)
+    save_model(tmp_path / "run" / "model", encoder, describe())
+    for source in (tmp_path / "run", str(tmp_path / "run" / "model"), tmp_path / "run" / "model" / "model.safetensors"):
+        assert same(load_model(source).module, encoder)
+
+
+def test_load_model__draws_no_random_numbers_that_others_would_miss(tmp_path):
+    save_model(
+        tmp_path / "model",
+        SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling="cls"),
+        describe(labels=("a", "b"), pooling="cls"),
+    )
+    assert same(load_model(tmp_path / "model").module, load_model(tmp_path / "model").module)
+
+
+def test_load_model__says_what_is_wrong_with_a_path(tmp_path):
+    with pytest.raises(ModelError, match="holds no model"):
+        load_model(tmp_path)
+    with pytest.raises(ModelError, match="there is no such model"):
+        load_model(tmp_path / "absent" / "model")
+    with pytest.raises(ModelError, match="there is no such model"):
+        load_model("absent.pth")
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ModelError, match="this is no model"):
+        load_model(tmp_path / "notes.txt")
+
+
+def test_load_model__a_damaged_or_newer_folder_is_an_error(tmp_path):
+    folder = tmp_path / "model"
+    save_model(
+        folder,
+        SpectrogramEncoder(replace(CONFIG, patch=(32, 2), stride=(32, 2))),
+        describe(replace(CONFIG, patch=(32, 2), stride=(32, 2))),
+    )
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tymbal": {**config["tymbal"], "schema": 2}}))
+    with pytest.raises(ModelError, match=r"(?s)schema 2, this Tymbal reads 1.*Upgrade"):
+        load_model(folder)
+    changed = {**config["tymbal"], "encoder": {**config["tymbal"]["encoder"], "depth": 2}}
+    (folder / "config.json").write_text(json.dumps({**config, "tymbal": changed}))
+    with pytest.raises(ModelError, match=r"12 missing \(blocks\.1\."):
+        load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config.json cannot be read"):
+        load_model(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no such file of weights"):
+        load_model(folder)
+
+
+def test_warm_start__from_our_own_model_takes_everything(tmp_path):
+    encoder = SpectrogramEncoder(CONFIG)
+    save_model(tmp_path / "run" / "model", encoder, describe(), objective_state={"gpred.0.bias": torch.ones(2)})
+    warm, report, description = warm_start(tmp_path / "run", config=replace(CONFIG, width=64, dropout=0.1))
+    assert same(warm, encoder)
+    assert (report.resized, report.new, report.left) == ((), (), ("gpred.0.bias",))
+    assert len(report.taken) == len(encoder.state_dict())
+    assert str(report).startswith(f"{len(report.taken)} weights taken; 1 left behind (gpred.0.bias)")
+    assert description.mean == -6.25
+    assert warm.training
+    assert warm.config.dropout == 0.1
+
+
+def test_warm_start__squeezes_or_cuts_positions_of_longer_clips(tmp_path):
+    long = replace(CONFIG, frames=96)
+    encoder = SpectrogramEncoder(long)
+    save_model(tmp_path / "model", encoder, describe(long))
+    wanted = replace(CONFIG, frames=32)
+    positions = encoder.position_embedding[0, 2:].reshape(2, 6, 32)
+    cut, _, _ = warm_start(tmp_path / "model", config=wanted, cut=True)
+    assert cut.position_embedding[0, 2:].reshape(2, 2, 32).equal(positions[:, 2:4])
+    squeezed, _, _ = warm_start(tmp_path / "model", config=wanted)
+    # Column 0 of 2 lies at (0 + .5) * 3 - .5 = 1 of 6.
+    torch.testing.assert_close(squeezed.position_embedding[0, 2:].reshape(2, 2, 32)[:, 0], positions[:, 1])
+    with torch.no_grad():
+        short = torch.randn(1, 32, 32)
+        torch.testing.assert_close(squeezed.eval()(short).tokens, encoder.eval()(short).tokens)
