@@ -1,52 +1,10 @@
-"""A small store of sounds that can be learned, and settings with which a run takes a second."""
-
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from tymbal.settings import FeatureSettings
-from tymbal.store.store import Store
-from tymbal.store.writer import Entry, write_store
-
-TRAIN, VALIDATION, FRAMES, MELS = 37, 8, 32, 32
-
-TINY: dict[str, Any] = {
-    "width": 16,
-    "depth": 2,
-    "heads": 2,
-    "patch": "8x8",
-    "mask": "uniform",
-    "mask_ratio": 0.5,
-    "batch_size": 8,
-    "epochs": 4,
-    "learning_rate": 3e-3,
-    "log_every": 2,
-    "device": "cpu",
-    "precision": "float32",
-}
-"""Settings of a pretraining of 19 steps, evaluated and saved after steps 5, 10, 14 and 19."""
-
-
-def make_store(folder: Path) -> Store:
-    """Ridges that glide up or down at a clip's own speed: masked patches can be told from their neighbours."""
-    random = np.random.default_rng(0)
-    mel, time = np.arange(MELS)[None, :], np.arange(FRAMES)[:, None]
-
-    def clip() -> np.ndarray:
-        centre = random.uniform(0, MELS) + random.uniform(-0.8, 0.8) * time
-        return -6 + 5 * np.exp(-(((mel - centre) / 3) ** 2)) + random.normal(0, 0.3, (FRAMES, MELS))
-
-    splits = ["train"] * TRAIN + ["validation"] * VALIDATION
-    entries = [
-        Entry(id=str(number), file=f"{number}.wav", start=0.0, end=0.3, frames=FRAMES, split=split)
-        for number, split in enumerate(splits)
-    ]
-    features = FeatureSettings(mel_bins=MELS)
-    return write_store(folder, [(clip(), entry) for entry in entries], features=features, frames=FRAMES)
+from training_setup import make_store
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,7 @@ def train(
         )
         if rank() == 0:
             finalise(result)
+            checkpoints.rotate(best=start.best_step)
             folder.finish(result)
         trainer.accelerator.wait_for_everyone()
         return result
