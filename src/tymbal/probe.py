@@ -124,12 +124,13 @@ def probe(
 @contextmanager
 def opened_store(source: str | Path, description: ModelDescription) -> Iterator[Store]:
     """Opens a store, or prepares a folder or manifest as the model needs it into one that is gone afterwards."""
-    from tymbal.prepare import prepare
     from tymbal.store.store import Store
 
     if (Path(source) / "store.json").is_file():
         yield Store.open(source)
         return
+    from tymbal.prepare import prepare
+
     features = configuration.to_keywords(description.features)
     with tempfile.TemporaryDirectory(prefix="tymbal-probe-") as folder:
         yield prepare(source, Path(folder) / "store", **features).store
@@ -168,7 +169,8 @@ def _embeddings(
 
     device, _ = choose_device(settings.device)
     dtype, _ = choose_precision(settings.precision, device)
-    encoder = getattr(loaded.module, "encoder", loaded.module)
+    module = loaded.module
+    encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
     encoders = {"model": encoder}
     if settings.random:
         with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,292 @@
+"""Does the pretraining pay? The whole matrix on ESC-10 and on spoken digits, at an equal budget of minutes.
+
+    python benchmarks/learning.py --data ../shared/data --minutes 10 --seeds 3 --output learning
+    python benchmarks/learning.py --data ../shared/data --short
+
+For each data set and seed, through Tymbal's public verbs alone:
+
+- a linear probe of the encoder with random weights and of the pretrained one, in three poolings;
+- fine-tuning from random weights and from the pretrained ones, each for the budget that the pretraining had;
+- beside them the plain baseline: mean, spread and spread of differences of the spectrogram over time, read by a
+  logistic regression.
+
+ESC-10 is tested on fold 5, the digits on the two speakers theo and yweweler. Nothing is learned from the tested clips,
+no epoch, strength or setting is chosen by them: pretraining and fine-tuning are measured once, at the end of their
+budget, and the probe's regularisation is chosen inside the training clips by whole source clips or speakers. The budget
+is turned into a number of steps by timing a few, so that the learning rate comes down to nothing in time.
+
+Figures are appended to `figures.jsonl` in the output folder as they come. The same command continues; figures that are
+there are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
+
+import tymbal
+
+POOLINGS = ("rows", "mean", "cls")
+NEVER = 1_000_000
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set.
+
+    Attributes:
+        title: Its name in the table.
+        folder: Its folder below `--data`.
+        prepare: Settings of `tymbal.prepare`.
+    """
+
+    title: str
+    folder: str
+    prepare: dict[str, Any]
+
+
+DATA = {
+    "esc10": Data(
+        "ESC-10, fold 5",
+        "esc10",
+        {"window": 5.0, "frames": 512, "group_pattern": r"/(\d-\d+)-", "validation_pattern": r"/5-"},
+    ),
+    "digits": Data(
+        "digits, theo and yweweler",
+        "fsdd",
+        {
+            "window": 1.12,
+            "frames": 112,
+            "longer": "crop-start",
+            "label_pattern": r"(\d)_[a-z]+_\d+\.wav",
+            "group_pattern": r"_([a-z]+)_",
+            "validation_pattern": r"_(theo|yweweler)_",
+        },
+    ),
+}
+
+
+class Figures:
+    """The figures so far, one JSON object a line; a figure that is there is not computed again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            # A line that a kill cut short is computed again.
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self.rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            path.write_text("".join(line for line in lines if line.endswith("\n")), encoding="utf-8")
+
+    def have(self, **key: Any) -> list[dict[str, Any]]:
+        """Those that agree with the key."""
+        return [row for row in self.rows if all(row.get(name) == value for name, value in key.items())]
+
+    def add(self, **row: Any) -> None:
+        """Keeps one, on the disk too, and shows it."""
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{row['data']:>7} seed {row['seed']}  {row['cell']:<28} {row['accuracy']:6.1%}", file=sys.stderr)
+
+
+class Matrix:
+    """All cells of one data set."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, figures: Figures) -> None:
+        self.name = name
+        self.arguments = arguments
+        self.figures = figures
+        self.folder = arguments.output / name
+        self.store = self._store()
+
+    def _store(self) -> Path:
+        data = DATA[self.name]
+        source: Any = self.arguments.data / data.folder
+        if self.arguments.clips:
+            source = self._some(source, data.prepare)
+        return tymbal.prepare(source, self.folder / "store", **data.prepare).store.path
+
+    def _some(self, folder: Path, settings: dict[str, Any]) -> Path:
+        """A manifest of every n-th clip."""
+        patterns = {key: value for key, value in settings.items() if key.endswith("pattern")}
+        manifest = tymbal.scan(folder, **patterns).manifest
+        step = max(1, len(manifest) // self.arguments.clips)
+        chosen = tymbal.Manifest(manifest.clips[::step], manifest.root)
+        path = self.folder / "manifest.csv"
+        chosen.write(path)
+        return path
+
+    def run(self, seed: int) -> None:
+        """Computes what is missing for one seed."""
+        pretrained = self.folder / f"pretrain-{seed}"
+        key = {"data": self.name, "seed": seed}
+        self._train("pretrain", pretrained, seed)
+        if not self.figures.have(**key, cell=f"probe pretrained, {POOLINGS[0]}"):
+            self._probe(pretrained, key)
+        for start, source in (("scratch", None), ("pretrained", pretrained)):
+            cell = f"fine-tuned from {start}"
+            if not self.figures.have(**key, cell=cell):
+                result = self._train("finetune", self.folder / f"finetune-{start}-{seed}", seed, source=source)
+                self.figures.add(**key, cell=cell, accuracy=result.metrics["eval_accuracy"], steps=result.steps)
+
+    def _probe(self, model: Path, key: dict[str, Any]) -> None:
+        result = tymbal.probe(model, self.store, pooling=POOLINGS, seed=key["seed"], device=self.arguments.device)
+        steps = json.loads((model / "result.json").read_text(encoding="utf-8"))["steps"]
+        self.figures.add(**key, cell="baseline", accuracy=result.figure("baseline"))
+        for pooling in POOLINGS:
+            for title, features in (("random", "random"), ("pretrained", "model")):
+                accuracy, neighbours = (
+                    result.figure(features, pooling=pooling, reader=reader) for reader in ("logistic", "knn")
+                )
+                cell = f"probe {title}, {pooling}"
+                self.figures.add(**key, cell=cell, accuracy=accuracy, knn=neighbours, steps=steps)
+
+    def _train(self, verb: str, run: Path, seed: int, source: Path | None = None) -> Any:
+        """Trains for the budget; a run that is there is continued, or taken as it is where it is finished."""
+        arguments = self.arguments
+        settings: dict[str, Any] = {"seed": seed, "device": arguments.device, "batch_size": arguments.batch_size}
+        if source is None:
+            settings |= {name: getattr(arguments, name) for name in ("size", "width", "depth", "heads", "patch")}
+        if verb == "pretrain":
+            settings |= arguments.pretrain | {"learning_rate": arguments.learning_rate}
+            train: Callable[..., Any] = tymbal.pretrain
+        else:
+            settings |= arguments.finetune | {"learning_rate": arguments.finetune_rate}
+            settings |= {"pooling": arguments.pooling, "from_": source}
+            train = tymbal.finetune
+        # Nothing may be chosen by the tested clips: they are looked at once, at the end.
+        settings |= {"eval_every": NEVER, "save_every": NEVER, "report_to": ()}
+        steps_file = run.with_name(run.name + ".steps")
+        if not steps_file.exists():
+            steps_file.write_text(str(self._steps(train, run.with_name("timing"), settings)), encoding="utf-8")
+        steps = int(steps_file.read_text(encoding="utf-8"))
+        began = time.monotonic()
+        result = train(self.store, run, max_steps=steps, **settings)
+        if time.monotonic() - began > 1:
+            spent = (time.monotonic() - began) / 60
+            print(f"{self.name}: {run.name}, {result.steps:,} steps in {spent:.1f} minutes", file=sys.stderr)
+        return result
+
+    def _steps(self, train: Callable[..., Any], folder: Path, settings: dict[str, Any]) -> int:
+        """How many steps the budget is, from the time of a few: those of a longer run less those of a shorter."""
+        few, more = self.arguments.timed
+        seconds = []
+        for steps in (few, more):
+            shutil.rmtree(folder, ignore_errors=True)
+            began = time.monotonic()
+            train(self.store, folder, max_steps=steps, **settings)
+            seconds.append(time.monotonic() - began)
+        shutil.rmtree(folder, ignore_errors=True)
+        each = max(seconds[1] - seconds[0], 1e-3) / (more - few)
+        return max(10, int(60 * self.arguments.minutes / each))
+
+
+def table(names: list[str], figures: Figures) -> Iterator[str]:
+    """The table as markdown: mean and standard deviation over the seeds, in percent."""
+    cells = list(dict.fromkeys(row["cell"] for row in figures.rows))
+    yield "| accuracy, % | " + " | ".join(DATA[name].title for name in names) + " |"
+    yield "|---|" + "---:|" * len(names)
+    for cell in cells:
+        found = []
+        for name in names:
+            values = [100 * row["accuracy"] for row in figures.have(data=name, cell=cell)]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            found.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
+        yield f"| {cell} | " + " | ".join(found) + " |"
+    yield ""
+    for name in names:
+        for cell in (f"probe pretrained, {POOLINGS[0]}", "fine-tuned from scratch", "fine-tuned from pretrained"):
+            steps = [row["steps"] for row in figures.have(data=name, cell=cell)]
+            if steps:
+                what = "pretraining" if cell.startswith("probe") else cell
+                yield f"- {DATA[name].title}, {what}: {min(steps):,} to {max(steps):,} steps"
+
+
+def machine() -> str:
+    """What it was measured on."""
+    import torch
+
+    threads = f"{torch.get_num_threads()} threads"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {threads}{gpu}; torch {torch.__version__}"
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with esc10/ and fsdd/")
+    parser.add_argument("--output", type=Path, default=Path("learning"), help="folder for stores, runs and figures")
+    parser.add_argument("--only", choices=list(DATA), help="one data set")
+    parser.add_argument("--minutes", type=float, default=10.0, help="budget of each training")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--size", default="small", choices=["tiny", "small", "base"])
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--depth", type=int)
+    parser.add_argument("--heads", type=int)
+    parser.add_argument("--patch", default="16x16")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the pretraining")
+    parser.add_argument("--finetune-rate", type=float, default=5e-4)
+    parser.add_argument("--pooling", default="rows", choices=POOLINGS, help="of the fine-tuned classifier")
+    parser.add_argument("--pretrain", type=json.loads, default={}, help="more settings of the pretraining, as JSON")
+    parser.add_argument("--finetune", type=json.loads, default={}, help="more settings of the fine-tuning, as JSON")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--clips", type=int, help="about so many clips of each data set, evenly taken")
+    parser.add_argument("--short", action="store_true", help="about a minute: proves the machinery, teaches nothing")
+    arguments = parser.parse_args()
+    arguments.timed = (10, 40)
+    if arguments.short:
+        vars(arguments).update(
+            minutes=0.02, seeds=1, width=32, depth=1, heads=2, clips=200, batch_size=16, timed=(2, 4)
+        )
+    return arguments
+
+
+def keep_arguments(arguments: argparse.Namespace) -> None:
+    """Refuses to mix figures of different settings in one folder."""
+    free = {"output", "data", "only", "seeds", "device"}
+    now = {name: value for name, value in vars(arguments).items() if name not in free}
+    file = arguments.output / "arguments.json"
+    text = json.dumps(now, indent=2) + "\n"
+    if file.exists() and file.read_text(encoding="utf-8") != text:
+        sys.exit(f"{arguments.output} holds figures of other settings ({file}): choose another --output")
+    file.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    arguments = parse()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    keep_arguments(arguments)
+    figures = Figures(arguments.output / "figures.jsonl")
+    names = [arguments.only] if arguments.only else list(DATA)
+    missing = [name for name in names if not (arguments.data / DATA[name].folder).is_dir()]
+    if missing:
+        print(f"skipped: no {', '.join(missing)} in {arguments.data}", file=sys.stderr)
+        names = [name for name in names if name not in missing]
+    for name in names:
+        matrix = Matrix(name, arguments, figures)
+        for seed in range(1, arguments.seeds + 1):
+            matrix.run(seed)
+    if names:
+        print("\n".join(table(names, figures)))
+        print(f"\n{date.today().isoformat()}, {machine()}, {arguments.minutes:g} minutes a training\n")
+        print(f"    python {shlex.join(sys.argv)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+"""A classifier from labelled sound: `tymbal finetune`.
+
+    tymbal finetune labelled -o classifier --from run
+
+The labels are those of the training clips, and stay with the model. The run folder is that of any training; the best
+model on the validation clips lies in `classifier/model` and goes straight into `tymbal predict`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tymbal import config as configuration
+from tymbal._version import __version__
+from tymbal.errors import SettingsError
+from tymbal.progress import tell
+from tymbal.settings import FeatureSettings, FinetuneSettings, parse_patch
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tymbal.evaluation.clips import LabelledClips
+    from tymbal.models.classifier import SpectrogramClassifier
+    from tymbal.models.description import ModelDescription
+    from tymbal.models.encoder import SpectrogramEncoder
+    from tymbal.objectives.classification import ClassificationObjective
+    from tymbal.store.store import Store
+    from tymbal.training.folder import Resume, RunResult
+
+__all__ = ["finetune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What training begins with.
+
+    Attributes:
+        encoder: The encoder, with weights.
+        mean: Mean of the log-mel values that it is normalised by.
+        std: Their standard deviation.
+        padding: Log-mel value of padding.
+        objective: How it was pretrained, where that is known.
+    """
+
+    encoder: SpectrogramEncoder
+    mean: float
+    std: float
+    padding: float
+    objective: dict[str, Any] | None = None
+
+
+def finetune(
+    source: str | Path,
+    output: str | Path,
+    *,
+    resume: Resume = "auto",
+    config: str | Path | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Trains a classifier on labelled sound, from pretrained or random weights.
+
+    Args:
+        source: A store with labels and a split; or a folder with a folder a class (in `train/` and `validation/`, or
+            split here) or a manifest, which is prepared into the run folder with the spectrogram settings of the
+            weights that it starts from.
+        output: The run folder.
+        resume: `auto` continues the run in the output folder if there is one, True insists on one, False on none; or
+            the folder of a checkpoint.
+        config: YAML file with settings, or the `run.yaml` of an earlier run.
+        **settings: See `tymbal.settings.FinetuneSettings`.
+
+    Raises:
+        StoreError: The clips cannot be learned from, for instance because a class occurs only in validation.
+        ModelError: The weights to start from cannot be read or do not fit.
+        SettingsError: Settings do not go together, or the folder holds another run.
+        TrainingError: The loss is not finite.
+    """
+    from tymbal.store.dataset import StoreDataset
+    from tymbal.training.run import begin, train
+    from tymbal.training.source import open_source
+
+    chosen = configuration.resolve(FinetuneSettings, settings, config=config)
+    run = Path(output)
+    finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
+    if finished is not None:
+        return finished
+    store = open_source(source, run, _features(chosen))
+    clips = _clips(source, store, chosen)
+    objective, description = _objective(store, clips, chosen)
+    _freeze(objective.model, chosen.train)
+
+    def finalise(result: RunResult) -> None:
+        from tymbal.models.folder import save_model
+
+        provenance = {**description.provenance, "metrics": result.metrics}
+        save_model(result.model, objective.model, replace(description, provenance=provenance))
+
+    return train(
+        objective,
+        StoreDataset(store, clips.train, labels=True),
+        StoreDataset(store, clips.validation, labels=True),
+        settings=chosen,
+        run=run,
+        verb="finetune",
+        resume=resume,
+        groups=_groups(objective, chosen),
+        finalise=finalise,
+    )
+
+
+def _features(settings: FinetuneSettings) -> FeatureSettings:
+    """How sound that is not a store yet becomes spectrograms: as the weights to start from know it."""
+    if settings.from_ is None:
+        return FeatureSettings()
+    from tymbal.models.folder import open_checkpoint
+
+    return open_checkpoint(settings.from_).description.features
+
+
+def _clips(source: str | Path, store: Store, settings: FinetuneSettings) -> LabelledClips:
+    from tymbal.evaluation.clips import labelled_clips
+
+    multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
+    clips = labelled_clips(store, multilabel=multilabel)
+    if clips.left_out:
+        tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
+    for folder in _empty_class_folders(Path(source)):
+        tell(f"{folder} holds no sound: the class is not learned from it", warning=True)
+    kind = "any number of labels a clip" if clips.multilabel else "one label a clip"
+    tell(
+        f"{len(clips.classes)} classes, {kind}: {len(clips.train):,} clips to learn from, "
+        f"{len(clips.validation):,} to validate on"
+    )
+    return clips
+
+
+def _empty_class_folders(source: Path) -> list[Path]:
+    """Folders that are named like classes but hold no file at all."""
+    if not source.is_dir() or (source / "store.json").is_file():
+        return []
+    splits = [source / name for name in ("train", "validation", "test") if (source / name).is_dir()]
+    folders = [folder for parent in splits or [source] for folder in sorted(parent.iterdir()) if folder.is_dir()]
+    return [folder for folder in folders if not any(each.is_file() for each in folder.rglob("*"))]
+
+
+def _objective(
+    store: Store, clips: LabelledClips, settings: FinetuneSettings
+) -> tuple[ClassificationObjective, ModelDescription]:
+    """The classifier with its loss, and what its model folder will say."""
+    import torch
+
+    from tymbal.models.classifier import SpectrogramClassifier
+    from tymbal.models.description import ModelDescription
+    from tymbal.objectives.classification import ClassificationObjective
+
+    # The same seed gives the same weights, whatever the caller drew before.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        start = _start(store, settings)
+        model = SpectrogramClassifier(
+            start.encoder, len(clips.classes), pooling=settings.pooling, dropout=settings.dropout
+        )
+    start.encoder.gradient_checkpointing = settings.gradient_checkpointing
+    best_by = settings.best_by
+    if best_by == "auto":
+        best_by = "mAP" if clips.multilabel else "accuracy"
+    objective = ClassificationObjective(
+        model,
+        mean=start.mean,
+        std=start.std,
+        padding=start.padding,
+        columns=torch.from_numpy(clips.columns),
+        multilabel=clips.multilabel,
+        label_smoothing=settings.label_smoothing,
+        frequency_mask=settings.frequency_mask,
+        time_mask=settings.time_mask,
+        seed=settings.seed,
+        best_by=best_by,
+    )
+    provenance = {
+        "verb": "finetune",
+        "version": __version__,
+        "from": settings.from_,
+        "data": str(store.path),
+        "settings": configuration.to_mapping(settings),
+    }
+    description = ModelDescription(
+        encoder=start.encoder.config,
+        features=store.features,
+        mean=start.mean,
+        std=start.std,
+        padding=start.padding,
+        labels=clips.classes,
+        pooling=settings.pooling,
+        multilabel=clips.multilabel,
+        objective=start.objective,
+        provenance=provenance,
+    )
+    return objective, description
+
+
+def _start(store: Store, settings: FinetuneSettings) -> _Start:
+    from tymbal.features.kaldi import LOG_FLOOR
+    from tymbal.inference.embed import check_features
+    from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+    from tymbal.models.warmstart import warm_start
+
+    width, depth, heads = settings.shape
+    patch = parse_patch(settings.patch)
+    stride = patch if settings.stride is None else parse_patch(settings.stride, setting="stride")
+    wanted = EncoderConfig(
+        width=width, depth=depth, heads=heads, mels=store.mels, frames=store.frames, patch=patch, stride=stride
+    )
+    if settings.from_ is None:
+        tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads, patches of {settings.patch}")
+        return _Start(encoder=SpectrogramEncoder(wanted), mean=store.mean, std=store.std, padding=LOG_FLOOR)
+    encoder, report, source = warm_start(settings.from_, config=wanted, keep_stride=settings.stride is None)
+    check_features(store, source, path=settings.from_)
+    tell(f"Starting from {settings.from_}: {report}")
+    return _Start(
+        encoder=encoder, mean=source.mean, std=source.std, padding=source.padding, objective=source.objective
+    )
+
+
+def _freeze(model: SpectrogramClassifier, train: str) -> None:
+    """Freezes what is not to be trained."""
+    encoder = model.encoder
+    if train == "all":
+        return
+    last = 0 if train == "head" else int(train)
+    if last > encoder.config.depth:
+        raise SettingsError(
+            f"train is {train}, but the encoder has {encoder.config.depth} blocks",
+            advice=f"Set train to all, head, or at most {encoder.config.depth}.",
+        )
+    encoder.requires_grad_(requires_grad=False)
+    for block in encoder.blocks[encoder.config.depth - last :]:
+        block.requires_grad_(requires_grad=True)
+    # The final norm belongs to the last block: its output is what the head sees.
+    encoder.norm.requires_grad_(requires_grad=last > 0)
+
+
+def _groups(objective: nn.Module, settings: FinetuneSettings) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: the head may learn faster than the rest."""
+    from tymbal.training.optimizer import parameter_groups
+
+    named = list(objective.named_parameters())
+    head = [(name, parameter) for name, parameter in named if name.startswith("model.head")]
+    body = [(name, parameter) for name, parameter in named if not name.startswith("model.head")]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    return [
+        *parameter_groups(body, learning_rate=rate, weight_decay=decay),
+        *parameter_groups(head, learning_rate=rate * settings.head_lr_factor, weight_decay=decay),
+    ]

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tones import FEATURES, FRAMES, tone_folder, tone_store
+from tymbal import finetune
+from tymbal.errors import ModelError, SettingsError, StoreError
+from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.models.folder import load_model, save_model
+
+TINY = {
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "patch": "8x8",
+    "batch_size": 12,
+    "learning_rate": 3e-3,
+    "warmup": 0,
+    "device": "cpu",
+    "precision": "float32",
+    "report_to": (),
+}
+
+
+def pretrained(path: Path, *, frames: int = FRAMES) -> Path:
+    config = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=frames, patch=(8, 8), stride=(8, 8))
+    torch.manual_seed(5)
+    description = ModelDescription(encoder=config, features=FEATURES, mean=-7.0, std=4.0, padding=LOG_FLOOR)
+    save_model(path, SpectrogramEncoder(config), description)
+    return path
+
+
+def test_finetune__learns_three_tones(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store")
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=12, **TINY)
+    assert result.metrics["eval_accuracy"] >= 0.9
+    assert {"eval_balanced_accuracy", "eval_f1", "eval_mAP", "eval_loss"} <= result.metrics.keys()
+    loaded = load_model(tmp_path / "run")
+    assert isinstance(loaded.module, SpectrogramClassifier)
+    assert loaded.description.labels == ("high", "low", "middle")
+    assert loaded.description.provenance["metrics"]["eval_accuracy"] == result.metrics["eval_accuracy"]
+
+
+@pytest.mark.parametrize(("train", "trained"), [("head", set()), ("1", {1}), ("all", {0, 1})])
+def test_finetune__trains_what_is_asked_for(train: str, trained: set[int], tmp_path: Path) -> None:
+    source = pretrained(tmp_path / "model")
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    finetune(tmp_path / "store", tmp_path / "run", from_=source, train=train, max_steps=2, **TINY)
+    before, after = load_model(source).module.state_dict(), load_model(tmp_path / "run").module.encoder.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {int(name.split(".")[1]) for name in changed if name.startswith("blocks")} == trained
+    assert ("patch_projection.weight" in changed) == (train == "all")
+    assert ("norm.weight" in changed) == (train != "head")
+    assert "mask_token" not in changed
+
+
+def test_finetune__warm_start_keeps_normalisation_and_resizes_positions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pretrained(tmp_path / "model", frames=64)
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    finetune(tmp_path / "store", tmp_path / "run", from_=source, max_steps=1, **TINY)
+    description = load_model(tmp_path / "run").description
+    assert (description.mean, description.std, description.encoder.frames) == (-7.0, 4.0, FRAMES)
+    assert "1 resized (position_embedding)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_finetune__overlapping_patches(tmp_path: Path) -> None:
+    source = pretrained(tmp_path / "model")
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    finetune(tmp_path / "store", tmp_path / "run", from_=source, stride="4x4", max_steps=1, **TINY)
+    assert load_model(tmp_path / "run").description.encoder.grid == (3, 7)
+
+
+def test_finetune__head_has_its_own_learning_rate(tmp_path: Path) -> None:
+    source = pretrained(tmp_path / "model")
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    moved = {}
+    for factor in (1.0, 10.0):
+        run = tmp_path / f"run{factor}"
+        finetune(tmp_path / "store", run, from_=source, head_lr_factor=factor, max_steps=1, **TINY)
+        moved[factor] = load_model(run).module
+    bias = {factor: module.head.bias.abs().max().item() for factor, module in moved.items()}
+    # AdamW's first step is the learning rate itself, and the head's bias starts at zero.
+    assert bias[1.0] == pytest.approx(3e-3, rel=1e-3)
+    assert bias[10.0] == pytest.approx(3e-2, rel=1e-3)
+    first, second = (module.encoder.state_dict() for module in moved.values())
+    torch.testing.assert_close(first, second)
+
+
+def test_finetune__cls_pooling_opens_in_transformers(tmp_path: Path) -> None:
+    from transformers import ASTForAudioClassification
+
+    store = tone_store(tmp_path / "store", clips=6, validation=2)
+    square = {**TINY, "pooling": "cls"}
+    finetune(tmp_path / "store", tmp_path / "run", max_steps=2, **square)
+    stock = ASTForAudioClassification.from_pretrained(tmp_path / "run" / "model").eval()
+    assert stock.config.id2label == {0: "high", 1: "low", 2: "middle"}
+    loaded = load_model(tmp_path / "run")
+    x = (torch.from_numpy(store.gather([0, 5, 9])).float() - loaded.description.mean) / (2 * loaded.description.std)
+    with torch.no_grad():
+        torch.testing.assert_close(stock(x).logits, loaded.module(x), atol=1e-5, rtol=0)
+
+
+def test_finetune__several_labels(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", multilabel=True)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=20, **TINY)
+    assert result.metrics["eval_mAP"] >= 0.85
+    assert load_model(tmp_path / "run").description.multilabel
+
+
+def test_finetune__folder_is_prepared_into_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = pretrained(tmp_path / "model")
+    folder = tone_folder(tmp_path / "sound", clips=3)
+    (folder / "train" / "silence").mkdir()
+    result = finetune(folder, tmp_path / "run", from_=source, max_steps=2, **TINY)
+    assert (tmp_path / "run" / "store" / "store.json").is_file()
+    assert load_model(result.run).description.features == FEATURES
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train/silence holds no sound: the class is not learned from it" in said
+    assert "3 classes, one label a clip: 9 clips to learn from, 9 to validate on" in said
+
+
+def test_finetune__same_seed_same_weights_whatever_was_drawn_before(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    weights = []
+    for number in range(2):
+        torch.manual_seed(number)
+        np.random.seed(number)  # noqa: NPY002 - what a caller may have done
+        run = tmp_path / f"run{number}"
+        finetune(tmp_path / "store", run, max_steps=3, frequency_mask=4, time_mask=8, **TINY)
+        weights.append(load_file(run / "model" / "model.safetensors"))
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_finetune__finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    first = finetune(tmp_path / "store", tmp_path / "run", max_steps=2, **TINY)
+    stamp = (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns
+    again = finetune(tmp_path / "store", tmp_path / "run", max_steps=2, **TINY)
+    assert again.metrics == first.metrics
+    assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2
+
+
+def test_finetune__refuses_what_cannot_be_learned(tmp_path: Path) -> None:
+    tone_store(tmp_path / "odd", clips=6, only_validation="low")
+    with pytest.raises(StoreError, match="no clip to learn from has the label that validation clips have: low"):
+        finetune(tmp_path / "odd", tmp_path / "run1", **TINY)
+    tone_store(tmp_path / "several", clips=6, multilabel=True)
+    with pytest.raises(StoreError, match="several labels, which cross entropy cannot learn"):
+        finetune(tmp_path / "several", tmp_path / "run2", loss="ce", **TINY)
+    tone_store(tmp_path / "store", clips=6)
+    with pytest.raises(SettingsError, match="train is 3, but the encoder has 2 blocks"):
+        finetune(tmp_path / "store", tmp_path / "run3", train="3", **TINY)
+    with pytest.raises(ModelError, match="there is no such model"):
+        finetune(tmp_path / "store", tmp_path / "run4", from_=str(tmp_path / "no where"), **TINY)
+
+
+def test_finetune__best_by_another_metric(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=4, best_by="loss", **TINY)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert len(losses) == 4
+    assert losses[result.best_step] == min(losses.values())
