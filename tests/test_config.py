@@ -9,7 +9,17 @@ import pytest
 
 from tymbal import config
 from tymbal.errors import SettingsError
-from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, PretrainSettings
+from tymbal.settings import (
+    FeatureSettings,
+    FinetuneSettings,
+    PredictSettings,
+    PrepareSettings,
+    PretrainSettings,
+    ProbeSettings,
+    ScanSettings,
+)
+
+ALL_SETTINGS = (ScanSettings, PrepareSettings, PretrainSettings, ProbeSettings, FinetuneSettings, PredictSettings)
 
 
 def test_from_mapping__spellings_of_the_command_line():
@@ -140,3 +150,12 @@ def test_read_yaml__absent_and_empty(tmp_path):
         config.read_yaml(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("# nothing\n")
     assert config.read_yaml(tmp_path / "a.yaml") == {}
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[1] / "examples").glob("*.yaml")), ids=lambda f: f.name)
+def test_examples__every_section_is_valid(file):
+    content = config.read_yaml(file)
+    classes = {cls.__name__.removesuffix("Settings").lower(): cls for cls in ALL_SETTINGS}
+    assert content
+    for verb in content:
+        assert config.resolve(classes[verb], {}, config=file) != classes[verb]()

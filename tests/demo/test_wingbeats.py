@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import itertools
 
@@ -10,7 +11,7 @@ import pytest
 import soundfile as sf
 
 from tymbal.demo import wingbeats
-from tymbal.demo.wingbeats import BACKGROUND, DEVICES, HELD_OUT, SPECIES, read_events, synthesise
+from tymbal.demo.wingbeats import BACKGROUND, DEVICES, HELD_OUT, SPECIES, synthesise
 
 CLEAN = dataclasses.replace(DEVICES[2], noise=-120.0, hum=-120.0, degrees=0.0)
 
@@ -82,7 +83,8 @@ def test_write_clips__same_seed_same_sound_and_what_is_there_is_kept(tmp_path):
 
 def test_write_recording__events_are_where_it_says(tmp_path):
     events = wingbeats.write_recording(tmp_path / "night.flac", seconds=20, seed=4)
-    assert events == read_events(tmp_path / "events.csv")
+    with (tmp_path / "events.csv").open() as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [event.label for event in events]
     sound, rate = sf.read(tmp_path / "night.flac")
     assert (len(sound), rate) == (20 * HELD_OUT.sample_rate, HELD_OUT.sample_rate)
     assert len(events) >= 3

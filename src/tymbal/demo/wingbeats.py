@@ -45,9 +45,9 @@ __all__ = [
     "Device",
     "Event",
     "Species",
-    "read_events",
     "synthesise",
     "write_clips",
+    "write_events",
     "write_recording",
 ]
 
@@ -218,17 +218,16 @@ def write_recording(path: Path, *, seconds: float, seed: int, device: Device = H
         sf.write(
             aside, _record(sound[None], device, rng)[0], rate, subtype=device.subtype, format=path.suffix[1:].upper()
         )
-    with replace_file(path.parent / "events.csv") as aside, aside.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["start", "end", "label"])
-        writer.writerows([event.start, event.end, event.label] for event in events)
+    write_events(path.parent / "events.csv", events)
     return events
 
 
-def read_events(path: Path) -> list[Event]:
-    """Reads the `events.csv` that `write_recording` wrote."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [Event(float(row["start"]), float(row["end"]), row["label"]) for row in csv.DictReader(file)]
+def write_events(path: Path, events: Sequence[Event]) -> None:
+    """Writes what is to be heard when: columns start, end, label."""
+    with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["start", "end", "label"])
+        writer.writerows([event.start, event.end, event.label] for event in events)
 
 
 def _schedule(seconds: float, rng: np.random.Generator) -> Iterator[tuple[float, float, Species]]:

@@ -1,0 +1,160 @@
+"""What came out of the demo, for people: figures, what they mean, where everything is, how to go on."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tymbal.demo.search import Found
+from tymbal.progress import duration
+
+__all__ = ["Report", "Scores"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How well held-out clips are told apart, as fractions.
+
+    Attributes:
+        figure: `accuracy`, or `mAP` where clips have several labels.
+        clips: How many were asked about.
+        classes: How many labels there are.
+        baseline: Mean and spread of the spectrogram, logistic regression and nearest neighbours.
+        random: Embeddings of an encoder with random weights, likewise.
+        pretrained: Embeddings of the pretrained encoder, likewise.
+        tuned_random: Fine-tuned from random weights.
+        tuned_pretrained: Fine-tuned from the pretrained ones.
+    """
+
+    figure: str
+    clips: int
+    classes: int
+    baseline: tuple[float, float]
+    random: tuple[float, float]
+    pretrained: tuple[float, float]
+    tuned_random: float
+    tuned_pretrained: float
+
+    def difference(self, one: float, other: float) -> str:
+        """How `one` compares with `other`, in words that so many clips can bear (95 %)."""
+        points = 100 * (one - other)
+        margin = 196 * math.sqrt((one * (1 - one) + other * (1 - other)) / self.clips)
+        if abs(points) <= margin:
+            return f"no better or worse than chance would make it ({points:+.1f} points, ± {margin:.1f})"
+        return f"{'better' if points > 0 else 'worse'} by {abs(points):.1f} points (± {margin:.1f})"
+
+    def pays(self) -> bool:
+        """Whether the pretrained encoder is ahead of both the random one and the baseline."""
+        return self.pretrained[0] > max(self.random[0], self.baseline[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What came out.
+
+    Attributes:
+        held_out: What the held-out clips are.
+        steps: Steps of pretraining.
+        clips_seen: Clips seen in them, each time it was seen.
+        task: Accuracy in telling the masked patches from each other, on held-out clips.
+        seconds: Seconds of each step of the demo.
+        scores: How well clips are told apart; None without labels.
+        found: What was found in the recording; None without labels.
+    """
+
+    held_out: str
+    steps: int
+    clips_seen: int
+    task: float | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    scores: Scores | None = None
+    found: Found | None = None
+
+    def text(self, folder: Path) -> str:
+        """The report, for a folder in which everything was written."""
+        parts = [self._scores(), self._meaning(), self._found(), self._places(folder), self._further(folder)]
+        return "\n\n".join(part for part in parts if part)
+
+    def _scores(self) -> str:
+        if self.scores is None:
+            return "There are no labels, so nothing could be classified: see below how to give some."
+        scores = self.scores
+        rows: list[tuple[str, float, float | None]] = [
+            ("plain baseline: mean and spread", *scores.baseline),
+            ("encoder, random weights", *scores.random),
+            (f"encoder, pretrained for {self._minutes()}", *scores.pretrained),
+            ("fine-tuned from random weights", scores.tuned_random, None),
+            ("fine-tuned from the pretrained", scores.tuned_pretrained, None),
+        ]
+        head = f"Told apart: {scores.clips:,} {self.held_out}, {scores.classes} classes. {scores.figure} in %:"
+        lines = [head, "", f"  {'':38}{'linear':>8}{'neighbours':>12}"]
+        for name, linear, neighbours in rows:
+            lines.append(
+                f"  {name:38}{100 * linear:8.1f}" + ("" if neighbours is None else f"{100 * neighbours:12.1f}")
+            )
+        return "\n".join(lines)
+
+    def _meaning(self) -> str:
+        spent = f"{self.steps:,} steps in {self._minutes()}, {self.clips_seen:,} clips seen"
+        task = "" if self.task is None else f" It tells {100 * self.task:.0f} % of the masked patches apart."
+        if self.scores is None:
+            return f"Pretraining: {spent}.{task}"
+        scores = self.scores
+        ours = scores.pretrained[0]
+        verdict = "Pretraining pays here." if scores.pays() else "Pretraining does not pay here."
+        lines = [
+            f"{verdict} Read by a linear classifier, the pretrained encoder is",
+            f"  - beside random weights {scores.difference(ours, scores.random[0])},",
+            f"  - beside the plain baseline {scores.difference(ours, scores.baseline[0])};",
+            "  - fine-tuning from it, beside from random weights, is "
+            f"{scores.difference(scores.tuned_pretrained, scores.tuned_random)}.",
+            f"It had {spent}.{task}",
+        ]
+        if not scores.pays():
+            lines.append(
+                "That is little: encoders of this kind are trained for hours to days. With more time it goes on."
+            )
+        return "\n".join(lines)
+
+    def _found(self) -> str:
+        if self.found is None:
+            return ""
+        text = f"In the recording {self.found.found} of {self.found.events} events got the right label."
+        if self.found.empty:
+            text += f" Of {self.found.empty} windows without any, {self.found.false_alarms} were false alarms."
+        return text
+
+    def _places(self, folder: Path) -> str:
+        places = {
+            "manifest.csv": "every clip: duration, label, group, split",
+            "store": "the spectrograms",
+            "pretrained/model": "the pretrained encoder",
+            "probe.csv": "the figures above, and more",
+            "classifier/model": "the classifier",
+            "recording.flac": "what was searched, with events.csv",
+            "predictions.csv": "what was found: file, start, end, label, score",
+            "summary.txt": "this text",
+        }
+        there = {name: what for name, what in places.items() if (folder / name).exists() or name == "summary.txt"}
+        width = max(len(str(folder / name)) for name in there)
+        return "\n".join(["Written", *(f"  {folder / name!s:{width}}  {what}" for name, what in there.items())])
+
+    def _further(self, folder: Path) -> str:
+        def command(*words: str | Path) -> str:
+            return "  " + shlex.join(["tymbal", *map(str, words)])
+
+        lines = [f"To go on (all of this took {duration(sum(self.seconds.values()))})"]
+        lines.append(
+            command("pretrain", folder / "store", "-o", folder / "longer", "--size", "tiny", "--max-minutes", "60")
+        )
+        if self.scores is None:
+            lines.append("  tymbal demo --data FOLDER --label-pattern '([a-z]+)_'    where file names hold the label")
+        else:
+            lines.append(command("probe", folder / "longer", folder / "store"))
+            lines.append(command("predict", folder / "classifier", "YOUR_RECORDINGS", "-o", "scores.csv"))
+        return "\n".join(lines)
+
+    def _minutes(self) -> str:
+        return duration(self.seconds.get("pretrain", 0.0))
