@@ -30,10 +30,13 @@ class Container:
         truncated: How much is missing, in words, or None.
         guessed: libsndfile can only guess the length of this file, and would stop where its guess says: not its
             file to read.
+        counted: It is an MP3 whose header tells its length. Any other MP3 is one that libsndfile guesses about; that
+            it was cut off at a frame cannot be known.
     """
 
     truncated: str | None = None
     guessed: bool = False
+    counted: bool = False
 
 
 def examine(file: BinaryIO, size: int) -> Container:
@@ -201,16 +204,16 @@ def _mpeg(file: BinaryIO, size: int, head: bytes) -> Container:
         if at >= 0 and len(first) >= at + 16:
             flags = struct.unpack(">I", first[at + 4 : at + 8])[0]
             if not flags & 1:
-                return Container(guessed=True)
+                return Container()
             promised = struct.unpack(">I", first[at + 12 : at + 16])[0] if flags & 2 else 0
             return _mpeg_promised(promised, size - start)
     if first[36:40] == b"VBRI" and len(first) >= 54:
         return _mpeg_promised(struct.unpack(">I", first[46:50])[0], size - start)
-    return Container(guessed=True)
+    return Container()
 
 
 def _mpeg_promised(promised: int, there: int) -> Container:
     # One frame is at most 1,441 bytes, and encoders do not agree on whether the header frame counts.
     if promised * 0.99 <= there + 4096:
-        return Container()
+        return Container(counted=True)
     return Container(truncated=f"the header promises {promised:,} bytes, the file has {there:,}")

@@ -195,15 +195,24 @@ def _open(path: PathLike, content: bytes | None = None) -> _Opened:
     container = _examine(source)
     if container.truncated is not None:
         raise problem("truncated", container.truncated, source.path)
-    reader: Reader
-    try:
-        reader = AvReader(source) if container.guessed else SoundfileReader(source)
-    except SoundfileTrouble:
-        reader = _open_otherwise(source)
+    reader = _reader(source, container)
     if reader.frames == 0:
         with reader:
             raise problem("empty", "it has a header and no sound", source.path)
     return _Opened(source, reader)
+
+
+def _reader(source: Source, container: Container) -> Reader:
+    if container.guessed:
+        return AvReader(source)
+    try:
+        reader = SoundfileReader(source)
+    except SoundfileTrouble:
+        return _open_otherwise(source)
+    if reader.format.startswith("MP3/") and not container.counted:
+        with reader:
+            return AvReader(source)
+    return reader
 
 
 def _open_otherwise(source: Source) -> AvReader:
@@ -293,7 +302,7 @@ def _check_got(part: _Part, got: int, path: PathLike) -> None:
 def _finite(waveform: Waveform, path: PathLike) -> Waveform:
     if not np.isfinite(waveform).all():
         bad = int((~np.isfinite(waveform)).sum())
-        raise problem("not finite", f"{bad:,} of its samples are NaN or infinite", path)
+        raise problem("not finite", f"samples that are NaN or infinite: {bad:,}", path)
     return waveform
 
 

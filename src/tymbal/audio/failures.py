@@ -23,7 +23,7 @@ ADVICE: dict[Kind, str] = {
     "empty": "Copy it again from where it came from, or delete it.",
     "unreadable": "If a player can open it, convert it (ffmpeg -i FILE out.wav); else copy it again or delete it.",
     "truncated": "Copy it again from where it came from; ffmpeg -i FILE out.wav keeps the part that is there.",
-    "not finite": "It holds NaN or infinite samples: write it again from its source, as 16-bit PCM for instance.",
+    "not finite": "Write it again from its source, as 16-bit PCM for instance.",
     "silent": "A dead microphone or an empty channel; lower silence_db if so quiet a file is wanted.",
     "too short": "Leave it out, or lower min_seconds.",
     "out of range": "Correct start and end (seconds) in the list.",

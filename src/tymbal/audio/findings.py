@@ -20,7 +20,7 @@ class Finding:
 
     Attributes:
         kind: `note`, `duplicates`, `label conflict`, `duplicate straddles`, `group straddles`, `file straddles`,
-            `no validation` or `no label`.
+            `no validation`, `label spelling` or `no label`.
         text: It in words, with an example and what can be done.
         files: The files that it is about, as paths from the root.
     """
@@ -53,7 +53,7 @@ def find(clips: Sequence[Clip], notes: Iterable[str] = ()) -> list[Finding]:
     if parts:
         text = "parts of one file lie on both sides of the split: split=auto keeps them together"
         found.append(_finding("file straddles", text, parts))
-    return found + _sides(clips)
+    return found + _gaps(clips)
 
 
 def _by(clips: Iterable[Clip], key: Callable[[Clip], str | None]) -> dict[str, list[Clip]]:
@@ -88,7 +88,7 @@ def _duplicates(copies: list[list[Clip]]) -> list[Finding]:
         return []
     places = [_places(group) for group in copies]
     extra = sum(map(len, places)) - len(places)
-    text = f"{extra:,} files are exact copies of another, as {' = '.join(places[0][:3])}"
+    text = f"exact copies of another file: {extra:,}, as {' = '.join(places[0][:3])}"
     found = [Finding("duplicates", text, tuple(sorted(place for group in places for place in group)))]
     differing = [
         group for group in copies if len({clip.labels for clip in group if clip.start == 0 and clip.end is None}) > 1
@@ -100,15 +100,26 @@ def _duplicates(copies: list[list[Clip]]) -> list[Finding]:
     return found
 
 
-def _sides(clips: Sequence[Clip]) -> list[Finding]:
+def _gaps(clips: Sequence[Clip]) -> list[Finding]:
     found = []
-    if _splits(clips) and not any(clip.split == "validation" for clip in clips):
+    if len(clips) > 1 and _splits(clips) and not any(clip.split == "validation" for clip in clips):
         text = "no clip is for validation: nothing will tell when to stop, or which model is best"
         found.append(Finding("no validation", text))
+    spellings = _by_spelling({label for clip in clips for label in clip.labels})
+    if spellings:
+        found.append(Finding("label spelling", f"labels differ only in case: {_some(spellings)}"))
     bare = [place(clip) for clip in clips if not clip.labels]
     if bare and len(bare) < len(clips):
-        found.append(Finding("no label", f"{len(bare):,} clips have no label, as {bare[0]}", tuple(bare)))
+        found.append(Finding("no label", f"clips without a label: {len(bare):,}, as {bare[0]}", tuple(bare)))
     return found
+
+
+def _by_spelling(labels: Iterable[str]) -> list[str]:
+    """Labels that are the same but for upper and lower case, as `Wren/wren`."""
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(labels):
+        spellings[label.casefold()].append(label)
+    return ["/".join(names) for names in spellings.values() if len(names) > 1]
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -47,7 +47,11 @@ class FileReport:
     @property
     def failure(self) -> Failure | None:
         """The problem as a row of `failures.csv`."""
-        return None if self.problem is None else Failure(self.file, self.problem, self.advice or "")
+        if self.problem is None:
+            return None
+        # A name that is no UTF-8 could be neither written nor printed.
+        name = self.file.encode(errors="backslashreplace").decode()
+        return Failure(name, self.problem, self.advice or "")
 
 
 def inspect(path: str | os.PathLike[str], *, silence_db: float = -100.0, min_seconds: float = 0.025) -> FileReport:
@@ -105,7 +109,7 @@ def _judge(
     if not extent.frames:
         return "empty", "it has a header and no sound"
     if extent.bad:
-        return "not finite", f"{extent.bad:,} of its samples are NaN or infinite"
+        return "not finite", f"samples that are NaN or infinite: {extent.bad:,}"
     if duration < min_seconds:
         return "too short", f"it is {duration:.3f} s long, less than {min_seconds:g} s"
     swing = (extent.high - extent.low) / 2
@@ -117,6 +121,10 @@ def _judge(
 
 def _load(path: Path) -> tuple[bytes | None, str]:
     """The bytes of a small file, or None for a long one, and the hash of them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise problem("unreadable", "its name is not UTF-8", path, advice="Rename it.") from None
     try:
         if path.is_dir():
             raise problem("unreadable", "it is a folder, not a file", path)

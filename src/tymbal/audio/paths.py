@@ -110,5 +110,7 @@ def _found(clips: Sequence[Clip], pattern: str, setting: str, what: str) -> tupl
             f"{setting} {pattern!r} finds nothing in any path",
             advice=f"It is searched in paths like {place(clips[0])}",
         )
-    notes = [f"{len(missed):,} clips have no {what}: {setting} finds nothing in {place(missed[0])}"] if missed else []
-    return found, notes
+    if not missed:
+        return found, []
+    some = f"{len(missed):,}, as {place(missed[0])}"
+    return found, [f"clips without a {what}, as {setting} finds nothing in their path: {some}"]

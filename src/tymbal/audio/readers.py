@@ -31,8 +31,8 @@ _RATES = (100, 10_000_000)
 _FRAMES_A_BYTE = 5000  # FLAC packs 65,535 frames of silence into 14 bytes; no format packs more
 _MP3_SLACK = 3 * 1152  # decoders differ in how they treat the first and the last frame
 _AV_SLACK = 0.1  # seconds: durations in a container are rounded and include or exclude the encoder's delay
-_AV_COUNTED = ("flac", "wav", "aiff")  # containers that tell the number of samples
-_AV_TIMED = ("mov", "matroska", "asf")  # containers that tell a duration
+_AV_COUNTED = ("flac",)  # containers that tell the number of samples
+_AV_TIMED = ("mov", "matroska", "asf", "wav", "aiff")  # containers that tell a duration
 _AV_PREROLL = 0.25  # seconds decoded before the wanted place, for decoders that depend on the packets before
 
 
@@ -195,7 +195,7 @@ class AvReader:
         self._promised = None if promised is None else round(promised * self.sample_rate)
         self._slack = 0 if name in _AV_COUNTED else round(_AV_SLACK * self.sample_rate)
         self.frames: int | None = self._promised if name in (*_AV_COUNTED, "mov") else None
-        self._seekable = name in ("mov", "matroska") and first.pts is not None and first.time_base is not None
+        self._seekable = name == "mov" and first.pts is not None and first.time_base is not None
         _check_header(self, source)
 
     def _promised_seconds(self, container: str) -> Fraction | None:

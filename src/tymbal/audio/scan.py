@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -85,9 +86,11 @@ def scan(
     if output is not None:
         _check_output(Path(output))
     clips, notes = _described(listing.clips, chosen, labelled=listing.labelled)
+    assign_splits(clips, chosen)  # what cannot be split is said before the work, not after it
     files = list(dict.fromkeys(clip.file for clip in clips))
     reports = {report.file: report for report in _inspect_all(files, chosen)}
     good, failures = _sort(clips, reports, chosen.min_seconds)
+    failures = listing.failures + failures
     if not good:
         raise _nothing_left(failures, source)
     manifest = Manifest(tuple(assign_splits(good, chosen)), listing.root)
@@ -136,7 +139,7 @@ def _described(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool)
 
 
 def _check_output(output: Path) -> None:
-    """Before the work, not after it."""
+    """Whether a manifest can be called so: said before the work, too."""
     if output.suffix.lower() not in (".csv", ".parquet"):
         raise ManifestError(
             "a manifest is written as .csv or .parquet", path=output, advice="Give the output one of these suffixes."
@@ -168,7 +171,7 @@ def _in_parallel(look: partial[FileReport], files: Sequence[str], workers: int) 
     if not files:
         return
     # Spawned, never forked: a fork inherits locks of threads that it does not have.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_leave_interrupts_to_parent)
     try:
         yield from pool.map(look, files, chunksize=_CHUNK)
     except BrokenProcessPool:
@@ -179,6 +182,10 @@ def _in_parallel(look: partial[FileReport], files: Sequence[str], workers: int) 
         ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts_to_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cores() -> int:
@@ -225,6 +232,8 @@ def _misfit(clip: Clip, report: FileReport, min_seconds: float) -> Failure | Non
 
 
 def _nothing_left(failures: Sequence[Failure], source: str | os.PathLike[str] | Manifest) -> AudioError:
+    if len(failures) == 1:
+        return AudioError(failures[0].reason, path=failures[0].file, advice=failures[0].advice)
     path = source.root if isinstance(source, Manifest) else source
     some = "".join(f"\n  {failure.file}: {failure.reason}" for failure in failures[:3])
     return AudioError(f"not one of its {len(failures):,} files can be used{some}", path=path, advice=failures[0].advice)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import SPLITS, Clip, Manifest, relative_path
 from tymbal.audio.tables import Table, read_label_names, read_table
 from tymbal.errors import ManifestError
@@ -39,12 +40,14 @@ class Listing:
         root: The folder that ids are relative to.
         labelled: Whether a column gives labels.
         notes: What the user should know about how the source was read.
+        failures: Folders that could not be looked into.
     """
 
     clips: list[Clip]
     root: Path
     labelled: bool = False
     notes: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
 
 def read_source(source: str | os.PathLike[str] | Manifest, *, label_csv: str | None = None) -> Listing:
@@ -74,12 +77,16 @@ def read_source(source: str | os.PathLike[str] | Manifest, *, label_csv: str | N
     return listing if label_csv is None else _named(listing, label_csv)
 
 
-def sound_files(folder: Path) -> list[str]:
-    """Paths of all sound files below a folder, sorted; hidden files and folders are passed over, links followed."""
-    return sorted(_walk(folder, set()))
+def sound_files(folder: Path) -> tuple[list[str], list[Failure]]:
+    """Paths of all sound files below a folder, sorted, and the folders that could not be looked into.
+
+    Hidden files and folders are passed over; links are followed.
+    """
+    failures: list[Failure] = []
+    return sorted(_walk(folder, set(), failures)), failures
 
 
-def _walk(folder: Path, seen: set[str]) -> Iterator[str]:
+def _walk(folder: Path, seen: set[str], failures: list[Failure]) -> Iterator[str]:
     real = os.path.realpath(folder)
     if real in seen:  # a link to a folder above
         return
@@ -87,14 +94,14 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[str]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise ManifestError(
-            error.strerror or str(error), path=folder, advice="Check the permissions of this folder."
-        ) from None
+        reason = f"unreadable: this folder cannot be looked into ({error.strerror or error})"
+        failures.append(Failure(str(folder), reason, "Check its permissions."))
+        return
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), seen)
+            yield from _walk(Path(entry.path), seen, failures)
         elif os.path.splitext(entry.name)[1].lower() in AUDIO_SUFFIXES:  # noqa: PTH122 - ten times faster than Path
             yield entry.path
 
@@ -104,17 +111,17 @@ def _whole_file(file: str, root: Path) -> Clip:
 
 
 def _folder(root: Path) -> Listing:
-    files = sound_files(root)
+    files, failures = sound_files(root)
     tables, notes = _metadata(root)
     if tables:
-        return _audio_folder(root, files, tables)
+        return replace(_audio_folder(root, files, tables), failures=failures)
     if not files:
         raise ManifestError(
             "no sound files in this folder",
             path=root,
             advice=f"Looked for {' '.join(sorted(AUDIO_SUFFIXES))}, at any depth.",
         )
-    return Listing([_whole_file(file, root) for file in files], root, notes=notes)
+    return Listing([_whole_file(file, root) for file in files], root, notes=notes, failures=failures)
 
 
 def _metadata(root: Path) -> tuple[list[Table], list[str]]:
@@ -140,7 +147,9 @@ def _audio_folder(root: Path, files: list[str], tables: list[Table]) -> Listing:
     unlisted = set(files) - {clip.file for clip in clips}
     if unlisted:
         some = relative_path(min(unlisted), root)
-        notes.append(f"{len(unlisted):,} sound files are not in {tables[0].path.name} and were left out, as {some}")
+        notes.append(
+            f"sound files that {tables[0].path.name} does not list were left out: {len(unlisted):,}, as {some}"
+        )
     return Listing(clips, root, any("label" in table.columns for table in tables), notes)
 
 

@@ -126,7 +126,7 @@ def _quotas(sizes: Mapping[str, int], settings: ScanSettings) -> dict[str, int]:
     """Clips of each stratum for validation: whole numbers with the exact sum, by largest remainder."""
     shares = {key: size * settings.validation for key, size in sizes.items()}
     quotas = {key: int(share) for key, share in shares.items()}
-    left = max(1, round(sum(shares.values()))) - sum(quotas.values())
+    left = max(1, round(sum(sizes.values()) * settings.validation)) - sum(quotas.values())
     by_remainder = sorted(shares, key=lambda key: (quotas[key] - shares[key], _draw(settings.seed, key)))
     for key in by_remainder[:left]:
         quotas[key] += 1
@@ -134,4 +134,4 @@ def _quotas(sizes: Mapping[str, int], settings: ScanSettings) -> dict[str, int]:
 
 
 def _draw(seed: int, name: str) -> bytes:
-    return hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{seed}\n{name}".encode(errors="surrogateescape"), digest_size=16).digest()

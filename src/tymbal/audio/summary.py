@@ -65,7 +65,7 @@ def _table(counts: Iterable[tuple[str, int]]) -> str:
     counts = list(counts)
     if len(counts) == 1:
         return counts[0][0]
-    shown = ", ".join(f"{name} {count:,}" for name, count in counts[:_MOST])
+    shown = ", ".join(f"{name} ({count:,})" for name, count in counts[:_MOST])
     return shown if len(counts) <= _MOST else f"{shown} and {len(counts) - _MOST} more"
 
 

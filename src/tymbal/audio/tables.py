@@ -169,10 +169,10 @@ def _read_csv(path: Path) -> Table:
         delimiter = max(",;\t", key=start.count)
         reader = csv.DictReader(file, delimiter=delimiter)
         try:
-            rows = list(reader)
+            names, rows = list(reader.fieldnames or ()), list(reader)
         except csv.Error as error:
             raise ManifestError(f"line {reader.line_num} is no CSV ({error})", path=path) from None
-    return _table(path, reader.fieldnames or (), rows)
+    return _table(path, names, rows)
 
 
 def _read_parquet(path: Path) -> Table:
