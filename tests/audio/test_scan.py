@@ -11,9 +11,8 @@ from made_sounds import cut, tone
 
 import tymbal.audio.scan as module
 from tymbal.audio.manifest import Manifest
-from tymbal.audio.scan import as_manifest, scan
+from tymbal.audio.scan import scan
 from tymbal.errors import AudioError, ManifestError, SettingsError
-from tymbal.settings import ScanSettings
 
 
 @pytest.fixture
@@ -157,23 +156,6 @@ def test_scan__again_gives_the_same(folder, tmp_path):
     first = scan(folder, tmp_path / "one.parquet", workers=1).manifest
     again = scan(tmp_path / "one.parquet", tmp_path / "two.parquet", workers=1).manifest
     assert again.clips == first.clips
-
-
-def test_as_manifest__scanned_files_are_not_read_again(folder, tmp_path, monkeypatch):
-    first = scan(folder, tmp_path / "m.csv", workers=1).manifest
-    monkeypatch.setattr(module, "_inspect_all", lambda *_: pytest.fail("files were read"))
-    for source in (tmp_path / "m.csv", first):
-        assert as_manifest(source, ScanSettings())[0].clips == first.clips
-    relabelled, _, _ = as_manifest(first, ScanSettings(label_pattern=r"(\d)\.wav|copy"))
-    assert relabelled.labels() == ["0", "1", "2", "3", "4"]
-
-
-def test_as_manifest__anything_else_is_scanned(folder, tmp_path):
-    (tmp_path / "l.csv").write_text("file,label\nbirds/wren/0.wav,x\nbirds/wren/empty.wav,x\n")
-    manifest, failures, _ = as_manifest(tmp_path / "l.csv", ScanSettings(workers=1))
-    assert [(clip.id, clip.duration) for clip in manifest] == [("birds/wren/0.wav", 0.5)]
-    assert [failure.kind for failure in failures] == ["empty"]
-    assert len(as_manifest(folder, ScanSettings(workers=1))[0]) == 11
 
 
 def test_scan__spoken_digits_by_speaker(shared, tmp_path):

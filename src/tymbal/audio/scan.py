@@ -34,7 +34,7 @@ from tymbal.errors import AudioError, ManifestError
 from tymbal.progress import Progress
 from tymbal.settings import ScanSettings
 
-__all__ = ["ScanResult", "as_manifest", "scan"]
+__all__ = ["ScanResult", "scan"]
 
 _PATIENCE = 1.0  # seconds: about what a pool of processes takes to start
 _CHUNK = 16  # files a process takes at once
@@ -99,36 +99,6 @@ def scan(
         manifest.write(output)
         write_failures(Path(output).with_name("failures.csv"), failures)
     return ScanResult(manifest, failures, findings, None if output is None else Path(output))
-
-
-def as_manifest(
-    source: str | os.PathLike[str] | Manifest, settings: ScanSettings
-) -> tuple[Manifest, list[Failure], list[Finding]]:
-    """The manifest of any source, for the verbs that come after.
-
-    No file of a scanned manifest is looked at again; what it says of labels, groups and splits stays, but for what the
-    settings ask for explicitly. Anything else is scanned.
-
-    Raises:
-        TymbalError: As `scan`.
-    """
-    manifest = _scanned(source)
-    if manifest is None:
-        keywords = {name: getattr(settings, name) for name in ScanSettings.__dataclass_fields__}
-        result = scan(source, **keywords)
-        return result.manifest, result.failures, result.findings
-    clips, notes = _described(list(manifest), settings, labelled=True)
-    manifest = replace(manifest, clips=tuple(assign_splits(clips, settings)))
-    return manifest, [], find(manifest.clips, notes)
-
-
-def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:
-    if not isinstance(source, Manifest):
-        path = Path(source)
-        if path.suffix.lower() not in (".csv", ".parquet") or not path.is_file():
-            return None
-        source = Manifest.read(path)
-    return source if len(source) and source.scanned else None
 
 
 def _described(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool) -> tuple[list[Clip], list[str]]:
