@@ -52,13 +52,16 @@ class ScanSettings:
     r"""Finding sound files and what they are.
 
     Attributes:
-        labels: Where labels come from. `auto` takes the manifest's column, else class folders, else none.
+        labels: Where labels come from. `auto` takes the manifest's column, else class folders (all one deep, at least
+            two), else none. `folder` takes the outermost folder. A folder `A,B` stands for two labels.
         label_pattern: Regular expression on the path relative to the folder; its first group is the label.
         label_csv: SSAST's `index,mid,display_name` table, for JSON lists whose labels are mids.
         group_pattern: Regular expression on the path; its first group names what must stay on one side of a split
             (a recording, a site, a speaker).
-        split: How clips are split into train and validation. `auto` keeps the manifest's own split or train/validation
-            folders where there are any, else splits whole groups where there are groups, else single clips.
+        split: How clips are split into train and validation. `auto` keeps a validation split that the manifest or
+            train/validation folders give; else it splits whole groups where there are groups and whole files where
+            there are none, parts and exact copies of a file staying together. `groups` and `clips` split anew, `clips`
+            singly. Clips that are given as test stay test.
         validation_pattern: Regular expression on the path; what it finds is validation, the rest train.
         validation: Fraction of clips (or groups) for validation.
         stratify: Keep the proportions of the labels on both sides.
