@@ -41,7 +41,7 @@ def pretrained(path: Path, *, frames: int = FRAMES) -> Path:
 
 def test_finetune__learns_three_tones(tmp_path: Path) -> None:
     tone_store(tmp_path / "store")
-    result = finetune(tmp_path / "store", tmp_path / "run", epochs=12, **TINY)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=12, eval_every=4, **TINY)
     assert result.metrics["eval_accuracy"] >= 0.9
     assert {"eval_balanced_accuracy", "eval_f1", "eval_mAP", "eval_loss"} <= result.metrics.keys()
     loaded = load_model(tmp_path / "run")
@@ -113,7 +113,7 @@ def test_finetune__cls_pooling_opens_in_transformers(tmp_path: Path) -> None:
 
 def test_finetune__several_labels(tmp_path: Path) -> None:
     tone_store(tmp_path / "store", multilabel=True)
-    result = finetune(tmp_path / "store", tmp_path / "run", epochs=20, **TINY)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=20, eval_every=10, **TINY)
     assert result.metrics["eval_mAP"] >= 0.85
     assert load_model(tmp_path / "run").description.multilabel
 

@@ -121,12 +121,12 @@ def predict(
     output = Path(output)
     if output.suffix != ".csv":
         raise SettingsError("the table of predictions is a .csv file", path=output, advice=f"Write to {output}.csv.")
-    found = _recordings(files)
+    found, closed = _recordings(files)
     device, _ = choose_device(chosen.device)
     dtype, _ = choose_precision(chosen.precision, device)
     scorer = Scorer(load_model(model), device=device, dtype=dtype, source=str(model))
     length, hop = _window(scorer, chosen)
-    work = _Work(scorer.sample_rate, length, hop, scorer.shortest)
+    work = _Work(scorer.sample_rate, length, hop, scorer.shortest, failures=closed)
     with (
         Progress(len(found), "Predicting", unit="files") as progress,
         replace_file(output) as aside,
@@ -147,18 +147,27 @@ def predict(
     )
 
 
-def _recordings(files: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files that are meant: those given, and the sound files below the folders given, in order of name."""
-    from tymbal.audio.sources import find_files
+def _recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Path], list[Failure]]:
+    """The files that are meant, and the folders that could not be looked into.
+
+    They are those given, and the sound files below the folders given, in order of name.
+    """
+    from tymbal.audio.sources import sound_files
 
     given = [files] if isinstance(files, str | os.PathLike) else list(files)
     found: list[Path] = []
+    failures: list[Failure] = []
     for each in map(Path, given):
-        found += find_files(each) if each.is_dir() else [each]
+        if each.is_dir():
+            inside, closed = sound_files(each)
+            found += map(Path, inside)
+            failures += closed
+        else:
+            found.append(each)
     if not found:
         where = ", ".join(map(str, given)) or "nothing was given"
         raise AudioError(f"there are no sound files to score: {where}", advice="Give files, or folders with files.")
-    return found
+    return found, failures
 
 
 def _window(scorer: Scorer, settings: PredictSettings) -> tuple[int, int]:
