@@ -155,7 +155,8 @@ class PrepareSettings(ScanSettings, FeatureSettings):
     """Sound files to a store of spectrograms.
 
     Attributes:
-        window: Length of a clip in seconds. `None` is the longest clip's length, at most 10.24 s.
+        window: Length of a clip in seconds. `None` is the length of `frames` where that is set, else the longest
+            clip's length, at most 10.24 s.
         hop: Seconds from one window to the next in a longer file. `None` is the window: no overlap.
         longer: What happens to a file longer than the window: cut into windows, or cropped to one.
         frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
@@ -179,6 +180,10 @@ class PrepareSettings(ScanSettings, FeatureSettings):
         _check(self.frames is None or self.frames >= 1, "frames", self.frames, "1 or more")
         _check(0 < self.min_fill <= 1, "min_fill", self.min_fill, "a fraction above 0, at most 1")
         _check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
+
+    def features(self) -> FeatureSettings:
+        """The part of these settings that says what a spectrogram is."""
+        return FeatureSettings(**{name: getattr(self, name) for name in FeatureSettings.__dataclass_fields__})
 
     def scan(self) -> ScanSettings:
         """The part of these settings that `scan` takes, for a folder that was not scanned before."""

@@ -5,6 +5,7 @@
       index.parquet    one row a spectrogram, in the order of the shards
       shards/00000.npy float16 [rows, frames, mels]
       failures.csv     what was left out, and why
+    work/            while it is being prepared: what it was begun with, and a sidecar a finished shard
 
 A folder without `store.json` is no store: it is written when everything else stands.
 """
@@ -23,11 +24,24 @@ from tymbal.errors import SettingsError, StoreError
 from tymbal.files import write_json
 from tymbal.settings import FeatureSettings
 
-__all__ = ["DESCRIPTION", "INDEX", "INDEX_SCHEMA", "NPY_HEADER", "SCHEMA", "Description", "Shard", "shard_name"]
+__all__ = [
+    "DESCRIPTION",
+    "INDEX",
+    "INDEX_SCHEMA",
+    "NPY_HEADER",
+    "SCHEMA",
+    "SHARDS",
+    "WORK",
+    "Description",
+    "Shard",
+    "shard_name",
+]
 
 SCHEMA = 1
 DESCRIPTION = "store.json"
 INDEX = "index.parquet"
+SHARDS = "shards"
+WORK = "work"
 
 NPY_HEADER = 128
 """Bytes before the first spectrogram of a shard: an `.npy` header of this shape always fits, padded with spaces."""
@@ -51,7 +65,7 @@ INDEX_SCHEMA = pa.schema(
 
 def shard_name(number: int) -> str:
     """The path of a shard inside its store."""
-    return f"shards/{number:05d}.npy"
+    return f"{SHARDS}/{number:05d}.npy"
 
 
 @dataclass(frozen=True)
@@ -161,7 +175,7 @@ _AGAIN = "Make the store again with `tymbal prepare`."
 def _no_store(store: Path) -> StoreError:
     if not store.exists():
         return StoreError("there is no such folder", path=store, advice="Make a store with `tymbal prepare`.")
-    if (store / "work").is_dir():
+    if (store / WORK).is_dir():
         return StoreError(
             "is a store whose preparation has not finished",
             path=store,

@@ -1,0 +1,1 @@
+"""The parts of `tymbal prepare`: listing clips, planning windows and shards, building one shard, continuing."""

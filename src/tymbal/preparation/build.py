@@ -1,0 +1,185 @@
+"""One shard, from sound files to disk: the unit of work of `tymbal prepare`, in whatever process it runs.
+
+A shard is done when its sidecar stands: what the index says of its rows, the moments of its values, what failed. The
+sidecar is written after the shard, so whatever a kill leaves behind is either both or worth nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tymbal.audio.failures import Failure, problem
+from tymbal.audio.resample import Waveform
+from tymbal.errors import AudioError
+from tymbal.features.kaldi import KaldiFbank
+from tymbal.features.statistics import Moments
+from tymbal.files import write_json
+from tymbal.preparation.cut import cut
+from tymbal.preparation.plan import Window
+from tymbal.settings import FeatureSettings
+from tymbal.store.format import Shard, shard_name
+from tymbal.store.writer import Entry, ShardWriter, open_shard
+
+__all__ = ["Built", "Task", "build_shard", "read_sidecar"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a process needs to know to build a shard.
+
+    Attributes:
+        store: The store's folder.
+        work: The folder of sidecars.
+        number: Of the shard.
+        windows: What to put into it.
+        features: How to compute spectrograms.
+        frames: Frames of a spectrogram.
+        silence_db: A window whose peak is below this level, in dB of full scale, is silent.
+        min_seconds: A window shorter than this is too short.
+    """
+
+    store: str
+    work: str
+    number: int
+    windows: tuple[Window, ...]
+    features: FeatureSettings
+    frames: int
+    silence_db: float
+    min_seconds: float
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of a task.
+
+    Attributes:
+        shard: The file; without rows it is not there.
+        entries: What the index says of its rows.
+        moments: Of the values of all real frames.
+        failures: Windows and files that are not in it.
+        windows: Number of windows of the task.
+        number: Of the shard.
+    """
+
+    shard: Shard
+    entries: tuple[Entry, ...]
+    moments: Moments
+    failures: tuple[Failure, ...]
+    windows: int
+    number: int
+
+
+def build_shard(task: Task) -> Built:
+    """Builds a shard and its sidecar, each whole or not at all."""
+    name = shard_name(task.number)
+    path = Path(task.store) / name
+    entries: list[Entry] = []
+    failures: list[Failure] = []
+    with _one_thread(), open_shard(path, frames=task.frames, mels=task.features.mel_bins) as writer:
+        for _, windows in groupby(task.windows, key=lambda window: window.file):
+            _append_file(writer, tuple(windows), task, entries, failures)
+    if not entries:
+        path.unlink()
+    size = path.stat().st_size if entries else 0
+    built = Built(
+        Shard(name, len(entries), size), tuple(entries), writer.moments, tuple(failures), len(task.windows), task.number
+    )
+    write_json(_sidecar(task.work, task.number), asdict(built))
+    return built
+
+
+def read_sidecar(store: Path, work: Path, number: int) -> Built | None:
+    """What became of a shard, or None if it is yet to be built."""
+    try:
+        value = json.loads(_sidecar(work, number).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    built = Built(
+        shard=Shard(**value["shard"]),
+        entries=tuple(Entry(**{**entry, "labels": tuple(entry["labels"])}) for entry in value["entries"]),
+        moments=Moments(**value["moments"]),
+        failures=tuple(Failure(**failure) for failure in value["failures"]),
+        windows=value["windows"],
+        number=number,
+    )
+    path = store / built.shard.file
+    if built.shard.rows and not (path.is_file() and path.stat().st_size == built.shard.bytes):
+        return None
+    return built
+
+
+def _sidecar(work: str | Path, number: int) -> Path:
+    return Path(work) / f"{number:05d}.json"
+
+
+def _append_file(
+    writer: ShardWriter, windows: Sequence[Window], task: Task, entries: list[Entry], failures: list[Failure]
+) -> None:
+    """Adds the windows of one file; what fails is named, and the rest goes on."""
+    features = task.features
+    samples = features.samples_of(task.frames)
+    waveforms = cut(windows, sample_rate=features.sample_rate, samples=samples)
+    for window in windows:
+        try:
+            waveform = next(waveforms)
+        except AudioError as error:
+            # Nothing behind this place can be read either.
+            failures.append(Failure.of(error, window.file))
+            return
+        try:
+            _check(waveform, window, task)
+        except AudioError as error:
+            failures.append(Failure.of(error, window.file))
+            continue
+        spectrogram = _fbank(features)(torch.from_numpy(waveform)).numpy()
+        frames = writer.append(spectrogram)
+        seconds = len(waveform) / features.sample_rate
+        entries.append(
+            Entry(
+                id=window.id,
+                file=window.file,
+                start=window.start,
+                end=round(window.start + seconds, 6),
+                frames=frames,
+                labels=window.labels,
+                group=window.group,
+                split=window.split,
+            )
+        )
+
+
+def _check(waveform: Waveform, window: Window, task: Task) -> None:
+    seconds = len(waveform) / task.features.sample_rate
+    where = "it" if window.whole else f"the part from {window.start:g} s on"
+    shortest = max(task.min_seconds, task.features.frame_length)
+    if seconds < task.min_seconds or len(waveform) < task.features.window_samples:
+        raise problem("too short", f"{where} is {seconds:.3f} s long, less than {shortest:g} s", window.file)
+    swing = float(np.ptp(waveform)) / 2
+    if swing < 10 ** (task.silence_db / 20):
+        level = "has no sound" if swing == 0 else f"has its peak at {20 * np.log10(swing):.0f} dB"
+        raise problem("silent", f"{where} {level}", window.file)
+
+
+@lru_cache(maxsize=4)
+def _fbank(features: FeatureSettings) -> KaldiFbank:
+    return KaldiFbank(features)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Processes run side by side, one a core: more threads than that only get in each other's way."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,111 @@
+"""The clips of any source, with the lengths of their files: what a plan is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tymbal.audio.failures import Failure
+from tymbal.audio.manifest import Clip, Manifest
+from tymbal.audio.paths import group_clips, label_clips, split_by_folders
+from tymbal.audio.sources import read_source
+from tymbal.audio.split import assign_splits
+from tymbal.preparation.headers import Header
+from tymbal.settings import PrepareSettings
+
+__all__ = ["Listed", "list_clips"]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Clips before they are decoded.
+
+    Attributes:
+        clips: Those whose file could be opened, with labels, groups and splits.
+        lengths: Seconds of each file.
+        failures: Files that could not be opened.
+        notes: What the user should know about how the source was read.
+    """
+
+    clips: list[Clip]
+    lengths: dict[str, float]
+    failures: list[Failure] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> set[str]:
+        """All files, those that failed among them."""
+        return {clip.file for clip in self.clips} | {failure.file for failure in self.failures}
+
+
+def list_clips(
+    source: str | os.PathLike[str] | Manifest,
+    settings: PrepareSettings,
+    read_headers: Callable[[Sequence[str]], Iterable[Header | Failure]],
+) -> Listed:
+    """Lists the clips of a source.
+
+    A manifest that a scan wrote is taken as it is. Anything else gets labels, groups and splits as a scan would give
+    them, but its files are opened for their headers only.
+
+    Args:
+        source: A folder, a list, one sound file, or a manifest.
+        settings: Where labels, groups and splits come from.
+        read_headers: Reads the headers of files, in any order.
+
+    Raises:
+        ManifestError: The source cannot be read or contradicts itself.
+        SettingsError: A setting does not fit the source.
+    """
+    manifest = _scanned(source)
+    if manifest is not None:
+        return Listed(list(manifest), _file_lengths(manifest))
+    listing = read_source(source, label_csv=settings.label_csv)
+    clips, label_notes = label_clips(listing.clips, settings, labelled=listing.labelled)
+    clips, group_notes = group_clips(clips, settings)
+    clips = split_by_folders(clips)
+    files = list(dict.fromkeys(clip.file for clip in clips))
+    headers: dict[str, Header] = {}
+    failures: dict[str, Failure] = {}
+    for found in read_headers(files):
+        if isinstance(found, Header):
+            headers[found.file] = found
+        else:
+            failures[found.file] = found
+    good = [clip for clip in clips if clip.file in headers]
+    return Listed(
+        clips=_split(good, headers, settings),
+        lengths={file: header.seconds for file, header in headers.items()},
+        failures=[failures[file] for file in files if file in failures],
+        notes=[*listing.notes, *label_notes, *group_notes],
+    )
+
+
+def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:
+    if isinstance(source, Manifest):
+        manifest = source
+    elif Path(source).suffix.lower() in (".csv", ".parquet") and Path(source).is_file():
+        manifest = Manifest.read(source)
+    else:
+        return None
+    return manifest if len(manifest) and manifest.scanned else None
+
+
+def _file_lengths(manifest: Manifest) -> dict[str, float]:
+    """How far each file reaches, as far as the clips tell: nothing behind that is wanted."""
+    lengths: dict[str, float] = {}
+    for clip in manifest:
+        reach = clip.start + (clip.duration or 0.0)
+        lengths[clip.file] = max(lengths.get(clip.file, 0.0), reach)
+    return lengths
+
+
+def _split(clips: list[Clip], headers: dict[str, Header], settings: PrepareSettings) -> list[Clip]:
+    """Splits, keeping files with the same bytes on one side."""
+    if not clips:
+        return []
+    marked = [replace(clip, hash=clip.hash or headers[clip.file].fingerprint) for clip in clips]
+    split = assign_splits(marked, settings.scan())
+    return [replace(clip, split=side.split) for clip, side in zip(clips, split, strict=True)]

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import tymbal
+from tymbal.audio.manifest import Manifest
+from tymbal.errors import AudioError, SettingsError, StoreError
+from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.preparation import build
+from tymbal.settings import FeatureSettings
+from tymbal.store.store import Store
+
+RATE = 16_000
+SMALL = {"mel_bins": 16, "validation": 0.25}
+
+
+def write_wav(path: Path, seconds: float, *, seed: int = 0, rate: int = RATE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.random.default_rng(seed).normal(0, 0.1, round(seconds * rate))
+    soundfile.write(path, samples, rate, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """70 clips of 0.2 to 0.4 s in two classes: three shards."""
+    root = tmp_path / "sound"
+    for i in range(70):
+        write_wav(root / ("frog" if i % 2 else "cicada") / f"{i:02d}.wav", 0.2 + 0.01 * (i % 21), seed=i)
+    return root
+
+
+def content(store: Path) -> dict[str, bytes]:
+    """Everything in a store that may not depend on how it was made."""
+    files = [*sorted((store / "shards").iterdir()), store / "index.parquet", store / "failures.csv"]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def failures(store: Path) -> dict[str, str]:
+    with (store / "failures.csv").open() as file:
+        return {Path(row["file"]).name: row["reason"] for row in csv.DictReader(file)}
+
+
+def test_prepare__spectrograms_are_those_of_the_files(folder: Path, tmp_path: Path) -> None:
+    result = tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    store = result.store
+    assert (len(store), store.frames, store.mels) == (70, 48, 16)
+    assert result.failures == []
+    assert sorted(path.name for path in store.path.iterdir()) == [
+        "failures.csv",
+        "index.parquet",
+        "shards",
+        "store.json",
+    ]
+    assert len(store.description.shards) == 3
+    fbank = KaldiFbank(FeatureSettings(mel_bins=16))
+    real = []
+    for row in store.index.to_pylist():
+        waveform = soundfile.read(row["file"], dtype="float32")[0]
+        expected = fbank(torch.from_numpy(waveform)).numpy().astype(np.float16)
+        number = row["shard"] * 32 + row["row"]
+        stored = store.gather([number])[0]
+        assert row["frames"] == len(expected)
+        np.testing.assert_array_equal(stored[: len(expected)], expected)
+        assert (stored[len(expected) :] == np.float16(LOG_FLOOR)).all()
+        assert row["labels"] == [Path(row["file"]).parent.name]
+        assert row["end"] == pytest.approx(len(waveform) / RATE, abs=1e-5)
+        real.append(expected.astype(np.float64))
+    assert store.mean == pytest.approx(np.concatenate(real).mean(), rel=1e-12)
+    assert store.std == pytest.approx(np.concatenate(real).std(), rel=1e-12)
+    assert store.labels == ["cicada", "frog"]
+    assert len(store.rows("validation")) == round(70 / 4)
+    assert "70 spectrograms of 48 frames x 16 mel bins" in result.summary()
+
+
+def test_prepare__again_says_that_it_is_complete(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    before = content(tmp_path / "store")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "store" / "shards").iterdir()}
+    assert len(tymbal.prepare(folder, tmp_path / "store", **SMALL, workers=2).store) == 70
+    assert "is complete already" in capsys.readouterr().err.replace("\n", "")
+    assert content(tmp_path / "store") == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_prepare__scanned_manifest_gives_the_same(folder: Path, tmp_path: Path) -> None:
+    scanned = tymbal.scan(folder, tmp_path / "manifest.csv", validation=0.25)
+    one = tymbal.prepare(folder, tmp_path / "one", **SMALL).store
+    two = tymbal.prepare(tmp_path / "manifest.csv", tmp_path / "two", **SMALL).store
+    three = tymbal.prepare(scanned.manifest, tmp_path / "three", **SMALL).store
+    assert content(one.path)["00000.npy"] == content(two.path)["00000.npy"] == content(three.path)["00000.npy"]
+    for column in ("id", "file", "frames", "labels", "split"):
+        assert one.index[column].to_pylist() == two.index[column].to_pylist() == three.index[column].to_pylist()
+
+
+def test_prepare__names_what_fails_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    (folder / "frog" / "empty.wav").write_bytes(b"")
+    (folder / "frog" / "text.wav").write_text("this is no sound, but a long text about frogs " * 20)
+    soundfile.write(folder / "frog" / "silent.wav", np.zeros(5000), RATE)
+    soundfile.write(folder / "frog" / "short.wav", np.full(300, 0.1), RATE)
+    nan = np.full(5000, 0.1, np.float32)
+    nan[7] = np.nan
+    soundfile.write(folder / "frog" / "nan.wav", nan, RATE, subtype="FLOAT")
+    whole = write_wav(folder / "frog" / "cut.wav", 0.3).read_bytes()
+    (folder / "frog" / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    result = tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    assert len(result.store) == 70
+    found = failures(tmp_path / "store")
+    kinds = {name: reason.partition(":")[0] for name, reason in found.items()}
+    assert kinds == {
+        "cut.wav": "truncated",
+        "empty.wav": "empty",
+        "nan.wav": "not finite",
+        "short.wav": "too short",
+        "silent.wav": "silent",
+        "text.wav": "unreadable",
+    }
+    assert len(result.failures) == 6
+    assert all(failure.advice for failure in result.failures)
+    ids = result.store.index["id"].to_pylist()
+    assert len(set(ids)) == 70
+    assert not {f"frog/{name}" for name in kinds} & set(ids)
+
+
+def test_prepare__nothing_that_can_be_used(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(5000), RATE)
+    with pytest.raises(AudioError, match=r"not one of its clips can be used\n.*silent: it has no sound"):
+        tymbal.prepare(tmp_path / "silent.wav", tmp_path / "store")
+    assert failures(tmp_path / "store") == {"silent.wav": "silent: it has no sound"}
+    with pytest.raises(StoreError, match="has not finished"):
+        Store.open(tmp_path / "store")
+
+
+def test_prepare__long_files_become_windows(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "night.wav", 7.3, rate=22_050)
+    samples, _ = soundfile.read(path)
+    samples[2 * 22_050 - 3000 : 3 * 22_050 + 3000] = 0
+    soundfile.write(path, samples, 22_050, subtype="PCM_16")
+    store = tymbal.prepare(path, tmp_path / "store", window=1.0, frames=98, mel_bins=16).store
+    # The window from 2 to 3 s has no sound, the rest after 7 s fills less than half a window.
+    assert store.index["id"].to_pylist() == [f"night.wav#{i}-{i + 1}" for i in (0, 1, 3, 4, 5, 6)]
+    assert failures(tmp_path / "store") == {"night.wav": "silent: the part from 2 s on has no sound"}
+    assert store.real_frames.tolist() == [98] * 6
+    assert store.index["end"].to_pylist()[0] == pytest.approx(0.995)
+
+
+def test_prepare__sound_fills_the_frames_behind_a_window(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "night.wav", 3.0)
+    store = tymbal.prepare(path, tmp_path / "store", window=1.0, mel_bins=16).store
+    assert store.frames == 112
+    assert store.real_frames.tolist() == [112, 112, 98]
+
+
+def test_prepare__cropped(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "night.wav", 3.0)
+    waveform = soundfile.read(path, dtype="float32")[0]
+    settings = {"window": 1.0, "frames": 98, "mel_bins": 16}
+    store = tymbal.prepare(path, tmp_path / "store", longer="crop-centre", **settings).store
+    expected = KaldiFbank(FeatureSettings(mel_bins=16))(torch.from_numpy(waveform[RATE : RATE + 15_920])).numpy()
+    assert store.index["id"].to_pylist() == ["night.wav#1-2"]
+    np.testing.assert_array_equal(store.gather([0])[0], expected.astype(np.float16))
+
+
+def test_prepare__parts_that_a_table_names(tmp_path: Path) -> None:
+    write_wav(tmp_path / "night.wav", 3.0)
+    table = tmp_path / "parts.csv"
+    table.write_text("file,start,end,label\nnight.wav,0.5,1.0,frog\nnight.wav,1.5,2.5,cicada;frog\n")
+    store = tymbal.prepare(table, tmp_path / "store", mel_bins=16).store
+    assert store.index["id"].to_pylist() == ["night.wav#0.5-1", "night.wav#1.5-2.5"]
+    assert store.index["labels"].to_pylist() == [["frog"], ["cicada", "frog"]]
+    assert store.real_frames.tolist() == [48, 98]
+    assert store.multilabel
+
+
+def test_prepare__copies_of_a_file_stay_on_one_side(tmp_path: Path) -> None:
+    for i in range(12):
+        write_wav(tmp_path / "sound" / f"{i:02d}.wav", 0.2, seed=i // 2)
+    store = tymbal.prepare(tmp_path / "sound", tmp_path / "store", mel_bins=16, validation=0.34).store
+    splits = store.index["split"].to_pylist()
+    assert splits[::2] == splits[1::2]
+    assert splits.count("validation") == 4
+
+
+@pytest.mark.parametrize("changed", [{"mel_bins": 8}, {"window": 0.3}, {"seed": 1}])
+def test_prepare__other_settings_are_refused(folder: Path, tmp_path: Path, changed: dict[str, object]) -> None:
+    tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    (name,) = changed
+    before = content(tmp_path / "store")
+    with pytest.raises(StoreError, match=rf"other settings:\n +{name}: .* -> {changed[name]}\n  Choose"):
+        tymbal.prepare(folder, tmp_path / "store", **{**SMALL, **changed})
+    assert content(tmp_path / "store") == before
+
+
+def test_prepare__other_files_are_refused(folder: Path, tmp_path: Path) -> None:
+    tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    write_wav(folder / "frog" / "new.wav", 0.3)
+    (folder / "frog" / "01.wav").unlink()
+    with pytest.raises(StoreError, match=r"another source:\n +new: \S+new\.wav\n +gone: \S+01\.wav\n"):
+        tymbal.prepare(folder, tmp_path / "store", **SMALL)
+
+
+def test_prepare__does_not_write_among_other_things(folder: Path) -> None:
+    with pytest.raises(StoreError, match="is no store, and not empty: it holds cicada"):
+        tymbal.prepare(folder, folder)
+    with pytest.raises(StoreError, match="is a file"):
+        tymbal.prepare(folder, folder / "frog" / "01.wav")
+    with pytest.raises(SettingsError, match="unknown setting 'windw'"):
+        tymbal.prepare(folder, folder / "store", windw=3)
+
+
+class Interrupted(Executor):
+    """Does some tasks, then the process that did them dies."""
+
+    def __init__(self, tasks: int) -> None:
+        self.left = tasks
+
+    def submit(self, fn, /, *args, **kwargs):
+        future: Future = Future()
+        if self.left == 0:
+            future.set_exception(BrokenProcessPool())
+        else:
+            self.left -= fn is build.build_shard
+            future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def test_prepare__worker_that_dies(folder: Path, tmp_path: Path) -> None:
+    whole = tymbal.prepare(folder, tmp_path / "whole", **SMALL).store
+    with pytest.raises(StoreError, match=r"has died; what it had finished stays\n  Run the same command again"):
+        tymbal.prepare(folder, tmp_path / "store", **SMALL, executor=Interrupted(2))
+    with pytest.raises(StoreError, match=r"was begun with other settings:\n +mel_bins: 16 -> 8"):
+        tymbal.prepare(folder, tmp_path / "store", mel_bins=8, validation=0.25)
+    shard = tmp_path / "store" / "shards" / "00000.npy"
+    written = shard.stat().st_mtime_ns
+    tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    assert shard.stat().st_mtime_ns == written
+    assert content(tmp_path / "store") == content(whole.path)
+
+
+def test_prepare__builds_again_what_was_lost(folder: Path, tmp_path: Path) -> None:
+    whole = tymbal.prepare(folder, tmp_path / "whole", **SMALL).store
+    with pytest.raises(StoreError, match="has died"):
+        tymbal.prepare(folder, tmp_path / "store", **SMALL, executor=Interrupted(2))
+    shards = tmp_path / "store" / "shards"
+    (shards / "00000.npy").unlink()
+    (shards / "00001.npy").write_bytes(b"half")
+    (shards / "00002.npy.partial").write_bytes(b"a kill left this")
+    tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    assert content(tmp_path / "store") == content(whole.path)
+
+
+def test_prepare__one_process_or_several_write_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tymbal.prepare(folder, tmp_path / "one", **SMALL, workers=1).store
+    with ThreadPoolExecutor(2) as threads:
+        threaded = tymbal.prepare(folder, tmp_path / "threads", **SMALL, executor=threads).store
+    monkeypatch.setattr(sys.modules["tymbal.prepare"], "_MUCH_SOUND", 0.0)
+    two = tymbal.prepare(folder, tmp_path / "two", **SMALL, workers=2).store
+    assert content(one.path) == content(two.path) == content(threaded.path)
+
+
+KILLED = """
+import sys, time
+import tymbal
+from tymbal.preparation import build
+def slowly(*args, cut=build.cut, **keywords):
+    time.sleep(0.02)
+    return cut(*args, **keywords)
+build.cut = slowly
+tymbal.prepare(sys.argv[1], sys.argv[2], mel_bins=16, validation=0.25)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_prepare__killed_at_any_moment_continues_to_the_same_store(folder: Path, tmp_path: Path) -> None:
+    whole = tymbal.prepare(folder, tmp_path / "whole", **SMALL).store
+    store = tmp_path / "store"
+    moments = [store / "shards" / "00000.npy.partial", store / "work" / "00000.json", store / "work" / "00001.json"]
+    for moment in moments:
+        process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(store)])
+        deadline = time.monotonic() + 60
+        while not moment.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert moment.exists()
+        with pytest.raises(StoreError, match="has not finished"):
+            Store.open(store)
+    tymbal.prepare(folder, store, **SMALL)
+    assert content(store) == content(whole.path)
+    assert not (store / "work").exists()
+
+
+def test_prepare__manifest_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(tymbal.ManifestError):
+        tymbal.prepare(tmp_path / "nowhere", tmp_path / "store")
+    with pytest.raises(AudioError, match="not one of its clips"):
+        tymbal.prepare(Manifest((), tmp_path), tmp_path / "store")
+    assert not (tmp_path / "store" / "store.json").exists()
