@@ -18,6 +18,7 @@ from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PretrainSettings, parse_patch
+from tymbal.training.processes import first_speaks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +49,7 @@ _OBJECTIVE = (
 """Settings that say how the model was pretrained; they go into its description."""
 
 
+@first_speaks()
 def pretrain(
     store: str | os.PathLike[str],
     output: str | os.PathLike[str],

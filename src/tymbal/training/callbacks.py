@@ -76,22 +76,21 @@ class Clock(TrainerCallback, ExportableState):
     Args:
         max_minutes: How long to train, evaluations and saves included; None for ever.
         seconds: What earlier sessions of this run used.
+
+    Attributes:
+        rang: Whether it ended the run.
     """
 
     def __init__(self, max_minutes: float | None = None, seconds: float = 0.0) -> None:
         self._limit = math.inf if max_minutes is None else 60 * max_minutes
         self._before = seconds
         self._start = time.monotonic()
+        self.rang = False
 
     @property
     def seconds(self) -> float:
         """Seconds of training so far."""
         return self._before + time.monotonic() - self._start
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the minutes are used up."""
-        return self.seconds >= self._limit
 
     @override
     def on_train_begin(
@@ -104,12 +103,12 @@ class Clock(TrainerCallback, ExportableState):
         # Clocks differ between processes; they agree where they wait for each other anyway.
         if math.isinf(self._limit) or (args.world_size > 1 and not control.should_log):
             return
-        up = self.is_up
+        self.rang = self.seconds >= self._limit
         if args.world_size > 1:
-            flag = torch.tensor(float(up), device=args.device)
+            flag = torch.tensor(float(self.rang), device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            up = bool(flag.item())
-        if up:
+            self.rang = bool(flag.item())
+        if self.rang:
             control.should_training_stop = control.should_log = control.should_save = True
             control.should_evaluate = args.metric_for_best_model is not None
 

@@ -66,6 +66,16 @@ class RunResult:
     best_step: int
     ended: str
 
+    def summary(self) -> str:
+        """What came out, for a person."""
+        why = {"patience": "no progress for too long", "minutes": "the minutes are used up"}.get(self.ended, "all done")
+        lines = [f"Trained for {self.steps:,} steps: {why}."]
+        figures = {name.removeprefix("eval_"): value for name, value in self.metrics.items() if _is_figure(name)}
+        if figures:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            lines.append(f"On the validation clips, after step {self.best_step:,}: {shown}")
+        return "\n".join([*lines, f"Model: {self.model}", f"All figures: {self.run / 'metrics.jsonl'}"])
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -174,6 +184,10 @@ class RunFolder:
 
 
 _OTHER_FOLDER = "Choose another output folder, or delete this one."
+
+
+def _is_figure(name: str) -> bool:
+    return name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
 
 
 def _located(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """Several processes that train together, as `torchrun` or `accelerate launch` start them.
 
-The first process decides and writes, the others follow: so they cannot come to different conclusions about a run folder
-that the first one is changing at that moment.
+The first process decides, speaks and writes, the others follow: so they cannot come to different conclusions about a
+run folder that the first one is changing at that moment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
-from typing import TypeVar
-
-import torch
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from tymbal.errors import TymbalError
+from tymbal.progress import quietly
 
-__all__ = ["join", "on_first", "processes", "rank"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["first_speaks", "join", "on_first", "processes", "rank"]
 
 T = TypeVar("T")
 
@@ -29,8 +32,17 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@contextlib.contextmanager
+def first_speaks() -> Iterator[None]:
+    """Within it, or a function that it decorates, all processes but the first are quiet."""
+    with quietly() if rank() else contextlib.nullcontext():
+        yield
+
+
 def join(device: torch.device) -> None:
     """Makes this process one of the group, if there is one. `Trainer` then uses the same group."""
+    import torch
+
     if processes() > 1 and not torch.distributed.is_initialized():
         from accelerate import PartialState  # type: ignore[import-untyped]
 
@@ -42,6 +54,8 @@ def on_first(decide: Callable[[], T]) -> T:
     """Calls a function in the first process and gives its result, or its error, to all of them."""
     if processes() == 1:
         return decide()
+    import torch
+
     outcome: list[T | TymbalError | None] = [None]
     if rank() == 0:
         try:

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from tymbal import config
 from tymbal.errors import CheckpointError, SettingsError, TrainingError
-from tymbal.progress import Progress, quietly, tell
+from tymbal.progress import Progress, tell
 from tymbal.settings import TrainingSettings
 from tymbal.training.arguments import training_arguments
 from tymbal.training.batches import BatchPlan
@@ -33,7 +34,7 @@ from tymbal.training.checkpoints import Checkpoints, verify
 from tymbal.training.device import choose_device, choose_precision
 from tymbal.training.folder import Resume, RunFolder, RunResult
 from tymbal.training.optimizer import parameter_groups
-from tymbal.training.processes import join, on_first, processes, rank
+from tymbal.training.processes import first_speaks, join, on_first, processes, rank
 from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer
 
 __all__ = ["begin", "train"]
@@ -61,6 +62,7 @@ class _Start:
     idle: int = 0
 
 
+@first_speaks()
 def begin(
     verb: str, output: str | os.PathLike[str], arguments: Mapping[str, Any], settings: TrainingSettings, resume: Resume
 ) -> RunResult | None:
@@ -84,11 +86,12 @@ def begin(
     join(choose_device(settings.device)[0])
     folder = RunFolder(Path(output))
     result = on_first(lambda: folder.begin(verb, arguments, settings, resume=resume))
-    if result is not None and rank() == 0:
+    if result is not None:
         tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
     return result
 
 
+@first_speaks()
 def train(
     module: nn.Module,
     train_dataset: BatchDataset,
@@ -124,49 +127,51 @@ def train(
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         SettingsError: Settings do not go together.
     """
-    with quietly() if rank() else contextlib.nullcontext():
-        folder = RunFolder(run)
-        plan = _plan(settings, len(train_dataset))
-        has_validation = validation_dataset is not None and len(validation_dataset) > 0
-        _check_goals(settings, has_validation=has_validation)
-        join(choose_device(settings.device)[0])
-        checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
-        start = on_first(lambda: _find_start(checkpoints, plan, resume))
-        clock = Clock(settings.max_minutes, start.seconds)
-        trainer = _trainer(
-            module,
-            (train_dataset, validation_dataset if has_validation else None),
-            settings,
-            folder=folder,
-            plan=plan,
-            checkpoints=checkpoints,
-            start=start,
-            clock=clock,
-            groups=groups
-            or parameter_groups(
-                module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-            ),
-        )
-        # Where patience was used up but the model not saved before a kill, the run is not to be trained any further.
-        if not (settings.patience and start.idle >= settings.patience):
-            _fit(trainer, start, settings, title=_TITLES.get(verb, verb))
-            start = _Start(step=trainer.state.global_step, best_step=trainer.state.best_global_step)
-        module = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-        step = _load_best(module, checkpoints, start)
-        result = RunResult(
-            run=run,
-            model=folder.model,
-            metrics=MetricsFile.at_step(folder.metrics, step),
-            steps=start.step,
-            best_step=step,
-            ended="steps" if start.step >= plan.steps else "minutes" if clock.is_up else "patience",
-        )
-        if rank() == 0:
-            finalise(result)
-            checkpoints.rotate(best=start.best_step)
-            folder.finish(result)
-        trainer.accelerator.wait_for_everyone()
-        return result
+    folder = RunFolder(run)
+    plan = _plan(settings, len(train_dataset))
+    has_validation = validation_dataset is not None and len(validation_dataset) > 0
+    _check_goals(settings, has_validation=has_validation)
+    join(choose_device(settings.device)[0])
+    checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
+    start = on_first(lambda: _find_start(checkpoints, plan, resume))
+    clock = Clock(settings.max_minutes, start.seconds)
+    trainer = _trainer(
+        module,
+        (train_dataset, validation_dataset if has_validation else None),
+        settings,
+        folder=folder,
+        plan=plan,
+        checkpoints=checkpoints,
+        start=start,
+        clock=clock,
+        groups=groups
+        or parameter_groups(
+            module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        ),
+    )
+    if settings.patience and start.idle >= settings.patience:
+        # It was killed when patience was used up and the model not yet saved: there is nothing more to train.
+        steps, best_step = start.step, start.best_step
+    else:
+        _fit(trainer, start, settings, title=_TITLES.get(verb, verb))
+        steps, best_step = trainer.state.global_step, trainer.state.best_global_step
+    saved = _load_best(
+        trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), checkpoints, [best_step, steps]
+    )
+    result = RunResult(
+        run=run,
+        model=folder.model,
+        metrics=MetricsFile.at_step(folder.metrics, saved),
+        steps=steps,
+        best_step=saved,
+        ended="minutes" if clock.rang else "steps" if steps >= plan.steps else "patience",
+    )
+    if rank() == 0:
+        finalise(result)
+        checkpoints.rotate(best=best_step)
+        folder.finish(result)
+    trainer.accelerator.wait_for_everyone()
+    return result
 
 
 def _plan(settings: TrainingSettings, clips: int) -> BatchPlan:
@@ -299,8 +304,13 @@ def _fit(trainer: TymbalTrainer, start: _Start, settings: TrainingSettings, *, t
     def shown(logs: dict[str, Any]) -> dict[str, float]:
         return {key: logs[key] for key in wanted if key in logs}
 
-    steps = trainer.args.max_steps
-    with Progress(steps, title, unit="steps", done=start.step) as progress, _enough_memory(settings):
+    with (
+        Progress(trainer.args.max_steps, title, unit="steps", done=start.step) as progress,
+        warnings.catch_warnings(),
+        _enough_memory(settings),
+    ):
+        # About the way in which Trainer and accelerate set DDP up, which is not ours to change.
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated|Grad strides do not match")
         trainer.add_callback(ProgressBar(progress, shown))
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
 
@@ -320,16 +330,16 @@ def _enough_memory(settings: TrainingSettings) -> Iterator[None]:
         ) from error
 
 
-def _load_best(module: nn.Module, checkpoints: Checkpoints, end: _Start) -> int:
-    """Loads the weights of the best step, or of the last one; gives the step."""
-    for step in dict.fromkeys([end.best_step or end.step, end.step]):
+def _load_best(module: nn.Module, checkpoints: Checkpoints, steps: list[int | None]) -> int:
+    """Loads the weights of the first of these steps whose checkpoint is whole; gives that step."""
+    for step in filter(None, steps):
         try:
             verify(checkpoints.path(step))
         except CheckpointError as error:
             tell(f"The checkpoint of step {step} cannot be used: {error.what} ({error.path})", warning=True)
-            continue
-        module.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"), strict=True)
-        return step
+        else:
+            module.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"), strict=True)
+            return step
     raise CheckpointError(
-        "the checkpoints of the finished run are damaged", path=checkpoints.folder, advice="Run the same command again."
+        "the last checkpoints of the run are damaged", path=checkpoints.folder, advice="Run the same command again."
     )
