@@ -26,6 +26,8 @@ _HEADINGS = {
     "ProbeSettings": "Probe",
     "PredictSettings": "Windows and scores",
     "TrainingSettings": "Training",
+    "PtSettings": "Spectrograms in .pt files",
+    "ConvertSettings": "What becomes what",
 }
 
 

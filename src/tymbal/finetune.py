@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.classification import ClassificationObjective
-    from tymbal.store.store import Store
+    from tymbal.store.base import SpectrogramSource
     from tymbal.training.folder import Resume, RunResult
 
 __all__ = ["finetune"]
@@ -38,6 +38,7 @@ class _Start:
 
     Attributes:
         encoder: The encoder, with weights.
+        features: How the spectrograms are made.
         mean: Mean of the log-mel values that it is normalised by.
         std: Their standard deviation.
         padding: Log-mel value of padding.
@@ -45,6 +46,7 @@ class _Start:
     """
 
     encoder: SpectrogramEncoder
+    features: FeatureSettings
     mean: float
     std: float
     padding: float
@@ -119,7 +121,7 @@ def _features(settings: FinetuneSettings) -> FeatureSettings:
     return open_checkpoint(settings.from_).description.features
 
 
-def _clips(source: str | Path, store: Store, settings: FinetuneSettings) -> LabelledClips:
+def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings) -> LabelledClips:
     from tymbal.evaluation.clips import labelled_clips
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
@@ -146,7 +148,7 @@ def _empty_class_folders(source: Path) -> list[Path]:
 
 
 def _objective(
-    store: Store, clips: LabelledClips, settings: FinetuneSettings
+    store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
 ) -> tuple[ClassificationObjective, ModelDescription]:
     """The classifier with its loss, and what its model folder will say."""
     import torch
@@ -188,7 +190,7 @@ def _objective(
     }
     description = ModelDescription(
         encoder=start.encoder.config,
-        features=store.features,
+        features=start.features,
         mean=start.mean,
         std=start.std,
         padding=start.padding,
@@ -201,11 +203,11 @@ def _objective(
     return objective, description
 
 
-def _start(store: Store, settings: FinetuneSettings) -> _Start:
-    from tymbal.features.kaldi import LOG_FLOOR
+def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
     from tymbal.inference.embed import check_features
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
     from tymbal.models.warmstart import warm_start
+    from tymbal.training.source import features_of, statistics
 
     width, depth, heads = settings.shape
     patch = parse_patch(settings.patch)
@@ -215,12 +217,21 @@ def _start(store: Store, settings: FinetuneSettings) -> _Start:
     )
     if settings.from_ is None:
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads, patches of {settings.patch}")
-        return _Start(encoder=SpectrogramEncoder(wanted), mean=store.mean, std=store.std, padding=LOG_FLOOR)
+        mean, std = statistics(settings, store)
+        return _Start(
+            encoder=SpectrogramEncoder(wanted), features=features_of(store), mean=mean, std=std, padding=store.padding
+        )
     encoder, report, source = warm_start(settings.from_, config=wanted, keep_stride=settings.stride is None)
     check_features(store, source, path=settings.from_)
     tell(f"Starting from {settings.from_}: {report}")
+    mean, std = statistics(settings, store, source)
     return _Start(
-        encoder=encoder, mean=source.mean, std=source.std, padding=source.padding, objective=source.objective
+        encoder=encoder,
+        features=features_of(store, source),
+        mean=mean,
+        std=std,
+        padding=source.padding,
+        objective=source.objective,
     )
 
 

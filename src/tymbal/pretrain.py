@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.ssast import SSASTObjective
-    from tymbal.store.store import Store
+    from tymbal.store.base import SpectrogramSource
     from tymbal.training.folder import Resume, RunResult
 
 __all__ = ["pretrain"]
@@ -120,7 +120,7 @@ def _features(settings: PretrainSettings) -> FeatureSettings:
     return open_checkpoint(settings.from_).description.features
 
 
-def _rows(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _rows(store: SpectrogramSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to learn from and rows to validate on; without splits, all are learned from and none is left."""
     splits = set(store.index["split"].to_pylist()) - {None}
     train = store.rows("train" if splits else None)
@@ -129,19 +129,19 @@ def _rows(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return train, validation
 
 
-def _objective(store: Store, settings: PretrainSettings) -> tuple[SSASTObjective, ModelDescription]:
+def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SSASTObjective, ModelDescription]:
     """The encoder with its objective, and what its model folder will say."""
     import torch
 
-    from tymbal.features.kaldi import LOG_FLOOR
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.ssast import SSASTObjective
+    from tymbal.training.source import features_of, statistics
 
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, origin = _encoder(store, settings)
-        mean, std = (store.mean, store.std) if origin is None else (origin.mean, origin.std)
+        mean, std = statistics(settings, store, origin)
         objective = SSASTObjective(
             encoder,
             task=settings.objective,
@@ -165,10 +165,10 @@ def _objective(store: Store, settings: PretrainSettings) -> tuple[SSASTObjective
     chosen = configuration.to_mapping(settings)
     description = ModelDescription(
         encoder=encoder.config,
-        features=store.features,
+        features=features_of(store, origin),
         mean=mean,
         std=std,
-        padding=LOG_FLOOR,
+        padding=store.padding,
         objective={name: chosen[name] for name in _OBJECTIVE},
         provenance={
             "verb": "pretrain",
@@ -181,7 +181,9 @@ def _objective(store: Store, settings: PretrainSettings) -> tuple[SSASTObjective
     return objective, description
 
 
-def _encoder(store: Store, settings: PretrainSettings) -> tuple[SpectrogramEncoder, ModelDescription | None]:
+def _encoder(
+    store: SpectrogramSource, settings: PretrainSettings
+) -> tuple[SpectrogramEncoder, ModelDescription | None]:
     """The encoder with its first weights, and the description of the model that they are from, if any."""
     from tymbal.inference.embed import check_features
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder

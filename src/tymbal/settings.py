@@ -17,12 +17,14 @@ from tymbal.errors import SettingsError
 
 __all__ = [
     "SIZES",
+    "ConvertSettings",
     "FeatureSettings",
     "FinetuneSettings",
     "PredictSettings",
     "PrepareSettings",
     "PretrainSettings",
     "ProbeSettings",
+    "PtSettings",
     "ScanSettings",
     "TrainingSettings",
     "parse_patch",
@@ -191,6 +193,52 @@ class PrepareSettings(ScanSettings, FeatureSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PtSettings:
+    """Spectrograms that exist already, each in a `.pt` file, as SSAST's users have them.
+
+    Attributes:
+        data_dir: Folder of a list's `.pt` files. `None` looks beside the list: in the folder of its name, in
+            `precomputed`, in its own.
+        data_val: List of the clips to validate on.
+        data_val_dir: Folder of their `.pt` files. `None` looks in `data_dir`, then beside the list.
+        validation_fraction: Fraction of the clips for validation, where no list or folder says.
+        label_csv: SSAST's `index,mid,display_name` table, for lists whose labels are mids.
+        target_length: Frames of a spectrogram: shorter files are padded, longer ones cut. `None` is the longest file's,
+            at most 1024, rounded up to a multiple of 16.
+        mel_bins: Mel bins of the files. `None` is 128.
+        layout: Whether a file holds frames x mel bins or mel bins x frames. `auto` tells by the number of mel bins, and
+            leaves square files out.
+        dataset_mean: Mean of the log-mel values. `None` computes it.
+        dataset_std: Standard deviation of the log-mel values. `None` computes it.
+        padding: What short files are padded with: `silence`, or `zeros` as SSAST does, which is louder than silence.
+            `None` is silence.
+    """
+
+    data_dir: str | None = None
+    data_val: str | None = None
+    data_val_dir: str | None = None
+    validation_fraction: float = 0.1
+    label_csv: str | None = None
+    target_length: int | None = None
+    mel_bins: int | None = None
+    layout: Literal["auto", "frames-mels", "mels-frames"] = "auto"
+    dataset_mean: float | None = None
+    dataset_std: float | None = None
+    padding: Literal["silence", "zeros"] | None = None
+
+    def __post_init__(self) -> None:
+        fraction = self.validation_fraction
+        _check(0 <= fraction < 1, "validation_fraction", fraction, "a fraction from 0 to below 1")
+        _check(self.target_length is None or self.target_length >= 1, "target_length", self.target_length, "1 or more")
+        _check(self.mel_bins is None or self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
+        _check(self.dataset_std is None or self.dataset_std > 0, "dataset_std", self.dataset_std, "a number above 0")
+
+    def pt(self) -> PtSettings:
+        """The part of a verb's settings that says how `.pt` files are read."""
+        return PtSettings(**{name: getattr(self, name) for name in PtSettings.__dataclass_fields__})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """What pretraining and fine-tuning have in common.
 
@@ -266,7 +314,7 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(TrainingSettings):
+class PretrainSettings(TrainingSettings, PtSettings):
     """Learning from unlabelled spectrograms.
 
     Attributes:
@@ -315,6 +363,7 @@ class PretrainSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        PtSettings.__post_init__(self)
         parse_patch(self.patch)
         _check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
         _check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
@@ -333,7 +382,7 @@ class PretrainSettings(TrainingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainingSettings):
+class FinetuneSettings(TrainingSettings, PtSettings):
     """A classifier from labelled clips.
 
     Attributes:
@@ -381,6 +430,7 @@ class FinetuneSettings(TrainingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        PtSettings.__post_init__(self)
         parse_patch(self.patch)
         if self.stride is not None:
             parse_patch(self.stride, setting="stride")
@@ -401,7 +451,7 @@ class FinetuneSettings(TrainingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeSettings:
+class ProbeSettings(PtSettings):
     """What a frozen encoder knows: logistic regression and nearest neighbours on its embeddings.
 
     Attributes:
@@ -428,6 +478,7 @@ class ProbeSettings:
     seed: int = 42
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
         _check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
         _check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
@@ -462,3 +513,33 @@ class PredictSettings:
         _check(0 <= self.threshold <= 1, "threshold", self.threshold, "a score from 0 to 1")
         _check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSettings(PtSettings):
+    """Stores and models from one format to another.
+
+    Attributes:
+        to: What to write. Of spectrograms: `store`, packed shards, or `pt`, a file each with SSAST's lists. Of a model:
+            a `tymbal` folder; `hf`, one that stock transformers loads; `ssast` (or `pth`), one file. `None` is the
+            other kind of spectrograms, a `tymbal` folder, or by the ending of the output.
+        stride: Mel bins x frames from one patch to the next in a fine-tuned SSAST file, which may not tell.
+        pooling: Pooling of a fine-tuned SSAST file, which does not tell: `mean` (ft_avgtok) or `cls` (ft_cls). `None`
+            is mean.
+        multilabel: The classes of a fine-tuned SSAST file do not exclude each other (it was trained with BCE).
+        validation_fraction: As in training; by default none is drawn.
+        shard_mib: Size of a shard file in MiB.
+    """
+
+    to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth"] | None = None
+    stride: str | None = None
+    pooling: Literal["mean", "cls"] | None = None
+    multilabel: bool = False
+    validation_fraction: float = 0.0
+    shard_mib: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride is not None:
+            parse_patch(self.stride, setting="stride")
+        _check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")

@@ -27,6 +27,7 @@ from tymbal.demo.wingbeats import BACKGROUND, DEVICES, HELD_OUT, write_clips, wr
 from tymbal.errors import SettingsError
 from tymbal.files import write_json, write_text
 from tymbal.progress import tell
+from tymbal.settings import FeatureSettings
 
 if TYPE_CHECKING:
     from tymbal.audio.manifest import Manifest
@@ -137,7 +138,7 @@ class _Walk:
         place = self.folder / output
         flags = [word for key, value in settings.items() for word in _flag(key, value)]
         # A manifest that is not written yet is shown as the folder that it was made of.
-        words = [str(getattr(argument, "root", argument)) for argument in arguments]
+        words = [str(argument if isinstance(argument, str | Path) else argument.root) for argument in arguments]
         command = shlex.join(["tymbal", verb, *words, "-o", str(place), *flags])
         tell(f"\n$ {command}")
         start = time.monotonic()
@@ -242,14 +243,15 @@ def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
 def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthetic: bool) -> Found:
     """Predictions for a recording in which it is known what is to be heard when."""
     recording = walk.folder / "recording.flac"
+    features = store.features or FeatureSettings()
     if synthetic:
         tell(f"\nSynthesising a recording of {plan.recording:g} s in which mosquitoes fly past now and then")
         events = write_recording(recording, seconds=plan.recording, seed=_SEED)
     else:
         tell(f"\nJoining held-out clips into a recording of {plan.recording:g} s, to be searched as a whole")
-        rate = store.features.sample_rate
+        rate = features.sample_rate
         events = join_clips(manifest, recording, seconds=plan.recording, sample_rate=rate, seed=_SEED)
-    hop = round(store.frames * store.features.frame_shift / 2, 2)
+    hop = round(store.frames * features.frame_shift / 2, 2)
     walk.step("predict", walk.folder / "classifier", recording, output="predictions.csv", hop=hop)
     return count_found(walk.folder / "predictions.csv", events, background=BACKGROUND if synthetic else None)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from tymbal.store.store import Store
+    from tymbal.store.base import SpectrogramSource
 
 __all__ = ["baseline_features", "spectrogram_moments"]
 
@@ -35,7 +35,7 @@ def spectrogram_moments(spectrograms: NDArray[np.floating], real_frames: NDArray
     return np.concatenate([mean, spread, _moments(steps, real_steps)[1]], axis=1)
 
 
-def baseline_features(store: Store, rows: NDArray[np.int64], *, batch: int = 256) -> NDArray[np.float32]:
+def baseline_features(store: SpectrogramSource, rows: NDArray[np.int64], *, batch: int = 256) -> NDArray[np.float32]:
     """`spectrogram_moments` of rows of a store, [rows, 3 * mels]."""
     parts = [
         spectrogram_moments(store.gather(part), store.real_frames[part])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tymbal.errors import StoreError
-from tymbal.store.store import Store
+from tymbal.store.base import SpectrogramSource
 
 __all__ = ["LabelledClips", "labelled_clips"]
 
@@ -35,17 +35,17 @@ class LabelledClips:
     multilabel: bool
     left_out: int
 
-    def truth(self, store: Store, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def truth(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which row has which label, [rows, classes]."""
         return np.asarray(store.label_matrix(rows)[:, self.columns] > 0)
 
-    def groups(self, store: Store, rows: NDArray[np.int64]) -> list[str] | None:
+    def groups(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> list[str] | None:
         """The group of each row; None where not all rows have one."""
         found = store.index["group"].take(rows).to_pylist()
         return found if all(found) else None
 
 
-def labelled_clips(store: Store, *, multilabel: bool | None = None) -> LabelledClips:
+def labelled_clips(store: SpectrogramSource, *, multilabel: bool | None = None) -> LabelledClips:
     """Finds the labelled clips of the splits `train` and `validation`.
 
     Args:
@@ -78,7 +78,9 @@ def labelled_clips(store: Store, *, multilabel: bool | None = None) -> LabelledC
     return LabelledClips(rows["train"], rows["validation"], classes, columns, multilabel, left_out)
 
 
-def _check(store: Store, taught: NDArray[np.bool_], asked: NDArray[np.bool_], sizes: list[int], *, fewest: int) -> None:
+def _check(
+    store: SpectrogramSource, taught: NDArray[np.bool_], asked: NDArray[np.bool_], sizes: list[int], *, fewest: int
+) -> None:
     if not taught.any() or min(sizes) == 0:
         raise StoreError(
             f"there are {sizes[0]:,} labelled clips to learn from and {sizes[1]:,} to be asked",

@@ -11,19 +11,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tymbal.errors import ModelError, SettingsError
-from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.pooling import pool
 from tymbal.objectives.classification import normalised
 from tymbal.progress import Progress
-from tymbal.store.store import Store
+from tymbal.store.base import SpectrogramSource
 
 __all__ = ["check_features", "embed_store"]
 
 
 def embed_store(
     encoder: SpectrogramEncoder,
-    store: Store,
+    store: SpectrogramSource,
     rows: NDArray[np.int64],
     *,
     description: ModelDescription,
@@ -85,15 +85,20 @@ def check_layer(encoder: SpectrogramEncoder, layer: int | None) -> None:
         raise SettingsError(f"layer is {layer}, but the encoder has {depth} blocks", advice=f"Choose 0 to {depth}.")
 
 
-def check_features(store: Store, description: ModelDescription, *, path: Any = None) -> None:
+def check_features(store: SpectrogramSource, description: ModelDescription, *, path: Any = None) -> None:
     """Refuses a store whose spectrograms are not the ones that the model has learned from.
+
+    Of spectrograms that others computed only the number of mel bins is known.
 
     Raises:
         ModelError: They differ, and in what.
     """
     from tymbal.config import diff
 
-    lines = diff(description.features, store.features)
+    if store.features is not None:
+        lines = diff(description.features, store.features)
+    else:
+        lines = diff({"mel_bins": description.features.mel_bins}, {"mel_bins": store.mels})
     if lines:
         raise ModelError(
             f"the model and the store {store.path} are made with other spectrograms:\n  " + "\n  ".join(lines),

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tymbal.errors import StoreError
-from tymbal.store.store import Store
+from tymbal.store.base import SpectrogramSource
 
 __all__ = ["StoreDataset", "whole_batch"]
 
@@ -46,7 +46,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         StoreError: Labels are wanted and some row has none.
     """
 
-    def __init__(self, store: Store, rows: npt.ArrayLike, *, labels: bool = False) -> None:
+    def __init__(self, store: SpectrogramSource, rows: npt.ArrayLike, *, labels: bool = False) -> None:
         self.store = store
         self.rows = np.asarray(rows, dtype=np.int64).reshape(-1)
         self.labels = labels

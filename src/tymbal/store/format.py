@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from tymbal.errors import SettingsError, StoreError
+from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.files import write_json
 from tymbal.settings import FeatureSettings
 
@@ -82,7 +83,7 @@ class Description:
     """`store.json`.
 
     Attributes:
-        features: How the spectrograms were computed.
+        features: How the spectrograms were computed; None where nobody wrote it down.
         frames: Frames of a spectrogram, padding included.
         mels: Mel bins.
         count: Spectrograms in all shards.
@@ -92,9 +93,10 @@ class Description:
         real_frames: Real frames in the whole store.
         settings: The settings of the verb that made the store.
         provenance: Versions, time and source.
+        padding: Log-mel value behind the end of a short spectrogram.
     """
 
-    features: FeatureSettings
+    features: FeatureSettings | None
     frames: int
     mels: int
     count: int
@@ -104,6 +106,7 @@ class Description:
     real_frames: int
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    padding: float = LOG_FLOOR
 
     def write(self, store: Path) -> None:
         """Writes `store.json`, whole or not at all."""
@@ -111,10 +114,11 @@ class Description:
             store / DESCRIPTION,
             {
                 "schema": SCHEMA,
-                "features": dataclasses.asdict(self.features),
+                "features": None if self.features is None else dataclasses.asdict(self.features),
                 "frames": self.frames,
                 "mels": self.mels,
                 "dtype": "float16",
+                "padding": self.padding,
                 "count": self.count,
                 "shards": [dataclasses.asdict(shard) for shard in self.shards],
                 "statistics": {"mean": self.mean, "std": self.std, "frames": self.real_frames},
@@ -156,7 +160,7 @@ class Description:
             raise ValueError(f"dtype is {value['dtype']!r}, not float16")
         statistics = value["statistics"]
         return cls(
-            features=FeatureSettings(**value["features"]),
+            features=None if value["features"] is None else FeatureSettings(**value["features"]),
             frames=int(value["frames"]),
             mels=int(value["mels"]),
             count=int(value["count"]),
@@ -166,6 +170,7 @@ class Description:
             real_frames=int(statistics["frames"]),
             settings=dict(value["settings"]),
             provenance=dict(value["provenance"]),
+            padding=float(value.get("padding", LOG_FLOOR)),
         )
 
 

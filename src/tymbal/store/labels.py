@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,18 +21,19 @@ class LabelTable:
     Args:
         column: list<string>, one list a row; null and empty both mean no label.
         path: The store, for messages.
+        names: All labels in the order of their numbers. None is those that occur, sorted.
 
     Attributes:
-        names: All labels, sorted; a label's number is its place here.
+        names: All labels; a label's number is its place here.
         multilabel: Whether any row has more than one label.
     """
 
-    def __init__(self, column: pa.ChunkedArray, path: Path) -> None:
+    def __init__(self, column: pa.ChunkedArray, path: Path, *, names: Sequence[str] | None = None) -> None:
         self._path = path
         lists = column.combine_chunks()
         counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         flat = pc.list_flatten(lists)
-        self.names: list[str] = sorted(pc.unique(flat).to_pylist())
+        self.names: list[str] = sorted(pc.unique(flat).to_pylist()) if names is None else list(names)
         numbers = pc.index_in(flat, value_set=pa.array(self.names, pa.string()))
         self._numbers: npt.NDArray[np.int64] = numbers.to_numpy(zero_copy_only=False).astype(np.int64)
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -13,14 +13,13 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tymbal.errors import StoreError
 from tymbal.settings import FeatureSettings
+from tymbal.store.base import SpectrogramSource
 from tymbal.store.buffers import BufferPool
 from tymbal.store.format import DESCRIPTION, INDEX, INDEX_SCHEMA, Description
-from tymbal.store.labels import LabelTable
 from tymbal.store.shards import MappedShard
 
 __all__ = ["Store"]
@@ -29,7 +28,7 @@ _DAMAGED = "Make the store again with `tymbal prepare`."
 _ASKED = 4
 
 
-class Store:
+class Store(SpectrogramSource):
     """A folder of spectrograms; open one with `Store.open`.
 
     Attributes:
@@ -39,14 +38,12 @@ class Store:
     """
 
     def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
-        self.path = path
+        super().__init__(path, index)
         self.description = description
-        self.index = index
         ends = np.cumsum([shard.rows for shard in description.shards], dtype=np.int64)
         self._first_rows = np.concatenate([np.zeros(1, np.int64), ends])
         self._shards: dict[int, MappedShard] = {}
         self._pool = BufferPool()
-        self._labels: LabelTable | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -76,12 +73,6 @@ class Store:
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self).open, (self.path,))
 
-    def __len__(self) -> int:
-        return self.description.count
-
-    def __repr__(self) -> str:
-        return f"Store({str(self.path)!r}, {len(self)} spectrograms of {self.frames} frames x {self.mels} mel bins)"
-
     @property
     def frames(self) -> int:
         """Frames of a spectrogram, padding included."""
@@ -93,8 +84,8 @@ class Store:
         return self.description.mels
 
     @property
-    def features(self) -> FeatureSettings:
-        """How the spectrograms were computed."""
+    def features(self) -> FeatureSettings | None:
+        """How the spectrograms were computed; None where nobody wrote it down."""
         return self.description.features
 
     @property
@@ -108,58 +99,9 @@ class Store:
         return self.description.std
 
     @property
-    def real_frames(self) -> npt.NDArray[np.int32]:
-        """Frames of each spectrogram that hold sound, [count]; what follows them is padding."""
-        frames: npt.NDArray[np.int32] = self.index["frames"].to_numpy()
-        return frames
-
-    @property
-    def labels(self) -> list[str]:
-        """Names of all labels, sorted."""
-        return self._label_table.names
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether any spectrogram has more than one label."""
-        return self._label_table.multilabel
-
-    def label_indices(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
-        """The one label of each row as its place in `labels`, -1 where there is none: [rows].
-
-        Args:
-            rows: Row numbers; None is all.
-
-        Raises:
-            StoreError: Some spectrogram has several labels.
-        """
-        return self._label_table.indices(self._checked(rows))
-
-    def label_matrix(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
-        """Labels as ones and zeros, [rows, labels].
-
-        Args:
-            rows: Row numbers; None is all.
-        """
-        return self._label_table.matrix(self._checked(rows))
-
-    def rows(self, split: str | None = None) -> npt.NDArray[np.int64]:
-        """Row numbers of a split, ascending; of the whole store for None.
-
-        Raises:
-            StoreError: No spectrogram is in this split.
-        """
-        if split is None:
-            return np.arange(len(self), dtype=np.int64)
-        inside = pc.fill_null(pc.equal(self.index["split"], split), False)  # noqa: FBT003
-        rows: npt.NDArray[np.int64] = np.flatnonzero(inside.to_numpy())
-        if len(rows) == 0:
-            there = sorted(pc.unique(self.index["split"]).drop_null().to_pylist())
-            raise StoreError(
-                f"has no split {split!r}",
-                path=self.path,
-                advice=f"Its splits are: {', '.join(there)}." if there else "It was prepared without splits.",
-            )
-        return rows
+    def padding(self) -> float:
+        """Log-mel value behind the end of a short spectrogram."""
+        return self.description.padding
 
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
         """Copies spectrograms out of the store, as raw log-mel values.
@@ -177,11 +119,7 @@ class Store:
             StoreError: A shard cannot be read.
         """
         wanted = self._checked(rows)
-        shape = (len(wanted), self.frames, self.mels)
-        if out is None:
-            out = self._pool.empty(shape, np.float16)
-        elif out.shape != shape or out.dtype != np.float16 or not out.flags.c_contiguous:
-            raise ValueError(f"out is {out.dtype} {out.shape}, not C-contiguous float16 {shape}")
+        out = self._memory(len(wanted), out, self._pool)
         places = self._places(wanted)
         if self._announce(places):
             view = out.reshape(-1).view(np.uint8).data
@@ -221,20 +159,6 @@ class Store:
             shard = MappedShard(self.path / there.file, there.rows, self.frames, self.mels)
             self._shards[number] = shard
         return shard
-
-    def _checked(self, rows: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
-        if rows is None:
-            return np.arange(len(self), dtype=np.int64)
-        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} spectrograms")
-        return wanted
-
-    @property
-    def _label_table(self) -> LabelTable:
-        if self._labels is None:
-            self._labels = LabelTable(self.index["labels"], self.path)
-        return self._labels
 
 
 def _read_index(path: Path) -> pa.Table:

@@ -35,7 +35,7 @@ class Entry:
         id: Stable name of the clip.
         file: The sound file.
         start: Seconds of the file at which the spectrogram begins.
-        end: Seconds of the file at which its sound ends.
+        end: Seconds of the file at which its sound ends; None where that is not known.
         frames: Frames of real sound; padding follows.
         labels: Names of its labels.
         group: What must stay on one side of a split.
@@ -45,7 +45,7 @@ class Entry:
     id: str
     file: str
     start: float
-    end: float
+    end: float | None
     frames: int
     labels: tuple[str, ...] = ()
     group: str | None = None
@@ -60,22 +60,23 @@ class ShardWriter:
         moments: Of all real frames written so far, as the store keeps them (float16).
     """
 
-    def __init__(self, file: BinaryIO, frames: int, mels: int) -> None:
+    def __init__(self, file: BinaryIO, frames: int, mels: int, padding: float = LOG_FLOOR) -> None:
         self.rows = 0
         self.moments = Moments()
         self._file = file
-        self._row = np.full((frames, mels), LOG_FLOOR, np.float16)
+        self._padding = padding
+        self._row = np.full((frames, mels), padding, np.float16)
         self._header()
 
     def append(self, spectrogram: npt.NDArray[np.floating]) -> int:
-        """Writes one spectrogram [real frames, mels], padded with silence or cut to the frames of the store.
+        """Writes one spectrogram [real frames, mels], padded or cut to the frames of the store.
 
         Returns:
             Its frames of real sound.
         """
         real = min(len(spectrogram), len(self._row))
         self._row[:real] = spectrogram[:real]
-        self._row[real:] = LOG_FLOOR
+        self._row[real:] = self._padding
         self._file.write(self._row.reshape(-1).view(np.uint8).data)
         self.moments = self.moments.merge(Moments.of(self._row[:real]))
         self.rows += 1
@@ -95,11 +96,13 @@ class ShardWriter:
 
 
 @contextlib.contextmanager
-def open_shard(path: str | os.PathLike[str], *, frames: int, mels: int) -> Iterator[ShardWriter]:
+def open_shard(
+    path: str | os.PathLike[str], *, frames: int, mels: int, padding: float = LOG_FLOOR
+) -> Iterator[ShardWriter]:
     """Yields a writer; on success the shard stands at `path`, synced and of the right size, else nothing does."""
     with replace_file(path) as aside:
         with aside.open("wb") as file:
-            writer = ShardWriter(file, frames, mels)
+            writer = ShardWriter(file, frames, mels, padding)
             yield writer
             writer.finish()
         size, wanted = aside.stat().st_size, NPY_HEADER + writer.rows * frames * mels * 2
@@ -113,9 +116,12 @@ def finish_store(
     path: str | os.PathLike[str],
     *,
     shards: Sequence[tuple[Shard, Sequence[Entry]]],
-    features: FeatureSettings,
+    features: FeatureSettings | None,
     frames: int,
     moments: Moments,
+    mels: int | None = None,
+    padding: float = LOG_FLOOR,
+    statistics: tuple[float, float] | None = None,
     settings: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Store:
@@ -124,13 +130,18 @@ def finish_store(
     Args:
         path: The store.
         shards: Each shard with what it holds, in order; shards without rows are left out.
-        features: How the spectrograms were computed.
+        features: How the spectrograms were computed; None where nobody knows.
         frames: Frames of a spectrogram, padding included.
         moments: Of all values of real frames.
+        mels: Mel bins, where the features do not tell.
+        padding: Log-mel value behind the end of a short spectrogram.
+        statistics: Mean and standard deviation that the store gives, instead of those of the moments.
         settings: Of the verb that made the store.
         provenance: Beside version and time, what is known of the origin.
     """
     store = Path(path)
+    mels = _mels(features, mels)
+    mean, std = (moments.mean, moments.std) if statistics is None else statistics
     filled = [(shard, entries) for shard, entries in shards if shard.rows]
     columns: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
     for number, (_, entries) in enumerate(filled):
@@ -145,12 +156,13 @@ def finish_store(
     Description(
         features=features,
         frames=frames,
-        mels=features.mel_bins,
+        mels=mels,
         count=index.num_rows,
         shards=tuple(shard for shard, _ in filled),
-        mean=moments.mean,
-        std=moments.std,
-        real_frames=moments.count // features.mel_bins,
+        mean=mean,
+        std=std,
+        real_frames=moments.count // mels,
+        padding=padding,
         settings=dict(settings or {}),
         provenance={
             "tymbal": __version__,
@@ -165,8 +177,11 @@ def write_store(
     path: str | os.PathLike[str],
     spectrograms: Iterable[tuple[npt.NDArray[np.floating], Entry]],
     *,
-    features: FeatureSettings,
+    features: FeatureSettings | None,
     frames: int,
+    mels: int | None = None,
+    padding: float = LOG_FLOOR,
+    statistics: tuple[float, float] | None = None,
     rows_per_shard: int = 256,
     provenance: Mapping[str, Any] | None = None,
 ) -> Store:
@@ -176,18 +191,22 @@ def write_store(
         path: A folder that is no store yet.
         spectrograms: Log-mel values [real frames, mels] with what the index says of them; `frames` of an entry is
             set to the frames that were kept.
-        features: How they were computed.
-        frames: Frames of a spectrogram in the store: shorter ones are padded with silence, longer ones cut.
+        features: How they were computed; None where nobody knows.
+        frames: Frames of a spectrogram in the store: shorter ones are padded, longer ones cut.
+        mels: Mel bins, where the features do not tell.
+        padding: Log-mel value behind the end of a short spectrogram; silence by default.
+        statistics: Mean and standard deviation that the store gives, instead of those of its real frames.
         rows_per_shard: Spectrograms a shard.
         provenance: What is known of their origin.
     """
     store = Path(path)
+    mels = _mels(features, mels)
     shards: list[tuple[Shard, list[Entry]]] = []
     moments = Moments()
     rest = iter(spectrograms)
     while True:
         name, entries = shard_name(len(shards)), []
-        with open_shard(store / name, frames=frames, mels=features.mel_bins) as writer:
+        with open_shard(store / name, frames=frames, mels=mels, padding=padding) as writer:
             for values, entry in rest:
                 real = writer.append(values)
                 entries.append(replace(entry, frames=real))
@@ -198,4 +217,22 @@ def write_store(
             break
         moments = moments.merge(writer.moments)
         shards.append((Shard(name, len(entries), (store / name).stat().st_size), entries))
-    return finish_store(store, shards=shards, features=features, frames=frames, moments=moments, provenance=provenance)
+    return finish_store(
+        store,
+        shards=shards,
+        features=features,
+        frames=frames,
+        moments=moments,
+        mels=mels,
+        padding=padding,
+        statistics=statistics,
+        provenance=provenance,
+    )
+
+
+def _mels(features: FeatureSettings | None, mels: int | None) -> int:
+    if features is not None:
+        return features.mel_bins
+    if mels is None:
+        raise ValueError("mels is needed where the features are not known")
+    return mels

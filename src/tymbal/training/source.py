@@ -1,4 +1,4 @@
-"""The store that a training command is given, or that is made of the sound that it is given."""
+"""The spectrograms that a training command is given, or that are made of the sound that it is given."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 
 from tymbal import config
 from tymbal.errors import StoreError
-from tymbal.settings import FeatureSettings
+from tymbal.models.description import ModelDescription
+from tymbal.settings import FeatureSettings, PtSettings
+from tymbal.store.base import SpectrogramSource
 from tymbal.store.store import Store
 from tymbal.training.processes import processes
 
-__all__ = ["open_source"]
+__all__ = ["features_of", "open_source", "statistics"]
 
 
 def open_source(source: str | os.PathLike[str], run: Path, features: FeatureSettings) -> Store:
@@ -45,3 +47,22 @@ def open_source(source: str | os.PathLike[str], run: Path, features: FeatureSett
     if (path / "failures.csv").is_file():
         shutil.copyfile(path / "failures.csv", run / "failures.csv")
     return Store.open(path)
+
+
+def features_of(store: SpectrogramSource, origin: ModelDescription | None = None) -> FeatureSettings:
+    """How the spectrograms of a store are made, for the description of a model that learns from them.
+
+    Where nobody wrote it down, they are taken to be made as for the model that it starts from, or as AST and SSAST do.
+    """
+    if store.features is not None:
+        return store.features
+    return FeatureSettings(mel_bins=store.mels) if origin is None else origin.features
+
+
+def statistics(
+    settings: PtSettings, store: SpectrogramSource, origin: ModelDescription | None = None
+) -> tuple[float, float]:
+    """Mean and standard deviation to normalise by: those given, else the first model's, else the data's."""
+    known = store if origin is None else origin
+    mean = known.mean if settings.dataset_mean is None else settings.dataset_mean
+    return mean, known.std if settings.dataset_std is None else settings.dataset_std

@@ -1,0 +1,196 @@
+"""What every store of spectrograms is, however they lie on the disk: an index, splits, labels, and batches by row.
+
+Training, probing and embedding ask for no more than this. `tymbal.store.store.Store` keeps spectrograms packed;
+`tymbal.store.pt_folder.PtStore` takes them from a `.pt` file each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tymbal.errors import StoreError
+from tymbal.settings import FeatureSettings
+from tymbal.store.labels import LabelTable
+
+__all__ = ["DamagedRowsError", "SpectrogramSource"]
+
+
+class DamagedRowsError(StoreError):
+    """Some of the rows that were asked for were readable once and are not any more.
+
+    Args:
+        what: What is wrong.
+        rows: The rows.
+        path: The store, or the file.
+        advice: What to do.
+    """
+
+    def __init__(
+        self, what: str, *, rows: Iterable[int] = (), path: Path | str | None = None, advice: str | None = None
+    ) -> None:
+        super().__init__(what, path=path, advice=advice)
+        self.rows = tuple(rows)
+
+
+class SpectrogramSource(ABC):
+    """Spectrograms of one shape by row number.
+
+    Args:
+        path: Where they come from: a folder, or a list.
+        index: One row a spectrogram, see `tymbal.store.format.INDEX_SCHEMA`.
+        label_names: All labels in the order of their numbers. None is those that occur, sorted.
+
+    Attributes:
+        path: Where they come from.
+        index: id, file, start, end, frames, labels, group, split, shard and row of each.
+    """
+
+    def __init__(self, path: Path, index: pa.Table, *, label_names: Sequence[str] | None = None) -> None:
+        self.path = path
+        self.index = index
+        self._label_names = label_names
+        self._labels: LabelTable | None = None
+
+    @property
+    @abstractmethod
+    def frames(self) -> int:
+        """Frames of a spectrogram, padding included."""
+
+    @property
+    @abstractmethod
+    def mels(self) -> int:
+        """Mel bins."""
+
+    @property
+    @abstractmethod
+    def features(self) -> FeatureSettings | None:
+        """How the spectrograms were computed; None where nobody wrote it down."""
+
+    @property
+    @abstractmethod
+    def mean(self) -> float:
+        """Mean of all log-mel values of real frames, or what the user gave for it."""
+
+    @property
+    @abstractmethod
+    def std(self) -> float:
+        """Standard deviation of all log-mel values of real frames, or what the user gave for it."""
+
+    @property
+    @abstractmethod
+    def padding(self) -> float:
+        """Log-mel value behind the end of a short spectrogram."""
+
+    @abstractmethod
+    def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
+        """Copies spectrograms out of the store, as raw log-mel values.
+
+        Args:
+            rows: Row numbers in any order, [n].
+            out: Where to put them, C-contiguous float16 [n, frames, mels]. None takes memory that is used again once
+                neither the result nor anything that shares its memory is alive.
+
+        Returns:
+            float16 [n, frames, mels].
+
+        Raises:
+            IndexError: A row number is not in the store.
+            StoreError: The store cannot be read; `DamagedRowsError` where that is true of some rows only.
+        """
+
+    @abstractmethod
+    def announce(self, rows: npt.ArrayLike) -> None:
+        """Tells the store which rows come next, so that they are fetched in the background; a hint, no more."""
+
+    def __len__(self) -> int:
+        return int(self.index.num_rows)
+
+    def __repr__(self) -> str:
+        shape = f"{self.frames} frames x {self.mels} mel bins"
+        return f"{type(self).__name__}({str(self.path)!r}, {len(self)} spectrograms of {shape})"
+
+    @property
+    def real_frames(self) -> npt.NDArray[np.int32]:
+        """Frames of each spectrogram that hold sound, [count]; what follows them is padding."""
+        frames: npt.NDArray[np.int32] = self.index["frames"].to_numpy()
+        return frames
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of all labels, in the order of their numbers."""
+        return self._label_table.names
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether any spectrogram has more than one label."""
+        return self._label_table.multilabel
+
+    def label_indices(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
+        """The one label of each row as its place in `labels`, -1 where there is none: [rows].
+
+        Args:
+            rows: Row numbers; None is all.
+
+        Raises:
+            StoreError: Some spectrogram has several labels.
+        """
+        return self._label_table.indices(self._checked(rows))
+
+    def label_matrix(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.float32]:
+        """Labels as ones and zeros, [rows, labels].
+
+        Args:
+            rows: Row numbers; None is all.
+        """
+        return self._label_table.matrix(self._checked(rows))
+
+    def rows(self, split: str | None = None) -> npt.NDArray[np.int64]:
+        """Row numbers of a split, ascending; of the whole store for None.
+
+        Raises:
+            StoreError: No spectrogram is in this split.
+        """
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        inside = pc.fill_null(pc.equal(self.index["split"], split), False)  # noqa: FBT003
+        rows: npt.NDArray[np.int64] = np.flatnonzero(inside.to_numpy())
+        if len(rows) == 0:
+            there = sorted(pc.unique(self.index["split"]).drop_null().to_pylist())
+            raise StoreError(
+                f"has no split {split!r}",
+                path=self.path,
+                advice=f"Its splits are: {', '.join(there)}." if there else "It was prepared without splits.",
+            )
+        return rows
+
+    def _checked(self, rows: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
+        if rows is None:
+            return np.arange(len(self), dtype=np.int64)
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} spectrograms")
+        return wanted
+
+    def _memory(self, rows: int, out: npt.NDArray[np.float16] | None, pool: Any) -> npt.NDArray[np.float16]:
+        """Where a batch goes: `out`, if it is of the right kind, or memory of the pool."""
+        shape = (rows, self.frames, self.mels)
+        if out is None:
+            lent: npt.NDArray[np.float16] = pool.empty(shape, np.float16)
+            return lent
+        if out.shape != shape or out.dtype != np.float16 or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, not C-contiguous float16 {shape}")
+        return out
+
+    @property
+    def _label_table(self) -> LabelTable:
+        if self._labels is None:
+            self._labels = LabelTable(self.index["labels"], self.path, names=self._label_names)
+        return self._labels
