@@ -22,6 +22,7 @@ there are not computed again.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -43,6 +44,7 @@ import tymbal
 
 POOLINGS = ("rows", "mean", "cls")
 NEVER = 1_000_000
+_TIMED = 40
 
 
 @dataclass(frozen=True)
@@ -184,16 +186,15 @@ class Matrix:
         return result
 
     def _steps(self, train: Callable[..., Any], folder: Path, settings: dict[str, Any]) -> int:
-        """How many steps the budget is, from the time of a few: those of a longer run less those of a shorter."""
-        few, more = self.arguments.timed
-        seconds = []
-        for steps in (few, more):
-            shutil.rmtree(folder, ignore_errors=True)
-            began = time.monotonic()
-            train(self.store, folder, max_steps=steps, **settings)
-            seconds.append(time.monotonic() - began)
+        """How many steps the budget is, from the median time of a few after the first ones."""
+        if self.arguments.steps:
+            return int(self.arguments.steps)
         shutil.rmtree(folder, ignore_errors=True)
-        each = max(seconds[1] - seconds[0], 1e-3) / (more - few)
+        train(self.store, folder, max_steps=_TIMED, **{**settings, "log_every": 1})
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        seconds = [figures["seconds"] for figures in map(json.loads, lines) if "loss" in figures]
+        each = statistics.median(after - before for before, after in itertools.pairwise(seconds[_TIMED // 4 :]))
+        shutil.rmtree(folder, ignore_errors=True)
         return max(10, int(60 * self.arguments.minutes / each))
 
 
@@ -233,6 +234,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("learning"), help="folder for stores, runs and figures")
     parser.add_argument("--only", choices=list(DATA), help="one data set")
     parser.add_argument("--minutes", type=float, default=10.0, help="budget of each training")
+    parser.add_argument("--steps", type=int, help="steps of each training, instead of minutes")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", default="small", choices=["tiny", "small", "base"])
     parser.add_argument("--width", type=int)
@@ -249,11 +251,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, help="about so many clips of each data set, evenly taken")
     parser.add_argument("--short", action="store_true", help="about a minute: proves the machinery, teaches nothing")
     arguments = parser.parse_args()
-    arguments.timed = (10, 40)
     if arguments.short:
-        vars(arguments).update(
-            minutes=0.02, seeds=1, width=32, depth=1, heads=2, clips=200, batch_size=16, timed=(2, 4)
-        )
+        vars(arguments).update(steps=10, seeds=1, width=32, depth=1, heads=2, clips=200, batch_size=16)
     return arguments
 
 
@@ -284,7 +283,8 @@ def main() -> None:
             matrix.run(seed)
     if names:
         print("\n".join(table(names, figures)))
-        print(f"\n{date.today().isoformat()}, {machine()}, {arguments.minutes:g} minutes a training\n")
+        budget = f"{arguments.steps:,} steps" if arguments.steps else f"{arguments.minutes:g} minutes"
+        print(f"\n{date.today().isoformat()}, {machine()}, {budget} a training\n")
         print(f"    python {shlex.join(sys.argv)}")
 
 

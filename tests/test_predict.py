@@ -101,7 +101,7 @@ def test_predict__does_not_depend_on_the_batches(classifier: Path, tmp_path: Pat
     folder = tmp_path / "nights"
     folder.mkdir()
     for i, label in enumerate(PITCHES):
-        write(folder / f"{label}.wav", tone(label, seconds=0.5 + 0.3 * i, seed=i))
+        write(folder / f"{label}.wav", tone(label, seconds=0.55 + 0.335 * i, seed=i))
     predict(classifier, folder, tmp_path / "out.csv", batch_size=batch_size, top=1, **CPU)
     rows = table(tmp_path / "out.csv")
     assert [(Path(row["file"]).stem, row["start"], row["label"]) for row in rows] == [
