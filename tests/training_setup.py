@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
 """Settings of a pretraining of 19 steps, evaluated and saved after steps 5, 10, 14 and 19."""
 
 
-def make_store(folder: Path, *, train: int = 37, validation: int = 8) -> Store:
+def make_store(folder: Path, *, train: int = 37, validation: int = 8, split: str | None = "train") -> Store:
     """Ridges that glide up or down at a clip's own speed: masked patches can be told from their neighbours."""
     random = np.random.default_rng(0)
     mel, time = np.arange(MELS)[None, :], np.arange(FRAMES)[:, None]
@@ -39,7 +39,7 @@ def make_store(folder: Path, *, train: int = 37, validation: int = 8) -> Store:
         centre = random.uniform(0, MELS) + random.uniform(-0.8, 0.8) * time
         return -6 + 5 * np.exp(-(((mel - centre) / 3) ** 2)) + random.normal(0, 0.3, (FRAMES, MELS))
 
-    splits = ["train"] * train + ["validation"] * validation
+    splits = [split] * train + ["validation"] * validation
     entries = [
         Entry(id=str(number), file=f"{number}.wav", start=0.0, end=0.3, frames=FRAMES, split=split)
         for number, split in enumerate(splits)

@@ -14,44 +14,60 @@ import sys
 import torch
 
 from tymbal.errors import DeviceError, SettingsError
+from tymbal.training.cuda import cuda_trouble, local_gpu
+from tymbal.training.processes import processes
 
-__all__ = ["choose_device", "choose_precision", "cpu_has_bf16", "tune_malloc"]
+__all__ = ["CUDA_OR_CPU", "choose_device", "choose_precision", "cpu_has_bf16", "tune_malloc"]
+
+
+CUDA_OR_CPU = "cuda-or-cpu"
+"""CUDA, or the CPU where CUDA cannot be used; training then says so in a warning, where `auto` makes a remark."""
 
 
 def choose_device(name: str = "auto") -> tuple[torch.device, str]:
     """Chooses a device, and says why.
 
     Args:
-        name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`. `auto` takes CUDA, then Apple's MPS, then the CPU.
+        name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps` or `cuda-or-cpu`. `auto` takes CUDA, then Apple's MPS, then the CPU.
 
     Raises:
         DeviceError: What was asked for is not there. Nothing else is taken in its place.
         SettingsError: The name is of no device.
     """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda"), f"CUDA is there: {torch.cuda.get_device_name()}"
-        if torch.backends.mps.is_available():
-            return torch.device("mps"), "Apple's MPS is there, CUDA is not"
-        return torch.device("cpu"), f"no GPU: {_why_no_cuda()}"
+    if name in ("auto", CUDA_OR_CPU):
+        return _choose(mps=name == "auto")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise SettingsError(
-            f"device is {name!r}, which is no device", advice="Choose auto, cpu, cuda, cuda:1 or mps."
+            f"device is {name!r}, which is no device", advice="Choose auto, cpu, cuda, cuda:1, mps or cuda-or-cpu."
         ) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(
-            f"device {name} was asked for, but {_why_no_cuda()}",
-            advice="Use --device auto to go on without it, or repair the CUDA installation ('nvidia-smi' shows it).",
-        )
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name} was asked for, but there are {torch.cuda.device_count()} GPUs, from cuda:0")
+    if device.type == "cuda":
+        trouble = cuda_trouble(local_gpu() if device.index is None else device.index)
+        if trouble is not None:
+            raise DeviceError(
+                f"device {name} was asked for, but {trouble}",
+                advice="Use --device auto to go on without it, or repair the CUDA installation ('nvidia-smi' shows it).",
+            )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device mps was asked for, but this is no Mac with MPS", advice="Use --device auto.")
     if device.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(f"device {name} is not supported", advice="Choose auto, cpu, cuda or mps.")
     return device, "asked for"
+
+
+def _choose(*, mps: bool) -> tuple[torch.device, str]:
+    trouble = cuda_trouble(local_gpu())
+    if trouble is None:
+        return torch.device("cuda"), f"CUDA is there: {torch.cuda.get_device_name(local_gpu())}"
+    if processes() > 1 and torch.cuda.is_available():
+        raise DeviceError(
+            f"one of {processes()} processes cannot use its GPU: {trouble}",
+            advice="The others would wait for it: start as many processes as there are working GPUs.",
+        )
+    if mps and torch.backends.mps.is_available():
+        return torch.device("mps"), "Apple's MPS is there, CUDA is not"
+    return torch.device("cpu"), trouble
 
 
 def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype | None, str]:
@@ -118,11 +134,3 @@ def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and cpu_has_bf16()
-
-
-def _why_no_cuda() -> str:
-    if torch.version.cuda is None and torch.version.hip is None:
-        return "this PyTorch is built without CUDA"
-    if torch.cuda.device_count() == 0:
-        return "PyTorch sees no CUDA device"
-    return "CUDA cannot be used (is the driver too old for this PyTorch?)"

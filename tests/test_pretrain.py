@@ -1,0 +1,139 @@
+"""The verb, from sound to a model folder that everything else opens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import tymbal
+from training_setup import TINY, make_store
+from tymbal.config import read_run_yaml
+from tymbal.errors import ModelError, SettingsError, StoreError, TrainingError
+from tymbal.models.folder import load_model
+from tymbal.pretrain import pretrain
+
+SHORT: dict[str, Any] = {**TINY, "max_steps": 3}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("data") / "store").path
+
+
+@pytest.fixture(scope="module")
+def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("run") / "run"
+    pretrain(store, run, **SHORT)
+    return run
+
+
+def test_pretrain__writes_a_run_folder(run: Path, store: Path):
+    assert {path.name for path in run.iterdir()} == {
+        "run.yaml",
+        "checkpoints",
+        "model",
+        "metrics.jsonl",
+        "tensorboard",
+        "result.json",
+    }
+    recorded = read_run_yaml(run)
+    assert recorded.verb == "pretrain"
+    assert recorded.arguments == {"store": str(store), "output": str(run)}
+    assert recorded.settings["mask_ratio"] == 0.5
+    loaded = load_model(run)
+    assert loaded.description.encoder.width == 16
+    assert loaded.description.features.mel_bins == 32
+    assert loaded.description.objective is not None
+    assert loaded.description.objective["objective"] == "joint"
+    assert loaded.description.provenance["metrics"]["eval_acc"] >= 0
+    assert {name.split(".")[0] for name in loaded.objective_state} == {"cpred", "gpred"}
+    opened = tymbal.Store.open(store)
+    assert (loaded.description.mean, loaded.description.std) == (opened.mean, opened.std)
+
+
+def test_pretrain__run_yaml_repeats_the_run(run: Path, store: Path, tmp_path: Path):
+    pretrain(store, tmp_path / "again", config=run / "run.yaml")
+    first, second = (load_model(folder).module.state_dict() for folder in (run, tmp_path / "again"))
+    assert all(first[name].equal(second[name]) for name in first)
+    pretrain(store, tmp_path / "other", config=run / "run.yaml", seed=1)
+    third = load_model(tmp_path / "other").module.state_dict()
+    assert not first["cls_token"].equal(third["cls_token"])
+
+
+def test_pretrain__does_not_depend_on_what_was_drawn_before(run: Path, store: Path, tmp_path: Path):
+    torch.manual_seed(7)
+    torch.rand(3)
+    pretrain(store, tmp_path / "again", **SHORT)
+    first, second = (load_model(folder).module.state_dict() for folder in (run, tmp_path / "again"))
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_pretrain__starts_from_an_earlier_run_with_its_heads(run: Path, store: Path, tmp_path: Path):
+    # With a learning rate too small to change a float32, what is saved is what it started from.
+    result = pretrain(store, tmp_path / "more", from_=str(run), **{**SHORT, "learning_rate": 1e-30})
+    before, after = load_model(run), load_model(result.model)
+    state = before.module.state_dict()
+    assert all(value.equal(state[name]) for name, value in after.module.state_dict().items())
+    assert all(value.equal(before.objective_state[name]) for name, value in after.objective_state.items())
+    with pytest.raises(ModelError, match="made with other spectrograms"):
+        other = make_store(tmp_path / "other").path
+        description = other / "store.json"
+        description.write_text(description.read_text().replace('"sample_rate": 16000', '"sample_rate": 8000'))
+        pretrain(other, tmp_path / "misfit", from_=str(run), **SHORT)
+
+
+@pytest.mark.parametrize("objective", ["mpc", "mpg"])
+def test_pretrain__objectives_choose_the_best_by_their_own_metric(objective: str, store: Path, tmp_path: Path):
+    result = pretrain(store, tmp_path / "run", objective=objective, **SHORT)
+    assert ("eval_acc" in result.metrics) == (objective == "mpc")
+    assert ("eval_mse" in result.metrics) == (objective == "mpg")
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"precision": "bf16"}])
+def test_pretrain__in_less_memory_learns_the_same(changes: dict[str, Any], run: Path, store: Path, tmp_path: Path):
+    pretrain(store, tmp_path / "run", **{**SHORT, **changes})
+    first, second = (load_model(folder).module.state_dict() for folder in (run, tmp_path / "run"))
+    tolerance = 2e-2 if "precision" in changes else 1e-5
+    assert all(torch.allclose(first[name], second[name], atol=tolerance) for name in first)
+    assert all(value.dtype == torch.float32 for value in second.values())
+
+
+def test_pretrain__without_a_split_learns_from_all(tmp_path: Path):
+    whole = make_store(tmp_path / "store", train=5, validation=0, split=None)
+    result = pretrain(whole.path, tmp_path / "run", **SHORT)
+    assert result.best_step == 3
+    assert "eval_acc" not in result.metrics
+
+
+def test_pretrain__a_folder_of_sound_is_prepared_first(tmp_path: Path):
+    random = np.random.default_rng(0)
+    for number in range(12):
+        (tmp_path / "sound").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "sound" / f"{number}.wav", random.normal(0, 0.1, 8000), 16_000)
+    (tmp_path / "sound" / "damaged.wav").write_bytes(b"RIFF")
+    result = pretrain(tmp_path / "sound", tmp_path / "run", **{**SHORT, "patch": "16x16"})
+    assert tymbal.Store.open(tmp_path / "run" / "store").mels == 128
+    assert "damaged.wav" in (tmp_path / "run" / "failures.csv").read_text()
+    assert load_model(result.run).description.encoder.mels == 128
+
+
+def test_pretrain__mistakes_are_named(store: Path, tmp_path: Path):
+    with pytest.raises(StoreError, match="no such store"):
+        pretrain(tmp_path / "nowhere", tmp_path / "a", **SHORT)
+    with pytest.raises(SettingsError, match="mask_ratoi"):
+        pretrain(store, tmp_path / "b", mask_ratoi=0.5)
+    with pytest.raises(SettingsError):
+        pretrain(store, tmp_path / "c", **{**SHORT, "mask_count": 400})
+    assert not (tmp_path / "c" / "model").exists()
+
+
+def test_pretrain__a_learning_rate_far_too_high_stops_with_advice(store: Path, tmp_path: Path):
+    with pytest.raises(TrainingError, match="not a finite number"):
+        pretrain(store, tmp_path / "run", **{**TINY, "learning_rate": 1e30, "clip_norm": 0.0, "warmup": 0.0})
+    assert not (tmp_path / "run" / "model").exists()
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
