@@ -172,8 +172,11 @@ def test_load_model__a_damaged_or_newer_folder_is_an_error(tmp_path):
     (folder / "config.json").write_text(json.dumps({**config, "tymbal": changed}))
     with pytest.raises(ModelError, match=r"12 missing \(blocks\.1\."):
         load_model(folder)
+    (folder / "config.json").write_text('{"model_type": "tymbal"}')
+    with pytest.raises(ModelError, match="missing or damaged"):
+        load_model(folder)
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config.json cannot be read"):
+    with pytest.raises(ModelError, match=r"config.json: it cannot be read"):
         load_model(folder)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").unlink()

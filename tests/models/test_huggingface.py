@@ -154,10 +154,11 @@ def test_load_model__a_stock_checkpoint_gives_what_transformers_gives(tmp_path, 
     assert description.encoder.layer_norm_eps == 1e-12
 
 
-def test_load_model__reads_names_as_they_are_in_the_memory_of_transformers_5(tmp_path):
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_load_model__reads_names_as_they_are_in_the_memory_of_transformers_5(tmp_path, wrapper):
     theirs = stock_folder(tmp_path / "model")
     on_disk = load_model(tmp_path / "model").module.state_dict()
-    state = {name: value.contiguous() for name, value in theirs.state_dict().items()}
+    state = {wrapper + name: value.contiguous() for name, value in theirs.state_dict().items()}
     assert any("layers.0.attention.q_proj" in name for name in state)
     safetensors.torch.save_file(state, tmp_path / "model" / "model.safetensors")
     in_memory = load_model(tmp_path / "model").module.state_dict()
@@ -192,6 +193,21 @@ def test_load_model__a_model_changed_in_transformers_is_read_as_it_is_now(tmp_pa
     spectrogram = torch.randn(2, 48, 32)
     with torch.no_grad():
         torch.testing.assert_close(loaded.module(spectrogram), theirs(spectrogram).logits, atol=1e-5, rtol=0)
+
+
+def test_load_model__weights_that_are_missing_or_too_many_are_named(tmp_path):
+    stock_folder(tmp_path)
+    state = safetensors.torch.load_file(tmp_path / "model.safetensors")
+    projection = "audio_spectrogram_transformer.embeddings.patch_embeddings.projection.weight"
+    safetensors.torch.save_file(
+        {name: value for name, value in state.items() if name != projection}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(ModelError, match=r"1 missing \(patch_projection.weight\)"):
+        load_model(tmp_path)
+    del state["audio_spectrogram_transformer.embeddings.cls_token"]
+    safetensors.torch.save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="no audio spectrogram transformer is among"):
+        load_model(tmp_path)
 
 
 def test_warm_start__from_a_stock_checkpoint_at_its_own_length_is_bit_equal(tmp_path):

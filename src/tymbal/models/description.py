@@ -64,6 +64,10 @@ class ModelDescription:
         """
         given = dict(values)
         schema = given.pop("schema", None)
+        if not isinstance(schema, int):
+            raise ModelError(
+                "the model's description is missing or damaged", path=path, advice="Copy the folder again."
+            )
         if schema != SCHEMA:
             raise ModelError(
                 f"the model's description has schema {schema}, this Tymbal reads {SCHEMA}",

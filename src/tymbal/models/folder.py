@@ -14,7 +14,6 @@ folder. Otherwise (frame patches, mean pooling) the names are ours and `model_ty
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.doors import huggingface, ssast
 from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.weights import PICKLES, Checkpoint, fill, read_weights, write_weights
+from tymbal.models.weights import PICKLES, Checkpoint, fill, read_json, read_weights, write_weights
 
 __all__ = ["LoadedModel", "ModelDescription", "build", "load_model", "open_checkpoint", "save_model"]
 
@@ -175,17 +174,12 @@ def _locate(source: str | Path) -> Path:
 
 
 def _read_folder(folder: Path, *, name: str) -> Checkpoint:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"config.json cannot be read: {error}", path=folder, advice="Copy the folder again."
-        ) from error
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
     if kind == huggingface.MODEL_TYPE:
         checkpoint = huggingface.read(folder, name=name)
     elif kind == _OWN_TYPE:
-        description = ModelDescription.from_json(config["tymbal"], path=str(folder))
+        description = ModelDescription.from_json(config.get("tymbal", {}), path=str(folder))
         encoder, head = _split(read_weights(folder / "model.safetensors"))
         checkpoint = Checkpoint(_OWN_TYPE, description, encoder, head)
     else:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tymbal.errors import ModelError
 from tymbal.models.description import ModelDescription
 
-__all__ = ["PICKLES", "Checkpoint", "fill", "read_weights", "write_weights"]
+__all__ = ["PICKLES", "Checkpoint", "fill", "read_json", "read_weights", "write_weights"]
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of files that torch.save wrote."""
@@ -60,7 +60,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError("there is no such file of weights", path=path)
     if path.name.endswith(".safetensors.index.json"):
-        names = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted({str(name) for name in read_json(path).get("weight_map", {}).values()})
         # Only the bare name: an index must not lead out of its folder.
         return {key: value for name in names for key, value in read_weights(path.with_name(Path(name).name)).items()}
     values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
@@ -71,6 +71,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise ModelError("the file holds no weights by name", path=path, advice="Give the file of a model's weights.")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON file of a model folder.
+
+    Raises:
+        ModelError: Where it cannot be read or holds something else than values by name.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"it cannot be read: {error}", path=path, advice="Copy the model folder again.") from error
+    if not isinstance(values, dict):
+        raise ModelError("it holds no values by name", path=path, advice="Copy the model folder again.")
+    return values
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,6 @@ does not look at it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +25,7 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import AUDIOSET_MEAN, AUDIOSET_STD, ModelDescription
 from tymbal.models.doors.names import expand, rename
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.models.weights import Checkpoint, read_weights
+from tymbal.models.weights import Checkpoint, read_json, read_weights
 from tymbal.settings import FeatureSettings
 
 __all__ = [
@@ -91,7 +90,7 @@ def read(folder: Path, *, name: str | None = None) -> Checkpoint:
     Raises:
         ModelError: Where files are missing or damaged, or the model has parts that ours has not.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise ModelError(
@@ -103,7 +102,7 @@ def read(folder: Path, *, name: str | None = None) -> Checkpoint:
     preprocessor = folder / "preprocessor_config.json"
     description = _description(
         config,
-        _read_json(preprocessor) if preprocessor.is_file() else None,
+        read_json(preprocessor) if preprocessor.is_file() else None,
         labels=len(head["head.bias"]) if head else 0,
         path=name or str(folder),
     )
@@ -119,7 +118,7 @@ def names_from(
         Weights of our encoder, of our classifier's head, and the names that have no place in either.
 
     Raises:
-        ModelError: Where there is none, or it is incomplete.
+        ModelError: Where there is none.
     """
     anchor = "embeddings.cls_token"
     found = next((name for name in state if name == anchor or name.endswith(f".{anchor}")), None)
@@ -132,16 +131,12 @@ def names_from(
     prefix = found.removesuffix(anchor)
     root = prefix.removesuffix(_PREFIX)
     plain = {_on_disk(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
-    others = {name: value for name, value in state.items() if not name.startswith(prefix)}
-    if root != prefix:
-        others = {name.removeprefix(root): value for name, value in others.items()}
-    elif not prefix:
-        others = {name: value for name, value in plain.items() if name.startswith("classifier.")}
-        plain = {name: value for name, value in plain.items() if name not in others}
+    others = {name.removeprefix(root): value for name, value in state.items() if not name.startswith(prefix)}
     depth = 1 + max((int(m[1]) for m in map(re.compile(r"encoder\.layer\.(\d+)\.").match, plain) if m), default=-1)
     encoder, left = rename(plain, {theirs: ours for ours, theirs in expand(_ENCODER, depth).items()})
     head, left_head = rename(others, {theirs: ours for ours, theirs in expand(_HEAD, 0).items()})
-    encoder["patch_projection.weight"] = encoder["patch_projection.weight"].flatten(1)
+    if "patch_projection.weight" in encoder:
+        encoder["patch_projection.weight"] = encoder["patch_projection.weight"].flatten(1)
     return _fuse(encoder, depth), head, left + left_head
 
 
@@ -311,13 +306,3 @@ def _fuse(encoder: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
             if all(name in encoder for name in names):
                 encoder[f"blocks.{n}.attention.qkv.{ending}"] = torch.cat([encoder.pop(name) for name in names])
     return encoder
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be read: {error}", path=path, advice="Copy the model folder again.") from error
-    if not isinstance(values, dict):
-        raise ModelError("holds no settings by name", path=path, advice="Copy the model folder again.")
-    return values
