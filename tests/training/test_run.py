@@ -306,7 +306,7 @@ def test_train__evaluation_keeps_no_outputs(tmp_path: Path):
 
 
 def test_train__unknown_tracker_is_named(tmp_path: Path):
-    with pytest.raises(SettingsError, match="report_to names wandbb"):
+    with pytest.raises(SettingsError, match="report_to names wandbb, which is not one of tensorboard, wandb, mlflow"):
         session(tmp_path / "run", report_to=("wandbb",))
 
 

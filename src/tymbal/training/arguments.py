@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
+from transformers.utils import logging
 
 from tymbal.errors import DeviceError
 from tymbal.settings import TrainingSettings
@@ -47,6 +48,8 @@ def training_arguments(
             f"training takes the first GPU that it sees, not {device}",
             advice=f"Set CUDA_VISIBLE_DEVICES={device.index} and use --device cuda.",
         )
+    # What a person has to know is said by us; `Trainer` sets this level too, but only after its first remarks.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     on_cpu = device.type == "cpu"
     arguments = TrainingArguments(
         output_dir=str(run / "checkpoints"),

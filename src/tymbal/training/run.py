@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from tymbal import config
@@ -40,6 +40,7 @@ from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer
 __all__ = ["begin", "train"]
 
 _TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
+_TRACKERS = ("tensorboard", "wandb", "mlflow")
 _STATE = "trainer_state.json"
 
 
@@ -193,6 +194,8 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
             advice="Prepare the store with a validation split, or set patience to 0.",
         )
     for name in settings.report_to:
+        if name not in _TRACKERS:
+            raise SettingsError(f"report_to names {name}, which is not one of {', '.join(_TRACKERS)}")
         if importlib.util.find_spec(name) is None:
             raise SettingsError(
                 f"report_to names {name}, which is not installed", advice=f"Install it: pip install {name}"
@@ -207,6 +210,8 @@ def _find_start(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> _S
         found = checkpoints.newest() if resume else None
     else:
         path = Path(resume)
+        if not path.is_dir():
+            raise CheckpointError("there is no such checkpoint to resume from", path=path)
         found = path, verify(path)
         later = [step for step in checkpoints.steps() if step > found[1]["step"]]
         if later:
@@ -273,7 +278,7 @@ def _trainer(
         callbacks.append(patience)
     if "tensorboard" in settings.report_to and rank() == 0:
         callbacks.append(_tensorboard(folder, start))
-    return TymbalTrainer(
+    trainer = TymbalTrainer(
         module,
         arguments,
         plan=plan,
@@ -284,6 +289,9 @@ def _trainer(
         skip=start.step * plan.accumulate,
         callbacks=callbacks,
     )
+    # `Trainer` seeds all processes alike, which then would drop out the same places of different clips.
+    set_seed(settings.seed + rank())
+    return trainer
 
 
 def _tensorboard(folder: RunFolder, start: _Start) -> TensorBoardCallback:
