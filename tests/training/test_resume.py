@@ -38,7 +38,7 @@ def figures(run: Path) -> list[dict[str, Any]]:
 
 def run_script(name: str, *arguments: str | Path) -> None:
     path = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(path.parent)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path.parent), os.environ.get("PYTHONPATH", "")])}
     subprocess.run([sys.executable, path / name, *arguments], check=True, timeout=300, env=environment)
 
 
