@@ -17,6 +17,7 @@ from tymbal._version import __version__
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, FinetuneSettings, parse_patch
+from tymbal.training.processes import first_speaks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,6 +54,7 @@ class _Start:
     objective: dict[str, Any] | None = None
 
 
+@first_speaks()
 def finetune(
     source: str | Path,
     output: str | Path,
@@ -88,7 +90,7 @@ def finetune(
     finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
-    store = open_source(source, run, _features(chosen))
+    store = open_source(source, run, _features(chosen), chosen)
     clips = _clips(source, store, chosen)
     objective, description = _objective(store, clips, chosen)
     _freeze(objective.model, chosen.train)

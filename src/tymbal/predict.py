@@ -196,6 +196,7 @@ def _all_windows(files: Iterable[Path], work: _Work, progress: Progress) -> Iter
             for window in _file_windows(file, work):
                 reached = window.end
                 yield file, window
+                progress.advance(0, note=f"{(work.seconds + reached / work.rate) / 60:,.0f} minutes of sound")
         except AudioError as error:
             failure = Failure.of(error, file)
             if reached:
@@ -228,22 +229,23 @@ def _write_scores(
     for item in found:
         batch.append(item)
         if len(batch) == settings.batch_size:
-            _write_batch(writer, scorer, batch, length, settings)
-            count += len(batch)
+            count += _write_batch(writer, scorer, batch, length, settings)
             batch = []
-    if batch:
-        _write_batch(writer, scorer, batch, length, settings)
-    return count + len(batch)
+    return count + _write_batch(writer, scorer, batch, length, settings)
 
 
 def _write_batch(
     writer: Any, scorer: Scorer, batch: Sequence[tuple[Path, Window]], length: int, settings: PredictSettings
-) -> None:
+) -> int:
+    """Scores one batch and writes its rows; returns how many windows it has."""
+    if not batch:
+        return 0
     scores = scorer([window for _, window in batch], length=length)
     for (file, window), row in zip(batch, scores, strict=True):
         start, end = (f"{sample / scorer.sample_rate:.3f}" for sample in (window.start, window.end))
         for place in _kept(row, settings):
             writer.writerow((os.fspath(file), start, end, scorer.labels[place], f"{row[place]:.6f}"))
+    return len(batch)
 
 
 def _kept(scores: NDArray[np.float32], settings: PredictSettings) -> NDArray[np.intp]:

@@ -71,7 +71,7 @@ def labelled_clips(store: SpectrogramSource, *, multilabel: bool | None = None) 
     if not multilabel:
         left_out = sum(int((count == 0).sum()) for count in counts.values())
         rows = {split: part[counts[split] > 0] for split, part in rows.items()}
-    taught, asked = (truth[split].any(axis=0) for split in ("train", "validation"))
+    taught, asked = (np.asarray(truth[split].any(axis=0)) for split in ("train", "validation"))
     _check(store, taught, asked, [len(part) for part in rows.values()], fewest=1 if multilabel else 2)
     columns = np.flatnonzero(taught)
     classes = tuple(store.labels[column] for column in columns)

@@ -57,7 +57,7 @@ def embed_store(
         ModelError: The store's mel bins are not the encoder's.
         SettingsError: There is no such layer.
     """
-    check_layer(encoder, layer)
+    _check_layer(encoder, layer)
     device = torch.device(device)
     encoder = encoder.to(device).eval()
     found: dict[str, list[Tensor]] = {how: [] for how in poolings}
@@ -76,13 +76,6 @@ def embed_store(
         if progress is not None:
             progress.advance(len(part))
     return {how: torch.cat(parts).numpy() for how, parts in found.items()}
-
-
-def check_layer(encoder: SpectrogramEncoder, layer: int | None) -> None:
-    """Refuses a layer that the encoder does not have."""
-    depth = encoder.config.depth
-    if layer is not None and not 0 <= layer <= depth:
-        raise SettingsError(f"layer is {layer}, but the encoder has {depth} blocks", advice=f"Choose 0 to {depth}.")
 
 
 def check_features(store: SpectrogramSource, description: ModelDescription, *, path: Any = None) -> None:
@@ -105,3 +98,10 @@ def check_features(store: SpectrogramSource, description: ModelDescription, *, p
             path=path,
             advice="Prepare the sound again with the settings of the model, the values on the left.",
         )
+
+
+def _check_layer(encoder: SpectrogramEncoder, layer: int | None) -> None:
+    """Refuses a layer that the encoder does not have."""
+    depth = encoder.config.depth
+    if layer is not None and not 0 <= layer <= depth:
+        raise SettingsError(f"layer is {layer}, but the encoder has {depth} blocks", advice=f"Choose 0 to {depth}.")
