@@ -1,13 +1,14 @@
 """Memory that is used again as soon as nobody looks at it any more.
 
 A batch of spectrograms takes megabytes, and memory fresh from the kernel costs more in page faults than the copy into
-it. A pool keeps a few blocks. It lends each one out behind an owner object, which numpy arrays and torch tensors made
-of it keep alive; the block returns when the last of them is gone, never before.
+it. A pool keeps a few blocks and lends out views of them. numpy arrays and torch tensors made of a view all refer to
+the block that owns the memory, so its reference count says whether anyone is left.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -20,34 +21,38 @@ class BufferPool:
     """Lends arrays of uninitialised memory; safe to use from several threads.
 
     Args:
-        blocks: Blocks that are kept at most when nobody uses them.
+        blocks: Blocks that are kept at most.
     """
 
     def __init__(self, blocks: int = 4) -> None:
-        self._free: deque[npt.NDArray[np.uint8]] = deque(maxlen=blocks)
+        self._most = blocks
+        self._blocks: list[npt.NDArray[Any]] = []
+        self._lock = threading.Lock()
 
     def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Returns an array of this shape, its content undefined."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        array: npt.NDArray[Any] = np.asarray(_Loan(self._take(size), self._free))
-        return array[:size].view(dtype).reshape(shape)
+        with self._lock:
+            for place in range(len(self._blocks)):
+                if _references(self._blocks, place) == _IDLE:
+                    block = self._blocks[place]
+                    if _fits(block, shape, dtype):
+                        return block[: shape[0]]
+                    del self._blocks[place]
+                    break
+            block = np.empty(shape, dtype)
+            if len(self._blocks) < self._most:
+                self._blocks.append(block)
+            return block[:]
 
-    def _take(self, size: int) -> npt.NDArray[np.uint8]:
-        try:
-            block = self._free.popleft()
-        except IndexError:
-            return np.empty(size, np.uint8)
-        # A block of another size is let go: batches are of one size, but for the last of an epoch.
-        return block if size <= block.size <= 2 * size + 4096 else np.empty(size, np.uint8)
+
+def _fits(block: npt.NDArray[Any], shape: tuple[int, ...], dtype: npt.DTypeLike) -> bool:
+    """Whether a block is of this kind and not much larger: batches are of one size, but for the last of an epoch."""
+    return block.shape[1:] == shape[1:] and block.dtype == dtype and shape[0] <= len(block) <= 2 * shape[0]
 
 
-class _Loan:
-    """Owns a block while arrays look at it, and gives it back to the pool afterwards."""
+def _references(blocks: list[npt.NDArray[Any]], place: int) -> int:
+    return sys.getrefcount(blocks[place])
 
-    def __init__(self, block: npt.NDArray[np.uint8], free: deque[npt.NDArray[np.uint8]]) -> None:
-        self._block = block
-        self._free = free
-        self.__array_interface__ = block.__array_interface__
 
-    def __del__(self) -> None:
-        self._free.append(self._block)
+_IDLE = _references([np.empty(0)], 0)
+"""References to a block that only its pool knows, as this interpreter counts them."""

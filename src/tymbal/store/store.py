@@ -7,6 +7,9 @@ is asked for, so a store of a terabyte opens as fast as a small one and travels 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
+from collections import deque
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +28,7 @@ from tymbal.store.shards import MappedShard
 __all__ = ["Store"]
 
 _DAMAGED = "Make the store again with `tymbal prepare`."
-_ASKED = 4
+_ASKED = 2
 
 
 class Store(SpectrogramSource):
@@ -40,10 +43,11 @@ class Store(SpectrogramSource):
     def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
         super().__init__(path, index)
         self.description = description
-        ends = np.cumsum([shard.rows for shard in description.shards], dtype=np.int64)
-        self._first_rows = np.concatenate([np.zeros(1, np.int64), ends])
+        self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
         self._shards: dict[int, MappedShard] = {}
         self._pool = BufferPool()
+        # The last two batches that were announced, and whether they were found cached.
+        self._announced: deque[tuple[list[int], bool]] = deque(maxlen=2)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -118,46 +122,60 @@ class Store(SpectrogramSource):
             IndexError: A row number is not in the store.
             StoreError: A shard cannot be read.
         """
-        wanted = self._checked(rows)
+        wanted = self._listed(rows)
         out = self._memory(len(wanted), out, self._pool)
-        places = self._places(wanted)
-        if self._announce(places):
+        places = [self._place(row) for row in wanted]
+        if self._seem_cached(wanted):
+            for copy, (shard, row) in zip(out, places, strict=True):
+                copy[...] = shard.array[row]
+        else:
             view = out.reshape(-1).view(np.uint8).data
             size = self.frames * self.mels * 2
             for i, (shard, row) in enumerate(places):
                 shard.read(row, view[i * size : (i + 1) * size])
-        else:
-            for i, (shard, row) in enumerate(places):
-                out[i] = shard.array[row]
         return out
 
     def announce(self, rows: npt.ArrayLike) -> None:
         """Tells the kernel which rows come next, so that it fetches what is not cached in the background.
 
-        Where a few of the rows are found cached, all are taken to be. A no-op where the system has no such call.
+        Where two of the rows are found cached, all are taken to be. A no-op where the system has no such call.
         """
-        self._announce(self._places(self._checked(rows)))
+        wanted = self._listed(rows)
+        self._announced.append((wanted, self._fetch(wanted)))
 
-    def _announce(self, places: list[tuple[MappedShard, int]]) -> bool:
-        """Announces these rows unless they seem cached; whether it did."""
-        asked = places[:: max(len(places) // _ASKED, 1)]
+    def _seem_cached(self, rows: list[int]) -> bool:
+        for announced, cached in self._announced:
+            if announced == rows:
+                return cached
+        return self._fetch(rows)
+
+    def _fetch(self, rows: list[int]) -> bool:
+        """Whether rows seem cached; the kernel is told to fetch them if not."""
+        asked = [self._place(row) for row in rows[:: max(len(rows) // _ASKED, 1)][:_ASKED]]
         if all(shard.cached(row) for shard, row in asked):
-            return False
-        for shard, row in places:
-            shard.announce(row)
-        return True
+            return True
+        for row in rows:
+            shard, within = self._place(row)
+            shard.announce(within)
+        return False
 
-    def _places(self, rows: npt.NDArray[np.int64]) -> list[tuple[MappedShard, int]]:
-        numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
-        within = rows - self._first_rows[numbers]
-        return [(self._shard(number), row) for number, row in zip(numbers.tolist(), within.tolist(), strict=True)]
+    def _listed(self, rows: npt.ArrayLike) -> list[int]:
+        # A batch flushes the processor's cache: after it few and simple steps in Python cost less than fast ones in
+        # numpy, whose code has to be fetched anew.
+        wanted: list[int] = np.asarray(rows, dtype=np.int64).reshape(-1).tolist()
+        if wanted and not 0 <= min(wanted) <= max(wanted) < len(self):
+            raise IndexError(f"rows {min(wanted)} to {max(wanted)} of a store of {len(self)} spectrograms")
+        return wanted
+
+    def _place(self, row: int) -> tuple[MappedShard, int]:
+        """The shard of a row, and its place in it."""
+        number = bisect_right(self._first_rows, row) - 1
+        return self._shards.get(number) or self._shard(number), row - self._first_rows[number]
 
     def _shard(self, number: int) -> MappedShard:
-        shard = self._shards.get(number)
-        if shard is None:
-            there = self.description.shards[number]
-            shard = MappedShard(self.path / there.file, there.rows, self.frames, self.mels)
-            self._shards[number] = shard
+        there = self.description.shards[number]
+        shard = MappedShard(self.path / there.file, there.rows, self.frames, self.mels)
+        self._shards[number] = shard
         return shard
 
 
