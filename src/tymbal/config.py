@@ -33,6 +33,7 @@ from tymbal.files import write_text
 from tymbal.values import convert, nearest, plain, shown
 
 __all__ = [
+    "PATHS",
     "RunFile",
     "diff",
     "from_mapping",
@@ -52,6 +53,10 @@ Settings = TypeVar("Settings")
 PathLike = str | os.PathLike[str]
 
 RUN_FILE = "run.yaml"
+
+PATHS = ("from", "data_dir", "data_val", "data_val_dir", "label_csv")
+"""Settings that are paths, which `run.yaml` has in full."""
+
 _RUN_KEYS = frozenset({"verb", "arguments", "settings"})
 
 
@@ -228,8 +233,9 @@ def write_run_yaml(run: PathLike, verb: str, arguments: Mapping[str, Any], setti
     """
     given = {key: _located(value) for key, value in arguments.items() if value is not None}
     chosen = to_mapping(settings)
-    if chosen.get("from") is not None:
-        chosen["from"] = _located(chosen["from"])
+    for name in PATHS:
+        if chosen.get(name) is not None:
+            chosen[name] = _located(chosen[name])
     path = Path(run) / RUN_FILE
     content = {
         "verb": verb,

@@ -61,7 +61,8 @@ def pretrain(
     """Pretrains an encoder on the spectrograms of a store.
 
     Args:
-        store: A store; or a folder of sound files or a manifest, which is prepared into the run folder first.
+        store: A store; a folder or an SSAST list of `.pt` spectrograms; or a folder of sound files or a manifest, which
+            is prepared into the run folder first.
         output: The run folder.
         resume: `auto` continues the run in the output folder if there is one, True insists on one, False on none; or
             the folder of a checkpoint.
@@ -84,7 +85,7 @@ def pretrain(
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
-    data = open_source(store, run, _features(chosen))
+    data = open_source(store, run, _features(chosen), chosen)
     train_rows, validation_rows = _rows(data)
     objective, description = _objective(data, chosen)
 

@@ -125,7 +125,7 @@ def names_of(value: Any, separator: str) -> tuple[str, ...]:
 
 
 def read_label_names(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Reads the `index,mid,display_name` table of SSAST and AudioSet: display names by mid.
+    """Reads the `index,mid,display_name` table of SSAST and AudioSet: display names by mid, in the order of `index`.
 
     Raises:
         ManifestError: It is unreadable or lacks a column.
@@ -138,6 +138,8 @@ def read_label_names(path: str | os.PathLike[str]) -> dict[str, str]:
         raise ManifestError(error.strerror or str(error), path=path, advice="Check label_csv.") from None
     if not rows or not {"mid", "display_name"} <= rows[0].keys():
         raise ManifestError("it lacks the columns mid and display_name", path=path, advice="Check label_csv.")
+    if all((row.get("index") or "").strip().isdigit() for row in rows):
+        rows.sort(key=lambda row: int(row["index"]))
     return {row["mid"].strip(): row["display_name"].strip() for row in rows}
 
 

@@ -8,6 +8,9 @@ moving every batch through shared memory.
 
 Masks and augmentation depend on the epoch, and a worker process does not hear about it: so the epoch travels in the
 index, epoch * len(dataset) + position.
+
+Clips that have become unreadable since the store was opened are left out of their batch, which is smaller then; the
+store has named them. Nothing stands in for them.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tymbal.errors import StoreError
-from tymbal.store.base import SpectrogramSource
+from tymbal.store.base import DamagedRowsError, SpectrogramSource
 
 __all__ = ["StoreDataset", "whole_batch"]
 
@@ -74,11 +77,18 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
             `spectrogram` float16 [batch, frames, mels], raw log-mel values; `frames` int64 [batch], those of real
             sound; `row` int64 [batch], in the store; `epoch` int64 [batch]; with labels `labels`, int64 [batch] or
             float32 [batch, labels]. The memory of `spectrogram` is used again when nothing refers to it any more.
+            Where clips have become unreadable the batch is smaller, down to none at all.
         """
         epoch, position = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
         rows = self.rows[position]
+        try:
+            spectrograms = self.store.gather(rows)
+        except DamagedRowsError as error:
+            readable = ~np.isin(rows, error.rows)
+            rows, epoch = rows[readable], epoch[readable]
+            spectrograms = self.store.gather(rows)
         batch = {
-            "spectrogram": torch.from_numpy(self.store.gather(rows)),
+            "spectrogram": torch.from_numpy(spectrograms),
             "frames": torch.from_numpy(self._frames[rows].astype(np.int64)),
             "row": torch.from_numpy(rows),
             "epoch": torch.from_numpy(epoch),

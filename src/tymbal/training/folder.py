@@ -45,6 +45,8 @@ FREE = frozenset(
 
 Resume = bool | str | os.PathLike[str]
 
+_DATA = ("data_dir", "data_val", "data_val_dir")  # where they are gone, the data have moved
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -162,8 +164,9 @@ class RunFolder:
             raise SettingsError(
                 f"the folder holds a '{recorded.verb}' run, this is '{verb}'", path=self.path, advice=_OTHER_FOLDER
             )
-        before = {name: value for name, value in recorded.settings.items() if name not in FREE}
-        now = {name: value for name, value in config.to_mapping(settings).items() if name not in FREE}
+        free = FREE | {name for name in _DATA if _is_gone(recorded.settings.get(name))}
+        before = {name: value for name, value in recorded.settings.items() if name not in free}
+        now = {name: value for name, value in config.to_mapping(settings).items() if name not in free}
         changes = config.diff(_located(before), _located(now)) + _other_data(recorded.arguments, arguments)
         if changes:
             raise SettingsError(
@@ -192,8 +195,12 @@ def _is_figure(name: str) -> bool:
 
 def _located(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings in which a path is the same path from wherever the command is given."""
-    origin = settings.get("from")
-    return {**settings, "from": os.path.realpath(origin)} if origin and Path(origin).exists() else settings
+    paths = {name: settings[name] for name in config.PATHS if settings.get(name)}
+    return {**settings, **{name: os.path.realpath(path) for name, path in paths.items() if Path(path).exists()}}
+
+
+def _is_gone(path: str | None) -> bool:
+    return path is not None and not Path(path).exists()
 
 
 def _other_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -4,49 +4,122 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from tymbal import config
-from tymbal.errors import StoreError
+from tymbal.audio.manifest import Manifest
+from tymbal.audio.sources import read_source
+from tymbal.errors import SettingsError, StoreError
 from tymbal.models.description import ModelDescription
 from tymbal.settings import FeatureSettings, PtSettings
 from tymbal.store.base import SpectrogramSource
+from tymbal.store.format import DESCRIPTION
+from tymbal.store.pt_folder import open_with
+from tymbal.store.pt_list import holds_pt
+from tymbal.store.pt_store import PtStore
 from tymbal.store.store import Store
-from tymbal.training.processes import processes
+from tymbal.training.processes import on_first, processes
 
-__all__ = ["features_of", "open_source", "statistics"]
+__all__ = ["RECORD", "features_of", "open_source", "statistics"]
+
+FAILURES = "failures.csv"
+
+RECORD = "spectrograms.parquet"
+"""What a run knows of its `.pt` files."""
+
+_ONLY_PT = ("data_dir", "data_val_dir", "layout", "padding")
+_ONLY_PREPARING = ("data_val", "label_csv", "target_length", "mel_bins", "validation_fraction")
 
 
-def open_source(source: str | os.PathLike[str], run: Path, features: FeatureSettings) -> Store:
-    """Opens a store, or prepares a folder of sound or a manifest into `run/store` first and opens that.
+def open_source(
+    source: str | os.PathLike[str], run: Path, features: FeatureSettings, settings: PtSettings
+) -> SpectrogramSource:
+    """Opens spectrograms, or prepares a folder of sound or a manifest into `run/store` first and opens that.
 
-    What was left out of the store is also named in `run/failures.csv`.
+    What was left out is also named in `run/failures.csv`.
 
     Args:
-        source: A store, a folder of sound files, or a manifest.
+        source: A store; a folder or a list of `.pt` files; a folder or a list of sound files.
         run: The run folder.
         features: How spectrograms are made, where they have to be.
+        settings: How `.pt` files are read. Of sound files, the label table, the validation list or fraction, frames
+            and mel bins are taken from it.
 
     Raises:
-        StoreError: There is nothing at `source`; or it is not a store, and several processes train.
+        StoreError: There is nothing at `source`; or it is sound, and several processes train.
+        SettingsError: Settings for `.pt` files are given, but it is something else.
     """
     path = Path(source)
     if not path.exists():
         raise StoreError("there is no such store, folder of sound or manifest", path=path)
-    if not (path / "store.json").is_file():
-        if processes() > 1:
-            raise StoreError(
-                "this is not a store, and several processes cannot prepare one together",
-                path=path,
-                advice=f"Prepare it once: tymbal prepare {path} -o STORE. Then train from STORE.",
-            )
-        from tymbal.prepare import prepare
+    if (path / DESCRIPTION).is_file():
+        _refuse(settings, path, "a store, which has all of this in it", _ONLY_PT + _ONLY_PREPARING)
+        return _opened(path, run)
+    if settings.data_dir is not None or holds_pt(path):
+        return on_first(lambda: _open_pt(path, run, settings))
+    _refuse(settings, path, "not of .pt files", _ONLY_PT)
+    if processes() > 1:
+        raise StoreError(
+            "this is not a store, and several processes cannot prepare one together",
+            path=path,
+            advice=f"Prepare it once: tymbal prepare {path} -o STORE. Then train from STORE.",
+        )
+    return _opened(_prepared(path, run, features, settings), run)
 
-        prepare(path, run / "store", **config.to_keywords(features))
-        path = run / "store"
-    if (path / "failures.csv").is_file():
-        shutil.copyfile(path / "failures.csv", run / "failures.csv")
-    return Store.open(path)
+
+def _opened(store: Path, run: Path) -> Store:
+    if (store / FAILURES).is_file():
+        shutil.copyfile(store / FAILURES, run / FAILURES)
+    return Store.open(store)
+
+
+def _open_pt(path: Path, run: Path, settings: PtSettings) -> PtStore:
+    """Opens `.pt` files; a run that has a checkpoint goes on with the clips that it was begun with."""
+    begun = any((run / "checkpoints").glob("checkpoint-*"))
+    return open_with(path, settings, failures_to=run / FAILURES, record=run / RECORD, settled=begun)
+
+
+def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSettings) -> Path:
+    """Prepares sound into the run folder; gives the store."""
+    from tymbal.prepare import prepare
+
+    keywords = config.to_keywords(features)
+    if settings.mel_bins is not None:
+        keywords["mel_bins"] = settings.mel_bins
+    sound: Path | Manifest = path
+    if settings.data_val is not None:
+        sound = _together(path, Path(settings.data_val))
+    prepare(
+        sound,
+        run / "store",
+        label_csv=settings.label_csv,
+        validation=settings.validation_fraction,
+        frames=settings.target_length,
+        **keywords,
+    )
+    return run / "store"
+
+
+def _together(train: Path, validation: Path) -> Manifest:
+    """One manifest of two lists of sound files."""
+    clips = [
+        replace(clip, split=split, id=f"{split}/{clip.id}")
+        for split, part in (("train", train), ("validation", validation))
+        for clip in read_source(part).clips
+    ]
+    return Manifest(tuple(clips), train.absolute().parent)
+
+
+def _refuse(settings: PtSettings, path: Path, what: str, names: tuple[str, ...]) -> None:
+    """Refuses settings that would have no effect."""
+    plain = PtSettings()
+    given = [name for name in names if getattr(settings, name) != getattr(plain, name)]
+    if given:
+        raise SettingsError(
+            f"{given[0]} is for other data: {path} is {what}",
+            advice=f"Leave out {' and '.join(given)}, or give the list or folder that belongs to it.",
+        )
 
 
 def features_of(store: SpectrogramSource, origin: ModelDescription | None = None) -> FeatureSettings:

@@ -161,6 +161,12 @@ class TymbalTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        if len(inputs["row"]) == 0:
+            raise TrainingError(
+                "not one clip of a batch can be read any more",
+                advice="Is the disk still there? The same command continues. If only a few files are damaged, larger "
+                "batches get past them.",
+            )
         outputs = model(**inputs)
         loss: Tensor = outputs["loss"]
         self._window.add({**outputs["sums"], _NOT_FINITE: ~loss.detach().isfinite()})
@@ -186,8 +192,12 @@ class TymbalTrainer(Trainer):
         running = RunningSums()
         with torch.no_grad():
             for batch in dataloader:
-                running.add(self._module(**self._prepare_inputs(batch))["sums"])
-        metrics = cast(Objective, self._module).metrics(running.take())
+                if len(batch["row"]) > 0:  # it is 0 where all its clips have become unreadable
+                    running.add(self._module(**self._prepare_inputs(batch))["sums"])
+        totals = running.take()
+        if not totals:
+            raise TrainingError("not one validation clip can be read any more", advice="Is the disk still there?")
+        metrics = cast(Objective, self._module).metrics(totals)
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,

@@ -1,0 +1,374 @@
+"""Which `.pt` files there are, and what is known of each: from SSAST's lists, or from a folder.
+
+A list is SSAST's `{"data": [{"wav", "labels"}]}`, or any other table of clips that `tymbal.audio.tables` reads. An
+entry's file name without its ending is the stem, and `{data_dir}/{stem}.pt` its spectrogram. Where `data_dir` is not
+given, it is the first of these that holds any of the list's files:
+
+    train/ beside train.json, precomputed/train/, precomputed/, the folder of train.json
+
+A folder is searched for `.pt` files at any depth. Folders train, validation and test in it are the splits; folders one
+deep below are classes, if there are at least two. Where lists with the names of splits lie in it (train.json, val.json,
+…), or spectrograms.json, the folder is what they say.
+
+Lists that `tymbal convert` wrote carry more, which SSAST does not look at: see `Header`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tymbal.audio.manifest import SPLITS, Clip
+from tymbal.audio.sources import sound_files
+from tymbal.audio.split import assign_splits
+from tymbal.audio.tables import Row, Table, names_of, number, read_label_names, read_table, text
+from tymbal.errors import ManifestError, SettingsError, StoreError
+from tymbal.progress import tell
+from tymbal.settings import FeatureSettings, ScanSettings
+
+__all__ = ["HEADER", "UNSPLIT", "Header", "PtFile", "PtListing", "holds_pt", "list_pt", "stem_of"]
+
+HEADER = "tymbal"
+"""The key beside `data` under which a list carries what SSAST does not know."""
+
+UNSPLIT = "spectrograms.json"
+"""The list of a folder whose clips have no split."""
+
+_ENDING = ".pt"
+
+
+@dataclass(frozen=True)
+class PtFile:
+    """A `.pt` file and the clip whose spectrogram it holds.
+
+    Attributes:
+        path: The file.
+        id: Stable name of the clip.
+        source: The sound file, as the list calls it; the `.pt` file where there is no list.
+        start: Seconds of the sound file at which the clip begins.
+        end: Seconds at which it ends; None is not known.
+        labels: Names of its labels.
+        group: What must stay on one side of a split.
+        split: train, validation, test, or None.
+    """
+
+    path: str
+    id: str
+    source: str
+    start: float = 0.0
+    end: float | None = None
+    labels: tuple[str, ...] = ()
+    group: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a list of ours says of its spectrograms, beside their names.
+
+    Attributes:
+        features: How they were computed.
+        frames: Frames of the store that they come from.
+        mels: Mel bins.
+        mean: Its mean.
+        std: Its standard deviation.
+        padding: What was behind the end of short ones.
+        label_csv: SSAST's table of labels, relative to the list.
+    """
+
+    features: FeatureSettings | None = None
+    frames: int | None = None
+    mels: int | None = None
+    mean: float | None = None
+    std: float | None = None
+    padding: float | None = None
+    label_csv: str | None = None
+
+
+@dataclass(frozen=True)
+class PtListing:
+    """All files of a data set, before any of them is looked at.
+
+    Attributes:
+        path: The list or the folder.
+        files: The files, in order.
+        header: What a list of ours says.
+        label_names: Names of all labels in the order of the label table, where there is one.
+    """
+
+    path: Path
+    files: tuple[PtFile, ...]
+    header: Header = field(default_factory=Header)
+    label_names: tuple[str, ...] | None = None
+
+
+def list_pt(
+    source: str | os.PathLike[str],
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    validation: str | os.PathLike[str] | None = None,
+    data_val_dir: str | os.PathLike[str] | None = None,
+    label_csv: str | os.PathLike[str] | None = None,
+    validation_fraction: float = 0.0,
+) -> PtListing:
+    """Lists the `.pt` files of a list or a folder.
+
+    Args:
+        source: A list, or a folder.
+        data_dir: Folder of the list's files. None looks beside the list.
+        validation: List, or folder, of the clips to validate on.
+        data_val_dir: Folder of their files. None looks in `data_dir`, then beside the list.
+        label_csv: SSAST's `index,mid,display_name` table. Labels of the list are mids then, and become names.
+        validation_fraction: Fraction of the clips that is drawn for validation where nothing says which.
+
+    Raises:
+        ManifestError: A list cannot be read, lists nothing, or has two entries with one stem.
+        StoreError: There is no such folder, or no `.pt` file in it.
+        SettingsError: Settings do not go together.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise StoreError("there is no such list or folder of .pt files", path=path, advice="Check the path.")
+    parts = _parts(path, validation, data_val_dir)
+    if path.is_dir() and data_dir is not None and parts[0][1] == path:
+        raise SettingsError(
+            f"data_dir goes with a list, but {path} is a folder", advice="Give the list, or leave data_dir out."
+        )
+    header = Header()
+    files: list[PtFile] = []
+    for split, part in parts:
+        if part.is_dir():
+            files += _folder(part, split)
+            continue
+        header = _header(part) if header == Header() else header
+        table = read_table(part)
+        given = (data_val_dir, data_dir) if split == "validation" else (data_dir,)
+        files += _listed(table, _data_folder(table, *given).absolute(), split)
+    names = None
+    if label_csv is None and header.label_csv is not None:
+        label_csv = (path if path.is_dir() else path.parent) / header.label_csv
+    if label_csv is not None:
+        files, names = _named(files, label_csv)
+    _tell_overlap(files)
+    if validation_fraction > 0:
+        files = _drawn(files, validation_fraction)
+    return PtListing(path, tuple(files), header, names)
+
+
+def holds_pt(source: str | os.PathLike[str]) -> bool:
+    """Whether a folder or a list is one of `.pt` files rather than of sound files.
+
+    A folder that holds both is one of sound; a list is one of `.pt` files where they lie at one of their places.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return path.is_file() and _find_folder(read_table(path)) is not None
+    if next(_walk(path), None) is None:
+        return False
+    sounds, _ = sound_files(path)
+    if sounds:
+        tell(f"{path} holds sound files and .pt files: the sound is used", warning=True)
+    return not sounds
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without its folders, on whatever system, and without its ending."""
+    return os.path.splitext(re.split(r"[\\/]", name)[-1])[0]  # noqa: PTH122 - a hundred thousand of them
+
+
+def _parts(
+    path: Path, validation: str | os.PathLike[str] | None, data_val_dir: str | os.PathLike[str] | None
+) -> list[tuple[str | None, Path]]:
+    """Lists and folders with the split that each stands for."""
+    if validation is not None:
+        return [("train", path), ("validation", Path(validation))]
+    if not path.is_dir():
+        return [(None, path)]
+    if data_val_dir is not None:
+        return [("train", path), ("validation", Path(data_val_dir))]
+    lists = [(split, path / f"{name}.json") for name, split in SPLITS.items()]
+    found: list[tuple[str | None, Path]] = [(split, file) for split, file in lists if file.is_file()]
+    if (path / UNSPLIT).is_file():
+        found.append((None, path / UNSPLIT))
+    found = [(split, file) for split, file in found if _find_folder(read_table(file)) is not None]
+    return found or [(None, path)]
+
+
+def _listed(table: Table, folder: Path, split: str | None) -> list[PtFile]:
+    """The files of a list."""
+    path = table.path
+    seen: dict[str, tuple[int, str]] = {}
+    files = []
+    for index, row in enumerate(table.rows, 1):
+        name = text(row["file"])
+        if name is None:
+            raise ManifestError(f"entry {index} names no file", path=path, advice="Fill it in, or delete the entry.")
+        stem = stem_of(name)
+        if stem in seen:
+            first, other = seen[stem]
+            raise ManifestError(
+                f"entries {first} ({other}) and {index} ({name}) have one stem: both would be {stem}{_ENDING}",
+                path=path,
+                advice="Rename one of them and its .pt file, or take it off the list.",
+            )
+        seen[stem] = (index, name)
+        files.append(
+            PtFile(
+                path=os.path.join(folder, stem + _ENDING),  # noqa: PTH118 - a hundred thousand of them
+                id=text(row.get("id")) or name,
+                source=name,
+                start=number(row.get("start"), column="start", row=index, path=path) or 0.0,
+                end=number(row.get("end"), column="end", row=index, path=path),
+                labels=names_of(row.get("label"), table.label_separator),
+                group=text(row.get("group")),
+                split=_split(row, index, path) or split,
+            )
+        )
+    return files
+
+
+def _split(row: Row, index: int, path: Path) -> str | None:
+    split = text(row.get("split"))
+    if split is not None and split.lower() not in SPLITS:
+        raise ManifestError(
+            f"split in entry {index} is {split!r}", path=path, advice=f"One of {', '.join(SPLITS)}, or empty."
+        )
+    return None if split is None else SPLITS[split.lower()]
+
+
+def _folder(path: Path, split: str | None) -> list[PtFile]:
+    """The files of a folder, with splits and classes as its folders say."""
+    if not path.is_dir():
+        raise StoreError("there is no such folder", path=path, advice="Check the path.")
+    path = path.absolute()
+    places = sorted(Path(file).relative_to(path) for file in _walk(path))
+    if not places:
+        raise StoreError("there is no .pt file in this folder", path=path, advice="Check the path.")
+    splits = [SPLITS.get(place.parts[0].lower()) if len(place.parts) > 1 else None for place in places]
+    inside = [place.parts[1:] if found else place.parts for place, found in zip(places, splits, strict=True)]
+    classes = {parts[0] for parts in inside if len(parts) == 2}
+    classed = len(classes) > 1 and all(len(parts) == 2 for parts in inside)
+    return [
+        PtFile(
+            path=str(path / place),
+            id=place.as_posix(),
+            source=str(path / place),
+            labels=(parts[0],) if classed else (),
+            split=split or found,
+        )
+        for place, found, parts in zip(places, splits, inside, strict=True)
+    ]
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """All `.pt` files below a folder but those that are hidden."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.endswith(_ENDING) and not name.startswith("."):
+                yield os.path.join(place, name)  # noqa: PTH118 - a hundred thousand of them
+
+
+def _data_folder(table: Table, *given: str | os.PathLike[str] | None) -> Path:
+    """Where the files of a list lie: the first of the given folders that holds any, else one beside the list."""
+    folders = [Path(folder) for folder in given if folder is not None]
+    for folder in folders:
+        if not folder.is_dir():
+            raise StoreError("there is no such folder of .pt files", path=folder, advice="Check data_dir.")
+    found = _first_with_any(folders, table)
+    # Where none holds any, every file will be named as missing from the folder that was asked for.
+    found = found or (folders[0] if folders else _find_folder(table))
+    if found is None:
+        places = ", ".join(str(folder) for folder in _candidates(table.path))
+        raise StoreError(
+            "none of the list's .pt files lies beside it", path=table.path, advice=f"Give data_dir. Looked in {places}."
+        )
+    return found
+
+
+def _find_folder(table: Table) -> Path | None:
+    """The folder beside a list in which its files are found."""
+    return _first_with_any(_candidates(table.path), table)
+
+
+def _candidates(path: Path) -> list[Path]:
+    """Where the files of a list may lie, best first."""
+    beside = path.parent
+    return [beside / path.stem, beside / "precomputed" / path.stem, beside / "precomputed", beside]
+
+
+def _first_with_any(folders: Iterable[Path], table: Table) -> Path | None:
+    """The first folder that holds the file of any entry."""
+    names = (text(row["file"]) for row in table.rows)
+    wanted = {stem_of(name) + _ENDING for name in names if name is not None}
+    for folder in folders:
+        try:
+            with os.scandir(folder) as entries:
+                if any(entry.name in wanted for entry in entries):
+                    return folder
+        except OSError:
+            continue
+    return None
+
+
+def _header(path: Path) -> Header:
+    """What a list of ours says; nothing where it is another's."""
+    if path.suffix.lower() != ".json":
+        return Header()
+    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    told = content.get(HEADER) if isinstance(content, Mapping) else None
+    if not isinstance(told, Mapping):
+        return Header()
+    try:
+        features = None if told.get("features") is None else FeatureSettings(**told["features"])
+        return Header(**{**told, "features": features})
+    except (TypeError, SettingsError) as error:
+        raise ManifestError(
+            f"what it says under {HEADER!r} is damaged: {error}", path=path, advice="Convert the store again."
+        ) from error
+
+
+def _named(files: Sequence[PtFile], table: str | os.PathLike[str]) -> tuple[list[PtFile], tuple[str, ...]]:
+    """Files with the names of their labels, and the names of all labels of the table, in its order."""
+    names = read_label_names(table)
+    if len(set(names.values())) < len(names):  # then a name does not tell which class it is
+        names = {mid: mid for mid in names}
+    known = names.keys() | set(names.values())
+    unknown = sorted({label for file in files for label in file.labels} - known)
+    if unknown:
+        raise ManifestError(
+            f"{len(unknown)} labels of the list are not in this table, as {unknown[0]}",
+            path=table,
+            advice="Give the label_csv that belongs to the list.",
+        )
+    named = [replace(file, labels=tuple(names.get(label, label) for label in file.labels)) for file in files]
+    return named, tuple(names.values())
+
+
+def _tell_overlap(files: Sequence[PtFile]) -> None:
+    sides: dict[str, set[str | None]] = {}
+    for file in files:
+        sides.setdefault(file.path, set()).add(file.split)
+    both = [path for path, splits in sides.items() if {"train", "validation"} <= splits]
+    if both:
+        tell(f"{len(both):,} files are both in training and in validation, as {both[0]}", warning=True)
+
+
+def _drawn(files: Sequence[PtFile], fraction: float) -> list[PtFile]:
+    """The files with a split each; drawn, where none is for validation yet, by their names as `prepare` draws it."""
+    names = Counter(file.id for file in files)
+    ids = [file.id if names[file.id] == 1 else file.path for file in files]
+    clips = [Clip(file.path, group=file.group, split=file.split, id=id_) for file, id_ in zip(files, ids, strict=True)]
+    settled = assign_splits(clips, ScanSettings(validation=fraction))
+    return [replace(file, split=clip.split) for file, clip in zip(files, settled, strict=True)]
