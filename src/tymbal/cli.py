@@ -2,11 +2,13 @@
 
 A verb here names its arguments and hands its settings on; what a setting is called, means and defaults to stands in
 `tymbal.settings` alone. Results go to stdout, everything else to stderr. Exit status: 0 done, 1 a defect of Tymbal
-(with its traceback), 2 a mistake that the user can mend, 130 stopped with Ctrl-C.
+(with its traceback), 2 a mistake that the user can mend, 75 stopped by a signal and the same command continues, 130
+stopped with Ctrl-C.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ from tymbal.settings import (
     ProbeSettings,
     ScanSettings,
 )
+from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
 
 __all__ = ["app", "main"]
 
@@ -241,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = next((word for word in given if not word.startswith("-")), "")
     try:
-        app(given, exit_on_error=False, print_error=False, result_action="return_value")
+        with stop_at_once() if verb in _CONTINUES else contextlib.nullcontext():
+            app(given, exit_on_error=False, print_error=False, result_action="return_value")
     except TymbalError as error:
         say(f"Error: {error}", style="red")
         return 2
@@ -249,6 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"Error: {_usage_message(error)}", style="red")
         say(f"  Help: {' '.join(['tymbal', *(error.command_chain or ())])} --help")
         return 2
+    except Stopped:
+        return RUN_AGAIN
     except KeyboardInterrupt:
         say("Stopped. The same command continues." if verb in _CONTINUES else "Stopped.")
         return 130

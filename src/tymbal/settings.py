@@ -257,7 +257,8 @@ class TrainingSettings:
         adam_beta2: Second beta of AdamW.
         clip_norm: Largest norm of the gradient; 0 does not clip.
         precision: Arithmetic of the encoder. `auto` is bf16 where the hardware computes it, else float32.
-        device: `auto` takes CUDA, then Apple's MPS, then the CPU, and says why.
+        device: `auto` takes CUDA, then Apple's MPS, then the CPU, and says why. Where CUDA cannot be used, `cuda` fails
+            and `cuda-or-cpu` takes the CPU with a warning, also where the GPU's memory is too small.
         compile: Compile the step with torch.compile.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         seed: Seed of weights, order, masks and augmentation.

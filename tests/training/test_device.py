@@ -13,28 +13,50 @@ from tymbal.training.device import choose_device, choose_precision, cpu_has_bf16
 CPU = torch.device("cpu")
 
 
+def trouble(monkeypatch: pytest.MonkeyPatch, *reasons: str | None) -> None:
+    """Pretends that there are GPUs, each with what is wrong with it."""
+    monkeypatch.setattr(module, "cuda_trouble", lambda gpu: reasons[gpu] if gpu < len(reasons) else f"no cuda:{gpu}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(reasons))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: f"H{gpu}00")
+
+
 def test_choose_device__auto_says_why(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    trouble(monkeypatch, "the driver is too old")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    device, why = choose_device("auto")
-    assert device == CPU
-    assert "CUDA" in why
+    assert choose_device("auto") == (CPU, "the driver is too old")
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto")[0].type == "mps"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
-    assert choose_device("auto") == (torch.device("cuda"), "CUDA is there: H200")
+    trouble(monkeypatch, None)
+    assert choose_device("auto") == (torch.device("cuda"), "CUDA is there: H000")
+
+
+def test_choose_device__cuda_or_cpu_takes_nothing_else(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    trouble(monkeypatch, "the driver is too old")
+    assert choose_device("cuda-or-cpu") == (CPU, "the driver is too old")
+    trouble(monkeypatch, None)
+    assert choose_device("cuda-or-cpu")[0].type == "cuda"
 
 
 def test_choose_device__cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="cuda was asked for"):
+    trouble(monkeypatch, "the driver is too old")
+    with pytest.raises(DeviceError, match="cuda was asked for, but the driver is too old"):
         choose_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    trouble(monkeypatch, None, None)
     assert choose_device("cuda:1")[0].index == 1
-    with pytest.raises(DeviceError, match="there are 2 GPUs"):
+    with pytest.raises(DeviceError, match="no cuda:2"):
         choose_device("cuda:2")
+
+
+def test_choose_device__each_process_tries_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
+    trouble(monkeypatch, None, "it has no memory left")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert choose_device("auto")[0].type == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    # One process on the CPU beside one on a GPU would wait for each other for ever.
+    for name in ("auto", "cuda-or-cpu"):
+        with pytest.raises(DeviceError, match="one of 2 processes cannot use its GPU: it has no memory left"):
+            choose_device(name)
 
 
 def test_choose_device__what_is_no_device_is_an_error():

@@ -37,18 +37,18 @@ def cuda_trouble(gpu: int) -> str | None:
         said = [str(warning.message) for warning in caught if "CUDA" in str(warning.message)]
         return one_line(said[0]) if said else _no_gpu()
     there = torch.cuda.device_count()
-    if gpu >= there:
-        return f"there is no cuda:{gpu}, only {there} GPUs, from cuda:0"
+    return _tried(gpu) if gpu < there else f"there is no cuda:{gpu}: the GPUs are cuda:0 to cuda:{there - 1}"
+
+
+def _tried(gpu: int) -> str | None:
     try:
         torch.ones(1, device=f"cuda:{gpu}").add_(1).item()
     except RuntimeError as error:
         if is_out_of_memory(error):
             return f"cuda:{gpu} has no memory left: other processes hold it"
         if "no kernel image" in str(error):
-            major, minor = torch.cuda.get_device_capability(gpu)
-            return (
-                f"this PyTorch has no code for {torch.cuda.get_device_name(gpu)} (compute capability {major}.{minor})"
-            )
+            version = ".".join(map(str, torch.cuda.get_device_capability(gpu)))
+            return f"this PyTorch has no code for {torch.cuda.get_device_name(gpu)} (compute capability {version})"
         return one_line(str(error))
     return None
 
@@ -73,7 +73,7 @@ def one_line(said: str) -> str:
         wanted = f"this PyTorch needs {torch.version.cuda}" if torch.version.cuda else "this PyTorch needs a newer one"
         return f"the NVIDIA driver is too old: it is for CUDA {version // 1000}.{version % 1000 // 10}, {wanted}"
     text = re.sub(r"^CUDA initialization: ", "", said.strip().splitlines()[0])
-    sentence = re.split(r"(?<=[a-z\d)])\. |\(Triggered internally", text)[0].rstrip(" .")
+    sentence = re.split(r"\. (?=[A-Z])|\(Triggered internally", text)[0].rstrip(" .")
     return sentence if len(sentence) <= _WIDTH else f"{sentence[: _WIDTH - 1]}…"
 
 

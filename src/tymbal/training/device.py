@@ -28,7 +28,8 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
     """Chooses a device, and says why.
 
     Args:
-        name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps` or `cuda-or-cpu`. `auto` takes CUDA, then Apple's MPS, then the CPU.
+        name: `auto`, `cpu`, `cuda`, `cuda:1`, `mps` or `cuda-or-cpu`. `auto` takes CUDA, then Apple's MPS, then the
+            CPU.
 
     Raises:
         DeviceError: What was asked for is not there. Nothing else is taken in its place.
@@ -47,7 +48,7 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
         if trouble is not None:
             raise DeviceError(
                 f"device {name} was asked for, but {trouble}",
-                advice="Use --device auto to go on without it, or repair the CUDA installation ('nvidia-smi' shows it).",
+                advice="Use --device auto to go on without it, or repair the installation ('nvidia-smi' shows it).",
             )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device mps was asked for, but this is no Mac with MPS", advice="Use --device auto.")

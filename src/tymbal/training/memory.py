@@ -1,14 +1,14 @@
 """How much memory a training step takes on a GPU, and which batch would have fitted.
 
-A step takes a fixed amount (weights, gradients, optimizer) and so much a clip (activations). Both are measured: the peak
-of one step with few clips, and of one with twice as many.
+A step takes a fixed amount (weights, gradients, optimizer) and so much a clip (activations). What is not known is
+measured: the peak of one step with few clips, and of one with twice as many.
 """
 
 from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -21,7 +21,7 @@ from tymbal.training.cuda import is_out_of_memory
 if TYPE_CHECKING:
     from tymbal.training.trainer import BatchDataset
 
-__all__ = ["Gpu", "Memory", "Need", "fitting_batch", "free", "measure", "missing_state", "step_on"]
+__all__ = ["Gpu", "Memory", "Need", "fitting_batch", "free", "held_by", "measure", "step_on"]
 
 _USABLE = 0.92
 _GIB = 2**30
@@ -51,7 +51,7 @@ class Memory(Protocol):
         """Bytes that this process can have: what it holds and what is free."""
 
     def peak(self, work: Callable[[], None]) -> int:
-        """Most bytes that were in use at a time during some work, what was there before included."""
+        """Most bytes that were in use at a time during some work, beyond those before it."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ class Gpu:
         return torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
 
     def peak(self, work: Callable[[], None]) -> int:
-        """Most bytes that were in use at a time during some work, what was there before included."""
+        """Most bytes that were in use at a time during some work, beyond those before it."""
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
         work()
-        return torch.cuda.max_memory_allocated(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def describe(self) -> str:
         """Its name and size, and what others hold of it."""
@@ -84,13 +85,14 @@ class Gpu:
         return f"{name}, of which {others / _GIB:.1f} GiB are in use by others" if others > _GIB else name
 
 
-def measure(memory: Memory, step: Callable[[int], None], batch_size: int) -> Need | None:
+def measure(memory: Memory, step: Callable[[int], None], batch_size: int, *, held: int) -> Need | None:
     """Measures what a step takes, with batches smaller than one that is too large.
 
     Args:
         memory: The memory of the device.
         step: Computes a step for a number of clips, and leaves nothing behind.
         batch_size: The clips that are too many.
+        held: Bytes that are in use throughout, see `held_by`.
 
     Returns:
         None, where not even one clip fits.
@@ -106,11 +108,11 @@ def measure(memory: Memory, step: Callable[[int], None], batch_size: int) -> Nee
                 raise
             free(error)
             if clips == 1:
-                return None if few is None else Need(fixed=0, per_clip=few)
+                return None if few is None else Need(fixed=held, per_clip=few)
             clips //= 2
         else:
             per_clip = max(0.0, (many - few) / clips)
-            return Need(fixed=few - clips * per_clip, per_clip=per_clip)
+            return Need(fixed=held + few - clips * per_clip, per_clip=per_clip)
     return None
 
 
@@ -149,13 +151,15 @@ def step_on(
     """A step without its last part, the optimizer's, for `measure`: forward and backward.
 
     Args:
-        device: Where the module is.
+        device: Where to compute; the module goes there, and its gradients are dropped.
         dtype: Arithmetic of the encoder, None for float32.
         module: The objective.
         dataset: Clips.
     """
+    module.zero_grad(set_to_none=True)
 
     def step(clips: int) -> None:
+        module.to(device)
         batch = {name: value.to(device) for name, value in dataset.__getitems__(range(clips)).items()}
         try:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -167,9 +171,11 @@ def step_on(
     return step
 
 
-def missing_state(parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes that AdamW will take for its two moments of each trained weight, as long as it has not made a step."""
-    return sum(2 * value.numel() * value.element_size() for value in parameters if value.requires_grad)
+def held_by(module: nn.Module, *, processes: int = 1) -> int:
+    """Bytes in use throughout a training: weights, the two moments of AdamW, and the buffers in which DDP adds up."""
+    weights = sum(value.numel() * value.element_size() for value in [*module.parameters(), *module.buffers()])
+    trained = sum(value.numel() * value.element_size() for value in module.parameters() if value.requires_grad)
+    return weights + (3 if processes > 1 else 2) * trained
 
 
 def free(error: BaseException) -> None:

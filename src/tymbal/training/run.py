@@ -7,35 +7,36 @@ module and saved.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from safetensors.torch import load_file
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 
 from tymbal import config
-from tymbal.errors import CheckpointError, SettingsError, TrainingError
-from tymbal.progress import Progress, tell
+from tymbal.errors import CheckpointError, SettingsError
+from tymbal.progress import Progress, say, tell
 from tymbal.settings import TrainingSettings
+from tymbal.stopping import Stopped, requested
 from tymbal.training.arguments import training_arguments
 from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Clock, MetricsFile, ProgressBar, Timetable
 from tymbal.training.checkpoints import Checkpoints, verify
-from tymbal.training.device import choose_device, choose_precision
+from tymbal.training.device import choose_device
 from tymbal.training.folder import Resume, RunFolder, RunResult
 from tymbal.training.optimizer import parameter_groups
 from tymbal.training.processes import first_speaks, join, on_first, processes, rank
+from tymbal.training.signals import StopOnSignal
 from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer
+from tymbal.training.trouble import Arithmetic, in_plain_words, settle_device
 
 __all__ = ["begin", "train"]
 
@@ -124,9 +125,10 @@ def train(
         How the run ended, with the figures of the saved model.
 
     Raises:
-        TrainingError: The loss is not finite, or the memory of the device is too small.
+        TrainingError: The loss is not finite, the memory of the device is too small, or CUDA failed.
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         SettingsError: Settings do not go together.
+        Stopped: A signal asked to stop; a checkpoint is written.
     """
     folder = RunFolder(run)
     plan = _plan(settings, len(train_dataset))
@@ -136,26 +138,29 @@ def train(
     checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
     start = on_first(lambda: _find_start(checkpoints, plan, resume))
     clock = Clock(settings.max_minutes, start.seconds)
-    trainer = _trainer(
-        module,
-        (train_dataset, validation_dataset if has_validation else None),
-        settings,
-        folder=folder,
-        plan=plan,
-        checkpoints=checkpoints,
-        start=start,
-        clock=clock,
-        groups=groups
-        or parameter_groups(
-            module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-        ),
-    )
-    if settings.patience and start.idle >= settings.patience:
-        # It was killed when patience was used up and the model not yet saved: there is nothing more to train.
-        steps, best_step = start.step, start.best_step
-    else:
-        _fit(trainer, start, settings, title=_TITLES.get(verb, verb))
-        steps, best_step = trainer.state.global_step, trainer.state.best_global_step
+    arithmetic = settle_device(module, train_dataset, settings, plan=plan)
+    with in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints):
+        trainer = _trainer(
+            module,
+            (train_dataset, validation_dataset if has_validation else None),
+            settings,
+            arithmetic=arithmetic,
+            folder=folder,
+            plan=plan,
+            checkpoints=checkpoints,
+            start=start,
+            clock=clock,
+            groups=groups
+            or parameter_groups(
+                module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+            ),
+        )
+        if settings.patience and start.idle >= settings.patience:
+            # It was killed when patience was used up and the model not yet saved: there is nothing more to train.
+            steps, best_step = start.step, start.best_step
+        else:
+            _fit(trainer, start, title=_TITLES.get(verb, verb))
+            steps, best_step = trainer.state.global_step, trainer.state.best_global_step
     saved = _load_best(
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), checkpoints, [best_step, steps]
     )
@@ -251,6 +256,7 @@ def _trainer(
     datasets: tuple[BatchDataset, BatchDataset | None],
     settings: TrainingSettings,
     *,
+    arithmetic: Arithmetic,
     folder: RunFolder,
     plan: BatchPlan,
     checkpoints: Checkpoints,
@@ -258,10 +264,7 @@ def _trainer(
     clock: Clock,
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
-    device, device_reason = choose_device(settings.device)
-    dtype, dtype_reason = choose_precision(settings.precision, device)
-    precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    tell(f"Device: {device} ({device_reason}). Precision: {precision} ({dtype_reason}).")
+    device, dtype = arithmetic
     train_dataset, validation_dataset = datasets
     monitor = None if validation_dataset is None else cast(Objective, module).monitor
     arguments = training_arguments(settings, plan=plan, device=device, dtype=dtype, run=folder.path, monitor=monitor)
@@ -304,38 +307,33 @@ def _tensorboard(folder: RunFolder, start: _Start) -> TensorBoardCallback:
     return TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
 
 
-def _fit(trainer: TymbalTrainer, start: _Start, settings: TrainingSettings, *, title: str) -> None:
-    """Trains, with a progress bar, and says what to do where the memory is too small."""
+def _fit(trainer: TymbalTrainer, start: _Start, *, title: str) -> None:
+    """Trains, with a progress bar, until the run ends or a signal ends the session."""
     name = trainer.args.metric_for_best_model
     wanted = ("loss", f"eval_{name}")
 
     def shown(logs: dict[str, Any]) -> dict[str, float]:
         return {key: logs[key] for key in wanted if key in logs}
 
+    steps = trainer.args.max_steps
     with (
-        Progress(trainer.args.max_steps, title, unit="steps", done=start.step) as progress,
+        Progress(steps, title, unit="steps", done=start.step) as progress,
         warnings.catch_warnings(),
-        _enough_memory(settings),
+        requested() as request,
     ):
         # About the way in which Trainer and accelerate set DDP up, which is not ours to change.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated|Grad strides do not match")
         trainer.add_callback(ProgressBar(progress, shown))
+        signals = StopOnSignal(request)
+        trainer.add_callback(signals)
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
-
-
-@contextlib.contextmanager
-def _enough_memory(settings: TrainingSettings) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        half = max(1, settings.batch_size // 2)
-        raise TrainingError(
-            f"the memory of the device is too small for batches of {settings.batch_size} clips",
-            advice=(
-                f"The same training in less memory: --batch-size {half} --accumulate {2 * settings.accumulate}. "
-                f"--gradient-checkpointing and --precision bf16 also save memory."
-            ),
-        ) from error
+    if signals.stopped:
+        if rank() == 0:
+            by = f" by {request.name}" if request.name else ""
+            say(f"Stopped{by} after step {trainer.state.global_step:,} of {steps:,}. The same command continues.")
+        # A launcher that sees the first process end may kill the others: not before the checkpoint has its name.
+        trainer.accelerator.wait_for_everyone()
+        raise Stopped
 
 
 def _load_best(module: nn.Module, checkpoints: Checkpoints, steps: list[int | None]) -> int:

@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from tymbal.errors import CheckpointError, TrainingError
+from tymbal.stopping import survive_in_worker
 from tymbal.store.dataset import whole_batch
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler, SequentialBatchSampler
 from tymbal.training.checkpoints import Checkpoints
@@ -135,6 +136,7 @@ class TymbalTrainer(Trainer):
             batch_sampler=sampler,
             collate_fn=whole_batch,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=survive_in_worker,
             pin_memory=self.args.dataloader_pin_memory,
             # Its own, so that an evaluation draws nothing from the generator of the training.
             generator=torch.Generator().manual_seed(self.args.seed),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,49 +12,67 @@ from torch import nn
 from tymbal.errors import TrainingError
 from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
+from tymbal.training.batches import BatchPlan
+from tymbal.training.checkpoints import Checkpoints
 from tymbal.training.cuda import is_cuda_failure, is_out_of_memory, one_line
 from tymbal.training.device import CUDA_OR_CPU, choose_device, choose_precision
-from tymbal.training.memory import Gpu, Need, fitting_batch, free, measure, missing_state, step_on
-from tymbal.training.processes import processes
-from tymbal.training.trainer import BatchDataset, TymbalTrainer
+from tymbal.training.memory import Gpu, Need, fitting_batch, free, held_by, measure, step_on
+from tymbal.training.trainer import BatchDataset
 
-__all__ = ["in_plain_words", "settle_device", "too_large"]
+__all__ = ["Arithmetic", "in_plain_words", "settle_device", "too_large"]
+
+Arithmetic = tuple[torch.device, torch.dtype | None]
+"""Where to compute, and the dtype of the encoder's arithmetic, None for float32."""
 
 _GIB = 2**30
 
 
 def settle_device(
-    module: nn.Module, dataset: BatchDataset, settings: TrainingSettings, *, batch_size: int
-) -> tuple[torch.device, torch.dtype | None]:
+    module: nn.Module, dataset: BatchDataset, settings: TrainingSettings, *, plan: BatchPlan
+) -> Arithmetic:
     """Chooses device and precision and says why.
 
     For `cuda-or-cpu` it also tries a step on the GPU: where the memory is too small, the CPU is taken.
 
     Args:
-        module: The objective; it is where it was afterwards.
+        module: What is trained.
         dataset: Clips to learn from.
         settings: How to train.
-        batch_size: Clips of the first batch.
-
-    Returns:
-        The device, and the dtype of the encoder's arithmetic, None for float32.
+        plan: All steps of the run.
     """
     device, why = choose_device(settings.device)
-    dtype, why_dtype = choose_precision(settings.precision, device)
     or_cpu = settings.device == CUDA_OR_CPU
-    if or_cpu and device.type == "cuda" and processes() == 1:
-        lack = _lack_of_memory(module, dataset, settings, batch_size=batch_size, device=device, dtype=dtype)
-        if lack is not None:
-            device, why = torch.device("cpu"), lack
-            dtype, why_dtype = choose_precision(settings.precision, device)
+    if or_cpu and device.type == "cuda" and plan.processes == 1:
+        dtype, _ = choose_precision(settings.precision, device)
+        batch_size = plan.batch_size_of(0)
+        if not _fits(module, dataset, (device, dtype), batch_size=batch_size):
+            why = f"the memory of {Gpu(device).describe()} is too small for batches of {batch_size} clips"
+            device = torch.device("cpu")
+    dtype, why_dtype = choose_precision(settings.precision, device)
     precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
     tell(f"Device: {device} ({why}). Precision: {precision} ({why_dtype}).", warning=or_cpu and device.type == "cpu")
     return device, dtype
 
 
 @contextlib.contextmanager
-def in_plain_words(trainer: TymbalTrainer, module: nn.Module, settings: TrainingSettings) -> Iterator[None]:
+def in_plain_words(
+    module: nn.Module,
+    dataset: BatchDataset,
+    settings: TrainingSettings,
+    *,
+    plan: BatchPlan,
+    arithmetic: Arithmetic,
+    checkpoints: Checkpoints,
+) -> Iterator[None]:
     """Turns what PyTorch raises within it about the device into errors that say what happened and what to do.
+
+    Args:
+        module: What is trained.
+        dataset: Clips to learn from.
+        settings: How to train.
+        plan: All steps of the run.
+        arithmetic: Where and how it is computed.
+        checkpoints: The checkpoints of the run.
 
     Raises:
         TrainingError: The memory of the device is too small for a batch, or CUDA failed.
@@ -61,16 +80,17 @@ def in_plain_words(trainer: TymbalTrainer, module: nn.Module, settings: Training
     try:
         yield
     except RuntimeError as error:
+        saved = checkpoints.steps()
         if is_out_of_memory(error):
             free(error)
-            raise _out_of_memory(trainer, module, settings) from None
+            raise _out_of_memory(module, dataset, settings, plan, arithmetic, begun=bool(saved)) from None
         if is_cuda_failure(error):
-            raise _failed(trainer, error) from error
+            raise _failed(error, run=checkpoints.folder.parent, saved=saved) from error
         raise
 
 
 def too_large(
-    need: Need | None, capacity: float, settings: TrainingSettings, *, batch_size: int, device: str, has_checkpoints: bool
+    need: Need | None, capacity: float, settings: TrainingSettings, *, batch_size: int, device: str, begun: bool
 ) -> TrainingError:
     """The error for a batch that does not fit, with a batch that does.
 
@@ -80,7 +100,7 @@ def too_large(
         settings: How it was to be trained.
         batch_size: Clips of the batch that did not fit.
         device: The device, for a person.
-        has_checkpoints: Whether the run has begun, with batches that are its own for good.
+        begun: Whether the run has checkpoints, which belong to its batches.
     """
     savers = [] if settings.gradient_checkpointing else ["--gradient-checkpointing"]
     savers += ["--precision bf16"] if settings.precision == "float32" else []
@@ -88,84 +108,73 @@ def too_large(
     if need is None or fit is None:
         return TrainingError(
             f"the memory of {device} is too small for even one clip",
-            advice=f"What makes it fit: {', '.join([*savers, 'a smaller --size', 'shorter clips', 'another GPU'])}.",
+            advice=f"What helps: {', '.join([*savers, 'a smaller --size', 'shorter clips', 'a larger GPU'])}.",
         )
     size, accumulate = fit
-    takes = f"{need.of(batch_size) / _GIB:.3g} GiB, and there are {capacity / _GIB:.3g}"
     if settings.batch_sizes:
         advice = f"Of --batch-sizes none may be above {size}."
     else:
-        same = "The same training" if size * accumulate == batch_size * settings.accumulate else "Nearly the same training"
-        advice = f"{same} in less memory: --batch-size {size} --accumulate {accumulate}."
-    if has_checkpoints:
-        advice += " That is another run: give it a folder of its own."
+        nearly = "The" if size * accumulate == batch_size * settings.accumulate else "Nearly the"
+        advice = f"{nearly} same training in less memory: --batch-size {size} --accumulate {accumulate}."
+    if begun:
+        advice += " It is another run then, in a folder of its own."
     if savers:
         advice += f" {' and '.join(savers)} save{'s' if len(savers) == 1 else ''} memory, too."
     return TrainingError(
-        f"the memory of {device} is too small for batches of {batch_size} clips: they take {takes}", advice=advice
+        f"the memory of {device} is too small for batches of {batch_size} clips: they take about "
+        f"{need.of(batch_size) / _GIB:.1f} GiB, and there are {capacity / _GIB:.1f} GiB",
+        advice=advice,
     )
 
 
-def _lack_of_memory(
-    module: nn.Module,
-    dataset: BatchDataset,
-    settings: TrainingSettings,
-    *,
-    batch_size: int,
-    device: torch.device,
-    dtype: torch.dtype | None,
-) -> str | None:
-    """What a step on the GPU lacks, or None where there is enough memory for it."""
+def _fits(module: nn.Module, dataset: BatchDataset, arithmetic: Arithmetic, *, batch_size: int) -> bool:
+    """Whether a step fits into the memory of the GPU; the module is on the CPU afterwards."""
+    device, dtype = arithmetic
     gpu = Gpu(device)
     step = step_on(device, dtype, module, dataset)
-    state = missing_state(module.parameters())
     with torch.random.fork_rng(devices=[device]):
         try:
             module.to(device)
-            peak = gpu.peak(lambda: step(batch_size))
-            if peak + state <= gpu.capacity():
-                return None
+            return held_by(module) + gpu.peak(lambda: step(batch_size)) <= gpu.capacity()
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             free(error)
+            return False
         finally:
             module.to("cpu")
             torch.cuda.empty_cache()
-    return f"the memory of {gpu.describe()} is too small for batches of {batch_size} clips"
 
 
-def _out_of_memory(trainer: TymbalTrainer, module: nn.Module, settings: TrainingSettings) -> TrainingError:
-    device = trainer.args.device
-    batch_size = trainer.batch_size
+def _out_of_memory(
+    module: nn.Module,
+    dataset: BatchDataset,
+    settings: TrainingSettings,
+    plan: BatchPlan,
+    arithmetic: Arithmetic,
+    *,
+    begun: bool,
+) -> TrainingError:
+    device, dtype = arithmetic
+    batch_size = max(plan.batch_sizes)
     if device.type != "cuda":
         half = max(1, batch_size // 2)
         return TrainingError(
             f"the memory of {device} is too small for batches of {batch_size} clips",
             advice=f"Try half of it: --batch-size {half} --accumulate {2 * settings.accumulate}.",
         )
-    module.zero_grad(set_to_none=True)
     gpu = Gpu(device)
-    dtype = torch.bfloat16 if trainer.args.bf16 else torch.float16 if trainer.args.fp16 else None
-    need = measure(gpu, step_on(device, dtype, module, trainer.clips), batch_size)
-    if need is not None and not (trainer.optimizer and trainer.optimizer.state):
-        need = Need(fixed=need.fixed + missing_state(module.parameters()), per_clip=need.per_clip)
-    return too_large(
-        need,
-        gpu.capacity(),
-        settings,
-        batch_size=batch_size,
-        device=f"{device} ({gpu.describe()})",
-        has_checkpoints=trainer.last_checkpoint is not None,
-    )
+    held = held_by(module, processes=plan.processes)
+    need = measure(gpu, step_on(device, dtype, module, dataset), batch_size, held=held)
+    name = f"{device} ({gpu.describe()})"
+    return too_large(need, gpu.capacity(), settings, batch_size=batch_size, device=name, begun=begun)
 
 
-def _failed(trainer: TymbalTrainer, error: RuntimeError) -> TrainingError:
-    last = trainer.last_checkpoint
-    goes_on = "begins anew" if last is None else f"continues from step {last:,}"
+def _failed(error: RuntimeError, *, run: Path, saved: list[int]) -> TrainingError:
+    goes_on = f"continues after step {saved[-1]:,}" if saved else "begins anew"
     return TrainingError(
-        f"CUDA failed at step {trainer.state.global_step:,}: {one_line(str(error))}",
-        path=trainer.args.output_dir,
+        f"CUDA failed: {one_line(str(error))}",
+        path=run,
         advice=f"The same command {goes_on}. Where it fails again, 'nvidia-smi' and the system's log (Xid) say how the "
         f"GPU is.",
     )

@@ -1,0 +1,139 @@
+"""Ending in good order when the system asks for it: a queue at a time-out or a preemption, `docker stop`, a shutdown.
+
+They ask with a signal, and kill some time later. Training finishes its step and writes a checkpoint first
+(`training.signals`); what else can be continued ends on the spot, since its files are whole or absent. Either way the
+exit status is `RUN_AGAIN`, by which a batch script knows that the same command continues.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from tymbal.progress import say
+
+__all__ = ["RUN_AGAIN", "StopRequest", "Stopped", "requested", "stop_at_once", "survive_in_worker"]
+
+RUN_AGAIN = 75
+"""Exit status of what was stopped by a signal and goes on when it is run again (EX_TEMPFAIL of sysexits.h)."""
+
+# SIGUSR1: Slurm as its users set it, Grid Engine. SIGUSR2: LSF, Grid Engine. SIGBREAK: Windows.
+_NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
+_ECHO = 3.0
+
+
+class Stopped(SystemExit):
+    """A signal ended the work; the same command continues it.
+
+    It passes through what handles errors, and a Python script that does not catch it ends with the status `RUN_AGAIN`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(RUN_AGAIN)
+
+
+class StopRequest:
+    """Whether a signal asked to stop.
+
+    Attributes:
+        name: The signal, such as SIGUSR1; None as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._since = 0.0
+
+    def note(self, number: int) -> None:
+        """Takes a signal to the notes. One that comes again some seconds later ends the process at once.
+
+        Queues and launchers often deliver one request twice: to a group of processes, and from parent to child.
+        """
+        now = time.monotonic()
+        if self.name is None:
+            self.name = signal.Signals(number).name
+            self._since = now
+        elif now - self._since > _ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def requested() -> Iterator[StopRequest]:
+    """Within it, signals are noted in what it yields instead of obeyed."""
+    request = StopRequest()
+    with _listening(request.note):
+        yield request
+
+
+@contextlib.contextmanager
+def stop_at_once() -> Iterator[None]:
+    """Within it, a signal that is not noted raises `Stopped`, wherever the process is; and says so."""
+    here: Stopped | None = None
+    name = ""
+
+    def end(number: int) -> None:
+        nonlocal here, name
+        here, name = Stopped(), signal.Signals(number).name
+        raise here
+
+    with _listening(end):
+        try:
+            yield
+        except Stopped as stopped:
+            if stopped is here:
+                say(f"Stopped by {name}. The same command continues.")
+            raise
+
+
+def survive_in_worker(_: int = 0) -> None:
+    """Lets a process that loads batches outlive signals that all processes of a job get; its parent may still end it.
+
+    Else the parent, which is about to write a checkpoint, would fail for lack of its next batch.
+    """
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+_listeners: list[Callable[[int], None]] = []
+
+
+def _dispatch(number: int, _: FrameType | None) -> None:
+    _listeners[-1](number)
+
+
+@contextlib.contextmanager
+def _listening(listener: Callable[[int], None]) -> Iterator[None]:
+    """Sends signals to a listener, the innermost one.
+
+    Signals that a program around us handles or ignores stay its own; and Python lets only the main thread handle any.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler in (signal.SIG_DFL, _dispatch)}
+    _listeners.append(listener)
+    try:
+        for number in before:
+            signal.signal(number, _dispatch)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _listeners.pop()

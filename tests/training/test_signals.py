@@ -1,0 +1,103 @@
+"""A signal in the middle of a run: the step is finished, a checkpoint written, and the next session goes on from it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_run import Copying, lines, session
+from torch import Tensor
+
+from tymbal.stopping import RUN_AGAIN, Stopped
+from tymbal.training.checkpoints import verify
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows delivers no such signals")
+
+
+class Signalled(Copying):
+    """Gets a signal in the middle of its nth training batch."""
+
+    def __init__(self, call: int, number: int = signal.SIGUSR1, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.call = call
+        self.number = number
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        result = super().forward(x)
+        if self.training and len(self.shapes) == self.call:
+            os.kill(os.getpid(), self.number)
+        return result
+
+
+def weights(run: Path) -> Mapping[str, Tensor]:
+    return torch.load(run / "model" / "weights.pt", weights_only=True)
+
+
+def saved(run: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("checkpoint-")) for path in run.glob("checkpoints/checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    session(run)
+    return run
+
+
+# 15 steps, evaluated and saved after 5, 10 and 15.
+@pytest.mark.parametrize(("call", "number"), [(1, signal.SIGTERM), (7, signal.SIGUSR1), (10, signal.SIGUSR2)])
+def test_signal__ends_bit_equal(
+    call: int, number: int, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    with pytest.raises(Stopped) as caught:
+        session(run, Signalled(call, number))
+    assert caught.value.code == RUN_AGAIN
+    name = signal.Signals(number).name
+    assert f"Stopped by {name} after step {call} of 15. The same command continues.\n" in capsys.readouterr().err
+    assert saved(run)[-1] == call
+    assert verify(run / "checkpoints" / f"checkpoint-{call}")["step"] == call
+    assert not (run / "model").exists()
+    result = session(run)
+    assert (result.steps, result.ended) == (15, "steps")
+    assert f"Continuing from step {call} of 15" in capsys.readouterr().err
+    ours, theirs = weights(run), weights(whole)
+    assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
+    assert [line for line in lines(run) if "eval_mse" in line][-1]["eval_mse"] == lines(whole)[-1]["eval_mse"]
+
+
+def test_signal__with_accumulated_batches_the_step_is_finished(tmp_path: Path):
+    module = Signalled(3)
+    with pytest.raises(Stopped):
+        session(tmp_path / "run", module, accumulate=4)
+    assert len(module.shapes) == 4
+    assert saved(tmp_path / "run") == [1]
+
+
+def test_signal__in_the_last_step_the_run_is_finished(whole: Path, tmp_path: Path):
+    assert session(tmp_path / "run", Signalled(15)).steps == 15
+    ours, theirs = weights(tmp_path / "run"), weights(whole)
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_signal__reaches_processes_that_load_batches_too(tmp_path: Path):
+    class AllSignalled(Signalled):
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            if self.training and len(self.shapes) == self.call - 1:
+                children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+                assert len(children) >= 2
+                # Not from here: these processes obey their parent.
+                subprocess.run(["kill", "-TERM", *children], check=True)
+                time.sleep(0.1)
+            return super().forward(x)
+
+    with pytest.raises(Stopped):
+        session(tmp_path / "run", AllSignalled(7, signal.SIGTERM), workers=2)
+    assert saved(tmp_path / "run")[-1] == 7
