@@ -1,0 +1,214 @@
+"""How fast do spectrograms come from the disk into batches, against a memory copy and against `.pt` files?
+
+    python benchmarks/loading.py
+    python benchmarks/loading.py --frames 112 --rows 20000      # one-second clips
+
+All sides give the same random spectrograms in random order and batches of 64. They are timed in turns, in one process,
+so that what disturbs one disturbs all; the ratio is the median over the rounds.
+
+- plain memory copy: `numpy.take` from one array in RAM into a buffer, the least that any loader has to do. A batch that
+  is in use must not be overwritten, so it takes two buffers in turn; the figures for one buffer, which stays in the
+  processor's cache, and for fresh memory each time stand beside it;
+- packed store: `tymbal`'s store and training sampler under a plain `torch.utils.data.DataLoader`, in this process;
+- `.pt` files, one a spectrogram, `torch.load(weights_only=True)` under a DataLoader with 0 and 2 workers.
+
+Then the same from a cold page cache: the files' own pages are dropped before each run (`posix_fadvise(DONTNEED)`, where
+the system has it). Plain mapping copies rows from a memory-mapped file, as numpy alone would.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from _report import machine, ratios, table
+from tymbal.settings import FeatureSettings
+from tymbal.store.dataset import StoreDataset, whole_batch
+from tymbal.store.store import Store
+from tymbal.store.writer import Entry, write_store
+from tymbal.training.batches import BatchPlan, PlannedBatchSampler
+
+COPY = "plain memory copy"
+STORE = "packed store"
+
+
+class PtFiles(Dataset[torch.Tensor]):
+    """One file a spectrogram."""
+
+    def __init__(self, folder: Path, rows: int) -> None:
+        self.paths = [str(folder / f"{row:06d}.pt") for row in range(rows)]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.load(self.paths[index], weights_only=True)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        write_files(folder, options)
+        print(
+            f"{options.rows:,} spectrograms of {options.frames} x {options.mels} float16, random order, batches of "
+            f"{options.batch}, {options.rounds} rounds\n{machine()}, torch {torch.__version__}\n"
+        )
+        print(warm(folder, options), "\n")
+        if hasattr(os, "posix_fadvise"):
+            print(cold(folder, options))
+
+
+def write_files(folder: Path, options: argparse.Namespace) -> None:
+    generator = np.random.default_rng(0)
+    (folder / "pt").mkdir()
+
+    def spectrograms() -> Iterator[tuple[np.ndarray, Entry]]:
+        for row in range(options.rows):
+            values = generator.normal(-6, 4, (options.frames, options.mels)).astype(np.float16)
+            torch.save(torch.from_numpy(values), folder / "pt" / f"{row:06d}.pt")
+            yield values, Entry(id=str(row), file=f"{row}.wav", start=0.0, end=10.0, frames=0)
+
+    features = FeatureSettings(mel_bins=options.mels)
+    rows_per_shard = max(64 * 2**20 // (options.frames * options.mels * 2), 1)
+    write_store(
+        folder / "store", spectrograms(), features=features, frames=options.frames, rows_per_shard=rows_per_shard
+    )
+
+
+def warm(folder: Path, options: argparse.Namespace) -> str:
+    store = Store.open(folder / "store")
+    ram = np.concatenate([np.load(store.path / shard.file) for shard in store.description.shards])
+    shape = (options.batch, options.frames, options.mels)
+    buffers = [np.zeros(shape, np.float16) for _ in range(2)]
+
+    def copy(into: int) -> Callable[[int], None]:
+        def run(seed: int) -> None:
+            for i, rows in enumerate(orders(options, seed)):
+                np.take(ram, rows, axis=0, out=buffers[i % into][: len(rows)], mode="clip")
+
+        return run
+
+    def fresh(seed: int) -> None:
+        for rows in orders(options, seed):
+            ram[rows]
+
+    fast: dict[str, Callable[[int], None]] = {
+        COPY: copy(2),
+        "  … into one buffer": copy(1),
+        "  … into fresh memory": fresh,
+        STORE: lambda seed: through_loader(store, options, seed),
+    }
+    files = {f".pt files, {n} workers": lambda seed, n=n: through_files(folder, options, seed, n) for n in (0, 2)}
+    measured = in_turns({**fast, **files}, options, repeat=dict.fromkeys(fast, options.repeat))
+    best = max(files, key=lambda name: statistics.median(measured[name]))
+    rows = [
+        [
+            name,
+            f"{statistics.median(rates):,.0f}",
+            f"{ratios(measured, name, COPY):.2f}",
+            f"{ratios(measured, name, best):.1f}",
+        ]
+        for name, rates in measured.items()
+    ]
+    return table(["page cache warm", "rows/s", "of the copy", "times .pt"], rows)
+
+
+def cold(folder: Path, options: argparse.Namespace) -> str:
+    def mapped(seed: int) -> None:
+        store = Store.open(folder / "store")
+        maps = [np.load(store.path / shard.file, mmap_mode="r") for shard in store.description.shards]
+        ends = np.cumsum([shard.rows for shard in store.description.shards])
+        out = np.empty((options.batch, options.frames, options.mels), np.float16)
+        for rows in orders(options, seed):
+            for i, row in enumerate(rows):
+                shard = int(np.searchsorted(ends, row, side="right"))
+                out[i] = maps[shard][row - ends[shard]]
+
+    sides: dict[str, Callable[[int], None]] = {
+        "plain mapping": mapped,
+        STORE: lambda seed: through_loader(Store.open(folder / "store"), options, seed),
+        ".pt files, 0 workers": lambda seed: through_files(folder, options, seed, 0),
+        ".pt files, 2 workers": lambda seed: through_files(folder, options, seed, 2),
+    }
+    measured = in_turns(sides, options, repeat={}, before=lambda: drop_pages(folder))
+    rows = [
+        [name, f"{statistics.median(rates):,.0f}", f"{ratios(measured, name, 'plain mapping'):.1f}"]
+        for name, rates in measured.items()
+    ]
+    return table(["page cache cold", "rows/s", "times mapping"], rows)
+
+
+def in_turns(
+    sides: dict[str, Callable[[int], None]],
+    options: argparse.Namespace,
+    *,
+    repeat: dict[str, int],
+    before: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Rows a second of each side by round; a first round is not counted."""
+    measured: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(options.rounds + 1):
+        for name, side in sides.items():
+            epochs = repeat.get(name, 1)
+            before()
+            start = time.perf_counter()
+            for epoch in range(epochs):
+                side(1000 * number + epoch)
+            measured[name].append(epochs * options.rows / (time.perf_counter() - start))
+    return {name: rates[1:] for name, rates in measured.items()}
+
+
+def through_loader(store: Store, options: argparse.Namespace, seed: int) -> None:
+    dataset = StoreDataset(store, store.rows())
+    plan = BatchPlan(length=len(dataset), batch_sizes=(options.batch,), seed=seed)
+    sampler = PlannedBatchSampler(plan, announce=dataset.announce)
+    for _batch in DataLoader(dataset, batch_sampler=sampler, collate_fn=whole_batch):
+        pass
+
+
+def through_files(folder: Path, options: argparse.Namespace, seed: int, workers: int) -> None:
+    batches = orders(options, seed)
+    for _batch in DataLoader(PtFiles(folder / "pt", options.rows), batch_sampler=batches, num_workers=workers):
+        pass
+
+
+def orders(options: argparse.Namespace, seed: int) -> list[list[int]]:
+    order = np.random.default_rng(seed).permutation(options.rows)
+    return [order[i : i + options.batch].tolist() for i in range(0, options.rows, options.batch)]
+
+
+def drop_pages(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.suffix in (".npy", ".pt"):
+            handle = os.open(path, os.O_RDONLY)
+            os.fdatasync(handle)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--frames", type=int, default=1024)
+    parser.add_argument("--mels", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--repeat", type=int, default=5, help="epochs a round of the fast sides")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--folder", type=Path, help="where to write the temporary files (twice their size is needed)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""How fast is a folder of sound prepared, against its arithmetic alone, and does memory grow with the number of files?
+
+    python benchmarks/preparing.py --data ../shared/data/esc10
+    python benchmarks/preparing.py                                   # synthetic sound
+
+Five-second clips at 44.1 kHz, 16-bit WAV, become a store of 16 kHz spectrograms. What bounds it is decoding, resampling
+and the filter bank of one core, measured alone on the same files, times the cores. `tymbal.prepare` does the same and
+lists, plans, checks, takes statistics, writes and syncs beside it; its processes start anew each time.
+
+Both sides are timed in turns. The rate of a whole run contains the start of Python's processes, some seconds that do
+not depend on the number of clips; the rate of a further clip is that of the difference between the two sizes, and the
+one to compare. Memory is the highest sum of the resident sizes of all processes, looked at every 20 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from _report import machine, table
+from tymbal.audio.decode import read
+from tymbal.features.kaldi import KaldiFbank
+
+RATE, SECONDS = 44_100, 5
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(1)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = options.workers or cores
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        for count in options.clips:
+            write_clips(folder / str(count), count, options.data)
+        origin = "synthetic" if options.data is None else f"from {options.data.name}"
+        print(f"Clips of {SECONDS} s at {RATE:,} Hz ({origin}), {workers} processes, {options.rounds} rounds")
+        print(f"{machine()}, torch {torch.__version__}\n")
+        measure(folder, options, workers)
+
+
+def measure(folder: Path, options: argparse.Namespace, workers: int) -> None:
+    small, large = options.clips
+    alone: list[float] = []
+    runs: dict[int, list[tuple[float, float]]] = {small: [], large: []}
+    for number in range(options.rounds):
+        for count in options.clips:
+            alone.append(seconds_alone(folder / str(large), options.alone))
+            runs[count].append(run_prepare(folder / str(count), folder / "store", workers))
+            print(f"round {number + 1}, {count:,} clips: {runs[count][-1][0]:.1f} s", file=sys.stderr)
+    seconds = {count: statistics.median(wall for wall, _ in runs[count]) for count in runs}
+    memory = {count: max(peak for _, peak in runs[count]) for count in runs}
+    bound = workers / statistics.median(alone)
+    further = (large - small) / (seconds[large] - seconds[small])
+    rows = [["decode + resample + fbank alone, times cores", f"{bound:,.0f}", "1.00", ""]]
+    rows += [
+        [
+            f"tymbal.prepare, {count:,} clips, with its start",
+            f"{count / seconds[count]:,.0f}",
+            f"{count / seconds[count] / bound:.2f}",
+            f"{memory[count] / 2**20:,.0f} MiB",
+        ]
+        for count in options.clips
+    ]
+    rows.append(["tymbal.prepare, a further clip", f"{further:,.0f}", f"{further / bound:.2f}", ""])
+    print(table(["", "clips/s", "of the bound", "peak memory"], rows))
+    print(f"\nalone: {1000 * statistics.median(alone):.2f} ms a clip on one core")
+    print(f"memory of {large:,} clips / of {small:,}: {memory[large] / memory[small]:.2f}")
+
+
+def write_clips(folder: Path, count: int, data: Path | None) -> None:
+    """Files of equal length; sound from `data` is repeated where there is less of it."""
+    folder.mkdir()
+    waveforms = list(real_sound(data, min(count, 400)) if data else synthetic_sound(min(count, 100)))
+    for i in range(count):
+        soundfile.write(folder / f"{i:06d}.wav", waveforms[i % len(waveforms)], RATE, subtype="PCM_16")
+
+
+def real_sound(data: Path, count: int) -> Iterator[np.ndarray]:
+    files = sorted(path for path in data.rglob("*") if path.suffix in (".wav", ".ogg", ".flac"))
+    if not files:
+        sys.exit(f"{data}: no .wav, .ogg or .flac files there")
+    for path in files[:: max(len(files) // count, 1)][:count]:
+        waveform, _ = read(path, sample_rate=RATE)
+        yield np.resize(waveform, RATE * SECONDS)
+
+
+def synthetic_sound(count: int) -> Iterator[np.ndarray]:
+    generator = np.random.default_rng(0)
+    time_axis = np.arange(RATE * SECONDS) / RATE
+    for _ in range(count):
+        tones = sum(np.sin(2 * np.pi * f * time_axis) / (i + 1) for i, f in enumerate(generator.uniform(80, 8000, 8)))
+        yield (0.05 * tones + generator.normal(0, 0.01, time_axis.size)).astype(np.float32)
+
+
+def seconds_alone(folder: Path, count: int) -> float:
+    """Seconds a clip for decoding, resampling and the filter bank, in this process."""
+    fbank = KaldiFbank()
+    files = sorted(folder.iterdir())
+    files = [str(path) for path in files[:: max(len(files) // count, 1)][:count]]
+    start = time.perf_counter()
+    for path in files:
+        waveform, _ = read(path, sample_rate=16_000)
+        fbank(torch.from_numpy(waveform))
+    return (time.perf_counter() - start) / len(files)
+
+
+def run_prepare(source: Path, store: Path, workers: int) -> tuple[float, float]:
+    """Seconds and highest memory, in bytes, of one preparation."""
+    shutil.rmtree(store, ignore_errors=True)
+    command = [sys.executable, "-m", "tymbal", "prepare", str(source), "-o", str(store), "--workers", str(workers)]
+    start = time.perf_counter()
+    process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
+    peak = Peak(process.pid)
+    if process.wait() != 0:
+        sys.exit("tymbal prepare failed; its own message is above.")
+    return time.perf_counter() - start, peak.stop()
+
+
+class Peak:
+    """Watches the memory of a process and all below it; 0 where the system has no /proc.
+
+    Args:
+        root: Id of the process.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._highest = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def stop(self) -> int:
+        """Ends the watch and gives the highest sum of resident bytes."""
+        self._stop.set()
+        self._thread.join()
+        return self._highest
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self._highest = max(self._highest, sum(resident(process) for process in family(self._root)))
+
+
+def family(root: int) -> list[int]:
+    """A process and all its descendants."""
+    processes = [root]
+    for process in processes:
+        for children in Path(f"/proc/{process}/task").glob("*/children"):
+            try:
+                processes += [int(child) for child in children.read_text().split()]
+            except OSError:  # it has just ended
+                continue
+    return processes
+
+
+def resident(process: int) -> int:
+    """Resident bytes of a process; 0 if it has just ended."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of real sound, for instance ESC-10")
+    parser.add_argument("--clips", type=int, nargs=2, default=[1000, 4000], metavar=("FEW", "MANY"))
+    parser.add_argument("--alone", type=int, default=300, help="clips of each measurement on one core")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, help="processes; one a core by default")
+    parser.add_argument("--folder", type=Path, help="where to write the temporary files (0.45 MB a clip)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
