@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.models.description import ModelDescription
     from tymbal.models.folder import LoadedModel
-    from tymbal.store.store import Store
+    from tymbal.store.base import SpectrogramSource
 
 __all__ = ["ProbeResult", "probe"]
 
@@ -86,8 +86,8 @@ def probe(
 
     Args:
         model: A run, a model folder, a Hugging Face or SSAST checkpoint.
-        data: A store with labels and a split; or a folder or manifest, which is prepared into a temporary store with
-            the spectrogram settings of the model.
+        data: A store with labels and a split; a list of `.pt` spectrograms; or a folder or manifest of sound, which is
+            prepared into a temporary store with the spectrogram settings of the model.
         output: Write the figures here: a `.json` or `.csv` file.
         config: YAML file with settings.
         **settings: See `tymbal.settings.ProbeSettings`.
@@ -102,7 +102,7 @@ def probe(
     chosen = configuration.resolve(ProbeSettings, settings, config=config)
     _check_output(output)
     loaded = load_model(model)
-    with opened_store(data, loaded.description) as store:
+    with opened_store(data, loaded.description, chosen) as store:
         check_features(store, loaded.description, path=model)
         clips = labelled_clips(store)
         if clips.left_out:
@@ -122,21 +122,19 @@ def probe(
 
 
 @contextmanager
-def opened_store(source: str | Path, description: ModelDescription) -> Iterator[Store]:
-    """Opens a store, or prepares a folder or manifest as the model needs it into one that is gone afterwards."""
-    from tymbal.store.store import Store
+def opened_store(
+    source: str | Path, description: ModelDescription, settings: ProbeSettings
+) -> Iterator[SpectrogramSource]:
+    """Opens spectrograms, or prepares sound as the model needs it into a store that is gone afterwards."""
+    from tymbal.training.source import open_source
 
-    if (Path(source) / "store.json").is_file():
-        yield Store.open(source)
-        return
-    from tymbal.prepare import prepare
-
-    features = configuration.to_keywords(description.features)
     with tempfile.TemporaryDirectory(prefix="tymbal-probe-") as folder:
-        yield prepare(source, Path(folder) / "store", **features).store
+        yield open_source(source, Path(folder), description.features, settings)
 
 
-def _all_rows(loaded: LoadedModel, store: Store, clips: LabelledClips, settings: ProbeSettings) -> list[ProbeRow]:
+def _all_rows(
+    loaded: LoadedModel, store: SpectrogramSource, clips: LabelledClips, settings: ProbeSettings
+) -> list[ProbeRow]:
     import numpy as np
 
     from tymbal.evaluation.baseline import baseline_features
@@ -158,7 +156,7 @@ def _all_rows(loaded: LoadedModel, store: Store, clips: LabelledClips, settings:
 
 
 def _embeddings(
-    loaded: LoadedModel, store: Store, rows: NDArray[np.int64], settings: ProbeSettings
+    loaded: LoadedModel, store: SpectrogramSource, rows: NDArray[np.int64], settings: ProbeSettings
 ) -> dict[str, dict[str, NDArray[np.float32]]]:
     """Embeddings of the rows by encoder (`random`, `model`) and pooling."""
     import torch

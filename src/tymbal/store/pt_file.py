@@ -210,7 +210,7 @@ def _spectrogram(data: bytes, path: str, *, mels: int, layout: str) -> Tensor:
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        raise _refusal(error, path) from None
+        raise _refusal(error, path, is_pickle=data[:1] == b"\x80") from None
     tensor = _only_spectrogram(content, path, mels)
     shape = list(tensor.shape)
     while tensor.ndim > 2 and tensor.shape[0] == 1:
@@ -303,13 +303,14 @@ def _view(data: bytes | memoryview, offset: int, frames: int, mels: int, place: 
     return np.ndarray((frames, mels), place.dtype, data, offset, steps)
 
 
-def _refusal(error: BaseException, path: str) -> StoreError:
+def _refusal(error: BaseException, path: str, *, is_pickle: bool) -> StoreError:
     """The failure of a file that torch.load refuses, in few words."""
     told = str(error)
     wanted = re.search(r"GLOBAL ([\w.]+)", told)
-    if wanted is not None or "Unsupported" in told or "Trying to call" in told:
-        what = f"it wants to use {wanted[1]}" if wanted else "it holds more than tensors"
-        return _failure("unsafe", f"{what} when it is opened, and was refused", path)
+    # An unknown operation in what begins as a pickle is one of a newer kind; elsewhere it is damage.
+    if wanted or "Unsupported class" in told or "Trying to" in told or (is_pickle and "Unsupported operand" in told):
+        what = f"it wants to use {wanted[1]} when it is opened" if wanted else "it holds more than tensors"
+        return _failure("unsafe", f"{what}, and was refused", path)
     return _failure("unreadable", "it is damaged, or no file of torch.save", path)
 
 

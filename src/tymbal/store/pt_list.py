@@ -147,7 +147,7 @@ def list_pt(
             continue
         header = _header(part) if header == Header() else header
         table = read_table(part)
-        given = (data_val_dir, data_dir) if split == "validation" else (data_dir,)
+        given = (data_val_dir, data_dir) if split == "validation" else (data_dir, None)
         files += _listed(table, _data_folder(table, *given).absolute(), split)
     names = None
     if label_csv is None and header.label_csv is not None:
@@ -280,15 +280,16 @@ def _walk(folder: Path) -> Iterator[str]:
                 yield os.path.join(place, name)  # noqa: PTH118 - a hundred thousand of them
 
 
-def _data_folder(table: Table, *given: str | os.PathLike[str] | None) -> Path:
-    """Where the files of a list lie: the first of the given folders that holds any, else one beside the list."""
-    folders = [Path(folder) for folder in given if folder is not None]
+def _data_folder(table: Table, own: str | os.PathLike[str] | None, other: str | os.PathLike[str] | None) -> Path:
+    """Where the files of a list lie: its own folder or another list's, if given, else one beside the list."""
+    folders = [Path(folder) for folder in (own, other) if folder is not None]
     for folder in folders:
         if not folder.is_dir():
             raise StoreError("there is no such folder of .pt files", path=folder, advice="Check data_dir.")
     found = _first_with_any(folders, table)
-    # Where none holds any, every file will be named as missing from the folder that was asked for.
-    found = found or (folders[0] if folders else _find_folder(table))
+    if found is None and own is not None:
+        return folders[0]  # every file will be named as missing there
+    found = found or _find_folder(table) or next(iter(folders), None)
     if found is None:
         places = ", ".join(str(folder) for folder in _candidates(table.path))
         raise StoreError(
@@ -362,7 +363,7 @@ def _tell_overlap(files: Sequence[PtFile]) -> None:
         sides.setdefault(file.path, set()).add(file.split)
     both = [path for path, splits in sides.items() if {"train", "validation"} <= splits]
     if both:
-        tell(f"{len(both):,} files are both in training and in validation, as {both[0]}", warning=True)
+        tell(f"Files that are in training and in validation: {len(both):,}, as {both[0]}", warning=True)
 
 
 def _drawn(files: Sequence[PtFile], fraction: float) -> list[PtFile]:
