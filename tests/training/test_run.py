@@ -53,7 +53,7 @@ class Copying(nn.Module):
         self.scores = list(scores)
         self.shapes: list[int] = []
 
-    def forward(self, x: Tensor, row: Tensor) -> dict[str, Any]:
+    def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
         errors = (self.layers(x) - x).square().mean(1)
         if self.training:
             self.shapes.append(len(x))
@@ -97,10 +97,10 @@ def interrupt(run: Path, call: int, **changes: Any) -> None:
     """A session that ends with an error in the forward pass of a step."""
 
     class Interrupted(Copying):
-        def forward(self, x: Tensor, row: Tensor) -> dict[str, Any]:
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
             if len(self.shapes) == call:
                 raise KeyboardInterrupt
-            return super().forward(x, row)
+            return super().forward(x)
 
     with pytest.raises(KeyboardInterrupt):
         session(run, Interrupted(), **changes)
@@ -196,8 +196,8 @@ def test_train__weights_that_are_not_finite_are_never_saved(tmp_path: Path):
     class Broken(Copying):
         """Its loss stays finite, its weights do not."""
 
-        def forward(self, x: Tensor, row: Tensor) -> dict[str, Any]:
-            outputs = super().forward(x, row)
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
+            outputs = super().forward(x)
             if len(self.shapes) == 7 and self.training:
                 self.layers[3].bias.register_hook(lambda gradient: gradient * torch.nan)
             return {**outputs, "loss": outputs["loss"].nan_to_num()}
@@ -219,10 +219,10 @@ def test_train__patience_counts_across_a_resume(tmp_path: Path):
     scores = [0.5, 0.4, 0.45, 0.44, 0.1]
 
     class Interrupted(Copying):
-        def forward(self, x: Tensor, row: Tensor) -> dict[str, Any]:
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
             if len(self.shapes) == 17:
                 raise KeyboardInterrupt
-            return super().forward(x, row)
+            return super().forward(x)
 
     with pytest.raises(KeyboardInterrupt):
         session(run, Interrupted(scores=scores), **chosen)
@@ -288,8 +288,8 @@ def test_train__no_step_waits_for_the_device(tmp_path: Path, monkeypatch: pytest
 
 def test_train__evaluation_keeps_no_outputs(tmp_path: Path):
     class Wide(Copying):
-        def forward(self, x: Tensor, row: Tensor) -> dict[str, Any]:
-            outputs = super().forward(x, row)
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
+            outputs = super().forward(x)
             if not self.training:
                 held.append(len(alive))
                 wide = torch.zeros(10_000)

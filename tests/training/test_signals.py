@@ -29,7 +29,7 @@ class Signalled(Copying):
         self.call = call
         self.number = number
 
-    def forward(self, x: Tensor) -> dict[str, Any]:
+    def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
         result = super().forward(x)
         if self.training and len(self.shapes) == self.call:
             os.kill(os.getpid(), self.number)
@@ -89,7 +89,7 @@ def test_signal__in_the_last_step_the_run_is_finished(whole: Path, tmp_path: Pat
 
 def test_signal__reaches_processes_that_load_batches_too(tmp_path: Path):
     class AllSignalled(Signalled):
-        def forward(self, x: Tensor) -> dict[str, Any]:
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
             if self.training and len(self.shapes) == self.call - 1:
                 children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
                 assert len(children) >= 2
