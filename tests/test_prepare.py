@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -248,6 +249,17 @@ def test_prepare__worker_that_dies(folder: Path, tmp_path: Path) -> None:
     tymbal.prepare(folder, tmp_path / "store", **SMALL)
     assert shard.stat().st_mtime_ns == written
     assert content(tmp_path / "store") == content(whole.path)
+
+
+def test_prepare__full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "write_text", full)
+        with pytest.raises(StoreError, match=r"store: cannot be written: No space left on device\n  Look at"):
+            tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    assert len(tymbal.prepare(folder, tmp_path / "store", **SMALL).store) == 70
 
 
 def test_prepare__builds_again_what_was_lost(folder: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ in.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -111,17 +112,14 @@ def prepare(
             tell(note, warning=True)
         plan = make_plan(listed.clips, listed.lengths, chosen)
         record = Record.of(source, chosen, listed, plan)
-        with locked(store / WORK):
-            refuse_changes(store, record)
-            if (store / DESCRIPTION).is_file():
-                tell(f"{store} is complete already")
-            else:
+        refuse_changes(store, record)
+        if (store / DESCRIPTION).is_file():
+            tell(f"{store} is complete already")
+        else:
+            with _writing(store), locked(store / WORK):
                 record.write(store)
                 built = _build(crew, store, plan, chosen)
-                left_out = [*listed.failures, *(failure for one in built for failure in one.failures)]
-                # Before the store is complete, so that no complete store lacks it.
-                write_failures(store / FAILURES, dict.fromkeys(left_out))
-                _finish(store, built, plan, record, chosen.features())
+                _finish(store, built, listed.failures, plan, record)
     # Not before the lock is open: Windows deletes no file that is in use.
     shutil.rmtree(store / WORK, ignore_errors=True)
     return PrepareResult(Store.open(output), read_failures(store))
@@ -163,19 +161,36 @@ def _build(crew: Crew, store: Path, plan: Plan, settings: PrepareSettings) -> li
     return [one for one in built.values() if one is not None]
 
 
-def _finish(store: Path, built: Sequence[Built], plan: Plan, record: Record, features: FeatureSettings) -> None:
+def _finish(store: Path, built: Sequence[Built], unopened: Sequence[Failure], plan: Plan, record: Record) -> None:
     """Writes what makes the folder a store."""
+    failures = list(dict.fromkeys([*unopened, *(failure for one in built for failure in one.failures)]))
+    # Before the store is complete, so that no complete store lacks it.
+    write_failures(store / FAILURES, failures)
     if not any(one.entries for one in built):
-        raise _nothing_left(read_failures(store), record.source)
+        raise _nothing_left(failures, record.source)
     finish_store(
         store,
         shards=[(one.shard, one.entries) for one in built],
-        features=features,
+        features=record.features(),
         frames=plan.frames,
         moments=reduce(Moments.merge, (one.moments for one in built)),
         settings=record.settings,
         provenance={"source": record.source, "plan": record.digest, "window_seconds": plan.seconds},
     )
+
+
+@contextlib.contextmanager
+def _writing(store: Path) -> Iterator[None]:
+    """What cannot be read is an `AudioError` by now: other errors of the system are about the store."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot be written: {error.strerror or error}",
+            path=error.filename or store,
+            advice="Look at its permissions and at the free space of the disk. Then run the same command again: it "
+            "continues.",
+        ) from error
 
 
 def _alive(results: Iterator[Result]) -> Iterator[Result]:

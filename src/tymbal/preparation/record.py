@@ -19,7 +19,7 @@ from tymbal.errors import StoreError
 from tymbal.files import PARTIAL, write_json
 from tymbal.preparation.clips import Listed
 from tymbal.preparation.plan import Plan
-from tymbal.settings import PrepareSettings
+from tymbal.settings import FeatureSettings, PrepareSettings
 from tymbal.store.format import DESCRIPTION, INDEX, SHARDS, WORK, Description
 from tymbal.store.store import Store
 
@@ -62,6 +62,10 @@ class Record:
             return cls(**json.loads((store / WORK / _RECORD).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
+
+    def features(self) -> FeatureSettings:
+        """How spectrograms are computed."""
+        return FeatureSettings(**{name: self.settings[name] for name in FeatureSettings.__dataclass_fields__})
 
     def write(self, store: Path) -> None:
         """Keeps the record until the store is complete."""
