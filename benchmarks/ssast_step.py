@@ -1,0 +1,264 @@
+"""How long does a step of SSAST's joint pretraining take, against the reference's algorithm?
+
+    python benchmarks/ssast_step.py
+    python benchmarks/ssast_step.py --size tiny --frames 256 --masked 100 --compile
+    python benchmarks/ssast_step.py --reference-python ~/ssast/venv/bin/python --ssast ~/ssast
+
+A step is forward, backward and the optimizer, on one batch that all share. The sides are timed in turns, in one
+process, so that what disturbs one disturbs all:
+
+- the reference's algorithm (`_ssast_reference.py`): two passes with two masks drawn in Python, loops over the clips,
+  attention written out, Adam; a user who has SSAST itself (timm 0.4.5) can have that timed as well, in its own
+  environment, by `--reference-python` and `--ssast`;
+- ours in one pass, with the clipping of the gradient and the AdamW of `tymbal pretrain`: the same losses, which is
+  checked first, on the same weights and masks, with their gradients;
+- ours with `--encode visible`. This is another model (MAE-AST), whose speed says nothing without what it learns: look
+  at its probe (`tymbal probe`) beside it.
+
+bf16 is measured where the hardware computes it; emulated it is no gain. On Linux all sides let glibc keep freed
+memory, as Tymbal's command line does (`--plain-malloc`: none does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from _report import machine, ratios, table
+from _ssast_reference import ReferenceSSAST, adam, joint_step
+from tymbal.models.doors.ssast import from_state
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.objectives.ssast import SSASTObjective
+from tymbal.settings import SIZES, PretrainSettings
+from tymbal.training.device import choose_device, choose_precision, tune_malloc
+from tymbal.training.optimizer import parameter_groups
+
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+ANOTHER = "another model (MAE-AST): read its probe beside it"
+
+
+class Side(NamedTuple):
+    """One of those that are compared.
+
+    Attributes:
+        name: What it is called in the table.
+        step: Takes a step and gives its seconds.
+        note: What the table says beside it.
+    """
+
+    name: str
+    step: Callable[[], float]
+    note: str = ""
+
+
+def main() -> None:
+    arguments = parse()
+    tuned = not arguments.plain_malloc and tune_malloc()
+    torch.set_num_threads(arguments.threads)
+    device, _ = choose_device(arguments.device)
+    torch.manual_seed(0)
+    random.seed(0)
+    reference = ReferenceSSAST(**shape(arguments)).to(device)
+    batch = torch.randn(arguments.batch, arguments.frames, arguments.mels, device=device)
+
+    print(headline(arguments, device, tuned=tuned))
+    check_losses(reference, batch, arguments.masked)
+    sides = all_sides(arguments, reference, batch, device)
+    print(figures(sides, measure(sides, arguments.rounds)))
+    if not has_bf16(device):
+        print(f"bf16: not available, {choose_precision('auto', device)[1]}")
+
+
+def all_sides(
+    arguments: argparse.Namespace, reference: ReferenceSSAST, batch: Tensor, device: torch.device
+) -> list[Side]:
+    sides = []
+    for precision in ("float32", "bf16") if has_bf16(device) else ("float32",):
+        for compiled in (False, True) if arguments.compile else (False,):
+            kind = "".join([", bf16" if precision == "bf16" else "", ", compiled" if compiled else ""])
+            for encode, name, note in (("all", "one pass", ""), ("visible", "visible only", ANOTHER)):
+                step = ours(reference, batch, arguments.masked, encode=encode, precision=precision, compiled=compiled)
+                sides.append(Side(f"ours, {name}{kind}", step, note))
+    optimizer = adam(reference, 1e-4)
+    first = Side(
+        "the reference's algorithm",
+        lambda: timed(lambda: joint_step(reference, optimizer, batch, arguments.masked), device),
+    )
+    if arguments.reference_python:
+        return [first, Side("SSAST itself", Peer(arguments, device).step, "in its own environment"), *sides]
+    return [first, *sides]
+
+
+def ours(
+    reference: ReferenceSSAST, batch: Tensor, masked: int, *, encode: str, precision: str, compiled: bool
+) -> Callable[[], float]:
+    """Our step, from the reference's weights."""
+    settings = PretrainSettings()
+    objective = objective_from(reference, masked, encode=encode)
+    groups = parameter_groups(objective.named_parameters(), learning_rate=1e-4, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, settings.adam_beta2), fused=True)
+    module = torch.compile(objective) if compiled else objective
+    clips, frames, _ = batch.shape
+    rows = torch.arange(clips, device=batch.device)
+    lengths, epoch = torch.full_like(rows, frames), torch.zeros_like(rows)
+
+    def step() -> None:
+        nonlocal epoch
+        with autocast(batch.device, precision):
+            loss = module(spectrogram=batch, frames=lengths, row=rows, epoch=epoch)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        epoch = epoch + 1
+
+    return lambda: timed(step, batch.device)
+
+
+def objective_from(reference: ReferenceSSAST, masked: int, *, encode: str) -> SSASTObjective:
+    """Our objective with the reference's weights (the decoder, which that has not, with random ones)."""
+    device = reference.mask_embed.device
+    checkpoint = from_state({name: value.clone() for name, value in reference.state_dict().items()}, path="reference")
+    encoder = SpectrogramEncoder(checkpoint.description.encoder)
+    encoder.load_state_dict(checkpoint.encoder)
+    # The batch is normalised: mean 0 and deviation 1/2 leave it as it is.
+    objective = SSASTObjective(encoder, mean=0.0, std=0.5, mask_count=masked, encode=encode)
+    objective.load_head_state(objective.head_state() | checkpoint.objective)
+    return objective.to(device)
+
+
+def check_losses(reference: ReferenceSSAST, batch: Tensor, masked: int) -> None:
+    """Stops where the losses or gradients of one pass are not those of the reference's two with the same masks."""
+    objective = objective_from(reference, masked, encode="all")
+    rows = torch.arange(len(batch), device=batch.device)
+    masks = objective.make_masks(batch.shape[1], torch.full_like(rows, batch.shape[1]), rows, torch.zeros_like(rows))
+    loss = objective.losses(objective.predict(batch, masks), objective.encoder.patchify(batch), masks.index)["loss"]
+    theirs = reference.mpc(batch, masked, masks.index)[1] + 10 * reference.mpg(batch, masked, masks.index)
+    loss.backward()
+    theirs.backward()
+    gradient = objective.encoder.position_embedding.grad
+    wanted = reference.v.pos_embed.grad
+    away = float((gradient - wanted).norm() / wanted.norm())
+    reference.zero_grad(set_to_none=True)
+    print(
+        f"Equal masks: loss {theirs.item():.5f} by the reference's algorithm in two passes, {loss.item():.5f} by ours "
+        f"in one; gradients differ by {away:.1e}\n"
+    )
+    if abs(loss.item() - theirs.item()) > 1e-4 * abs(theirs.item()) or away > 1e-3:
+        sys.exit("They are not the same: what follows would compare nothing.")
+
+
+class Peer:
+    """SSAST itself, in a process and an environment of its own, that takes a step when it is told to."""
+
+    def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
+        malloc = {} if arguments.plain_malloc else MALLOC
+        numbers = [str(getattr(arguments, name)) for name in ("frames", "mels", "batch", "masked", "threads")]
+        script = Path(__file__).with_name("_ssast_peer.py")
+        self.process = subprocess.Popen(
+            [arguments.reference_python, script, arguments.ssast, arguments.size, device.type, *numbers],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **malloc, "OMP_NUM_THREADS": str(arguments.threads)},
+        )
+
+    def step(self) -> float:
+        """Lets it take a step and gives the seconds."""
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            sys.exit(f"SSAST's process ended with {self.process.wait()}; its own message is above.")
+        return float(answer)
+
+
+def timed(step: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(sides: list[Side], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each side by round; two rounds, in which memory is taken and code compiled, are not counted."""
+    for side in sides:
+        side.step()
+        side.step()
+    by_round = [[side.step() for side in sides] for _ in range(rounds)]
+    return {side.name: list(seconds) for side, seconds in zip(sides, zip(*by_round, strict=True), strict=True)}
+
+
+def figures(sides: list[Side], seconds: dict[str, list[float]]) -> str:
+    """The table, with what must be read beside it."""
+    rows = []
+    for number, side in enumerate(sides):
+        own = seconds[side.name]
+        faster = ratios(seconds, sides[0].name, side.name)
+        note = f" ({number})" if side.note else ""
+        rows.append([side.name + note, f"{statistics.median(own):.3f}", f"{min(own):.3f}", f"{faster:.2f}"])
+    notes = [f"({number}) {side.note}" for number, side in enumerate(sides) if side.note]
+    return "\n".join([table(["step", "median s", "fastest s", "times as fast"], rows), *notes])
+
+
+def shape(arguments: argparse.Namespace) -> dict[str, int]:
+    width, depth, heads = SIZES[arguments.size]
+    return {"width": width, "depth": depth, "heads": heads, "mels": arguments.mels, "frames": arguments.frames}
+
+
+def has_bf16(device: torch.device) -> bool:
+    return choose_precision("auto", device)[0] is torch.bfloat16
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def headline(arguments: argparse.Namespace, device: torch.device, *, tuned: bool) -> str:
+    patches = arguments.mels // 16 * (arguments.frames // 16)
+    gpu = f"{torch.cuda.get_device_name()}, " if device.type == "cuda" else ""
+    memory = "glibc keeps freed memory" if tuned else "malloc as the C library has it"
+    return (
+        f"A joint step, {arguments.size} encoder, {arguments.batch} clips of {arguments.frames} frames x "
+        f"{arguments.mels} mel bins, {arguments.masked} of {patches} patches masked, {arguments.rounds} rounds\n"
+        f"{gpu}{machine()}, {arguments.threads} threads, torch {torch.__version__}\n"
+        f"All in float32 unless said otherwise; {memory}, for all."
+    )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--frames", type=int, default=1024)
+    parser.add_argument("--mels", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--masked", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--compile", action="store_true", help="measure the compiled steps as well")
+    parser.add_argument("--plain-malloc", action="store_true", help="leave glibc's malloc as it is, on all sides")
+    parser.add_argument("--reference-python", metavar="PYTHON", help="interpreter of an environment with timm 0.4.5")
+    parser.add_argument("--ssast", metavar="PATH", help="a clone of SSAST, for --reference-python")
+    arguments = parser.parse_args()
+    if bool(arguments.reference_python) != bool(arguments.ssast):
+        parser.error("--reference-python and --ssast belong together")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
