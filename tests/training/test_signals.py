@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +19,8 @@ import torch
 from test_run import Copying, lines, session
 from torch import Tensor
 
-from tymbal.stopping import RUN_AGAIN, Stopped
+from tymbal.stopping import RUN_AGAIN, Stopped, StopRequest
+from tymbal.training import signals
 from tymbal.training.checkpoints import verify
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows delivers no such signals")
@@ -101,3 +106,52 @@ def test_signal__reaches_processes_that_load_batches_too(tmp_path: Path):
     with pytest.raises(Stopped):
         session(tmp_path / "run", AllSignalled(7, signal.SIGTERM), workers=2)
     assert saved(tmp_path / "run")[-1] == 7
+
+
+def test_signal__in_one_of_two_processes_stops_both_at_the_same_step(tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    tests = Path(__file__).parents[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tests), os.environ.get("PYTHONPATH", "")]),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
+    command = [sys.executable, str(Path(__file__).parent / "signalled_sessions.py"), str(tmp_path)]
+    processes = [
+        subprocess.Popen(
+            command, env={**environment, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert first["status"] == RUN_AGAIN
+    step = first["saved"][-1]
+    assert 5 <= step < 20
+    assert f"Stopped after step {step} of 20." in said[0]
+    assert "Stopped" not in said[1]
+    ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
+    assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
+
+
+def test_agreement__about_once_a_second_and_never_less_than_a_step(monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+    asked: list[int] = []
+    arguments = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    state, control = SimpleNamespace(global_step=0), SimpleNamespace(should_training_stop=False)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: asked.append(state.global_step))
+    callback = signals.StopOnSignal(StopRequest())
+    callback.on_train_begin(arguments, state, control)
+    for seconds in [0.1] * 40 + [5.0] * 5:
+        now += seconds
+        state.global_step += 1
+        callback.on_step_end(arguments, state, control)
+    # Step 41 is the tenth since they last met: the mean of those is 0.59 s.
+    assert asked == [1, 11, 21, 31, 41, 43, 44, 45]

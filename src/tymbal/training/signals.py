@@ -59,5 +59,5 @@ class StopOnSignal(TrainerCallback):
         torch.distributed.all_reduce(own, op=torch.distributed.ReduceOp.MAX)
         anyone, seconds_a_step = own.tolist()
         # Of the same number in every process, so that all meet again at the same step.
-        self._last, self._next, self._since = step, step + max(1, int(_SECONDS / max(seconds_a_step, 1e-3))), now
+        self._last, self._next, self._since = step, step + max(1, round(_SECONDS / max(seconds_a_step, 1e-3))), now
         return bool(anyone)
