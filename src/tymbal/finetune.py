@@ -8,6 +8,7 @@ model on the validation clips lies in `classifier/model` and goes straight into 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.classification import ClassificationObjective
     from tymbal.store.base import SpectrogramSource
+    from tymbal.training.callbacks import Evaluation
     from tymbal.training.folder import Resume, RunResult
 
 __all__ = ["finetune"]
@@ -61,6 +63,7 @@ def finetune(
     *,
     resume: Resume = "auto",
     config: str | Path | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
     **settings: Any,
 ) -> RunResult:
     """Trains a classifier on labelled sound, from pretrained or random weights.
@@ -73,6 +76,7 @@ def finetune(
         resume: `auto` continues the run in the output folder if there is one, True insists on one, False on none; or
             the folder of a checkpoint.
         config: YAML file with settings, or the `run.yaml` of an earlier run.
+        on_evaluation: Told about every evaluation: its figures, and the module with its weights at that moment.
         **settings: See `tymbal.settings.FinetuneSettings`.
 
     Raises:
@@ -109,6 +113,7 @@ def finetune(
         run=run,
         verb="finetune",
         resume=resume,
+        on_evaluation=on_evaluation,
         groups=_groups(objective, chosen),
         finalise=finalise,
     )

@@ -10,6 +10,7 @@ into `tymbal probe` and `tymbal finetune --from run`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.ssast import SSASTObjective
     from tymbal.store.base import SpectrogramSource
+    from tymbal.training.callbacks import Evaluation
     from tymbal.training.folder import Resume, RunResult
 
 __all__ = ["pretrain"]
@@ -56,6 +58,7 @@ def pretrain(
     *,
     resume: Resume = "auto",
     config: str | os.PathLike[str] | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
     **settings: Any,
 ) -> RunResult:
     """Pretrains an encoder on the spectrograms of a store.
@@ -67,6 +70,7 @@ def pretrain(
         resume: `auto` continues the run in the output folder if there is one, True insists on one, False on none; or
             the folder of a checkpoint.
         config: YAML file with settings, or the `run.yaml` of an earlier run.
+        on_evaluation: Told about every evaluation: its figures, and the module with its weights at that moment.
         **settings: See `tymbal.settings.PretrainSettings`.
 
     Raises:
@@ -108,6 +112,7 @@ def pretrain(
         run=run,
         verb="pretrain",
         resume=resume,
+        on_evaluation=on_evaluation,
         finalise=finalise,
     )
 

@@ -251,10 +251,19 @@ class TrainingSettings:
         batch_sizes: Clips a step and device by epoch, as in 1, 1, 2, 4, instead of one number; the last one holds on.
         accumulate: Batches whose gradients are added up before a step.
         learning_rate: Highest learning rate.
-        schedule: What the learning rate does after the warm-up.
+        optimizer: How weights are changed.
+        schedule: What the learning rate does after the warm-up: falls along a `cosine` or a line to 0, stays, falls in
+            steps of some epochs, or falls whenever the validation metric stays on a plateau.
         warmup: Warm-up: a fraction of all steps below 1, a number of steps from 1 on.
-        weight_decay: Decoupled weight decay of AdamW; not applied to norms, biases, tokens and position embeddings.
-        adam_beta2: Second beta of AdamW.
+        step_start: Epochs after which the learning rate falls first, with `step`.
+        step_every: Epochs between its falls, with `step`.
+        step_factor: What it is multiplied by at each fall, with `step`.
+        plateau_patience: Evaluations without progress after which it falls, with `plateau`.
+        plateau_factor: What it is multiplied by then, with `plateau`.
+        weight_decay: Weight decay, decoupled in AdamW, an L2 penalty in Adam and SGD; not applied to norms, biases,
+            tokens and position embeddings.
+        adam_beta1: First beta of AdamW and Adam; the momentum of SGD.
+        adam_beta2: Second beta of AdamW and Adam.
         clip_norm: Largest norm of the gradient; 0 does not clip.
         precision: Arithmetic of the encoder. `auto` is bf16 where the hardware computes it, else float32.
         device: `auto` takes CUDA, then Apple's MPS, then the CPU, and says why. Where CUDA cannot be used, `cuda` fails
@@ -263,10 +272,14 @@ class TrainingSettings:
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         seed: Seed of weights, order, masks and augmentation.
         eval_every: Epochs between evaluations (fractions allowed).
-        save_every: Epochs between checkpoints (fractions allowed). `None` is the same as `eval_every`.
+        eval_steps: Steps between evaluations, instead of epochs.
+        save_every: Epochs between checkpoints (fractions allowed). `None` is after every evaluation.
         keep_checkpoints: Checkpoints that are kept, beside the best.
         patience: Evaluations without progress after which training stops early; 0 never stops early.
         min_progress: What counts as progress of the monitored metric.
+        average_from: Epoch from which the weights after every evaluation are averaged. The average is evaluated, too,
+            and kept as a second model, `average`, in the run folder. `None` averages nothing.
+        average_to: Last epoch of the average. `None` is the end.
         log_every: Steps between logged figures.
         report_to: Trackers by name: tensorboard, wandb, mlflow.
         workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
@@ -279,9 +292,16 @@ class TrainingSettings:
     batch_sizes: tuple[int, ...] = ()
     accumulate: int = 1
     learning_rate: float = 5e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = "cosine"
     warmup: float = 0.1
+    step_start: float = 10
+    step_every: float = 5
+    step_factor: float = 0.5
+    plateau_patience: int = 2
+    plateau_factor: float = 0.5
     weight_decay: float = 0.05
+    adam_beta1: float = 0.9
     adam_beta2: float = 0.98
     clip_norm: float = 1.0
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -290,10 +310,13 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     seed: int = 42
     eval_every: float = 1
+    eval_steps: int | None = None
     save_every: float | None = None
     keep_checkpoints: int = 2
     patience: int = 0
     min_progress: float = 0.0
+    average_from: float | None = None
+    average_to: float | None = None
     log_every: int = 10
     report_to: tuple[str, ...] = ("tensorboard",)
     workers: int = 0
@@ -304,11 +327,22 @@ class TrainingSettings:
         _check(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
         _check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         _check(min(self.batch_sizes, default=1) >= 1, "batch_sizes", self.batch_sizes, "numbers of 1 or more")
+        first, last = self.average_from, self.average_to
+        _check(first is None or first >= 0, "average_from", first, "0 or more")
+        _check(last is None or last >= (first or 0), "average_to", last, f"{first or 0:g} or more")
         _check(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
         _check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
         _check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        for name in ("step_start", "step_every"):
+            _check(getattr(self, name) > 0, name, getattr(self, name), "a number of epochs above 0")
+        for name in ("step_factor", "plateau_factor"):
+            _check(0 < getattr(self, name) < 1, name, getattr(self, name), "a number between 0 and 1")
+        _check(self.plateau_patience >= 0, "plateau_patience", self.plateau_patience, "0 or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")
         _check(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
         _check(self.eval_every > 0, "eval_every", self.eval_every, "a number of epochs above 0")
+        _check(self.eval_steps is None or self.eval_steps >= 1, "eval_steps", self.eval_steps, "1 or more")
         _check(self.save_every is None or self.save_every > 0, "save_every", self.save_every, "a number above 0")
         _check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
         _check(self.workers >= 0, "workers", self.workers, "0 or more")

@@ -18,6 +18,7 @@ from tymbal.training.batches import BatchPlan
 
 __all__ = ["training_arguments"]
 
+# Those that are not among these are our own (`training.schedule`).
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -59,9 +60,10 @@ def training_arguments(
         per_device_eval_batch_size=plan.batch_sizes[0],
         gradient_accumulation_steps=plan.accumulate,
         learning_rate=settings.learning_rate,
-        lr_scheduler_type=_SCHEDULES[settings.schedule],
+        lr_scheduler_type=_SCHEDULES.get(settings.schedule, "constant"),
         warmup_steps=settings.warmup,
         weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
         adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.clip_norm,
         bf16=dtype is torch.bfloat16,

@@ -9,6 +9,8 @@ The plan knows all steps from the start, also where the batch size changes by ep
 exact number of steps, and a resumed run finds its place by counting steps (`Trainer` computes both from one constant
 size and one constant number of batches an epoch; it is shown the whole run as a single epoch).
 
+Where clips have weights, an epoch is drawn from them with replacement, and all else stays the same.
+
 With several processes, each takes its own slice of the same global batch: two processes with batches of `b` see what
 one process with batches of `2 b` sees.
 """
@@ -16,9 +18,10 @@ one process with batches of `2 b` sees.
 from __future__ import annotations
 
 import bisect
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -53,6 +56,8 @@ class BatchPlan:
         accumulate: Batches a step.
         processes: Processes that train together.
         seed: Seed of the order of the clips.
+        weights: Chances of each clip, [length]: an epoch is then as many draws with replacement. None takes every clip
+            once.
     """
 
     length: int
@@ -62,12 +67,15 @@ class BatchPlan:
     accumulate: int = 1
     processes: int = 1
     seed: int = 0
+    weights: np.ndarray | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.length < 1:
             raise TrainingError("there are no clips to train on", advice="Check the split: it needs training clips.")
         if not self.batch_sizes or min(self.batch_sizes) < 1:
             raise TrainingError(f"the batch sizes {self.batch_sizes} are not numbers of clips from 1 on")
+        if self.weights is not None and (len(self.weights) != self.length or not 0 < self.weights.sum() < math.inf):
+            raise TrainingError(f"the weights of the clips are not {self.length} numbers of which some are above 0")
 
     @cached_property
     def steps(self) -> int:
@@ -102,8 +110,11 @@ class BatchPlan:
         return done > before
 
     def order(self, epoch: int) -> np.ndarray:
-        """The order of the clips in an epoch: int64 [length]."""
-        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        """The order of the clips in an epoch, or what is drawn for it: int64 [length]."""
+        random = np.random.default_rng((self.seed, epoch))
+        if self.weights is None:
+            return random.permutation(self.length)
+        return random.choice(self.length, self.length, p=self.weights / self.weights.sum())
 
     def fingerprint(self) -> dict[str, object]:
         """What must be the same for a run to be continued: with it, step N means the same clips."""
@@ -114,6 +125,7 @@ class BatchPlan:
             "processes": self.processes,
             "seed": self.seed,
             "steps": self.steps,
+            **({} if self.weights is None else {"weights": hashlib.blake2b(self.weights.tobytes()).hexdigest()[:16]}),
         }
 
     def _clips_a_step(self, batch_size: int) -> int:

@@ -9,10 +9,12 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
+from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from typing_extensions import override
@@ -20,8 +22,9 @@ from typing_extensions import override
 from tymbal.files import write_text
 from tymbal.progress import Progress
 from tymbal.training.batches import BatchPlan
+from tymbal.training.schedule import Plateau
 
-__all__ = ["Clock", "MetricsFile", "ProgressBar", "Timetable", "is_better"]
+__all__ = ["Clock", "Evaluation", "MetricsFile", "Observer", "PlateauWatch", "ProgressBar", "Timetable", "is_better"]
 
 
 def is_better(value: float, than: float | None, *, greater: bool) -> bool:
@@ -40,15 +43,28 @@ class Timetable(TrainerCallback):
     Args:
         plan: All steps of the run.
         log_every: Steps between logged figures.
-        eval_every: Epochs between evaluations; None where there is nothing to validate on.
-        save_every: Epochs between checkpoints.
+        eval_every: Epochs between evaluations.
+        eval_steps: Steps between evaluations, instead.
+        save_every: Epochs between checkpoints; None is when there is an evaluation, or would be.
+        validates: Whether there is anything to validate on.
     """
 
-    def __init__(self, plan: BatchPlan, *, log_every: int, eval_every: float | None, save_every: float) -> None:
+    def __init__(
+        self,
+        plan: BatchPlan,
+        *,
+        log_every: int,
+        eval_every: float,
+        eval_steps: int | None = None,
+        save_every: float | None = None,
+        validates: bool = True,
+    ) -> None:
         self._plan = plan
         self._log_every = log_every
         self._eval_every = eval_every
+        self._eval_steps = eval_steps
         self._save_every = save_every
+        self._validates = validates
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -56,9 +72,12 @@ class Timetable(TrainerCallback):
         state.epoch = self._plan.epoch_after(step)
         last = step >= self._plan.steps
         control.should_training_stop |= last
-        control.should_save |= last or self._plan.is_due(step, self._save_every)
-        if self._eval_every is not None:
-            control.should_evaluate |= last or self._plan.is_due(step, self._eval_every)
+        evaluation = last or self._plan.is_due(step, self._eval_every)
+        if self._eval_steps is not None:
+            evaluation = last or step % self._eval_steps == 0
+        control.should_evaluate |= evaluation and self._validates
+        saving = evaluation if self._save_every is None else self._plan.is_due(step, self._save_every)
+        control.should_save |= last or saving
         due = step % self._log_every == 0
         control.should_log |= due or control.should_save or control.should_evaluate
 
@@ -68,6 +87,72 @@ class Timetable(TrainerCallback):
         if is_better(value, state.best_metric, greater=bool(args.greater_is_better)):
             state.best_global_step = state.global_step
             control.should_save = True
+
+
+class PlateauWatch(TrainerCallback):
+    """Tells the schedule what every evaluation found.
+
+    The schedule's state goes into the checkpoint of this step, and with it what it has been told.
+
+    Args:
+        min_progress: What counts as progress of the monitored metric.
+    """
+
+    def __init__(self, min_progress: float) -> None:
+        self._min_progress = min_progress
+
+    @override
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        value = kwargs["metrics"][f"eval_{args.metric_for_best_model}"]
+        schedule = cast(Plateau, kwargs["lr_scheduler"])
+        schedule.observe(value, greater=bool(args.greater_is_better), min_progress=self._min_progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation in the middle of a run found.
+
+    Attributes:
+        step: Optimizer steps that are done.
+        epoch: Passes over the training clips that are done.
+        figures: All figures of the run so far by step, as in `metrics.jsonl`.
+        best: Whether this is the best model so far.
+        module: The objective with its weights at this moment.
+    """
+
+    step: int
+    epoch: float
+    figures: list[dict[str, Any]]
+    best: bool
+    module: nn.Module
+
+
+class Observer(TrainerCallback):
+    """Tells a caller about every evaluation; in the first process only.
+
+    Args:
+        tell: Is told.
+        path: The metrics file.
+        module: The objective.
+    """
+
+    def __init__(self, tell: Callable[[Evaluation], None], path: Path, module: nn.Module) -> None:
+        self._tell = tell
+        self._path = path
+        self._module = module
+
+    @override
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self._tell(
+                Evaluation(
+                    step=state.global_step,
+                    epoch=float(state.epoch or 0.0),
+                    figures=MetricsFile.read(self._path),
+                    best=state.best_global_step == state.global_step,
+                    module=self._module,
+                )
+            )
 
 
 class Clock(TrainerCallback, ExportableState):

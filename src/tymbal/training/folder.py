@@ -4,6 +4,7 @@
       run.yaml        resolved settings; `tymbal pretrain --config run/run.yaml` repeats the run
       checkpoints/    each complete or absent
       model/          the best model
+      average/        a model of averaged weights, where that is wanted
       metrics.jsonl   every logged figure, one JSON object a line
       tensorboard/
       result.json     written last: how the run ended, and the figures of the model
@@ -98,6 +99,11 @@ class RunFolder:
     def model(self) -> Path:
         """Folder of the best model."""
         return self.path / "model"
+
+    @property
+    def average(self) -> Path:
+        """Folder of the model with averaged weights, where that is wanted."""
+        return self.path / "average"
 
     @property
     def metrics(self) -> Path:

@@ -1,4 +1,4 @@
-"""Which parameters decay.
+"""What changes the weights, and which parameters decay.
 
 Weight decay pulls weights to zero. For the matrices of linear layers and convolutions that is a prior; the scale of a
 norm, a bias, a token or a position embedding has no reason to be small (as in timm and ViT).
@@ -9,9 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
-__all__ = ["parameter_groups"]
+from tymbal.settings import TrainingSettings
+
+__all__ = ["make_optimizer", "parameter_groups"]
+
+
+def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer of a run.
+
+    Args:
+        settings: Which one, and its numbers.
+        groups: What `parameter_groups` gave.
+    """
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.adam_beta1, fused=True)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    return kind(groups, lr=settings.learning_rate, betas=betas, fused=True)
 
 
 def parameter_groups(

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
@@ -27,8 +29,9 @@ from tymbal.progress import Progress, say, tell
 from tymbal.settings import TrainingSettings
 from tymbal.stopping import Stopped, requested
 from tymbal.training.arguments import training_arguments
+from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan
-from tymbal.training.callbacks import Clock, MetricsFile, ProgressBar, Timetable
+from tymbal.training.callbacks import Clock, Evaluation, MetricsFile, Observer, PlateauWatch, ProgressBar, Timetable
 from tymbal.training.checkpoints import Checkpoints, verify
 from tymbal.training.device import choose_device
 from tymbal.training.folder import Resume, RunFolder, RunResult
@@ -104,6 +107,8 @@ def train(
     verb: str,
     resume: Resume = "auto",
     groups: list[dict[str, Any]] | None = None,
+    weights: NDArray[np.float64] | None = None,
+    on_evaluation: Callable[[Evaluation], None] | None = None,
     finalise: Callable[[RunResult], None],
 ) -> RunResult:
     """Trains a module to the end of its plan, its patience or its minutes, or continues to do so.
@@ -118,8 +123,11 @@ def train(
         run: The run folder, already begun.
         verb: The verb, for the progress bar.
         resume: As in `begin`.
-        groups: Parameter groups for AdamW, see `training.optimizer`. None treats all parameters alike.
-        finalise: Saves the model into the run folder; called in the first process only.
+        groups: Parameter groups for the optimizer, see `training.optimizer`. None treats all parameters alike.
+        weights: Chances of the training clips, see `training.batches.BatchPlan`.
+        on_evaluation: Told about every evaluation, in the first process only.
+        finalise: Saves the module as the model of a result; called in the first process only, for the average of
+            weights, where one is wanted, and then for the best.
 
     Returns:
         How the run ended, with the figures of the saved model.
@@ -131,13 +139,14 @@ def train(
         Stopped: A signal asked to stop; a checkpoint is written.
     """
     folder = RunFolder(run)
-    plan = _plan(settings, len(train_dataset))
+    plan = _plan(settings, len(train_dataset), weights)
     has_validation = validation_dataset is not None and len(validation_dataset) > 0
     _check_goals(settings, has_validation=has_validation)
     join(choose_device(settings.device)[0])
     checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
     start = on_first(lambda: _find_start(checkpoints, plan, resume))
     clock = Clock(settings.max_minutes, start.seconds)
+    average = None if settings.average_from is None else WeightAverage(module, settings)
     arithmetic = settle_device(module, train_dataset, settings, plan=plan)
     with in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints):
         trainer = _trainer(
@@ -150,6 +159,8 @@ def train(
             checkpoints=checkpoints,
             start=start,
             clock=clock,
+            average=average,
+            on_evaluation=on_evaluation,
             groups=groups
             or parameter_groups(
                 module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -161,6 +172,13 @@ def train(
         else:
             _fit(trainer, start, title=_TITLES.get(verb, verb))
             steps, best_step = trainer.state.global_step, trainer.state.best_global_step
+        ended = "minutes" if clock.rang else "steps" if steps >= plan.steps else "patience"
+        if average is not None and average.count:
+            figures = trainer.evaluated(average)
+            if rank() == 0:
+                finalise(
+                    RunResult(run=run, model=folder.average, metrics=figures, steps=steps, best_step=steps, ended=ended)
+                )
     saved = _load_best(
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), checkpoints, [best_step, steps]
     )
@@ -170,7 +188,7 @@ def train(
         metrics=MetricsFile.at_step(folder.metrics, saved),
         steps=steps,
         best_step=saved,
-        ended="minutes" if clock.rang else "steps" if steps >= plan.steps else "patience",
+        ended=ended,
     )
     if rank() == 0:
         finalise(result)
@@ -180,7 +198,7 @@ def train(
     return result
 
 
-def _plan(settings: TrainingSettings, clips: int) -> BatchPlan:
+def _plan(settings: TrainingSettings, clips: int, weights: NDArray[np.float64] | None) -> BatchPlan:
     return BatchPlan(
         length=clips,
         batch_sizes=settings.batch_sizes or (settings.batch_size,),
@@ -189,14 +207,17 @@ def _plan(settings: TrainingSettings, clips: int) -> BatchPlan:
         accumulate=settings.accumulate,
         processes=processes(),
         seed=settings.seed,
+        weights=weights,
     )
 
 
 def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
-    if settings.patience and not has_validation:
+    wanted = {"patience": settings.patience, "average_from": settings.average_from is not None}
+    wanted["schedule plateau"] = settings.schedule == "plateau"
+    for name in [name for name, is_wanted in wanted.items() if is_wanted and not has_validation]:
         raise SettingsError(
-            "patience needs validation clips, and there are none",
-            advice="Prepare the store with a validation split, or set patience to 0.",
+            f"{name} needs validation clips, and there are none",
+            advice=f"Prepare the store with a validation split, or do without {name}.",
         )
     for name in settings.report_to:
         if name not in _TRACKERS:
@@ -262,6 +283,8 @@ def _trainer(
     checkpoints: Checkpoints,
     start: _Start,
     clock: Clock,
+    average: WeightAverage | None,
+    on_evaluation: Callable[[Evaluation], None] | None,
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
     device, dtype = arithmetic
@@ -271,27 +294,39 @@ def _trainer(
     timetable = Timetable(
         plan,
         log_every=settings.log_every,
-        eval_every=None if validation_dataset is None else settings.eval_every,
-        save_every=settings.save_every or settings.eval_every,
+        eval_every=settings.eval_every,
+        eval_steps=settings.eval_steps,
+        save_every=settings.save_every,
+        validates=validation_dataset is not None,
     )
     callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, clock, plan)]
     if settings.patience:
         patience = EarlyStoppingCallback(settings.patience, settings.min_progress)
         patience.early_stopping_patience_counter = start.idle
         callbacks.append(patience)
+    if settings.schedule == "plateau":
+        callbacks.append(PlateauWatch(settings.min_progress))
+    if average is not None:
+        callbacks.append(average)
+    if on_evaluation is not None:
+        callbacks.append(Observer(on_evaluation, folder.metrics, module))
     if "tensorboard" in settings.report_to and rank() == 0:
         callbacks.append(_tensorboard(folder, start))
     trainer = TymbalTrainer(
         module,
         arguments,
         plan=plan,
+        settings=settings,
         train_dataset=train_dataset,
         validation_dataset=validation_dataset,
         groups=groups,
         checkpoints=checkpoints,
+        average=average,
         skip=start.step * plan.accumulate,
         callbacks=callbacks,
     )
+    if average is not None and start.checkpoint is not None:
+        average.load(start.checkpoint)  # now that the module is on its device
     # `Trainer` seeds all processes alike, which then would drop out the same places of different clips.
     set_seed(settings.seed + rank())
     return trainer

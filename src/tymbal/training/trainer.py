@@ -23,10 +23,14 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from tymbal.errors import CheckpointError, TrainingError
+from tymbal.settings import TrainingSettings
 from tymbal.stopping import survive_in_worker
 from tymbal.store.dataset import whole_batch
+from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler, SequentialBatchSampler
 from tymbal.training.checkpoints import Checkpoints
+from tymbal.training.optimizer import make_optimizer
+from tymbal.training.schedule import make_schedule
 from tymbal.training.sums import RunningSums
 
 __all__ = ["BatchDataset", "Objective", "TymbalTrainer"]
@@ -69,8 +73,10 @@ class TymbalTrainer(Trainer):
         plan: All steps of the run.
         train_dataset: Clips to learn from.
         validation_dataset: Clips to validate on, or None.
-        groups: Parameter groups for AdamW.
+        settings: How to train.
+        groups: Parameter groups for the optimizer.
         checkpoints: Where checkpoints go.
+        average: The average of weights that goes into checkpoints, if any.
         skip: Batches that a resumed run has behind it.
         callbacks: What else happens.
     """
@@ -84,10 +90,12 @@ class TymbalTrainer(Trainer):
         arguments: TrainingArguments,
         *,
         plan: BatchPlan,
+        settings: TrainingSettings,
         train_dataset: BatchDataset,
         validation_dataset: BatchDataset | None,
         groups: list[dict[str, Any]],
         checkpoints: Checkpoints,
+        average: WeightAverage | None = None,
         skip: int = 0,
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -103,8 +111,10 @@ class TymbalTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self._module = module
         self._plan = plan
+        self._settings = settings
         self._groups = groups
         self._checkpoints = checkpoints
+        self._average = average
         self._skip = skip
         self._is_saving = False
         self._window = RunningSums()
@@ -150,14 +160,22 @@ class TymbalTrainer(Trainer):
     @override
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = torch.optim.AdamW(
-                self._groups,
-                lr=self.args.learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                fused=True,
-            )
+            self.optimizer = make_optimizer(self._settings, self._groups)
         return self.optimizer
+
+    @override
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_schedule(
+                self._settings,
+                self._plan,
+                optimizer or self.create_optimizer(),
+                warmup=self.args.get_warmup_steps(num_training_steps),
+            )
+            self._created_lr_scheduler = self.lr_scheduler is not None
+        return super().create_scheduler(num_training_steps, optimizer)
 
     @override
     def compute_loss(
@@ -207,6 +225,11 @@ class TymbalTrainer(Trainer):
             num_samples=len(cast(BatchDataset, dataloader.dataset)),
         )
 
+    def evaluated(self, average: WeightAverage) -> dict[str, float]:
+        """Figures of the averaged weights on the validation clips; the module has them afterwards."""
+        average.apply()
+        return dict(self.evaluation_loop(self.get_eval_dataloader(), "average").metrics or {})
+
     @override
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._checkpoints.aside) if self._is_saving else str(super()._get_output_dir(trial))
@@ -227,6 +250,8 @@ class TymbalTrainer(Trainer):
         # Until every process has written the state of its random numbers.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self._average is not None:
+                self._average.save(self._checkpoints.aside / self._checkpoints.path(self.state.global_step).name)
             self._checkpoints.commit(self.state.global_step, {"plan": self._plan.fingerprint()})
             self._checkpoints.rotate(best=self.state.best_global_step)
 
