@@ -25,6 +25,7 @@ from tymbal._version import __version__
 if TYPE_CHECKING:
     from tymbal.audio.manifest import Clip, Manifest
     from tymbal.audio.scan import scan
+    from tymbal.convert import convert
     from tymbal.demo.demo import demo
     from tymbal.errors import (
         AudioError,
@@ -60,6 +61,7 @@ __all__ = [
     "TrainingError",
     "TymbalError",
     "__version__",
+    "convert",
     "demo",
     "finetune",
     "load_model",
@@ -76,6 +78,7 @@ _ORIGIN = {
     "LoadedModel": "tymbal.models.folder",
     "Manifest": "tymbal.audio.manifest",
     "Store": "tymbal.store.store",
+    "convert": "tymbal.convert",
     "demo": "tymbal.demo.demo",
     "finetune": "tymbal.finetune",
     "load_model": "tymbal.models.folder",

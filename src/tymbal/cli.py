@@ -26,6 +26,7 @@ from tymbal.environment import check_companions
 from tymbal.errors import TymbalError
 from tymbal.progress import quietly, say
 from tymbal.settings import (
+    ConvertSettings,
     FinetuneSettings,
     PredictSettings,
     PrepareSettings,
@@ -42,8 +43,9 @@ _LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "demo"})
 _CONTINUES = frozenset({"prepare", "pretrain", "finetune", "demo"})
 
 _WAY = Group("The way from sound to predictions", sort_key=0)
-_DEMO = Group("All of it, on sound made on the spot", sort_key=1)
-_OPTIONS = Group("Options", sort_key=2)
+_FORMATS = Group("Other people's formats", sort_key=1)
+_DEMO = Group("All of it, on sound made on the spot", sort_key=2)
+_OPTIONS = Group("Options", sort_key=3)
 _EXAMPLE = """
 ```text
 tymbal scan     recordings -o manifest.csv
@@ -140,7 +142,7 @@ def pretrain(
     """Learn from unlabelled spectrograms. Run again after a stop, it continues.
 
     Args:
-        store: A store that `tymbal prepare` made.
+        store: A store that `tymbal prepare` made; a folder or an SSAST list of .pt spectrograms; or sound.
         output: Run folder: checkpoints, model, metrics.
         resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` starts
             anew; or the folder of a checkpoint.
@@ -162,7 +164,7 @@ def probe(
 
     Args:
         model: A run, a model folder, a Hugging Face or SSAST checkpoint.
-        data: A store, folder or manifest with labels.
+        data: A store, folder or manifest with labels, or an SSAST list of .pt spectrograms.
         output: Write the table here (.csv or .json).
     """
     _run("probe", model, data, output, common=common, settings=settings)
@@ -181,7 +183,7 @@ def finetune(
     """Train a classifier on labelled sound. Run again after a stop, it continues.
 
     Args:
-        source: Folder with a folder a class, a manifest with labels, or a store.
+        source: Folder with a folder a class, a manifest with labels, a store, or an SSAST list of .pt spectrograms.
         output: Run folder: checkpoints, model, metrics.
         resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` starts
             anew; or the folder of a checkpoint.
@@ -206,6 +208,25 @@ def predict(
         output: The table, a row a window and label (.csv).
     """
     _run("predict", model, list(files), output, common=common, settings=settings)
+
+
+@app.command(group=_FORMATS, help_formatter=VerbHelp(ConvertSettings), help_epilogue="")
+def convert(
+    source: str,
+    output: Path,
+    /,
+    *,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[ConvertSettings | None, _FLAT] = None,
+) -> None:
+    """Turn .pt spectrograms into a store and back, and models into each other's formats.
+
+    Args:
+        source: A store, a folder or an SSAST list of .pt spectrograms, a run, a model folder, an SSAST or Hugging Face
+            checkpoint.
+        output: Folder, or .pth file for SSAST, that is written.
+    """
+    _run("convert", source, output, common=common, settings=settings)
 
 
 @app.command(group=_DEMO, help_epilogue="")

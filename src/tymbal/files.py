@@ -18,6 +18,8 @@ __all__ = ["PARTIAL", "replace_file", "replace_folder", "sync_folder", "write_js
 
 PARTIAL = ".partial"
 
+_MANY = 1000
+
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -49,12 +51,7 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
-            else:
-                sync_folder(file)
-        sync_folder(aside)
+        _sync_tree(aside)
         if final.exists():
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
@@ -85,6 +82,19 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sync_tree(folder: Path) -> None:
+    inside = list(folder.rglob("*"))
+    if len(inside) > _MANY and hasattr(os, "sync"):
+        os.sync()  # one by one, a hundred thousand files take minutes
+        return
+    for path in inside:
+        if path.is_file():
+            _sync_file(path)
+        else:
+            sync_folder(path)
+    sync_folder(folder)
 
 
 def _sync_file(path: Path) -> None:

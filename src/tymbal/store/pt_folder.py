@@ -85,6 +85,7 @@ def open_pt(
     )
     header = listing.header
     mels = mel_bins or header.mels or _MELS
+    layout = header.layout if layout == "auto" else layout
     records = look(
         listing.files, mels=mels, layout=layout, record=None if record is None else Path(record), settled=settled
     )

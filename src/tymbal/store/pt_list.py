@@ -79,6 +79,7 @@ class Header:
         std: Its standard deviation.
         padding: What was behind the end of short ones.
         label_csv: SSAST's table of labels, relative to the list.
+        layout: What the sides of a file are, so that square ones can be told.
     """
 
     features: FeatureSettings | None = None
@@ -88,6 +89,7 @@ class Header:
     std: float | None = None
     padding: float | None = None
     label_csv: str | None = None
+    layout: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,12 @@ def list_pt(
         if part.is_dir():
             files += _folder(part, split)
             continue
-        header = _header(part) if header == Header() else header
         table = read_table(part)
         given = (data_val_dir, data_dir) if split == "validation" else (data_dir, None)
-        files += _listed(table, _data_folder(table, *given).absolute(), split)
+        listed = _listed(table, _data_folder(table, *given).absolute(), split)
+        told, sources = _told(part)
+        header = told if header == Header() else header
+        files += [replace(file, source=sources.get(index, file.source)) for index, file in enumerate(listed)]
     names = None
     if label_csv is None and header.label_csv is not None:
         label_csv = (path if path.is_dir() else path.parent) / header.label_csv
@@ -323,17 +327,18 @@ def _first_with_any(folders: Iterable[Path], table: Table) -> Path | None:
     return None
 
 
-def _header(path: Path) -> Header:
-    """What a list of ours says; nothing where it is another's."""
+def _told(path: Path) -> tuple[Header, dict[int, str]]:
+    """What a list of ours says: its header, and sound files whose names are not those of their `.pt` files."""
     if path.suffix.lower() != ".json":
-        return Header()
+        return Header(), {}
     content = json.loads(path.read_text(encoding="utf-8-sig"))
     told = content.get(HEADER) if isinstance(content, Mapping) else None
     if not isinstance(told, Mapping):
-        return Header()
+        return Header(), {}
+    sources = {index: str(entry["source"]) for index, entry in enumerate(content["data"]) if "source" in entry}
     try:
         features = None if told.get("features") is None else FeatureSettings(**told["features"])
-        return Header(**{**told, "features": features})
+        return Header(**{**told, "features": features}), sources
     except (TypeError, SettingsError) as error:
         raise ManifestError(
             f"what it says under {HEADER!r} is damaged: {error}", path=path, advice="Convert the store again."

@@ -130,6 +130,11 @@ class PtStore(SpectrogramSource):
         return self._content.failures
 
     @property
+    def rounds(self) -> bool:
+        """Whether some files are known to hold numbers of more than 16 bits, which `gather` rounds."""
+        return any(place.dtype not in ("", "<f2") for place in self._content.places)
+
+    @property
     def paths(self) -> Sequence[str]:
         """The `.pt` file of each row."""
         return tuple(self._content.paths)

@@ -1,0 +1,196 @@
+"""Stores and models between formats: `tymbal convert IN OUT --to FORMAT`.
+
+    tymbal convert train.json store --data-dir spectrograms      SSAST's .pt files to a packed store
+    tymbal convert store folder --to pt                          and back, each value the same
+    tymbal convert audio_model.100.pth model                     SSAST's checkpoint to a model folder
+    tymbal convert run model --to hf                             one that stock transformers loads
+    tymbal convert run audio_model.pth                           and one that SSAST loads
+
+What is written appears whole or not at all. What a format cannot hold is refused; what it can, comes back the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tymbal import config as configuration
+from tymbal.errors import SettingsError
+from tymbal.files import replace_folder
+from tymbal.progress import Progress
+from tymbal.settings import ConvertSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from tymbal.models.exchange import ModelLayout
+    from tymbal.store.base import SpectrogramSource
+    from tymbal.store.writer import Entry
+
+__all__ = ["ConvertResult", "convert"]
+
+_STORES = ("store", "pt")
+_MODELS = ("tymbal", "hf", "ssast", "pth")
+_WEIGHTS = (".pth", ".bin", ".ckpt", ".pt", ".safetensors")
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """What was written.
+
+    Attributes:
+        output: The folder or file.
+        to: Its format.
+        notes: What is worth knowing of it.
+    """
+
+    output: Path
+    to: str
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The result as a person reads it."""
+        return "\n".join([f"{self.output}: {self.to}", *self.notes])
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    config: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> ConvertResult:
+    """Converts spectrograms or a model to another format.
+
+    Args:
+        source: A store; a folder or a list of `.pt` spectrograms; or a model: a run, a model folder, a name on the
+            Hugging Face hub, an SSAST file.
+        output: The folder, or for SSAST the `.pth` file, to write. Nothing stands there yet.
+        config: YAML file with settings.
+        **settings: See `tymbal.settings.ConvertSettings`.
+
+    Raises:
+        SettingsError: The output exists, or the source cannot become what is wanted.
+        StoreError: Spectrograms cannot be read.
+        ModelError: The model cannot be read, or the format cannot hold it.
+    """
+    chosen = configuration.resolve(ConvertSettings, settings, config=config)
+    target = Path(output)
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
+    kind = _kind(source, chosen)
+    if kind == "model":
+        return _model(source, target, chosen)
+    to = chosen.to or ("pt" if kind == "store" else "store")
+    if to not in _STORES:
+        raise SettingsError(
+            f"spectrograms cannot become a model ({to})", path=source, advice=f"Use --to {' or '.join(_STORES)}."
+        )
+    return _spectrograms(source, target, chosen, kind=kind, to=to)
+
+
+def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
+    """What the source is: `store`, `pt` or `model`."""
+    from tymbal.store.pt_list import holds_pt
+
+    path = Path(source)
+    if (path / "store.json").is_file():
+        return "store"
+    if any((folder / "config.json").is_file() for folder in (path, path / "model")):
+        return "model"
+    if path.is_file() and path.suffix in _WEIGHTS:
+        return "model"
+    if path.exists():
+        if settings.data_dir is not None or holds_pt(path):
+            return "pt"
+        raise SettingsError(
+            "this is no store, holds no .pt spectrograms and no model",
+            path=path,
+            advice="Sound becomes a store by `tymbal prepare`. Where .pt files lie elsewhere, give --data-dir.",
+        )
+    return "model"  # of the hub, or what is not there is said by the one who looks for it
+
+
+def _model(source: str | os.PathLike[str], output: Path, settings: ConvertSettings) -> ConvertResult:
+    from tymbal.models.exchange import convert_model
+
+    wanted = settings.to or ("ssast" if output.suffix == ".pth" else "tymbal")
+    to = "ssast" if wanted == "pth" else wanted
+    if to not in _MODELS:
+        raise SettingsError(
+            f"a model cannot become spectrograms ({to})", path=source, advice="Use --to tymbal, hf or ssast."
+        )
+    if (to == "ssast") != (output.suffix == ".pth"):
+        what = "is one file, OUTPUT.pth" if to == "ssast" else "is a folder, without .pth"
+        raise SettingsError(f"what --to {to} writes {what}", path=output, advice="Rename the output.")
+    notes = convert_model(source, output, to=cast("ModelLayout", to), settings=settings)
+    return ConvertResult(output, f"a model for {_NAMES[to]}", tuple(notes))
+
+
+_NAMES = {"tymbal": "Tymbal", "hf": "transformers and Tymbal", "ssast": "SSAST"}
+
+
+def _spectrograms(
+    source: str | os.PathLike[str], output: Path, settings: ConvertSettings, *, kind: str, to: str
+) -> ConvertResult:
+    from tymbal.store.pt_folder import open_with
+    from tymbal.store.pt_writer import write_pt
+    from tymbal.store.store import Store
+
+    store: SpectrogramSource = Store.open(source) if kind == "store" else open_with(source, settings)
+    notes = []
+    if to == "pt":
+        write_pt(output, store)
+    else:
+        notes = _pack(store, output, settings)
+    what = "packed spectrograms" if to == "store" else "files of spectrograms, with their lists"
+    return ConvertResult(output, f"{len(store):,} {what}", tuple(notes))
+
+
+def _pack(store: SpectrogramSource, output: Path, settings: ConvertSettings) -> list[str]:
+    """Writes a packed store; gives what is worth knowing of it."""
+    from tymbal.audio.failures import write_failures
+    from tymbal.store.pt_store import PtStore
+    from tymbal.store.writer import write_store
+
+    with replace_folder(output) as aside, Progress(len(store), "Packing", unit="spectrograms") as progress:
+        write_store(
+            aside,
+            _entries(store, progress),
+            features=store.features,
+            frames=store.frames,
+            mels=store.mels,
+            padding=store.padding,
+            statistics=(store.mean, store.std),
+            rows_per_shard=max(1, settings.shard_mib * 2**20 // (store.frames * store.mels * 2)),
+            provenance={"source": str(Path(store.path).absolute()), "verb": "convert"},
+        )
+        failures = store.failures if isinstance(store, PtStore) else ()
+        write_failures(aside / "failures.csv", failures)
+    notes = []
+    if failures:
+        notes.append(f"{len(failures):,} files were left out: {output / 'failures.csv'}")
+    if isinstance(store, PtStore) and store.rounds:
+        notes.append("Values of more than 16 bits were rounded to float16, as in every store.")
+    return notes
+
+
+def _entries(store: SpectrogramSource, progress: Progress) -> Iterator[tuple[npt.NDArray[np.float16], Entry]]:
+    """All spectrograms of a store in order, without their padding."""
+    from tymbal.store.writer import Entry
+
+    rows = store.rows()
+    for start in range(0, len(rows), _BATCH):
+        part = rows[start : start + _BATCH]
+        store.announce(rows[start + _BATCH : start + 2 * _BATCH])
+        told = store.index.take(part).to_pylist()
+        for values, row in zip(store.gather(part), told, strict=True):
+            del row["shard"], row["row"]
+            row["labels"] = tuple(row["labels"] or ())
+            yield values[: row["frames"]], Entry(**row)
+        progress.advance(len(part))

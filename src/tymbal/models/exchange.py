@@ -1,0 +1,134 @@
+"""A model from one layout to another: ours, Hugging Face's, SSAST's. What the target cannot hold is refused or said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from tymbal.audio.tables import read_label_names
+from tymbal.errors import ModelError, SettingsError
+from tymbal.models.description import ModelDescription
+from tymbal.models.doors import huggingface, ssast
+from tymbal.models.folder import LoadedModel, load_model, save_model
+from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
+
+__all__ = ["ModelLayout", "convert_model"]
+
+ModelLayout = Literal["tymbal", "hf", "ssast"]
+
+_SSAST_HEADS = ("cpred", "gpred")
+_SSAST_EPS = 1e-6
+
+
+def convert_model(
+    source: str | os.PathLike[str], output: Path, *, to: ModelLayout, settings: ConvertSettings
+) -> list[str]:
+    """Writes a model in another layout, without loss where that can hold it.
+
+    Args:
+        source: A run, a model folder, a name on the Hugging Face hub, or an SSAST file.
+        output: The folder, or the file for `ssast`; nothing stands there yet.
+        to: The layout.
+        settings: What the source does not tell: stride, pooling, names of labels, statistics.
+
+    Returns:
+        What a user should know of the result, in sentences.
+
+    Raises:
+        ModelError: The source cannot be read, or the target cannot hold it.
+        SettingsError: The settings do not fit the model.
+    """
+    stride = None if settings.stride is None else parse_patch(settings.stride, setting="stride")
+    loaded = load_model(str(source), stride=stride, pooling=settings.pooling)
+    description = _described(loaded.description, settings)
+    module, heads = loaded.module, loaded.objective_state
+    if to == "ssast":
+        others = sorted({name.partition(".")[0] for name in heads} - set(_SSAST_HEADS))
+        if others:
+            raise ModelError(
+                f"an SSAST file cannot hold the {' and '.join(others)} of this model",
+                path=source,
+                advice="It was pretrained on visible patches only. A classifier fine-tuned from it can be converted.",
+            )
+        ssast.write(output, module, objective_state=heads)
+        return _what_ssast_lacks(loaded, description)
+    if to == "hf":
+        obstacle = huggingface.obstacle(description.encoder, description.pooling)
+        if obstacle is not None:
+            raise ModelError(
+                f"Hugging Face's AST cannot hold this model: {obstacle}",
+                path=source,
+                advice="Use --to tymbal, or fine-tune with square patches and --pooling cls.",
+            )
+    save_model(output, module, description, objective_state=heads)
+    return _what_transformers_does_otherwise(description, heads) if to == "hf" else []
+
+
+def _described(description: ModelDescription, settings: ConvertSettings) -> ModelDescription:
+    """The description with what the user adds to it."""
+    if settings.label_csv is not None:
+        labels = tuple(read_label_names(settings.label_csv).values())
+        if len(labels) != len(description.labels):
+            raise SettingsError(
+                f"the label table has {len(labels)} classes, the model {len(description.labels)}",
+                path=settings.label_csv,
+                advice="Give the label_csv with which the model was fine-tuned.",
+            )
+        description = replace(description, labels=labels)
+    if settings.multilabel:
+        description = replace(description, multilabel=True)
+    if settings.dataset_mean is not None:
+        description = replace(description, mean=settings.dataset_mean)
+    if settings.dataset_std is not None:
+        description = replace(description, std=settings.dataset_std)
+    return description
+
+
+def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
+    notes = []
+    if heads:
+        notes.append(
+            "The mask token and the heads of its pretraining lie in objective.safetensors, which transformers does "
+            "not read."
+        )
+    if description.head_eps not in (None, description.encoder.layer_norm_eps):
+        notes.append(
+            f"transformers has one epsilon for all layer norms, {description.encoder.layer_norm_eps:g}; the head's was "
+            f"{description.head_eps:g}: its logits differ by about 1e-5."
+        )
+    return notes
+
+
+def _what_ssast_lacks(loaded: LoadedModel, description: ModelDescription) -> list[str]:
+    """What an SSAST file does not say, with what to give SSAST for it."""
+    encoder = description.encoder
+    notes = [
+        f"An SSAST file does not say how spectrograms are normalised. Give: --dataset_mean {description.mean:.7g} "
+        f"--dataset_std {description.std:.7g} --num_mel_bins {encoder.mels} --target_length {encoder.frames}"
+    ]
+    if description.labels:
+        task = "ft_cls" if description.pooling == "cls" else "ft_avgtok"
+        notes.append(
+            f"Nor what it is: --task {task} --fshape {encoder.patch[0]} --tshape {encoder.patch[1]} "
+            f"--fstride {encoder.stride[0]} --tstride {encoder.stride[1]} --n_class {len(description.labels)}. Its "
+            "labels are numbers there, in the order of the model's."
+        )
+    else:
+        missing = [name for name in _SSAST_HEADS if f"{name}.0.weight" not in loaded.objective_state]
+        if missing:
+            notes.append(f"It has no {' and '.join(missing)} head, with which SSAST goes on pretraining.")
+    if (encoder.width, encoder.depth, encoder.heads) not in SIZES.values():
+        notes.append("SSAST itself builds tiny, small and base models only; this one has another size.")
+    head_eps = ssast.HEAD_EPS if not description.labels else description.head_eps or encoder.layer_norm_eps
+    if (encoder.layer_norm_eps, head_eps) != (_SSAST_EPS, ssast.HEAD_EPS):
+        notes.append(f"SSAST's layer norms have epsilons of {_SSAST_EPS:g} and, in the head, {ssast.HEAD_EPS:g}.")
+    if description.features != FeatureSettings(mel_bins=encoder.mels):
+        notes.append("Its spectrograms are made with other settings than SSAST makes them: give it those.")
+    if description.padding != 0:
+        notes.append(f"It knows padding as {description.padding:.4g} (silence), SSAST pads with 0.")
+    return notes
