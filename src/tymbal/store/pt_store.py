@@ -145,11 +145,12 @@ class PtStore(SpectrogramSource):
         Raises:
             StoreError: The file cannot be read any more.
         """
-        content = self._content
-        tensor = load_spectrogram(content.paths[row], mels=self.mels, layout=content.layout)
-        if len(tensor) != content.places[row].frames:
-            raise _other_shape(content.paths[row], len(tensor), content.places[row].frames)
-        return tensor[: int(self.real_frames[row])]
+        real = int(self.real_frames[row])
+        if self._content.places[row].dtype == "<f2":
+            out = np.empty((real, self.mels), np.float16)
+            self._read(row, out)
+            return torch.from_numpy(out)
+        return self._load(row)[:real]
 
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
         """Reads spectrograms, as raw log-mel values, padded or cut to `frames`.
@@ -203,12 +204,17 @@ class PtStore(SpectrogramSource):
         with contextlib.suppress(OSError):
             if place.offset >= 0 and read_at(path, place, self.mels, out):
                 return
-        tensor = load_spectrogram(path, mels=self.mels, layout=self._content.layout)
-        if len(tensor) != place.frames:
-            raise _other_shape(path, len(tensor), place.frames)
-        torch.from_numpy(out).copy_(tensor[: len(out)])
+        torch.from_numpy(out).copy_(self._load(row)[: len(out)])
         if not np.isfinite(out).all():
             raise StoreError("not finite: some values are not finite numbers", path=path)
+
+    def _load(self, row: int) -> Tensor:
+        """The whole file, by the way that reads all kinds."""
+        path, wanted = self._content.paths[row], self._content.places[row].frames
+        tensor = load_spectrogram(path, mels=self.mels, layout=self._content.layout)
+        if len(tensor) != wanted:
+            raise _other_shape(path, len(tensor), wanted)
+        return tensor
 
     def _name(self, damaged: dict[int, StoreError]) -> None:
         """Names files that became damaged, each once a process, where those lie that were left out before."""
