@@ -40,10 +40,11 @@ __all__ = ["app", "main"]
 
 _RESUME = {"always": True, "never": False}
 _LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "demo"})
-_CONTINUES = frozenset({"prepare", "pretrain", "finetune", "demo"})
+_CONTINUES = frozenset({"prepare", "pretrain", "finetune", "ssast", "demo"})
 
 _WAY = Group("The way from sound to predictions", sort_key=0)
 _FORMATS = Group("Other people's formats", sort_key=1)
+_OTHERS = Group("Other people's command lines", sort_key=1.5)
 _DEMO = Group("All of it, on sound made on the spot", sort_key=2)
 _OPTIONS = Group("Options", sort_key=3)
 _EXAMPLE = """
@@ -227,6 +228,26 @@ def convert(
         output: Folder, or .pth file for SSAST, that is written.
     """
     _run("convert", source, output, common=common, settings=settings)
+
+
+@app.command(group=_OTHERS, help_epilogue="", help_flags=[], version_flags=[])
+def ssast(*flags: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
+    """SSAST's run.py: `tymbal ssast` in the place of `python run.py`, with all its flags. Run again, it continues.
+
+    Args:
+        flags: The flags of run.py; `tymbal ssast --help` lists them.
+    """
+    if {"-h", "--help"} & set(flags) or not flags:
+        from tymbal.compat.flags import help_text
+
+        print(help_text())
+        return
+    from tymbal.compat.ssast import run
+    from tymbal.training.device import tune_malloc
+
+    check_companions()
+    tune_malloc()
+    print(run(flags).summary())
 
 
 @app.command(group=_DEMO, help_epilogue="")

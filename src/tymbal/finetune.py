@@ -18,16 +18,20 @@ from tymbal._version import __version__
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, FinetuneSettings, parse_patch
-from tymbal.training.processes import first_speaks
+from tymbal.training.processes import first_speaks, processes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
+    from tymbal.objectives.augmentation import Augmentation
     from tymbal.objectives.classification import ClassificationObjective
+    from tymbal.objectives.ensemble import Ensemble
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
     from tymbal.training.folder import Resume, RunResult
@@ -113,6 +117,7 @@ def finetune(
         run=run,
         verb="finetune",
         resume=resume,
+        weights=_weights(source, store, clips, chosen),
         on_evaluation=on_evaluation,
         groups=_groups(objective, chosen),
         finalise=finalise,
@@ -129,10 +134,12 @@ def _features(settings: FinetuneSettings) -> FeatureSettings:
 
 
 def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings) -> LabelledClips:
+    from tymbal.audio.tables import table_classes
     from tymbal.evaluation.clips import labelled_clips
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
-    clips = labelled_clips(store, multilabel=multilabel)
+    table = table_classes(settings.label_csv) if settings.classes == "table" and settings.label_csv else None
+    clips = labelled_clips(store, multilabel=multilabel, classes=table)
     if clips.left_out:
         tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
     for folder in _empty_class_folders(Path(source)):
@@ -163,6 +170,7 @@ def _objective(
     from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.classification import ClassificationObjective
+    from tymbal.training.source import padding_of
 
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
@@ -172,6 +180,7 @@ def _objective(
             start.encoder, len(clips.classes), pooling=settings.pooling, dropout=settings.dropout
         )
     start.encoder.gradient_checkpointing = settings.gradient_checkpointing
+    padding = padding_of(settings, start.padding)
     best_by = settings.best_by
     if best_by == "auto":
         best_by = "mAP" if clips.multilabel else "accuracy"
@@ -179,12 +188,12 @@ def _objective(
         model,
         mean=start.mean,
         std=start.std,
-        padding=start.padding,
+        padding=padding,
         columns=torch.from_numpy(clips.columns),
         multilabel=clips.multilabel,
         label_smoothing=settings.label_smoothing,
-        frequency_mask=settings.frequency_mask,
-        time_mask=settings.time_mask,
+        augmentation=_augmentation(settings),
+        ensemble=_ensemble(clips) if settings.ensemble else None,
         seed=settings.seed,
         best_by=best_by,
     )
@@ -200,7 +209,7 @@ def _objective(
         features=start.features,
         mean=start.mean,
         std=start.std,
-        padding=start.padding,
+        padding=padding,
         labels=clips.classes,
         pooling=settings.pooling,
         multilabel=clips.multilabel,
@@ -208,6 +217,27 @@ def _objective(
         provenance=provenance,
     )
     return objective, description
+
+
+def _augmentation(settings: FinetuneSettings) -> Augmentation | None:
+    from tymbal.objectives.augmentation import Augmentation
+
+    names = ("frequency_mask", "time_mask", "mixup", "mixup_of", "noise", "roll")
+    chosen = Augmentation(**{name: getattr(settings, name) for name in names})
+    return None if chosen == Augmentation(mixup_of=settings.mixup_of) else chosen
+
+
+def _ensemble(clips: LabelledClips) -> Ensemble:
+    import torch
+
+    from tymbal.objectives.ensemble import Ensemble
+
+    if processes() > 1:
+        raise SettingsError(
+            "ensemble is for one process: several do not see each other's predictions",
+            advice="Set ensemble to false, or train with one process.",
+        )
+    return Ensemble(torch.from_numpy(clips.validation), len(clips.classes), multilabel=clips.multilabel)
 
 
 def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
@@ -240,6 +270,19 @@ def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
         padding=source.padding,
         objective=source.objective,
     )
+
+
+def _weights(
+    source: str | Path, store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
+) -> NDArray[np.float64] | None:
+    """Chances of the training clips; None where each comes once an epoch."""
+    from tymbal.evaluation.weights import balanced_weights, read_weights
+
+    if not settings.balance:
+        return None
+    if settings.weights_csv is None:
+        return balanced_weights(clips.truth(store, clips.train))
+    return read_weights(settings.weights_csv, source, store.index["file"].take(clips.train).to_pylist())
 
 
 def _freeze(model: SpectrogramClassifier, train: str) -> None:

@@ -141,18 +141,20 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
 
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.ssast import SSASTObjective
-    from tymbal.training.source import features_of, statistics
+    from tymbal.training.source import features_of, padding_of, statistics
 
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, origin = _encoder(store, settings)
         mean, std = statistics(settings, store, origin)
+        padding = padding_of(settings, store.padding)
         objective = SSASTObjective(
             encoder,
             task=settings.objective,
             mean=mean,
             std=std,
+            padding=None if padding == store.padding else padding,
             encode=settings.encode,
             decoder_depth=settings.decoder_depth,
             decoder_width=settings.decoder_width,
@@ -174,7 +176,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
         features=features_of(store, origin),
         mean=mean,
         std=std,
-        padding=store.padding,
+        padding=padding,
         objective={name: chosen[name] for name in _OBJECTIVE},
         provenance={
             "verb": "pretrain",

@@ -210,8 +210,8 @@ class PtSettings:
             leaves square files out.
         dataset_mean: Mean of the log-mel values. `None` computes it.
         dataset_std: Standard deviation of the log-mel values. `None` computes it.
-        padding: What short files are padded with: `silence`, or `zeros` as SSAST does, which is louder than silence.
-            `None` is silence.
+        padding: What short clips are padded with: `silence`, or `zeros` as SSAST does, which is louder than silence.
+            `None` is silence, in fine-tuning what the weights to start from know.
     """
 
     data_dir: str | None = None
@@ -436,10 +436,19 @@ class FinetuneSettings(TrainingSettings, PtSettings):
         head_lr_factor: Learning rate of the head, as a multiple.
         loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
         best_by: Metric on the validation clips that tells the best model. `auto` is accuracy, or mAP where a clip may
-            have several labels.
+            have several labels; `top1` is how often the highest score is that of a label that the clip has.
         label_smoothing: Label smoothing of the cross entropy.
         frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
         time_mask: Widest time mask in frames (SpecAugment); 0 is none.
+        mixup: Fraction of the training clips that are mixed with another of their batch, their labels too.
+        mixup_of: What is mixed: `log-mel` values, or `energy`, as when waveforms are mixed, but for their interference.
+        noise: Uniform noise on the normalised spectrogram, of at most this height; each clip gets its own part of it.
+        roll: Most frames that a clip is shifted by in time, around its end.
+        balance: Draw clips by weights instead of each once an epoch: 1000 / count of each of its labels, added up, so
+            that rare classes come as often as common ones.
+        weights_csv: Weights to draw by: a line for each entry of the training list, in its order.
+        classes: The classes of the model: those `seen` in training, or all of the `table` in `label_csv`, in its order.
+        ensemble: Also score the mean of the predictions of all evaluations so far (SSAST's cumulative figures).
         dropout: Dropout before the head's linear layer.
     """
 
@@ -457,10 +466,18 @@ class FinetuneSettings(TrainingSettings, PtSettings):
     train: str = "all"
     head_lr_factor: float = 1.0
     loss: Literal["auto", "ce", "bce"] = "auto"
-    best_by: Literal["auto", "accuracy", "balanced_accuracy", "f1", "mAP", "loss"] = "auto"
+    best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"] = "auto"
     label_smoothing: float = 0.0
     frequency_mask: int = 0
     time_mask: int = 0
+    mixup: float = 0.0
+    mixup_of: Literal["log-mel", "energy"] = "log-mel"
+    noise: float = 0.0
+    roll: int = 0
+    balance: bool = False
+    weights_csv: str | None = None
+    classes: Literal["seen", "table"] = "seen"
+    ensemble: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -474,6 +491,13 @@ class FinetuneSettings(TrainingSettings, PtSettings):
         _check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a fraction below 1")
         _check(self.frequency_mask >= 0, "frequency_mask", self.frequency_mask, "0 or more mel bins")
         _check(self.time_mask >= 0, "time_mask", self.time_mask, "0 or more frames")
+        _check(0 <= self.mixup <= 1, "mixup", self.mixup, "a fraction from 0 to 1")
+        _check(self.noise >= 0, "noise", self.noise, "0 or more")
+        _check(self.roll >= 0, "roll", self.roll, "0 or more frames")
+        if self.classes == "table" and self.label_csv is None:
+            raise SettingsError("classes is table, but there is no table", advice="Give label_csv.")
+        if self.weights_csv is not None and not self.balance:
+            raise SettingsError("weights_csv has no effect without balance", advice="Set balance, or leave it out.")
         _check(0 <= self.dropout < 1, "dropout", self.dropout, "a fraction below 1")
         width, _, heads = self.shape
         _check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")

@@ -7,7 +7,8 @@ from torch.nn import functional
 
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.objectives.classification import ClassificationObjective, normalised, spec_augment
+from tymbal.objectives.augmentation import Augmentation, spec_augment
+from tymbal.objectives.classification import ClassificationObjective, normalised
 from tymbal.objectives.randomness import fold
 
 
@@ -106,6 +107,6 @@ def test_spec_augment__hides_what_seed_epoch_and_row_say() -> None:
 
 
 def test_spec_augment__never_in_evaluation() -> None:
-    objective, given = tiny(frequency_mask=8, time_mask=16), batch()
+    objective, given = tiny(augmentation=Augmentation(frequency_mask=8, time_mask=16)), batch()
     assert objective.eval()(**given)["loss"] == tiny().eval()(**given)["loss"]
     assert objective.train()(**given)["loss"] != tiny().train()(**given)["loss"]

@@ -17,7 +17,18 @@ from typing import Any
 
 from tymbal.errors import ManifestError
 
-__all__ = ["SYNONYMS", "TABLE_SUFFIXES", "Row", "Table", "names_of", "number", "read_label_names", "read_table", "text"]
+__all__ = [
+    "SYNONYMS",
+    "TABLE_SUFFIXES",
+    "Row",
+    "Table",
+    "names_of",
+    "number",
+    "read_label_names",
+    "read_table",
+    "table_classes",
+    "text",
+]
 
 Row = Mapping[str, Any]
 
@@ -141,6 +152,12 @@ def read_label_names(path: str | os.PathLike[str]) -> dict[str, str]:
     if all((row.get("index") or "").strip().isdigit() for row in rows):
         rows.sort(key=lambda row: int(row["index"]))
     return {row["mid"].strip(): row["display_name"].strip() for row in rows}
+
+
+def table_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Names of all classes of a label table, in its order: display names, or mids where names occur twice."""
+    names = read_label_names(path)
+    return tuple(names.values()) if len(set(names.values())) == len(names) else tuple(names)
 
 
 def _table(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]], **more: str) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,8 @@ class LabelledClips:
     Attributes:
         train: Rows to learn from, [clips].
         validation: Rows to be asked, [clips].
-        classes: Names of the labels, sorted; all of them occur in training.
-        columns: For each class its number among all labels of the store, [classes].
+        classes: Names of the labels: those that occur in training, sorted, or all of a table.
+        columns: For each class its number among all labels of the store, [classes]; -1 where the store lacks it.
         multilabel: Whether a clip may have several labels, or none.
         left_out: Clips of these splits without a label, which tell nothing where every clip has one class.
     """
@@ -37,7 +38,7 @@ class LabelledClips:
 
     def truth(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Which row has which label, [rows, classes]."""
-        return np.asarray(store.label_matrix(rows)[:, self.columns] > 0)
+        return np.asarray((store.label_matrix(rows)[:, self.columns] > 0) & (self.columns >= 0))
 
     def groups(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> list[str] | None:
         """The group of each row; None where not all rows have one."""
@@ -45,12 +46,16 @@ class LabelledClips:
         return found if all(found) else None
 
 
-def labelled_clips(store: SpectrogramSource, *, multilabel: bool | None = None) -> LabelledClips:
+def labelled_clips(
+    store: SpectrogramSource, *, multilabel: bool | None = None, classes: Sequence[str] | None = None
+) -> LabelledClips:
     """Finds the labelled clips of the splits `train` and `validation`.
 
     Args:
         store: The store.
         multilabel: Whether a clip may have several labels; None finds out.
+        classes: Names of the classes, in their order, whether they occur or not; None is those that occur in training,
+            sorted.
 
     Raises:
         StoreError: There are no labels, a split is missing or empty, a class occurs only in validation, or clips have
@@ -72,10 +77,29 @@ def labelled_clips(store: SpectrogramSource, *, multilabel: bool | None = None) 
         left_out = sum(int((count == 0).sum()) for count in counts.values())
         rows = {split: part[counts[split] > 0] for split, part in rows.items()}
     taught, asked = (np.asarray(truth[split].any(axis=0)) for split in ("train", "validation"))
-    _check(store, taught, asked, [len(part) for part in rows.values()], fewest=1 if multilabel else 2)
-    columns = np.flatnonzero(taught)
-    classes = tuple(store.labels[column] for column in columns)
-    return LabelledClips(rows["train"], rows["validation"], classes, columns, multilabel, left_out)
+    sizes = [len(part) for part in rows.values()]
+    if classes is not None:
+        asked &= False  # the table knows them
+    _check(store, taught, asked, sizes, fewest=1 if multilabel else 2)
+    if classes is None:
+        columns = np.flatnonzero(taught)
+        classes = [store.labels[column] for column in columns]
+    else:
+        places = {name: place for place, name in enumerate(store.labels)}
+        columns = np.array([places.get(name, -1) for name in classes], np.int64)
+        _check_table(store, taught, classes)
+    return LabelledClips(rows["train"], rows["validation"], tuple(classes), columns, multilabel, left_out)
+
+
+def _check_table(store: SpectrogramSource, taught: NDArray[np.bool_], classes: Sequence[str]) -> None:
+    """Refuses labels that no class is for: their clips would be taken for clips without a label."""
+    unknown = [store.labels[column] for column in np.flatnonzero(taught) if store.labels[column] not in set(classes)]
+    if unknown:
+        raise StoreError(
+            f"labels are not in the table of classes: {', '.join(unknown[:_NAMED])}",
+            path=store.path,
+            advice="Give the label_csv that belongs to the clips.",
+        )
 
 
 def _check(

@@ -1,8 +1,8 @@
-"""Classification: spectrograms and labels to a loss, with SpecAugment on the device and metrics from sums.
+"""Classification: spectrograms and labels to a loss, with augmentation on the device and metrics from sums.
 
-One label a clip is learned by cross entropy, several by binary cross entropy. SpecAugment (Park et al. 2019) hides one
-band of mel bins and one stretch of frames. Widths and places are functions of the seed, the epoch and the clip alone,
-so that a resumed run draws what an uninterrupted one would have drawn, on any number of devices.
+One label a clip is learned by cross entropy, several by binary cross entropy. What augmentation draws
+(`objectives.augmentation`) is a function of the seed, the epoch and the clip alone, so that a resumed run draws what an
+uninterrupted one would have drawn.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ from torch.nn import functional
 
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.objectives import scores
-from tymbal.objectives.randomness import fold, uniform
+from tymbal.objectives.augmentation import Augmentation
+from tymbal.objectives.ensemble import Ensemble
+from tymbal.objectives.randomness import fold
 
-__all__ = ["BestBy", "ClassificationObjective", "spec_augment"]
+__all__ = ["BestBy", "ClassificationObjective", "normalised"]
 
-BestBy = Literal["accuracy", "balanced_accuracy", "f1", "mAP", "loss"]
+BestBy = Literal["accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"]
 
-_STREAM = 20
+
+_RATIOS = {"loss": "loss", "accuracy": "right", "top1": "top1"}
+"""Figures that are a sum over the clips divided by their number."""
 
 
 class ClassificationObjective(nn.Module):
@@ -34,11 +38,12 @@ class ClassificationObjective(nn.Module):
         mean: Mean of the log-mel values that the model is normalised by.
         std: Their standard deviation; the input is `(log-mel - mean) / (2 * std)`.
         padding: Log-mel value that the model has learned to see behind the end of a short clip.
-        columns: For each class of the model its number among the labels of the store, [classes].
+        columns: For each class of the model its number among the labels of the store, -1 where it is not among them:
+            [classes].
         multilabel: Binary cross entropy with any number of labels a clip, instead of cross entropy with one.
         label_smoothing: Label smoothing of the cross entropy.
-        frequency_mask: Widest frequency mask in mel bins; 0 is none.
-        time_mask: Widest time mask in frames; 0 is none.
+        augmentation: What is done to training clips; None is nothing.
+        ensemble: Collects the predictions of all evaluations, if that is wanted.
         seed: Seed of the augmentation.
         best_by: The metric that tells the best model.
     """
@@ -55,8 +60,8 @@ class ClassificationObjective(nn.Module):
         columns: Tensor,
         multilabel: bool = False,
         label_smoothing: float = 0.0,
-        frequency_mask: int = 0,
-        time_mask: int = 0,
+        augmentation: Augmentation | None = None,
+        ensemble: Ensemble | None = None,
         seed: int = 42,
         best_by: BestBy = "accuracy",
     ) -> None:
@@ -65,7 +70,8 @@ class ClassificationObjective(nn.Module):
         self.mean, self.std, self.padding = mean, std, padding
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
-        self.frequency_mask, self.time_mask = frequency_mask, time_mask
+        self.augmentation = augmentation
+        self.ensemble = ensemble
         self.seed = seed
         self.monitor: tuple[str, bool] = (best_by, best_by != "loss")
         self.register_buffer("columns", columns.long(), persistent=False)
@@ -85,21 +91,33 @@ class ClassificationObjective(nn.Module):
         Returns:
             `loss`, a scalar, and `sums`, tensors whose sum over all batches `metrics` reads.
         """
-        x = normalised(spectrogram, frames, mean=self.mean, std=self.std, padding=self.padding)
-        if self.training and (self.frequency_mask or self.time_mask):
+        truth = self._truth(labels)
+        target = truth.float()
+        if self.training and self.augmentation is not None:
             keys = fold(self.seed, epoch, row)
-            x = spec_augment(x, keys, frames, frequency_mask=self.frequency_mask, time_mask=self.time_mask)
+            spectrogram, frames, target = self.augmentation.mix(spectrogram, frames, target, keys)
+        x = normalised(spectrogram, frames, mean=self.mean, std=self.std, padding=self.padding)
+        if self.training and self.augmentation is not None:
+            x = self.augmentation.disturb(x, frames, keys)
         logits = self.model(x).float()
-        truth = labels[:, None] == self.columns if labels.ndim == 1 else labels.index_select(1, self.columns) > 0
-        loss = self._loss(logits, truth)
+        loss = self._loss(logits, target)
         with torch.no_grad():
-            return {"loss": loss, "sums": self._sums(logits, truth, loss)}
+            sums = self._sums(logits, truth, loss)
+            if self.ensemble is not None and not self.training:
+                sums |= self.ensemble.sums(logits, truth, row)
+            return {"loss": loss, "sums": sums}
 
-    def _loss(self, logits: Tensor, truth: Tensor) -> Tensor:
+    def _truth(self, labels: Tensor) -> Tensor:
+        """Which clip is of which class, bool [batch, classes]."""
+        if labels.ndim == 1:
+            return (labels[:, None] == self.columns) & (self.columns >= 0)
+        return (labels.index_select(1, self.columns.clamp(min=0)) > 0) & (self.columns >= 0)
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
         if self.multilabel:
-            return functional.binary_cross_entropy_with_logits(logits, truth.float())
+            return functional.binary_cross_entropy_with_logits(logits, target)
         smoothing = self.label_smoothing if self.training else 0.0
-        return functional.cross_entropy(logits, truth.int().argmax(dim=1), label_smoothing=smoothing)
+        return functional.cross_entropy(logits, target, label_smoothing=smoothing)
 
     def _sums(self, logits: Tensor, truth: Tensor, loss: Tensor) -> dict[str, Tensor]:
         count = torch.full((), len(logits), dtype=torch.int64, device=logits.device)
@@ -110,6 +128,7 @@ class ClassificationObjective(nn.Module):
             best, known = logits.argmax(dim=1), truth.int().argmax(dim=1)
             right = (best == known).float()
         sums["right"] = right.sum()
+        sums["top1"] = truth.gather(1, logits.argmax(dim=1, keepdim=True)).sum()
         if self.training:
             return sums
         if self.multilabel:
@@ -127,13 +146,17 @@ class ClassificationObjective(nn.Module):
         histogram of the scores, see `tymbal.objectives.scores`.
         """
         count = max(float(sums["count"]), 1.0)
-        found = {"loss": float(sums["loss"]) / count, "accuracy": float(sums["right"]) / count}
+        found = {name: float(sums[key]) / count for name, key in _RATIOS.items()}
         if "confusion" in sums:
             found |= scores.single_label_figures(_array(sums["confusion"]))
         if "decisions" in sums:
             found |= scores.multilabel_figures(_array(sums["decisions"]))
         if "histogram" in sums:
-            found["mAP"] = scores.average_precision(_array(sums["histogram"]))
+            histogram = _array(sums["histogram"])
+            found["mAP"], found["auc"] = scores.average_precision(histogram), scores.roc_auc(histogram)
+            found["middle_precision"], found["middle_recall"] = scores.middle_precision_recall(histogram)
+        if self.ensemble is not None and "ensemble_histogram" in sums:
+            found |= self.ensemble.metrics(sums)
         return found
 
 
@@ -153,34 +176,6 @@ def normalised(spectrogram: Tensor, frames: Tensor, *, mean: float, std: float, 
     x = spectrogram.float()
     behind = torch.arange(x.shape[1], device=x.device) >= frames[:, None]
     return (x.masked_fill(behind[..., None], padding) - mean) / (2 * std)
-
-
-def spec_augment(x: Tensor, keys: Tensor, frames: Tensor, *, frequency_mask: int, time_mask: int) -> Tensor:
-    """Hides one band of mel bins and one stretch of frames of each clip behind the mean of the data.
-
-    Args:
-        x: Normalised spectrograms, [batch, frames, mels].
-        keys: Keys of the random numbers, int64 [batch].
-        frames: Frames of real sound, [batch]: the stretch lies within them.
-        frequency_mask: Widest band in mel bins; widths are uniform from 0 on.
-        time_mask: Widest stretch in frames, at most the whole clip.
-
-    Returns:
-        [batch, frames, mels]; the mean of normalised data is 0.
-    """
-    draws = uniform(keys, 4, stream=_STREAM)
-    mels = torch.full_like(frames, x.shape[2])
-    band = _stretch(draws[:, 0], draws[:, 1], frequency_mask, mels, x.shape[2])
-    stretch = _stretch(draws[:, 2], draws[:, 3], time_mask, frames, x.shape[1])
-    return x.masked_fill(band[:, None, :] | stretch[:, :, None], 0.0)
-
-
-def _stretch(width_draw: Tensor, place_draw: Tensor, widest: int, extent: Tensor, size: int) -> Tensor:
-    """A random stretch within the first `extent` of `size` places, as bools [batch, size]."""
-    width = torch.minimum((width_draw * (widest + 1)).long(), extent)
-    first = (place_draw * (extent - width + 1)).long()
-    place = torch.arange(size, device=extent.device)
-    return (place >= first[:, None]) & (place < (first + width)[:, None])
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:

@@ -25,6 +25,7 @@ __all__ = [
     "bins_of",
     "confusion_counts",
     "log_odds",
+    "middle_precision_recall",
     "multilabel_counts",
     "multilabel_figures",
     "roc_auc",
@@ -120,6 +121,26 @@ def roc_auc(histogram: NDArray[Any]) -> float:
     pairs = positives.sum(axis=1) * negatives.sum(axis=1)
     present = pairs > 0
     return float((won[present] / pairs[present]).mean()) if present.any() else float("nan")
+
+
+def middle_precision_recall(histogram: NDArray[Any]) -> tuple[float, float]:
+    """Mean precision and recall over the classes that occur, at the middle of the thresholds at which they change.
+
+    SSAST and AST report these two; they depend on how many different scores there are, and are only good for comparing
+    with them.
+    """
+    found = []
+    for negatives, positives in zip(*histogram, strict=True):
+        bins = np.flatnonzero(negatives + positives)
+        if positives.sum() == 0:
+            continue
+        threshold = bins[len(bins) // 2]
+        hits, alarms = positives[threshold:].sum(), negatives[threshold:].sum()
+        found.append((hits / max(hits + alarms, 1), hits / positives.sum()))
+    if not found:
+        return float("nan"), float("nan")
+    precision, recall = np.mean(found, axis=0)
+    return float(precision), float(recall)
 
 
 def single_label_figures(confusion: NDArray[Any]) -> dict[str, float]:

@@ -44,6 +44,7 @@ class SSASTObjective(nn.Module):
         task: `joint`, `mpc` or `mpg`.
         mean: Mean of the log-mel values; the encoder sees (x - mean) / (2 std).
         std: Their standard deviation.
+        padding: Log-mel value to put behind the end of short clips. `None` leaves what is there.
         encode: What the encoder sees: `all` patches, masked ones as the mask token, or only the `visible` ones.
         decoder_depth: Blocks of the decoder, with `visible`.
         decoder_width: Its width, with `visible`. `None` is the encoder's.
@@ -71,6 +72,7 @@ class SSASTObjective(nn.Module):
         task: str = "joint",
         mean: float,
         std: float,
+        padding: float | None = None,
         encode: str = "all",
         decoder_depth: int = 2,
         decoder_width: int | None = None,
@@ -102,6 +104,7 @@ class SSASTObjective(nn.Module):
         self.task = task
         self.mean = mean
         self.std = std
+        self.padding = padding
         self.mask_kind = mask if mask != "auto" else "cluster" if config.grid[0] > 1 else "uniform"
         self.mask_ratio = mask_ratio
         self.mask_count = mask_count
@@ -127,7 +130,11 @@ class SSASTObjective(nn.Module):
         Returns:
             `loss`, a float32 scalar, and `sums`, sums over the clips (`count` of them) of what `metrics` reports.
         """
-        spectrogram = (spectrogram.float() - self.mean) / (2 * self.std)
+        spectrogram = spectrogram.float()
+        if self.padding is not None:
+            behind = torch.arange(spectrogram.shape[1], device=frames.device) >= frames[:, None]
+            spectrogram = spectrogram.masked_fill(behind.unsqueeze(2), self.padding)
+        spectrogram = (spectrogram - self.mean) / (2 * self.std)
         masks = self.make_masks(spectrogram.shape[1], frames, row, epoch)
         tokens = self.predict(spectrogram, masks)
         return self.losses(tokens, self.encoder.patchify(spectrogram), masks.index, masks.valid)

@@ -11,8 +11,9 @@ from tymbal import config
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import read_source
 from tymbal.errors import SettingsError, StoreError
+from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.models.description import ModelDescription
-from tymbal.settings import FeatureSettings, PtSettings
+from tymbal.settings import FeatureSettings, PtSettings, TrainingSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.format import DESCRIPTION
 from tymbal.store.pt_folder import open_with
@@ -21,14 +22,14 @@ from tymbal.store.pt_store import PtStore
 from tymbal.store.store import Store
 from tymbal.training.processes import on_first, processes
 
-__all__ = ["RECORD", "features_of", "open_source", "statistics"]
+__all__ = ["RECORD", "features_of", "open_source", "padding_of", "statistics"]
 
 FAILURES = "failures.csv"
 
 RECORD = "spectrograms.parquet"
 """What a run knows of its `.pt` files."""
 
-_ONLY_PT = ("data_dir", "data_val_dir", "layout", "padding")
+_ONLY_PT = ("data_dir", "data_val_dir", "layout")
 _ONLY_PREPARING = ("data_val", "label_csv", "target_length", "mel_bins", "validation_fraction")
 
 
@@ -55,10 +56,12 @@ def open_source(
         raise StoreError("there is no such store, folder of sound or manifest", path=path)
     if (path / DESCRIPTION).is_file():
         _refuse(settings, path, "a store, which has all of this in it", _ONLY_PT + _ONLY_PREPARING)
+        _refuse_padding(settings, path)
         return _opened(path, run)
     if settings.data_dir is not None or holds_pt(path):
         return on_first(lambda: _open_pt(path, run, settings))
     _refuse(settings, path, "not of .pt files", _ONLY_PT)
+    _refuse_padding(settings, path)
     if processes() > 1:
         raise StoreError(
             "this is not a store, and several processes cannot prepare one together",
@@ -96,6 +99,7 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         label_csv=settings.label_csv,
         validation=settings.validation_fraction,
         frames=settings.target_length,
+        longer="windows" if settings.target_length is None else "crop-start",
         **keywords,
     )
     return run / "store"
@@ -122,6 +126,12 @@ def _refuse(settings: PtSettings, path: Path, what: str, names: tuple[str, ...])
         )
 
 
+def _refuse_padding(settings: PtSettings, path: Path) -> None:
+    """Refuses a choice of padding where nothing is trained, and a model has settled it."""
+    if not isinstance(settings, TrainingSettings):
+        _refuse(settings, path, "not of .pt files", ("padding",))
+
+
 def features_of(store: SpectrogramSource, origin: ModelDescription | None = None) -> FeatureSettings:
     """How the spectrograms of a store are made, for the description of a model that learns from them.
 
@@ -139,3 +149,8 @@ def statistics(
     known = store if origin is None else origin
     mean = known.mean if settings.dataset_mean is None else settings.dataset_mean
     return mean, known.std if settings.dataset_std is None else settings.dataset_std
+
+
+def padding_of(settings: PtSettings, known: float) -> float:
+    """Log-mel value behind the end of short clips: the chosen one, else `known`."""
+    return known if settings.padding is None else {"silence": LOG_FLOOR, "zeros": 0.0}[settings.padding]
