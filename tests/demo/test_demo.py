@@ -16,7 +16,8 @@ from tymbal.errors import SettingsError
 
 TINY = replace(
     SHORT,
-    each=2,
+    each=3,
+    known=2,
     recording=9,
     encoder={"width": 16, "depth": 1, "heads": 1},
     batch_size=8,
@@ -34,7 +35,7 @@ def tiny(monkeypatch):
 def test_demo__wingbeats_the_whole_way_and_again(tiny, tmp_path, capsys):
     result = tymbal.demo(tmp_path / "demo", short=True)
     text = result.summary()
-    assert "18 clips of a device that was never trained on (trap), 9 classes" in text
+    assert "27 clips of a device that was never trained on (trap), 9 classes" in text
     assert (tmp_path / "demo" / "summary.txt").read_text() == text + "\n"
     for place in ("store/store.json", "pretrained/model", "classifier/model", "probe.csv", "predictions.csv"):
         assert (tmp_path / "demo" / place).exists()

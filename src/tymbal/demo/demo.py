@@ -158,8 +158,12 @@ def _flag(key: str, value: Any) -> list[str]:
 def _scan_wingbeats(walk: _Walk, plan: Plan) -> Manifest:
     tell(f"Synthesising wingbeats as {len(DEVICES)} devices record them, for lack of a folder of your own (--data)")
     clips = walk.folder / "wingbeats"
-    write_clips(clips, each=plan.each, seed=_SEED)
-    patterns = {"group_pattern": "/([a-z]+)-", "validation_pattern": f"/{HELD_OUT.name}-"}
+    write_clips(clips, each=plan.each, known=plan.known, seed=_SEED)
+    patterns = {
+        "label_pattern": "known/([a-z_]+)/",
+        "group_pattern": "/([a-z]+)-",
+        "validation_pattern": f"/{HELD_OUT.name}-",
+    }
     return cast("Manifest", walk.step("scan", clips, output="manifest.csv", **patterns).manifest)
 
 

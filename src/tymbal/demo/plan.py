@@ -17,6 +17,7 @@ class Plan:
 
     Attributes:
         each: Synthetic clips of each species and device.
+        known: How many of them are labelled.
         recording: Seconds of the recording that is searched.
         window: Longest clip in seconds.
         encoder: Width, depth and heads.
@@ -28,6 +29,7 @@ class Plan:
     """
 
     each: int
+    known: int
     recording: float
     window: float
     encoder: dict[str, Any]
@@ -44,6 +46,7 @@ class Plan:
 
 FULL = Plan(
     each=30,
+    known=5,
     recording=90,
     window=2.0,
     encoder={"width": 192, "depth": 4, "heads": 3},
@@ -56,6 +59,7 @@ FULL = Plan(
 SHORT = replace(
     FULL,
     each=8,
+    known=3,
     recording=30,
     pretraining=100_000,
     finetuning=50_000,

@@ -56,6 +56,7 @@ Array = npt.NDArray[np.float32]
 BACKGROUND = "background"
 CLIP_SECONDS = 1.2
 _PARTIALS = 10
+_SPREAD = 0.05  # of the frequency between individuals: age, size and warmth shift it by more than 10 %
 _SPEED_OF_SOUND = 343.0
 
 
@@ -160,33 +161,38 @@ def synthesise(
     return _record(sound, device, rng)
 
 
-def write_clips(folder: Path, *, each: int, seed: int) -> int:
-    """Writes `folder/LABEL/DEVICE-NUMBER.suffix`, all of it or nothing; what is there already is kept.
+def write_clips(folder: Path, *, each: int, known: int, seed: int) -> int:
+    """Writes clips as people have them: a few are labelled, most are not. All of it or nothing; what is there is kept.
+
+    `folder/known/LABEL/DEVICE-NUMBER.suffix` are those with a label: some of each species and device, and all of the
+    device that is never trained on. `folder/unknown/DEVICE-NUMBER.suffix` are the others.
 
     Args:
         folder: Folder to make.
         each: Clips of each species and device.
+        known: How many of them are labelled.
         seed: Seed of all randomness.
 
     Returns:
         Number of clips.
     """
     pairs = [(species, device) for species in (*SPECIES, None) for device in DEVICES]
-    if not folder.is_dir():
-        with replace_folder(folder) as aside:
-            # One stream of random numbers a pair: more clips of one do not change those of another.
-            streams = np.random.default_rng(seed).spawn(len(pairs))
-            for (species, device), rng in zip(pairs, streams, strict=True):
-                place = aside / (BACKGROUND if species is None else species.name)
-                place.mkdir(exist_ok=True)
-                clips = synthesise(species, device, count=each, seconds=CLIP_SECONDS, rng=rng)
-                for number, clip in enumerate(clips):
-                    sf.write(
-                        place / f"{device.name}-{number:04d}{device.suffix}",
-                        clip,
-                        device.sample_rate,
-                        subtype=device.subtype,
-                    )
+    if folder.is_dir():
+        return len(pairs) * each
+    with replace_folder(folder) as aside:
+        # One stream of random numbers a pair: more clips of one do not change those of another.
+        streams = np.random.default_rng(seed).spawn(len(pairs))
+        numbers = dict.fromkeys(DEVICES, 0)
+        for (species, device), rng in zip(pairs, streams, strict=True):
+            label = BACKGROUND if species is None else species.name
+            clips = synthesise(species, device, count=each, seconds=CLIP_SECONDS, rng=rng)
+            for index, clip in enumerate(clips):
+                named = device is HELD_OUT or index < known
+                place = aside / "known" / label if named else aside / "unknown"
+                place.mkdir(parents=True, exist_ok=True)
+                file = place / f"{device.name}-{numbers[device]:05d}{device.suffix}"
+                sf.write(file, clip, device.sample_rate, subtype=device.subtype)
+                numbers[device] += 1
     return len(pairs) * each
 
 
@@ -253,7 +259,7 @@ def _fly_by(species: Species, device: Device, *, count: int, samples: int, rng: 
         return rng.uniform(low, high, (count, 1)).astype(np.float32)
 
     time = np.arange(samples, dtype=np.float32)[None] / np.float32(rate)
-    pitch = species.frequency * (1 + 0.035 * rng.standard_normal((count, 1))) + 10 * device.degrees
+    pitch = species.frequency * (1 + _SPREAD * rng.standard_normal((count, 1))) + 10 * device.degrees
     warble = each(0.002, 0.02) * np.sin(2 * np.pi * (each(3, 7) * time + each(0, 1)))
     glide = each(-0.04, 0.04) * (time / length - 0.5)
     # Some cycles are longer than others: noise below about 30 Hz, made slowly and interpolated.

@@ -1,0 +1,126 @@
+"""Draws the picture of the README from a run of the demo: `make pictures`, or `python docs/pictures/make.py demo`."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+from tymbal.audio.decode import read
+from tymbal.demo.wingbeats import BACKGROUND
+from tymbal.features.kaldi import KaldiFbank
+from tymbal.objectives.masks import make_masks
+from tymbal.objectives.randomness import fold
+from tymbal.settings import FeatureSettings
+from tymbal.store.store import Store
+
+HERE = Path(__file__).parent
+SPECIES = "aedes_aegypti_female"
+DEVICE = "recorder"
+SECONDS = (8.0, 32.0)
+COLOURS = "magma"
+HIDDEN = "#7a8794"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("demo", nargs="?", default="demo", type=Path, help="folder of a finished `tymbal demo`")
+    parser.add_argument("--output", default=HERE / "tymbal.png", type=Path)
+    arguments = parser.parse_args()
+    plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left", "axes.spines.top": False})
+    figure = plt.figure(figsize=(10, 5.6), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    draw_clip(top, Store.open(arguments.demo / "store"))
+    draw_recording(bottom, arguments.demo)
+    figure.savefig(arguments.output, dpi=150)
+    print(arguments.output)
+
+
+def draw_clip(figure: mpl.figure.SubFigure, store: Store) -> None:
+    """One clip as it is, and as the encoder sees it."""
+    files = store.index["file"].to_pylist()
+    row = next(i for i, file in enumerate(files) if f"{SPECIES}/{DEVICE}-" in Path(file).as_posix())
+    picture = store.gather(np.array([row]))[0].astype(np.float32).T
+    grid = (store.mels // 16, store.frames // 16)
+    count = round(0.75 * grid[0] * grid[1])
+    masks = make_masks(fold(7, torch.tensor([row])), grid, kind="cluster", count=count)
+    hidden = np.kron(masks.mask[0].reshape(grid).numpy(), np.ones((16, 16), bool))
+    seconds = store.frames * store.features.frame_shift
+    limits = np.percentile(picture, (5, 99.8))
+    for axes, title, shown in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("A wingbeat as a spectrogram", "What the encoder is shown of it: the rest is to be told apart and rebuilt"),
+        (picture, np.ma.array(picture, mask=hidden)),
+        strict=True,
+    ):
+        axes.set_facecolor(HIDDEN)
+        axes.imshow(
+            shown, origin="lower", aspect="auto", cmap=COLOURS, vmin=limits[0], vmax=limits[1],
+            extent=(0, seconds, 0, store.mels),
+        )  # fmt: skip
+        axes.set(title=title, xlabel="seconds")
+    figure.axes[0].set_ylabel("mel bin")
+
+
+def draw_recording(figure: mpl.figure.SubFigure, demo: Path) -> None:
+    """A part of the recording, what flew past, and what the classifier found."""
+    begin, end = SECONDS
+    wave, rate = read(demo / "recording.flac", sample_rate=16_000)
+    features = FeatureSettings(sample_rate=rate)
+    picture = KaldiFbank(features)(torch.from_numpy(wave)).numpy().T
+    axes = figure.subplots()
+    axes.imshow(
+        picture, origin="lower", aspect="auto", cmap=COLOURS, vmin=np.percentile(picture, 5),
+        vmax=np.percentile(picture, 99.8), extent=(0, picture.shape[1] * features.frame_shift, 0, 128),
+    )  # fmt: skip
+    rows = {"flew past": read_events(demo / "events.csv"), "found": read_found(demo / "predictions.csv")}
+    truth = rows["flew past"]
+    for height, (name, events) in zip((-12, -26), rows.items(), strict=True):
+        axes.text(begin - 0.15, height, name, ha="right", va="center")
+        for start, stop, label in events:
+            first, last = max(start, begin), min(stop, end)
+            if first >= last or label == BACKGROUND:
+                continue
+            right = any(s < stop and start < e and known == label for s, e, known in truth)
+            axes.plot(
+                (first + 0.03, last - 0.03), (height, height), lw=9, solid_capstyle="butt",
+                color="#2f6f73" if right else "#b3483d", clip_on=False,
+            )  # fmt: skip
+            if last - first > 1.4:
+                short = label.replace("_", " ").replace("female", "♀").replace("male", "♂").split(" ", 1)[1]
+                axes.text((first + last) / 2, height, short, ha="center", va="center", color="white", fontsize=6.5)
+    axes.set(xlim=(begin, end), ylim=(-33, 128), yticks=(0, 50, 100), ylabel="mel bin", xlabel="seconds")
+    axes.set_title("A recording from a device that was never trained on (green: right, red: wrong)")
+    axes.spines["left"].set_bounds(0, 128)
+
+
+def read_events(path: Path) -> list[tuple[float, float, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(float(row["start"]), float(row["end"]), row["label"]) for row in csv.DictReader(file)]
+
+
+def read_found(path: Path) -> list[tuple[float, float, str]]:
+    """Stretches of time with one best label: the middle half of each window, neighbours joined."""
+    windows: dict[tuple[float, float], list[tuple[float, str]]] = defaultdict(list)
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            windows[float(row["start"]), float(row["end"])].append((float(row["score"]), row["label"]))
+    found: list[tuple[float, float, str]] = []
+    for (start, end), scores in sorted(windows.items()):
+        quarter = (end - start) / 4
+        label = max(scores)[1]
+        if found and found[-1][2] == label and found[-1][1] >= start + quarter - 1e-3:
+            found[-1] = (found[-1][0], end - quarter, label)
+        else:
+            found.append((start + quarter, end - quarter, label))
+    return found
+
+
+if __name__ == "__main__":
+    main()
