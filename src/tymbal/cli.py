@@ -145,8 +145,8 @@ def pretrain(
     Args:
         store: A store that `tymbal prepare` made; a folder or an SSAST list of .pt spectrograms; or sound.
         output: Run folder: checkpoints, model, metrics.
-        resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` starts
-            anew; or the folder of a checkpoint.
+        resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` on
+            an empty folder; or the folder of a checkpoint.
     """
     _run("pretrain", store, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
 
@@ -186,8 +186,8 @@ def finetune(
     Args:
         source: Folder with a folder a class, a manifest with labels, a store, or an SSAST list of .pt spectrograms.
         output: Run folder: checkpoints, model, metrics.
-        resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` starts
-            anew; or the folder of a checkpoint.
+        resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` on
+            an empty folder; or the folder of a checkpoint.
     """
     _run("finetune", source, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
 
