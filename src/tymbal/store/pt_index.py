@@ -14,8 +14,8 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +35,7 @@ _MANY = 512
 _KEY = b"tymbal"
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """What is known of a file.
 
     Attributes:
@@ -74,7 +73,7 @@ class Record:
     @property
     def place(self) -> Place:
         """Where the spectrogram lies."""
-        return Place(**{field.name: getattr(self, field.name) for field in fields(Place)})
+        return Place(self.size, self.modified, self.frames, self.offset, self.dtype, self.frame_step, self.mel_step)
 
     @property
     def failure(self) -> Failure:
@@ -84,8 +83,7 @@ class Record:
     @classmethod
     def of(cls, file: PtFile, found: Examined) -> Record:
         """The record of a file that can be used."""
-        known = asdict(found)
-        return cls(file.id, file.path, **known.pop("place"), **known)
+        return cls(file.id, file.path, *found.place, found.real, found.mean, found.m2)
 
 
 def look(
@@ -155,7 +153,7 @@ def moments_of(records: Sequence[Record], mels: int) -> tuple[float, float]:
 
 def _one(file: PtFile, old: Record | None, mels: int, layout: str) -> Record:
     if old is not None and not old.reason and _unchanged(old):
-        return replace(old, id=file.id)
+        return old._replace(id=file.id)
     try:
         return Record.of(file, examine(file.path, mels=mels, layout=layout))
     except StoreError as error:
@@ -178,7 +176,7 @@ def _moved(known: list[Record], files: Sequence[PtFile], record: Path | None) ->
             path=record,
             advice="Give the same list to continue it, or choose another output folder.",
         )
-    return [replace(one, path=file.path) for one, file in zip(known, files, strict=True)]
+    return [one._replace(path=file.path) for one, file in zip(known, files, strict=True)]
 
 
 def _read(path: Path, kind: str) -> list[Record]:
@@ -191,14 +189,14 @@ def _read(path: Path, kind: str) -> list[Record]:
         return []
     if (table.schema.metadata or {}).get(_KEY) != kind.encode() or table.column_names != _SCHEMA.names:
         return []
-    return [Record(**row) for row in table.to_pylist()]
+    return [Record(*row) for row in zip(*(column.to_pylist() for column in table.columns), strict=True)]
 
 
 def _write(path: Path, records: Sequence[Record], kind: str) -> None:
-    table = pa.Table.from_pylist([asdict(one) for one in records], schema=_SCHEMA)
+    table = pa.table([list(column) for column in zip(*records, strict=True)], schema=_SCHEMA)
     with replace_file(path) as aside:
         pq.write_table(table.replace_schema_metadata({_KEY: kind.encode()}), aside)
 
 
-_ARROW = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-_SCHEMA = pa.schema([(field.name, _ARROW[str(field.type)]) for field in fields(Record)])
+_ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+_SCHEMA = pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(Record).items()])
