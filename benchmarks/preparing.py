@@ -9,7 +9,8 @@ lists, plans, checks, takes statistics, writes and syncs beside it; its processe
 
 Both sides are timed in turns. The rate of a whole run contains the start of Python's processes, some seconds that do
 not depend on the number of clips; the rate of a further clip is that of the difference between the two sizes, and the
-one to compare. Memory is the highest sum of the resident sizes of all processes, looked at every 20 ms.
+one to compare. On a machine that has other work to do, processor time tells more than the clock: it is given for both.
+Memory is the highest sum of the resident sizes of all processes, looked at every 20 ms.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -35,6 +37,20 @@ from tymbal.audio.decode import read
 from tymbal.features.kaldi import KaldiFbank
 
 RATE, SECONDS = 44_100, 5
+
+
+class Cost(NamedTuple):
+    """What a run took, or a clip.
+
+    Attributes:
+        seconds: By the clock.
+        processor: Processor seconds of all its processes.
+        memory: Highest memory in bytes.
+    """
+
+    seconds: float
+    processor: float
+    memory: int = 0
 
 
 def main() -> None:
@@ -54,31 +70,44 @@ def main() -> None:
 
 def measure(folder: Path, options: argparse.Namespace, workers: int) -> None:
     small, large = options.clips
-    alone: list[float] = []
-    runs: dict[int, list[tuple[float, float]]] = {small: [], large: []}
+    alone: list[Cost] = []
+    runs: dict[int, list[Cost]] = {small: [], large: []}
     for number in range(options.rounds):
         for count in options.clips:
-            alone.append(seconds_alone(folder / str(large), options.alone))
+            alone.append(run_alone(folder / str(large), options.alone))
             runs[count].append(run_prepare(folder / str(count), folder / "store", workers))
-            print(f"round {number + 1}, {count:,} clips: {runs[count][-1][0]:.1f} s", file=sys.stderr)
-    seconds = {count: statistics.median(wall for wall, _ in runs[count]) for count in runs}
-    memory = {count: max(peak for _, peak in runs[count]) for count in runs}
-    bound = workers / statistics.median(alone)
-    further = (large - small) / (seconds[large] - seconds[small])
-    rows = [["decode + resample + fbank alone, times cores", f"{bound:,.0f}", "1.00", ""]]
-    rows += [
-        [
-            f"tymbal.prepare, {count:,} clips, with its start",
-            f"{count / seconds[count]:,.0f}",
-            f"{count / seconds[count] / bound:.2f}",
-            f"{memory[count] / 2**20:,.0f} MiB",
-        ]
-        for count in options.clips
+            print(f"round {number + 1}, {count:,} clips: {runs[count][-1].seconds:.1f} s", file=sys.stderr)
+    print(report(alone, runs, workers))
+
+
+def report(alone: list[Cost], runs: dict[int, list[Cost]], workers: int) -> str:
+    small, large = runs
+    bound = workers / statistics.median(cost.seconds for cost in alone)
+    least = statistics.median(cost.processor for cost in alone)
+    seconds = {count: statistics.median(cost.seconds for cost in runs[count]) for count in runs}
+    processor = {count: statistics.median(cost.processor for cost in runs[count]) for count in runs}
+    memory = {count: max(cost.memory for cost in runs[count]) for count in runs}
+
+    def line(name: str, count: int, seconds: float, processor: float, memory: str = "") -> list[str]:
+        rate, each = count / seconds, processor / count
+        return [name, f"{rate:,.0f}", f"{rate / bound:.2f}", f"{1000 * each:.2f}", f"{least / each:.2f}", memory]
+
+    rows = [
+        line("decode + resample + fbank alone, times cores", workers, workers / bound, workers * least),
+        *(
+            line(f"prepare {n:,} clips, with its start", n, seconds[n], processor[n], f"{memory[n] / 2**20:,.0f}")
+            for n in runs
+        ),
+        line(
+            "prepare a further clip",
+            large - small,
+            seconds[large] - seconds[small],
+            processor[large] - processor[small],
+        ),
     ]
-    rows.append(["tymbal.prepare, a further clip", f"{further:,.0f}", f"{further / bound:.2f}", ""])
-    print(table(["", "clips/s", "of the bound", "peak memory"], rows))
-    print(f"\nalone: {1000 * statistics.median(alone):.2f} ms a clip on one core")
-    print(f"memory of {large:,} clips / of {small:,}: {memory[large] / memory[small]:.2f}")
+    growth = f"Memory of {large:,} clips / of {small:,}: {memory[large] / memory[small]:.2f}"
+    headers = ["", "clips/s", "of the bound", "processor ms/clip", "of the bound", "peak MiB"]
+    return f"{table(headers, rows)}\n\n{growth}"
 
 
 def write_clips(folder: Path, count: int, data: Path | None) -> None:
@@ -106,28 +135,34 @@ def synthetic_sound(count: int) -> Iterator[np.ndarray]:
         yield (0.05 * tones + generator.normal(0, 0.01, time_axis.size)).astype(np.float32)
 
 
-def seconds_alone(folder: Path, count: int) -> float:
-    """Seconds a clip for decoding, resampling and the filter bank, in this process."""
+def run_alone(folder: Path, count: int) -> Cost:
+    """What a clip costs to decode, resample and filter, in this process."""
     fbank = KaldiFbank()
     files = sorted(folder.iterdir())
     files = [str(path) for path in files[:: max(len(files) // count, 1)][:count]]
-    start = time.perf_counter()
+    start, used = time.perf_counter(), time.process_time()
     for path in files:
         waveform, _ = read(path, sample_rate=16_000)
         fbank(torch.from_numpy(waveform))
-    return (time.perf_counter() - start) / len(files)
+    return Cost((time.perf_counter() - start) / len(files), (time.process_time() - used) / len(files))
 
 
-def run_prepare(source: Path, store: Path, workers: int) -> tuple[float, float]:
-    """Seconds and highest memory, in bytes, of one preparation."""
+def run_prepare(source: Path, store: Path, workers: int) -> Cost:
+    """What one preparation costs."""
     shutil.rmtree(store, ignore_errors=True)
     command = [sys.executable, "-m", "tymbal", "prepare", str(source), "-o", str(store), "--workers", str(workers)]
-    start = time.perf_counter()
+    start, used = time.perf_counter(), children_time()
     process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
     peak = Peak(process.pid)
     if process.wait() != 0:
         sys.exit("tymbal prepare failed; its own message is above.")
-    return time.perf_counter() - start, peak.stop()
+    return Cost(time.perf_counter() - start, children_time() - used, peak.stop())
+
+
+def children_time() -> float:
+    """Processor seconds of all processes that were started here and have ended, and of theirs."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 class Peak:

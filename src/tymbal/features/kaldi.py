@@ -31,15 +31,10 @@ import torch
 from torch import Tensor
 
 from tymbal.errors import AudioError
+from tymbal.features.floor import ENERGY_FLOOR, LOG_FLOOR
 from tymbal.settings import FeatureSettings
 
 __all__ = ["LOG_FLOOR", "KaldiFbank", "mel_filters"]
-
-ENERGY_FLOOR = 1.1920928955078125e-07
-"""The smallest energy before the logarithm (float32's epsilon, as in Kaldi)."""
-
-LOG_FLOOR = math.log(ENERGY_FLOOR)
-"""Log-mel value of digital silence, and so of padding."""
 
 PREEMPHASIS = 0.97
 

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from tymbal.audio.failures import Failure, problem
 from tymbal.audio.resample import Waveform
 from tymbal.errors import AudioError
-from tymbal.features.kaldi import KaldiFbank
 from tymbal.features.statistics import Moments
 from tymbal.files import write_text
 from tymbal.preparation.cut import cut
@@ -28,6 +27,9 @@ from tymbal.preparation.plan import Window
 from tymbal.settings import FeatureSettings
 from tymbal.store.format import Shard, shard_name
 from tymbal.store.writer import Entry, ShardWriter, open_shard
+
+if TYPE_CHECKING:
+    from tymbal.features.kaldi import KaldiFbank
 
 __all__ = ["Built", "Task", "build_shard", "read_sidecar"]
 
@@ -132,6 +134,9 @@ def _append_file(
     writer: ShardWriter, windows: Sequence[Window], task: Task, entries: list[Entry], failures: list[Failure]
 ) -> None:
     """Adds the windows of one file; what fails is named, and the rest goes on."""
+    # Whoever only hands out the work is spared the seconds that this import takes.
+    import torch
+
     features = task.features
     samples = features.samples_of(task.frames)
     waveforms = cut(windows, sample_rate=features.sample_rate, samples=samples)
@@ -179,12 +184,16 @@ def _check(waveform: Waveform, window: Window, task: Task) -> None:
 
 @lru_cache(maxsize=4)
 def _fbank(features: FeatureSettings) -> KaldiFbank:
+    from tymbal.features.kaldi import KaldiFbank
+
     return KaldiFbank(features)
 
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Processes run side by side, one a core: more threads than that only get in each other's way."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

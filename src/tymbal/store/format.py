@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from tymbal.errors import SettingsError, StoreError
-from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.features.floor import LOG_FLOOR
 from tymbal.files import write_json
 from tymbal.settings import FeatureSettings
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tymbal._version import __version__
 from tymbal.errors import StoreError
-from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.features.floor import LOG_FLOOR
 from tymbal.features.statistics import Moments
 from tymbal.files import replace_file
 from tymbal.settings import FeatureSettings
