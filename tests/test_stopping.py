@@ -118,3 +118,30 @@ def test_survive_in_worker__outlives_the_signals_of_a_job_but_not_its_parent():
     assert os.waitpid(child, os.WNOHANG) == (0, 0)
     os.kill(child, signal.SIGTERM)
     assert os.waitpid(child, 0)[1] == 0
+
+
+CREW = """
+import time
+from tymbal.preparation.workers import Crew
+from tymbal.stopping import stop_at_once
+
+with stop_at_once(), Crew(None, 2) as crew:
+    for _ in crew.run(time.sleep, [0.1] * 600, parallel=True):
+        print("done", flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent a signal")
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_stop_at_once__workers_finish_what_they_are_at(name: str):
+    command = [sys.executable, "-c", CREW]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        # As Slurm does, to all processes of the step.
+        subprocess.run(["kill", f"-{name}", "--", f"-{process.pid}"], check=True)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == RUN_AGAIN
+    assert said == f"Stopped by SIG{name}. The same command continues.\n"

@@ -17,7 +17,7 @@ from types import FrameType
 
 from tymbal.progress import say
 
-__all__ = ["RUN_AGAIN", "StopRequest", "Stopped", "requested", "stop_at_once", "survive_in_worker"]
+__all__ = ["RUN_AGAIN", "StopRequest", "Stopped", "requested", "shielded", "stop_at_once", "survive_in_worker"]
 
 RUN_AGAIN = 75
 """Exit status of what was stopped by a signal and goes on when it is run again (EX_TEMPFAIL of sysexits.h)."""
@@ -90,10 +90,20 @@ def stop_at_once() -> Iterator[None]:
             raise
 
 
-def survive_in_worker(_: int = 0) -> None:
-    """Lets a process that loads batches outlive signals that all processes of a job get; its parent may still end it.
+@contextlib.contextmanager
+def shielded() -> Iterator[None]:
+    """Processes that are started within it do not see SIGUSR1 and SIGUSR2. For systems that have them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    Else the parent, which is about to write a checkpoint, would fail for lack of its next batch.
+
+def survive_in_worker(_: int = 0) -> None:
+    """Lets a process that works for another outlive signals that all processes of a job get; its parent may end it.
+
+    Else the parent, which finishes what it is at, would fail for lack of its workers.
     """
     if not hasattr(signal, "sigwaitinfo"):
         return

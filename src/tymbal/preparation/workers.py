@@ -8,9 +8,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait as wait_for
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from tymbal.stopping import shielded, survive_in_worker
 
 __all__ = ["Crew"]
 
@@ -63,6 +66,10 @@ class Crew:
 
     def _own_pool(self) -> ProcessPoolExecutor:
         if self._pool is None:
+            if os.name == "posix":
+                # Python starts this helper with its first worker; a signal that all processes of a job get kills it.
+                with shielded():
+                    resource_tracker.ensure_running()
             # Spawned, never forked: a fork inherits locks of threads that it does not have.
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._workers, mp_context=context, initializer=_start_worker)
@@ -94,6 +101,7 @@ def _cores() -> int:
 def _start_worker() -> None:
     # Ctrl-C reaches every process of a terminal; the parent decides, and waits for what is being written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    survive_in_worker()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()
