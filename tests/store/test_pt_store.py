@@ -213,6 +213,11 @@ def test_gather__damage_after_the_opening_is_named_once_and_left_out(digits, tmp
         reasons = {Path(row["file"]).stem: row["reason"] for row in csv.DictReader(file)}
     assert reasons.keys() == {"0_george_1", "1_george_0", "1_george_1"}
     assert reasons["1_george_1"].startswith("wrong shape: it holds 9 frames, and held")
+    # Another process names them for itself, and not again in the file.
+    sent = pickle.loads(pickle.dumps(store))
+    with pytest.raises(DamagedRowsError):
+        sent.gather([1, 4, 5])
+    assert failures.read_text().count("\n") == 4
     # A file that is there again is used again.
     torch.save(values["0_george_1"], folder / "0_george_1.pt")
     assert dataset.__getitems__([1])["row"].tolist() == [1]

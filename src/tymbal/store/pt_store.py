@@ -224,9 +224,11 @@ class PtStore(SpectrogramSource):
             tell(f"Left out from now on: {error}", warning=True)
         to = self._content.failures_to
         if fresh and to is not None:
-            # A line at a time: several processes may write, and a line is written at once.
+            # Another process, or an earlier session of the run, may have named them.
+            before = to.read_text(encoding="utf-8") if to.is_file() else ""
+            rows = [Failure.of(error, error.path or "") for error in fresh.values() if f"{error.path}," not in before]
+            # Lines behind the others, which appear at once: several processes may write.
             with to.open("a", encoding="utf-8", newline="") as file:
-                rows = [Failure.of(error, error.path or "") for error in fresh.values()]
                 csv.writer(file, lineterminator="\n").writerows((row.file, row.reason, row.advice) for row in rows)
 
 
