@@ -174,3 +174,68 @@ def test_finetune__best_by_another_metric(tmp_path: Path) -> None:
     losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
     assert len(losses) == 4
     assert losses[result.best_step] == min(losses.values())
+
+
+EVERYTHING = {
+    **TINY,
+    "epochs": 4,
+    "optimizer": "adam",
+    "schedule": "step",
+    "step_start": 1,
+    "step_every": 1,
+    "frequency_mask": 4,
+    "mixup": 0.5,
+    "mixup_of": "energy",
+    "noise": 0.1,
+    "roll": 3,
+    "balance": True,
+    "loss": "bce",
+    "best_by": "top1",
+    "ensemble": True,
+    "average_from": 2,
+    "average_to": 3,
+}
+
+
+def test_finetune__all_that_is_drawn_and_averaged_survives_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tymbal.training.trainer import TymbalTrainer
+
+    tone_store(tmp_path / "store", clips=10, validation=2)
+    whole = finetune(tmp_path / "store", tmp_path / "whole", **EVERYTHING)
+    calls, original = [], TymbalTrainer.compute_loss
+
+    def failing(self: TymbalTrainer, *args: object, **kwargs: object) -> object:
+        calls.append(1)
+        if len(calls) == 6:  # in the third of four epochs
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TymbalTrainer, "compute_loss", failing)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tmp_path / "store", tmp_path / "killed", **EVERYTHING)
+    killed = finetune(tmp_path / "store", tmp_path / "killed", **EVERYTHING)
+
+    def figures(run: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in line.items() if "second" not in k and "runtime" not in k} for line in lines]
+
+    assert figures(killed.run) == figures(whole.run)
+    assert {"eval_ensemble_mAP", "eval_top1", "eval_auc"} <= figures(whole.run)[-1].keys()
+    for model in ("model", "average"):
+        ours, theirs = (load_file(run / model / "model.safetensors") for run in (killed.run, whole.run))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_finetune__classes_of_a_table(tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("index,mid,display_name\n0,/m/3,middle\n1,/m/9,absent\n2,/m/1,low\n3,/m/2,high\n")
+    folder = tone_folder(tmp_path / "sound", clips=3)
+    settings = {**TINY, "label_csv": table, "classes": "table", "max_steps": 1}
+    result = finetune(folder, tmp_path / "run", **settings)
+    assert load_model(result.run).description.labels == ("middle", "absent", "low", "high")
+    table.write_text("index,mid,display_name\n0,/m/3,middle\n1,/m/1,low\n")
+    with pytest.raises(StoreError, match=r"not in the table of classes: high"):
+        finetune(folder, tmp_path / "other", **settings)

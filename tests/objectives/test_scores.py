@@ -72,3 +72,12 @@ def test_histogram__absent_classes_are_left_out() -> None:
     assert scores.average_precision(histogram) == 1.0
     assert scores.roc_auc(histogram) == 1.0
     assert np.isnan(scores.average_precision(histogram[:, 1:]))
+
+
+def test_middle_precision_recall__at_the_median_threshold() -> None:
+    # One class: scores in bins 1, 2, 3, of which 2 is the middle threshold.
+    histogram = np.zeros((2, 2, 4), np.int64)
+    histogram[1, 0], histogram[0, 0] = [0, 1, 2, 1], [0, 3, 1, 0]
+    precision, recall = scores.middle_precision_recall(histogram)
+    assert (precision, recall) == (3 / 4, 3 / 4)
+    assert np.isnan(scores.middle_precision_recall(np.zeros((2, 2, 4), np.int64))).all()

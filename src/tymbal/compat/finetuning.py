@@ -99,7 +99,7 @@ def _write_average(result: RunResult, *, metrics: str) -> None:
     save_model_as(result.run / "models" / "audio_model_wa.pth", loaded.module, loaded.objective_state)
     figures = loaded.description.provenance["metrics"]
     names = ("mAP" if metrics == "mAP" else "top1", "auc", "middle_precision", "middle_recall")
-    values = [float(figures[f"eval_{name}"]) for name in names]
+    values = [float(figures.get(f"eval_{name}", math.nan)) for name in names]
     write_rows(result.run / "wa_result.csv", [[value] for value in [*values, d_prime(values[1])]])
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from tymbal.compat.flags import PRETRAINING, Flags
 from tymbal.errors import SettingsError
 from tymbal.settings import SIZES
+from tymbal.training.processes import processes
 
 __all__ = ["Call", "translate"]
 
@@ -144,7 +145,7 @@ def _pretraining(flags: Flags, remarks: list[str]) -> dict[str, Any]:
         )
     if flags.pretrained_mdl_path is not None:
         remarks.append("--pretrained_mdl_path is not used in pretraining, as in run.py: it starts from random weights")
-    if flags.optim == "adam" and not flags.warmup:
+    if not flags.warmup:
         remarks.append("--warmup False: there is no warm-up; run.py pretrains with one in any case")
     if not flags.save_model:
         remarks.append("--save_model False: only models/best_audio_model.pth is written; run.py writes all in any case")
@@ -155,6 +156,8 @@ def _pretraining(flags: Flags, remarks: list[str]) -> dict[str, Any]:
             f"--cluster_factor {flags.cluster_factor}: clusters of 3 to {flags.cluster_factor + 2} patches a side; "
             "run.py ignores the flag and draws 3 to 5"
         )
+    if flags.encode == "visible":
+        remarks.append("--encode visible: the models/*.pth have heads that are not trained; ours have all")
     _check_masks(flags, patch)
     masked = {"mask_count": flags.mask_patch} if flags.mask_ratio is None else {"mask_ratio": flags.mask_ratio}
     return {
@@ -214,6 +217,8 @@ def _finetuning(flags: Flags, remarks: list[str]) -> dict[str, Any]:
             f"--mixup {flags.mixup:g}: the energies of the spectrograms are mixed, which is what mixing waveforms "
             "comes to but for their interference"
         )
+    if processes() > 1:
+        remarks.append("With several processes the cum_ columns of result.csv, and precision and recall, stay empty")
     table = {"label_csv": flags.label_csv, "classes": "table"} if flags.label_csv else {}
     if not table:
         remarks.append("--label-csv is not given: the classes are the labels of the training clips, in their order")
@@ -241,7 +246,7 @@ def _finetuning(flags: Flags, remarks: list[str]) -> dict[str, Any]:
         "roll": 10 if flags.noise else 0,
         "balance": flags.bal == "bal",
         "weights_csv": _weights_csv(flags) if flags.bal == "bal" else None,
-        "ensemble": True,
+        "ensemble": processes() == 1,
         **table,
         **(by_plateau if flags.adaptschedule else by_epochs),
         **({"average_from": flags.wa_start, "average_to": flags.wa_end} if flags.wa else {}),

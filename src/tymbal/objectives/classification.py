@@ -154,9 +154,10 @@ class ClassificationObjective(nn.Module):
         if "histogram" in sums:
             histogram = _array(sums["histogram"])
             found["mAP"], found["auc"] = scores.average_precision(histogram), scores.roc_auc(histogram)
-            found["middle_precision"], found["middle_recall"] = scores.middle_precision_recall(histogram)
         if self.ensemble is not None and "ensemble_histogram" in sums:
             found |= self.ensemble.metrics(sums)
+            # Figures of SSAST's table, as the ensemble's are, and of little use for anything else.
+            found["middle_precision"], found["middle_recall"] = scores.middle_precision_recall(histogram)
         return found
 
 

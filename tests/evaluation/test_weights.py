@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tymbal.errors import ManifestError
+from tymbal.evaluation.weights import balanced_weights, read_weights
+
+
+def test_balanced_weights__are_those_of_gen_weight_file():
+    truth = np.array([[1, 0], [1, 0], [1, 1]], bool)
+    rare, common = 1000 / 1.01, 1000 / 3.01
+    np.testing.assert_allclose(balanced_weights(truth), [common, common, common + rare])
+
+
+def test_read_weights__by_the_entries_of_the_list(tmp_path):
+    listed, weights = tmp_path / "train.json", tmp_path / "train_weight.csv"
+    listed.write_text(json.dumps({"data": [{"wav": f"/far/{name}.wav"} for name in "abc"]}))
+    weights.write_text("1.5\n2.5\n3.5\n")
+    # One of the clips was left out, and they lie elsewhere.
+    assert read_weights(weights, listed, ["/near/c.wav", "C:\\near\\a.wav"]).tolist() == [3.5, 1.5]
+    weights.write_text("1.5\n2.5\n")
+    with pytest.raises(ManifestError, match="holds 2 weights, but the list has 3 entries"):
+        read_weights(weights, listed, [])
+    weights.write_text("1\n-2\n3\n")
+    with pytest.raises(ManifestError, match="below 0"):
+        read_weights(weights, listed, [])
