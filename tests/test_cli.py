@@ -129,8 +129,8 @@ def test_help__settings_stand_under_the_heading_of_their_stage(capsys, monkeypat
     assert main(["finetune", "--help"]) == 0
     out = capsys.readouterr().out
     headings = [line.split("─")[1].strip() for line in out.splitlines() if line.startswith("╭")]
-    assert headings == ["Arguments", "Options", "Classifier", "Training", "Spectrograms in .pt files"]
-    training = out[out.index("─ Training") : out.index("─ Spectrograms in .pt")]
+    assert headings == ["Arguments", "Options", "Classifier", "Spectrograms in .pt files", "Training"]
+    training = out[out.index("─ Training") :]
     # FinetuneSettings changes only the default of epochs: it stays a matter of training.
     assert "--epochs" in training
     assert "--from " not in training

@@ -233,10 +233,6 @@ class PtSettings:
         _check(self.mel_bins is None or self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
         _check(self.dataset_std is None or self.dataset_std > 0, "dataset_std", self.dataset_std, "a number above 0")
 
-    def pt(self) -> PtSettings:
-        """The part of a verb's settings that says how `.pt` files are read."""
-        return PtSettings(**{name: getattr(self, name) for name in PtSettings.__dataclass_fields__})
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
@@ -349,7 +345,7 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(TrainingSettings, PtSettings):
+class PretrainSettings(PtSettings, TrainingSettings):
     """Learning from unlabelled spectrograms.
 
     Attributes:
@@ -397,7 +393,7 @@ class PretrainSettings(TrainingSettings, PtSettings):
     normalize_targets: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainingSettings.__post_init__(self)
         PtSettings.__post_init__(self)
         parse_patch(self.patch)
         _check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
@@ -417,7 +413,7 @@ class PretrainSettings(TrainingSettings, PtSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainingSettings, PtSettings):
+class FinetuneSettings(PtSettings, TrainingSettings):
     """A classifier from labelled clips.
 
     Attributes:
@@ -481,7 +477,7 @@ class FinetuneSettings(TrainingSettings, PtSettings):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainingSettings.__post_init__(self)
         PtSettings.__post_init__(self)
         parse_patch(self.patch)
         if self.stride is not None:
