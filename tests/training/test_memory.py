@@ -10,6 +10,8 @@ import torch
 from test_run import Copying, Rows, settings
 
 from tymbal.errors import TrainingError
+from tymbal.progress import quietly
+from tymbal.training import trouble
 from tymbal.training.batches import BatchPlan
 from tymbal.training.checkpoints import Checkpoints
 from tymbal.training.memory import Need, fitting_batch, held_by, measure, step_on
@@ -158,3 +160,39 @@ def test_in_plain_words(raised: RuntimeError, what: str, tmp_path):
     with pytest.raises(RuntimeError) as caught, in_plain_words(Copying(), Rows(20), settings(), **where):
         raise ours
     assert caught.value is ours
+
+
+class Gpu(Made):
+    """A made-up GPU in the place of the real one."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size=size)
+
+    def peak(self, work: Callable[[], None]) -> int:
+        work()
+        return 1000
+
+    def describe(self) -> str:
+        return "H200, 141.0 GiB"
+
+
+def test_settle_device__cuda_or_cpu_tries_a_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    module, cpu = Copying(), torch.device("cpu")
+    held = held_by(module)
+    before = torch.random.get_rng_state()
+    for size, fits in ((held + 1000, True), (held + 999, False)):
+        monkeypatch.setattr(trouble, "Gpu", lambda _, size=size: Gpu(size))
+        assert trouble._fits(module, Rows(20), (cpu, None), batch_size=4) == fits
+    assert module.shapes == [4, 4]
+    assert torch.random.get_rng_state().equal(before)
+
+    plan = BatchPlan(length=20, batch_sizes=(4,))
+    monkeypatch.setattr(trouble, "choose_device", lambda _: (torch.device("cuda"), "CUDA is there: H200"))
+    monkeypatch.setattr(trouble, "choose_precision", lambda _, device: (None, f"for {device}"))
+    monkeypatch.setattr(trouble, "_fits", lambda *_, **__: False)
+    with quietly():
+        assert trouble.settle_device(module, Rows(20), settings(device="cuda-or-cpu"), plan=plan) == (cpu, None)
+        why = "the memory of H200, 141.0 GiB is too small for batches of 4 clips"
+        assert capsys.readouterr().err == f"Device: cpu ({why}). Precision: float32 (for cpu).\n"
+        assert trouble.settle_device(module, Rows(20), settings(device="cuda"), plan=plan)[0].type == "cuda"
+        assert capsys.readouterr().err == ""

@@ -17,6 +17,7 @@ from tymbal.training.checkpoints import Checkpoints
 from tymbal.training.cuda import is_cuda_failure, is_out_of_memory, one_line
 from tymbal.training.device import CUDA_OR_CPU, choose_device, choose_precision
 from tymbal.training.memory import Gpu, Need, fitting_batch, free, held_by, measure, step_on
+from tymbal.training.processes import rank
 from tymbal.training.trainer import BatchDataset
 
 __all__ = ["Arithmetic", "in_plain_words", "settle_device", "too_large"]
@@ -50,7 +51,8 @@ def settle_device(
             device = torch.device("cpu")
     dtype, why_dtype = choose_precision(settings.precision, device)
     precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    tell(f"Device: {device} ({why}). Precision: {precision} ({why_dtype}).", warning=or_cpu and device.type == "cpu")
+    warning = or_cpu and device.type == "cpu" and rank() == 0
+    tell(f"Device: {device} ({why}). Precision: {precision} ({why_dtype}).", warning=warning)
     return device, dtype
 
 
@@ -132,7 +134,7 @@ def _fits(module: nn.Module, dataset: BatchDataset, arithmetic: Arithmetic, *, b
     device, dtype = arithmetic
     gpu = Gpu(device)
     step = step_on(device, dtype, module, dataset)
-    with torch.random.fork_rng(devices=[device]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             module.to(device)
             return held_by(module) + gpu.peak(lambda: step(batch_size)) <= gpu.capacity()
