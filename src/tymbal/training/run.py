@@ -175,10 +175,11 @@ def train(
         ended = "minutes" if clock.rang else "steps" if steps >= plan.steps else "patience"
         if average is not None and average.count:
             figures = trainer.evaluated(average)
+            averaged = RunResult(
+                run=run, model=folder.average, metrics=figures, steps=steps, best_step=steps, ended=ended
+            )
             if rank() == 0:
-                finalise(
-                    RunResult(run=run, model=folder.average, metrics=figures, steps=steps, best_step=steps, ended=ended)
-                )
+                finalise(averaged)
     saved = _load_best(
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), checkpoints, [best_step, steps]
     )
