@@ -205,7 +205,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--repeat", type=int, default=5, help="epochs a round of the fast sides")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch; more only wait for each other on a busy machine"
+    )
     parser.add_argument("--folder", type=Path, help="where to write the temporary files (twice their size is needed)")
     return parser.parse_args()
 
