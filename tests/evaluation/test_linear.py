@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from tymbal.evaluation.linear import STRENGTHS, _inner_folds, fit_logistic, neighbour_scores, quality
 
@@ -97,3 +98,16 @@ def test_quality__absent_classes_are_left_out() -> None:
     truth = np.array([[1, 0, 0], [0, 1, 0]], bool)
     assert quality(np.array([[0.9, 0.1, 0], [0.8, 0.2, 0]]), truth, multilabel=False)["balanced_accuracy"] == 0.5
     assert quality(np.array([[2.0, 0, 5], [1, 1, 5]]), truth, multilabel=True)["mAP"] == 1.0
+
+
+def test_fit_logistic__more_dimensions_than_clips_is_the_same_regression():
+    draw = np.random.default_rng(0)
+    features, labels = draw.normal(size=(40, 100)), draw.integers(0, 3, 40)
+    features[np.arange(40), labels] += 3
+    truth = np.eye(3, dtype=bool)[labels]
+    scaled = (features - features.mean(0)) / features.std(0)
+    direct = LogisticRegression(C=0.1, max_iter=1000, tol=1e-8).fit(scaled, labels)
+    found = fit_logistic(features, truth, strengths=(0.1,)).scores(features)
+    expected = scaled @ direct.coef_.T + direct.intercept_
+    centred = [scores - scores.mean(1, keepdims=True) for scores in (found, expected)]
+    np.testing.assert_allclose(*centred, atol=5e-3)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 __all__ = ["STRENGTHS", "Fitted", "fit_logistic", "neighbour_scores", "quality"]
 
@@ -70,11 +71,14 @@ def fit_logistic(
     centre, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, 1.0)
     scaled = (features - centre) / scale
-    strength = strengths[0]
-    if len(strengths) > 1:
-        strength = _choose(scaled, truth, multilabel=multilabel, groups=groups, strengths=strengths, seed=seed)
-    weight, bias = _fit(scaled, truth, strength, multilabel=multilabel)
-    weight = weight / scale[:, None]
+    # The products of an iteration are small: threads would mostly wait for each other.
+    with threadpool_limits(1):
+        inner, basis = _rotated(scaled)
+        strength = strengths[0]
+        if len(strengths) > 1:
+            strength = _choose(inner, truth, multilabel=multilabel, groups=groups, strengths=strengths, seed=seed)
+        weight, bias = _fit(inner, truth, strength, multilabel=multilabel)
+    weight = (weight if basis is None else basis @ weight) / scale[:, None]
     return Fitted(weight, bias - centre @ weight, strength)
 
 
@@ -126,6 +130,18 @@ def quality(scores: Floats, truth: Bools, *, multilabel: bool) -> dict[str, floa
         "mAP": float(average_precision_score(known, given, average="macro")),
         "roc_auc": float(roc_auc_score(known, given, average="macro")),
     }
+
+
+def _rotated(scaled: Floats) -> tuple[Floats, Floats | None]:
+    """Features in as many dimensions as there are clips, where they have more: [clips, clips] and [dimensions, clips].
+
+    The penalty is the length of the weights, which no rotation changes, and what lies outside the span of the clips
+    gets no weight: so the same regression is solved, in less.
+    """
+    if scaled.shape[1] <= scaled.shape[0]:
+        return scaled, None
+    basis = np.linalg.svd(scaled, full_matrices=False)[2].T
+    return scaled @ basis, basis
 
 
 def _choose(
