@@ -26,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/tymbal demo --output "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(SHORT),--short) $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
