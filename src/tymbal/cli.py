@@ -309,6 +309,8 @@ def _run(verb: str, *arguments: Any, common: Common | None, settings: Any, **mor
 
 
 def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
+    from tymbal.training.processes import rank
+
     if verb in _LEARNS:
         from tymbal.training.device import tune_malloc
 
@@ -316,7 +318,8 @@ def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
         tune_malloc()
     with quietly(quiet):
         result = getattr(tymbal, verb)(*arguments, **keywords)
-    print(result.summary())
+    if rank() == 0:
+        print(result.summary())
 
 
 def _usage_message(error: CycloptsError) -> str:
