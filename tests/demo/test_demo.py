@@ -35,7 +35,7 @@ def tiny(monkeypatch):
 def test_demo__wingbeats_the_whole_way_and_again(tiny, tmp_path, capsys):
     result = tymbal.demo(tmp_path / "demo", short=True)
     text = result.summary()
-    assert "27 clips of a device that was never trained on (trap), 9 classes" in text
+    assert "54 clips of a device that was never trained on (trap), 9 classes" in text
     assert (tmp_path / "demo" / "summary.txt").read_text() == text + "\n"
     for place in ("store/store.json", "pretrained/model", "classifier/model", "probe.csv", "predictions.csv"):
         assert (tmp_path / "demo" / place).exists()

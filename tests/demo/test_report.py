@@ -33,7 +33,7 @@ def test_text__pretraining_wins():
     text = REPORT.text(Path("demo"))
     assert "Told apart: 400 clips of another device, 9 classes. accuracy in %:" in text
     assert "Pretraining pays here." in text
-    assert "beside random weights better by 17.0 points (± 6.0)" in text
+    assert "17.0 points (± 6.0) ahead of the one with random weights," in text
     assert "840 steps in 2 min 10 s, 26,880 clips seen. It tells 31 % of the masked patches apart." in text
     assert "15 of 17 events" in text
     assert "Of 40 windows without any, 3 were false alarms." in text
@@ -43,14 +43,16 @@ def test_text__pretraining_wins():
 def test_text__pretraining_loses_and_says_why():
     losing = dataclasses.replace(SCORES, pretrained=(0.55, 0.5))
     text = dataclasses.replace(REPORT, scores=losing).text(Path("demo"))
-    assert "Pretraining does not pay here." in text
-    assert "beside the plain baseline worse by 15.0 points" in text
+    assert "Pretraining does not pay here, so far." in text
+    assert "15.0 points (± 6.6) behind the plain baseline" in text
     assert "That is little" in text
 
 
-def test_difference__what_so_few_clips_cannot_tell():
+def test_text__what_so_few_clips_cannot_tell():
     few = dataclasses.replace(SCORES, clips=40)
-    assert few.difference(0.70, 0.65).startswith("no better or worse than chance would make it (+5.0 points, ±")
+    text = dataclasses.replace(REPORT, scores=few).text(Path("demo"))
+    assert "Pretraining seems to pay here, but so few clips cannot prove it." in text
+    assert "12.0 points (± 18.5, may be chance) ahead of the plain baseline" in text
 
 
 def test_text__without_labels_it_says_how_to_give_some():

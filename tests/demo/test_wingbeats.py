@@ -62,17 +62,17 @@ def test_synthesise__a_warm_device_raises_the_pitch_by_10_hz_a_degree():
 
 def test_write_clips__a_few_are_labelled_and_all_of_the_held_out_device(tmp_path):
     folder = tmp_path / "clips"
-    assert wingbeats.write_clips(folder, each=3, known=1, seed=0) == 9 * 5 * 3
+    wingbeats.write_clips(folder, each=3, known=1, seed=0)
     known, unknown = sorted((folder / "known").rglob("*.*")), sorted((folder / "unknown").iterdir())
     assert {path.parent.name for path in known} == {BACKGROUND, *(s.name for s in SPECIES)}
-    assert (len(known), len(unknown)) == (9 * 4 + 9 * 3, 9 * 4 * 2)
+    assert (len(known), len(unknown)) == (9 * 4 + 9 * 6, 9 * 4 * 2)
     assert not any(path.name.startswith(HELD_OUT.name) for path in unknown)
 
 
 def test_write_clips__each_device_has_its_rate_and_format(tmp_path):
     wingbeats.write_clips(tmp_path / "clips", each=1, known=1, seed=0)
     for device in DEVICES:
-        (path,) = (tmp_path / "clips" / "known" / BACKGROUND).glob(f"{device.name}-*")
+        path = next((tmp_path / "clips" / "known" / BACKGROUND).glob(f"{device.name}-*"))
         info = sf.info(path)
         assert path.suffix == device.suffix
         assert (info.samplerate, info.subtype, info.channels) == (device.sample_rate, device.subtype, 1)

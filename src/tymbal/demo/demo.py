@@ -11,7 +11,6 @@ pretraining loses, it says so.
 from __future__ import annotations
 
 import json
-import math
 import random
 import shlex
 import time
@@ -40,6 +39,7 @@ __all__ = ["DemoResult", "demo"]
 _MOST_CLIPS = 2000
 _MOST_SECONDS = 7200
 _SEED = 42
+_NEVER = 1000  # epochs: more than there are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +203,8 @@ def _pretrain(walk: _Walk, plan: Plan, store: Store) -> RunResult:
         batch_size=plan.batch_size,
         max_steps=steps,
         max_minutes=plan.pretraining_minutes,
-        eval_every=_epochs(store, plan, steps) / 4,
+        learning_rate=1e-3,
+        eval_every=max(1, round(steps * plan.batch_size / len(store.rows("train")) / 4)),
     )
     return cast("RunResult", run)
 
@@ -217,7 +218,7 @@ def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
         "batch_size": plan.batch_size,
         "max_steps": steps,
         "max_minutes": plan.finetuning_minutes,
-        "eval_every": _epochs(store, plan, steps),
+        "eval_every": _NEVER,
         "learning_rate": 5e-4,
         "pooling": "rows",
     }
@@ -272,8 +273,3 @@ def _can_classify(store: Store) -> bool:
 
 def _patches(store: Store) -> int:
     return (store.mels // 16) * (store.frames // 16)
-
-
-def _epochs(store: Store, plan: Plan, steps: int) -> float:
-    """Passes over the training clips that so many steps are; a little more, to be on the far side of the last one."""
-    return math.ceil(100 * steps * plan.batch_size / len(store.rows("train"))) / 100

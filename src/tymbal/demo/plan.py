@@ -16,7 +16,7 @@ class Plan:
     are slower than expected.
 
     Attributes:
-        each: Synthetic clips of each species and device.
+        each: Synthetic clips of each species and device; twice as many of the one that is held out.
         known: How many of them are labelled.
         recording: Seconds of the recording that is searched.
         window: Longest clip in seconds.
@@ -49,12 +49,12 @@ FULL = Plan(
     known=5,
     recording=90,
     window=2.0,
-    encoder={"width": 192, "depth": 4, "heads": 3},
+    encoder={"width": 128, "depth": 4, "heads": 4},
     batch_size=32,
-    pretraining=1_500_000,
-    finetuning=400_000,
-    pretraining_minutes=3.0,
-    finetuning_minutes=1.0,
+    pretraining=1_600_000,
+    finetuning=250_000,
+    pretraining_minutes=2.75,
+    finetuning_minutes=0.75,
 )
 SHORT = replace(
     FULL,

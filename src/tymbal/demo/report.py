@@ -37,17 +37,19 @@ class Scores:
     tuned_random: float
     tuned_pretrained: float
 
-    def difference(self, one: float, other: float) -> str:
-        """How `one` compares with `other`, in words that so many clips can bear (95 %)."""
-        points = 100 * (one - other)
+    def difference(self, one: float, other: float) -> tuple[float, float]:
+        """By how many points `one` is ahead of `other`, and the margin (95 %) that so many clips leave."""
         margin = 196 * math.sqrt((one * (1 - one) + other * (1 - other)) / self.clips)
-        if abs(points) <= margin:
-            return f"no better or worse than chance would make it ({points:+.1f} points, ± {margin:.1f})"
-        return f"{'better' if points > 0 else 'worse'} by {abs(points):.1f} points (± {margin:.1f})"
+        return 100 * (one - other), margin
 
-    def pays(self) -> bool:
-        """Whether the pretrained encoder is ahead of both the random one and the baseline."""
-        return self.pretrained[0] > max(self.random[0], self.baseline[0])
+    def verdict(self) -> str:
+        """Whether the pretrained encoder is ahead of both the random one and the baseline, as far as this shows."""
+        ahead = [self.difference(self.pretrained[0], other[0]) for other in (self.random, self.baseline)]
+        if all(points > margin for points, margin in ahead):
+            return "Pretraining pays here."
+        if all(points > 0 for points, _ in ahead):
+            return "Pretraining seems to pay here, but so few clips cannot prove it."
+        return "Pretraining does not pay here, so far."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,19 +104,20 @@ class Report:
         if self.scores is None:
             return f"Pretraining: {spent}.{task}"
         scores = self.scores
-        ours = scores.pretrained[0]
-        verdict = "Pretraining pays here." if scores.pays() else "Pretraining does not pay here."
+        to_random, to_baseline = (
+            scores.difference(scores.pretrained[0], o[0]) for o in (scores.random, scores.baseline)
+        )
+        tuned = scores.difference(scores.tuned_pretrained, scores.tuned_random)
         lines = [
-            f"{verdict} Read by a linear classifier, the pretrained encoder is",
-            f"  - beside random weights {scores.difference(ours, scores.random[0])},",
-            f"  - beside the plain baseline {scores.difference(ours, scores.baseline[0])};",
-            "  - fine-tuning from it, beside from random weights, is "
-            f"{scores.difference(scores.tuned_pretrained, scores.tuned_random)}.",
+            f"{scores.verdict()} Read by a linear classifier, the pretrained encoder is",
+            f"  {_points(*to_random)} the one with random weights,",
+            f"  {_points(*to_baseline)} the plain baseline;",
+            f"fine-tuned, it is\n  {_points(*tuned)} the one with random weights.",
             f"It had {spent}.{task}",
         ]
-        if not scores.pays():
+        if scores.verdict() != "Pretraining pays here.":
             lines.append(
-                "That is little: encoders of this kind are trained for hours to days. With more time it goes on."
+                "That is little: such encoders are trained for hours to days. The first command below goes on."
             )
         return "\n".join(lines)
 
@@ -158,3 +161,9 @@ class Report:
 
     def _minutes(self) -> str:
         return duration(self.seconds.get("pretrain", 0.0))
+
+
+def _points(points: float, margin: float) -> str:
+    side = "ahead of" if points > 0 else "behind"
+    sure = "" if abs(points) > margin else ", may be chance"
+    return f"{abs(points):4.1f} points (± {margin:.1f}{sure}) {side}"

@@ -161,7 +161,7 @@ def synthesise(
     return _record(sound, device, rng)
 
 
-def write_clips(folder: Path, *, each: int, known: int, seed: int) -> int:
+def write_clips(folder: Path, *, each: int, known: int, seed: int) -> None:
     """Writes clips as people have them: a few are labelled, most are not. All of it or nothing; what is there is kept.
 
     `folder/known/LABEL/DEVICE-NUMBER.suffix` are those with a label: some of each species and device, and all of the
@@ -169,23 +169,21 @@ def write_clips(folder: Path, *, each: int, known: int, seed: int) -> int:
 
     Args:
         folder: Folder to make.
-        each: Clips of each species and device.
+        each: Clips of each species and device; of the one that is never trained on twice as many, to ask about.
         known: How many of them are labelled.
         seed: Seed of all randomness.
-
-    Returns:
-        Number of clips.
     """
     pairs = [(species, device) for species in (*SPECIES, None) for device in DEVICES]
     if folder.is_dir():
-        return len(pairs) * each
+        return
     with replace_folder(folder) as aside:
         # One stream of random numbers a pair: more clips of one do not change those of another.
         streams = np.random.default_rng(seed).spawn(len(pairs))
         numbers = dict.fromkeys(DEVICES, 0)
         for (species, device), rng in zip(pairs, streams, strict=True):
             label = BACKGROUND if species is None else species.name
-            clips = synthesise(species, device, count=each, seconds=CLIP_SECONDS, rng=rng)
+            count = each * (1 + (device is HELD_OUT))
+            clips = synthesise(species, device, count=count, seconds=CLIP_SECONDS, rng=rng)
             for index, clip in enumerate(clips):
                 named = device is HELD_OUT or index < known
                 place = aside / "known" / label if named else aside / "unknown"
@@ -193,7 +191,6 @@ def write_clips(folder: Path, *, each: int, known: int, seed: int) -> int:
                 file = place / f"{device.name}-{numbers[device]:05d}{device.suffix}"
                 sf.write(file, clip, device.sample_rate, subtype=device.subtype)
                 numbers[device] += 1
-    return len(pairs) * each
 
 
 def write_recording(path: Path, *, seconds: float, seed: int, device: Device = HELD_OUT) -> list[Event]:
