@@ -16,7 +16,8 @@ process, so that what disturbs one disturbs all:
   at its probe (`tymbal probe`) beside it.
 
 bf16 is measured where the hardware computes it; emulated it is no gain. On Linux all sides let glibc keep freed
-memory, as Tymbal's command line does (`--plain-malloc`: none does).
+memory, as Tymbal's command line does (`--plain-malloc`: none does). On a machine that is busy with other work,
+`OMP_NUM_THREADS=1 … --processor-time` counts the seconds that the process computed instead of those that passed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,6 +70,8 @@ def main() -> None:
     tuned = not arguments.plain_malloc and tune_malloc()
     torch.set_num_threads(arguments.threads)
     device, _ = choose_device(arguments.device)
+    if device.type != "cpu" and arguments.clock == "process_time":
+        sys.exit("A GPU's work is no processor time: leave --processor-time out.")
     torch.manual_seed(0)
     random.seed(0)
     reference = ReferenceSSAST(**shape(arguments)).to(device)
@@ -90,12 +94,10 @@ def all_sides(
             kind = "".join([", bf16" if precision == "bf16" else "", ", compiled" if compiled else ""])
             for encode, name, note in (("all", "one pass", ""), ("visible", "visible only", ANOTHER)):
                 step = ours(reference, batch, arguments.masked, encode=encode, precision=precision, compiled=compiled)
-                sides.append(Side(f"ours, {name}{kind}", step, note))
+                sides.append(Side(f"ours, {name}{kind}", timed(step, device, arguments.clock), note))
     optimizer = adam(reference, 1e-4)
-    first = Side(
-        "the reference's algorithm",
-        lambda: timed(lambda: joint_step(reference, optimizer, batch, arguments.masked), device),
-    )
+    step = partial(joint_step, reference, optimizer, batch, arguments.masked)
+    first = Side("the reference's algorithm", timed(step, device, arguments.clock))
     if arguments.reference_python:
         return [first, Side("SSAST itself", Peer(arguments, device).step, "in its own environment"), *sides]
     return [first, *sides]
@@ -103,7 +105,7 @@ def all_sides(
 
 def ours(
     reference: ReferenceSSAST, batch: Tensor, masked: int, *, encode: str, precision: str, compiled: bool
-) -> Callable[[], float]:
+) -> Callable[[], object]:
     """Our step, from the reference's weights."""
     settings = PretrainSettings()
     objective = objective_from(reference, masked, encode=encode)
@@ -124,7 +126,7 @@ def ours(
         optimizer.zero_grad()
         epoch = epoch + 1
 
-    return lambda: timed(step, batch.device)
+    return step
 
 
 def objective_from(reference: ReferenceSSAST, masked: int, *, encode: str) -> SSASTObjective:
@@ -165,10 +167,11 @@ class Peer:
 
     def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
         malloc = {} if arguments.plain_malloc else MALLOC
-        numbers = [str(getattr(arguments, name)) for name in ("frames", "mels", "batch", "masked", "threads")]
         script = Path(__file__).with_name("_ssast_peer.py")
+        names = ("ssast", "size", "clock", "frames", "mels", "batch", "masked", "threads")
+        values = [str(getattr(arguments, name)) for name in names]
         self.process = subprocess.Popen(
-            [arguments.reference_python, script, arguments.ssast, arguments.size, device.type, *numbers],
+            [arguments.reference_python, script, device.type, *values],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -186,12 +189,18 @@ class Peer:
         return float(answer)
 
 
-def timed(step: Callable[[], object], device: torch.device) -> float:
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
+def timed(step: Callable[[], object], device: torch.device, clock: str) -> Callable[[], float]:
+    """The step with its seconds, by a clock of the module `time`."""
+    now = getattr(time, clock)
+
+    def taken() -> float:
+        start = now()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return float(now() - start)
+
+    return taken
 
 
 def measure(sides: list[Side], rounds: int) -> dict[str, list[float]]:
@@ -231,12 +240,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 def headline(arguments: argparse.Namespace, device: torch.device, *, tuned: bool) -> str:
     patches = arguments.mels // 16 * (arguments.frames // 16)
     gpu = f"{torch.cuda.get_device_name()}, " if device.type == "cuda" else ""
+    seconds = "in seconds of processor time" if arguments.clock == "process_time" else "in seconds that passed"
     memory = "glibc keeps freed memory" if tuned else "malloc as the C library has it"
     return (
         f"A joint step, {arguments.size} encoder, {arguments.batch} clips of {arguments.frames} frames x "
         f"{arguments.mels} mel bins, {arguments.masked} of {patches} patches masked, {arguments.rounds} rounds\n"
         f"{gpu}{machine()}, {arguments.threads} threads, torch {torch.__version__}\n"
-        f"All in float32 unless said otherwise; {memory}, for all."
+        f"All in float32 unless said otherwise, {seconds}; {memory}, for all."
     )
 
 
@@ -252,6 +262,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true", help="measure the compiled steps as well")
     parser.add_argument("--plain-malloc", action="store_true", help="leave glibc's malloc as it is, on all sides")
+    parser.add_argument(
+        "--processor-time",
+        dest="clock",
+        action="store_const",
+        const="process_time",
+        default="perf_counter",
+        help="count the seconds of computing, of all threads",
+    )
     parser.add_argument("--reference-python", metavar="PYTHON", help="interpreter of an environment with timm 0.4.5")
     parser.add_argument("--ssast", metavar="PATH", help="a clone of SSAST, for --reference-python")
     arguments = parser.parse_args()

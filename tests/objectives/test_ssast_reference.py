@@ -70,7 +70,7 @@ def test_reference__draws_masks_with_the_known_bias(load):
 
 def arguments(**options: object) -> argparse.Namespace:
     small = {"size": "tiny", "frames": 64, "mels": 64, "batch": 2, "masked": 10, "rounds": 2, "threads": 1}
-    flags = {"compile": False, "plain_malloc": True, "reference_python": None, "ssast": None}
+    flags = {"compile": False, "clock": "process_time", "plain_malloc": True, "reference_python": None, "ssast": None}
     return argparse.Namespace(**{**small, **flags, **options})
 
 
