@@ -55,6 +55,12 @@ def test_text__what_so_few_clips_cannot_tell():
     assert "12.0 points (± 18.5, may be chance) ahead of the plain baseline" in text
 
 
+def test_text__level_is_neither_ahead_nor_behind():
+    level = dataclasses.replace(SCORES, pretrained=SCORES.random)
+    text = dataclasses.replace(REPORT, scores=level).text(Path("demo"))
+    assert "0.0 points (± 6.6, may be chance) level with the one with random weights" in text
+
+
 def test_text__without_labels_it_says_how_to_give_some():
     text = dataclasses.replace(REPORT, scores=None, found=None).text(Path("demo"))
     assert "There are no labels" in text

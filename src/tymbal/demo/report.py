@@ -164,6 +164,6 @@ class Report:
 
 
 def _points(points: float, margin: float) -> str:
-    side = "ahead of" if points > 0 else "behind"
+    side = "level with" if abs(points) < 0.05 else "ahead of" if points > 0 else "behind"
     sure = "" if abs(points) > margin else ", may be chance"
     return f"{abs(points):4.1f} points (± {margin:.1f}{sure}) {side}"
