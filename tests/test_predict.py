@@ -17,7 +17,6 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
-from tymbal.objectives.classification import normalised
 
 CPU = {"device": "cpu", "precision": "float32"}
 CLIP = FEATURES.samples_of(FRAMES) / RATE  # 0.335 s
@@ -77,10 +76,10 @@ def test_predict__scores_are_those_of_the_model(classifier: Path, tmp_path: Path
     spectrogram = torch.full((1, FRAMES, 16), LOG_FLOOR)
     known = KaldiFbank(FEATURES)(torch.from_numpy(sound))
     spectrogram[0, : len(known)] = known
-    facts = loaded.description
-    x = normalised(spectrogram, torch.tensor([len(known)]), mean=facts.mean, std=facts.std, padding=facts.padding)
+    facts, frames = loaded.description, torch.tensor([len(known)])
+    x = facts.normalisation(spectrogram, frames)
     with torch.no_grad():
-        expected = dict(zip(facts.labels, loaded.module(x).softmax(1)[0].tolist(), strict=True))
+        expected = dict(zip(facts.labels, loaded.module(x, frames=frames).softmax(1)[0].tolist(), strict=True))
     assert {row["label"]: float(row["score"]) for row in table(tmp_path / "out.csv")} == pytest.approx(
         expected, abs=2e-6
     )

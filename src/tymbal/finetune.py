@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tymbal.evaluation.clips import LabelledClips
+    from tymbal.features.normalisation import Normalisation
     from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
@@ -46,17 +47,13 @@ class _Start:
     Attributes:
         encoder: The encoder, with weights.
         features: How the spectrograms are made.
-        mean: Mean of the log-mel values that it is normalised by.
-        std: Their standard deviation.
-        padding: Log-mel value of padding.
+        normalisation: How they are normalised.
         objective: How it was pretrained, where that is known.
     """
 
     encoder: SpectrogramEncoder
     features: FeatureSettings
-    mean: float
-    std: float
-    padding: float
+    normalisation: Normalisation
     objective: dict[str, Any] | None = None
 
 
@@ -170,25 +167,25 @@ def _objective(
     from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.classification import ClassificationObjective
-    from tymbal.training.source import padding_of
 
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         start = _start(store, settings)
         model = SpectrogramClassifier(
-            start.encoder, len(clips.classes), pooling=settings.pooling, dropout=settings.dropout
+            start.encoder,
+            len(clips.classes),
+            pooling=settings.pooling,
+            skip_padding=settings.skip_padding,
+            dropout=settings.dropout,
         )
     start.encoder.gradient_checkpointing = settings.gradient_checkpointing
-    padding = padding_of(settings, start.padding)
     best_by = settings.best_by
     if best_by == "auto":
         best_by = "mAP" if clips.multilabel else "accuracy"
     objective = ClassificationObjective(
         model,
-        mean=start.mean,
-        std=start.std,
-        padding=padding,
+        normalisation=start.normalisation,
         columns=torch.from_numpy(clips.columns),
         multilabel=clips.multilabel,
         label_smoothing=settings.label_smoothing,
@@ -207,11 +204,13 @@ def _objective(
     description = ModelDescription(
         encoder=start.encoder.config,
         features=start.features,
-        mean=start.mean,
-        std=start.std,
-        padding=padding,
+        mean=start.normalisation.mean,
+        std=start.normalisation.std,
+        padding=start.normalisation.padding,
+        normalize=start.normalisation.by,
         labels=clips.classes,
         pooling=settings.pooling,
+        skip_padding=model.skip_padding,
         multilabel=clips.multilabel,
         objective=start.objective,
         provenance=provenance,
@@ -244,7 +243,7 @@ def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
     from tymbal.inference.embed import check_features
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
     from tymbal.models.warmstart import warm_start
-    from tymbal.training.source import features_of, statistics
+    from tymbal.training.source import features_of, normalisation_of
 
     width, depth, heads = settings.shape
     patch = parse_patch(settings.patch)
@@ -254,20 +253,18 @@ def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
     )
     if settings.from_ is None:
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads, patches of {settings.patch}")
-        mean, std = statistics(settings, store)
         return _Start(
-            encoder=SpectrogramEncoder(wanted), features=features_of(store), mean=mean, std=std, padding=store.padding
+            encoder=SpectrogramEncoder(wanted),
+            features=features_of(store),
+            normalisation=normalisation_of(settings, store),
         )
     encoder, report, source = warm_start(settings.from_, config=wanted, keep_stride=settings.stride is None)
     check_features(store, source, path=settings.from_)
     tell(f"Starting from {settings.from_}: {report}")
-    mean, std = statistics(settings, store, source)
     return _Start(
         encoder=encoder,
         features=features_of(store, source),
-        mean=mean,
-        std=std,
-        padding=source.padding,
+        normalisation=normalisation_of(settings, store, source),
         objective=source.objective,
     )
 

@@ -141,20 +141,17 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
 
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.ssast import SSASTObjective
-    from tymbal.training.source import features_of, padding_of, statistics
+    from tymbal.training.source import features_of, normalisation_of
 
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, origin = _encoder(store, settings)
-        mean, std = statistics(settings, store, origin)
-        padding = padding_of(settings, store.padding)
+        normalisation = normalisation_of(settings, store, origin)
         objective = SSASTObjective(
             encoder,
             task=settings.objective,
-            mean=mean,
-            std=std,
-            padding=None if padding == store.padding else padding,
+            normalisation=normalisation,
             encode=settings.encode,
             decoder_depth=settings.decoder_depth,
             decoder_width=settings.decoder_width,
@@ -174,9 +171,10 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
     description = ModelDescription(
         encoder=encoder.config,
         features=features_of(store, origin),
-        mean=mean,
-        std=std,
-        padding=padding,
+        mean=normalisation.mean,
+        std=normalisation.std,
+        padding=normalisation.padding,
+        normalize=normalisation.by,
         objective={name: chosen[name] for name in _OBJECTIVE},
         provenance={
             "verb": "pretrain",

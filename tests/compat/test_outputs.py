@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tymbal.compat.outputs import d_prime, finetuning_row, pretraining_row, save_pretrained, write_rows
+from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.ssast import SSASTObjective
 
@@ -36,7 +37,8 @@ def test_write_rows__numpy_reads_them(tmp_path):
 def test_save_pretrained__has_both_heads_whatever_was_trained(settings, tmp_path):
     config = EncoderConfig(width=64, depth=1, heads=1, mels=32, frames=32)
     torch.manual_seed(1)
-    objective = SSASTObjective(SpectrogramEncoder(config), mean=0, std=1, mask_ratio=0.5, **settings)
+    normalisation = Normalisation(mean=0, std=1, padding=0)
+    objective = SSASTObjective(SpectrogramEncoder(config), normalisation=normalisation, mask_ratio=0.5, **settings)
     save_pretrained(tmp_path / "a.pth", objective.encoder, objective.head_state())
     written = torch.load(tmp_path / "a.pth", weights_only=True)
     heads = {name for name in written if "predlayer" in name}

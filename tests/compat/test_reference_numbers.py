@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tymbal
+from tymbal.features.normalisation import Normalisation
 from tymbal.objectives.ssast import SSASTObjective
 
 NAMES = ("patch", "frame")
@@ -27,7 +28,8 @@ def recorded(shared: Path, name: str) -> dict[str, np.ndarray]:
 def test_pretraining__losses_are_the_references(shared, name, task, figures):
     expected = recorded(shared, name)
     loaded = tymbal.load_model(shared / "fixtures" / f"ssast_{name}.pth")
-    objective = SSASTObjective(loaded.module, task=task, mean=0.0, std=0.5, mask_ratio=0.5).eval()
+    plain = Normalisation(mean=0, std=0.5, padding=0)
+    objective = SSASTObjective(loaded.module, task=task, normalisation=plain, mask_ratio=0.5).eval()
     objective.load_head_state(loaded.objective_state)
     x, index = (torch.from_numpy(expected[key]) for key in ("input", "mask_index"))
     mask = torch.zeros(len(x), loaded.module.config.num_patches, dtype=torch.bool).scatter(1, index, value=True)

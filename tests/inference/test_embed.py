@@ -13,7 +13,6 @@ from tymbal.inference.embed import check_features, embed_store
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.pooling import pool
-from tymbal.objectives.classification import normalised
 from tymbal.settings import FeatureSettings
 
 CONFIG = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=FRAMES, patch=(8, 4), stride=(8, 4))
@@ -33,7 +32,7 @@ def test_embed_store__is_pooling_of_the_tokens_of_each_clip(tmp_path: Path) -> N
     for place, row in enumerate(rows):
         frames = int(store.real_frames[row])
         raw = torch.from_numpy(store.gather([row]))
-        x = normalised(raw, torch.tensor([frames]), mean=-6.0, std=3.0, padding=LOG_FLOOR)
+        x = DESCRIPTION.normalisation(raw, torch.tensor([frames]))
         with torch.no_grad():
             output = model(x)
         real = torch.tensor([-(-frames // 4)])

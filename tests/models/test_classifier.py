@@ -41,3 +41,14 @@ def test_classifier__tells_high_from_low():
         loss.backward()
         optimizer.step()
     assert classifier(spectrogram).argmax(1).equal(labels)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "rows", "cls"])
+def test_classifier__pools_over_padding_or_not(pooling):
+    spectrogram, frames = torch.randn(2, 64, 32), torch.tensor([20, 64])
+    for skip in (True, False):
+        torch.manual_seed(0)
+        classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 3, pooling=pooling, skip_padding=skip).eval()
+        without, told = classifier(spectrogram), classifier(spectrogram, frames=frames)
+        assert torch.allclose(told[1], without[1], atol=1e-6)
+        assert torch.allclose(told[0], without[0], atol=1e-6) == (not skip or pooling == "cls")

@@ -211,3 +211,14 @@ def test_warm_start__squeezes_or_cuts_positions_of_longer_clips(tmp_path):
     with torch.no_grad():
         short = torch.randn(1, 32, 32)
         torch.testing.assert_close(squeezed.eval()(short).tokens, encoder.eval()(short).tokens)
+
+
+def test_save_model__normalisation_by_clip_and_pooling_without_padding_come_back(tmp_path):
+    classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling="rows", skip_padding=True)
+    description = describe(labels=("a", "b"), pooling="rows", skip_padding=True, normalize="clip")
+    save_model(tmp_path / "model", classifier, description)
+    loaded = load_model(tmp_path / "model")
+    assert loaded.description == description
+    assert loaded.module.skip_padding
+    assert "those of each clip's own sound" in (tmp_path / "model" / "README.md").read_text()
+    assert not (tmp_path / "model" / "preprocessor_config.json").exists()  # transformers normalises by fixed numbers

@@ -8,17 +8,20 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tymbal.errors import ModelError, SettingsError
+from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.decoder import VisibleDecoder, sine_positions
 from tymbal.objectives.ssast import SSASTObjective
 from tymbal.settings import PretrainSettings
 
 CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=96)  # 2 rows x 6 columns of patches
+NORMALISATION = Normalisation(mean=-5.0, std=4.0, padding=-15.0)
 
 
 def objective(**options: object) -> SSASTObjective:
     torch.manual_seed(0)
-    return SSASTObjective(SpectrogramEncoder(CONFIG), **{"mean": -5.0, "std": 4.0, "encode": "visible", **options})
+    defaults = {"normalisation": NORMALISATION, "encode": "visible"}
+    return SSASTObjective(SpectrogramEncoder(CONFIG), **{**defaults, **options})
 
 
 def batch(size: int = 4, frames: int = 96, real: int | None = None) -> dict[str, torch.Tensor]:
@@ -142,7 +145,7 @@ def test_objective__trains_every_parameter_or_freezes_it(task):
     ours(**batch())["loss"].backward()
     assert [name for name, p in ours.named_parameters() if p.requires_grad and p.grad is None] == []
     assert not ours.encoder.mask_token.requires_grad
-    assert SSASTObjective(ours.encoder, mean=0.0, std=1.0).encoder.mask_token.requires_grad
+    assert SSASTObjective(ours.encoder, normalisation=NORMALISATION).encoder.mask_token.requires_grad
 
 
 def test_forward__compiles_without_graph_breaks():
@@ -170,7 +173,7 @@ def test_forward__losses_are_float32_under_autocast():
 def test_head_state__carries_the_decoder():
     source, clips = objective(), batch()
     torch.manual_seed(1)
-    target = SSASTObjective(source.encoder, mean=-5.0, std=4.0, encode="visible")
+    target = SSASTObjective(source.encoder, normalisation=NORMALISATION, encode="visible")
     assert target(**clips)["loss"] != source(**clips)["loss"]
     state = {name: value.clone() for name, value in source.head_state().items()}
     target.load_head_state(state)

@@ -8,15 +8,17 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tymbal.errors import ModelError, SettingsError
+from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.ssast import SSASTObjective, contrast, rebuild
 
 CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=96)
+NORMALISATION = Normalisation(mean=-5.0, std=4.0, padding=-15.0)
 
 
 def objective(**options: object) -> SSASTObjective:
     torch.manual_seed(0)
-    return SSASTObjective(SpectrogramEncoder(CONFIG), **{"mean": -5.0, "std": 4.0, **options})
+    return SSASTObjective(SpectrogramEncoder(CONFIG), **{"normalisation": NORMALISATION, **options})
 
 
 def batch(size: int = 4, frames: int = 96, real: int | None = None) -> dict[str, torch.Tensor]:
@@ -36,7 +38,7 @@ def test_losses__are_those_of_the_reference(shared, name):
     checkpoint = read(shared / "fixtures" / f"ssast_{name}.pth")
     encoder = SpectrogramEncoder(checkpoint.description.encoder)
     encoder.load_state_dict(checkpoint.encoder)
-    ours = SSASTObjective(encoder, task="joint", mean=0.0, std=0.5).eval()
+    ours = SSASTObjective(encoder, task="joint", normalisation=Normalisation(mean=0.0, std=0.5, padding=0)).eval()
     ours.load_head_state(checkpoint.objective)
     expected = np.load(shared / "fixtures" / f"ssast_{name}_expected.npz")
     spectrogram, index = torch.from_numpy(expected["input"]), torch.from_numpy(expected["mask_index"])

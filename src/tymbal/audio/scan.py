@@ -31,6 +31,7 @@ from tymbal.audio.split import assign_splits
 from tymbal.audio.summary import summarise
 from tymbal.config import resolve
 from tymbal.errors import AudioError, ManifestError
+from tymbal.machine import cores
 from tymbal.progress import Progress
 from tymbal.settings import ScanSettings
 
@@ -121,7 +122,7 @@ def _check_output(output: Path) -> None:
 def _inspect_all(files: Sequence[str], settings: ScanSettings) -> Iterator[FileReport]:
     """Reports in the order of the files: the first second in this process, what is left then by a pool."""
     look = partial(inspect, silence_db=settings.silence_db, min_seconds=settings.min_seconds)
-    workers = settings.workers or _cores()
+    workers = settings.workers or cores()
     with Progress(len(files), "Scanning", unit="files") as progress:
         begin = time.monotonic()
         done = 0
@@ -156,10 +157,6 @@ def _in_parallel(look: partial[FileReport], files: Sequence[str], workers: int) 
 
 def _leave_interrupts_to_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _sort(

@@ -130,6 +130,7 @@ def _data(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, Any]:
         "dataset_std": flags.dataset_std,
         # As there, louder than silence: the weights go back and forth between the two.
         "padding": "zeros",
+        "normalize": "dataset",
     }
 
 
@@ -235,6 +236,7 @@ def _finetuning(flags: Flags, remarks: list[str]) -> dict[str, Any]:
         "patch": f"{patch[0]}x{patch[1]}",
         "stride": f"{flags.fstride or patch[0]}x{flags.tstride or patch[1]}",
         "pooling": {"ft_avgtok": "mean", "ft_cls": "cls"}[flags.task],
+        "skip_padding": False,
         "loss": flags.loss.lower(),
         "best_by": _BEST_BY[flags.metrics],
         "head_lr_factor": flags.head_lr,

@@ -52,9 +52,7 @@ def figures_of(
         raise ModelError("the model has no classifier", path=model, advice="Give one that was fine-tuned.")
     objective = ClassificationObjective(
         loaded.module,
-        mean=description.mean,
-        std=description.std,
-        padding=description.padding,
+        normalisation=description.normalisation,
         columns=torch.from_numpy(_columns(store, description.labels)),
         multilabel=description.multilabel,
     )

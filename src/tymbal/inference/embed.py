@@ -14,7 +14,6 @@ from tymbal.errors import ModelError, SettingsError
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.pooling import pool
-from tymbal.objectives.classification import normalised
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 
@@ -66,7 +65,7 @@ def embed_store(
         store.announce(rows[start + batch_size : start + 2 * batch_size])
         frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
         raw = torch.from_numpy(store.gather(part)).to(device)
-        x = normalised(raw, frames, mean=description.mean, std=description.std, padding=description.padding)
+        x = description.normalisation(raw, frames)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             output = encoder(x, hidden_states=layer is not None)
         tokens = output.tokens if output.hidden_states is None else output.hidden_states[layer]

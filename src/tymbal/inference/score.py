@@ -14,7 +14,6 @@ from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.inference.windows import Window
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
-from tymbal.objectives.classification import normalised
 
 __all__ = ["Scorer"]
 
@@ -85,14 +84,9 @@ class Scorer:
             spectrograms[number, : len(known)] = known
             frames[number] = len(known)
         description = self.description
-        x = normalised(
-            spectrograms.to(self._device),
-            frames.to(self._device),
-            mean=description.mean,
-            std=description.std,
-            padding=description.padding,
-        )
+        frames = frames.to(self._device)
+        x = description.normalisation(spectrograms.to(self._device), frames)
         with torch.inference_mode(), torch.autocast(self._device.type, dtype=self._dtype, enabled=bool(self._dtype)):
-            logits = self._model(x)
+            logits = self._model(x, frames=frames)
         scores = logits.float().sigmoid() if description.multilabel else logits.float().softmax(dim=1)
         return cast(NDArray[np.float32], scores.cpu().numpy())

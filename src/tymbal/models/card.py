@@ -65,14 +65,20 @@ def _shape(description: ModelDescription) -> str:
         "clip": f"{encoder.frames} frames ({seconds:.2f} s); other lengths work in Tymbal",
         "spectrogram": f"log-mel, {features.mel_bins} bins, a frame of {features.frame_length * 1000:g} ms every "
         f"{features.frame_shift * 1000:g} ms",
-        "normalisation": f"(x - {description.mean:g}) / (2 * {description.std:g})",
+        "normalisation": _normalisation(description),
         "padding": f"{description.padding:g} before normalisation",
         "encoder": f"width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads, patches of "
         f"{encoder.patch[0]}x{encoder.patch[1]} (mel bins x frames) every {encoder.stride[0]}x{encoder.stride[1]}",
     }
     if description.pooling is not None:
-        rows["pooling"] = description.pooling
+        rows["pooling"] = description.pooling + (", without padding" if description.skip_padding else "")
     return _table("What it takes and is", rows)
+
+
+def _normalisation(description: ModelDescription) -> str:
+    if description.normalize == "clip":
+        return "(x - mean) / (2 * standard deviation), those of each clip's own sound"
+    return f"(x - {description.mean:g}) / (2 * {description.std:g})"
 
 
 def _use(description: ModelDescription, obstacle: str | None, *, preprocessor: bool) -> str:
@@ -118,7 +124,7 @@ outputs = model(**extractor(waveform, sampling_rate=16000, return_tensors="pt"))
         )
     return (
         f"{text}\nIts spectrograms come from Tymbal: the extractor of transformers knows no other frames, rates and "
-        "frequency limits than its own.\n"
+        "frequency limits than its own, and normalises by fixed numbers.\n"
     )
 
 

@@ -21,6 +21,8 @@ class SpectrogramClassifier(nn.Module):
         labels: Number of labels.
         pooling: `mean`, `rows` or `cls`; see `tymbal.models.pooling.pool`.
         dropout: Dropout before the linear layer.
+        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip. Without
+            effect on `cls`.
         head_eps: Epsilon of the head's layer norm. `None` is the encoder's, the only one that a Hugging Face
             configuration can express; SSAST has 1e-5 here.
     """
@@ -31,6 +33,7 @@ class SpectrogramClassifier(nn.Module):
         labels: int,
         *,
         pooling: str = "mean",
+        skip_padding: bool = False,
         dropout: float = 0.0,
         head_eps: float | None = None,
     ) -> None:
@@ -38,6 +41,7 @@ class SpectrogramClassifier(nn.Module):
         self.encoder = encoder
         self.encoder.mask_token.requires_grad = False
         self.pooling = pooling
+        self.skip_padding = skip_padding and pooling != "cls"
         width = pooled_width(pooling, encoder.config)
         self.head_norm = nn.LayerNorm(width, eps=encoder.config.layer_norm_eps if head_eps is None else head_eps)
         self.head_dropout = nn.Dropout(dropout)
@@ -45,12 +49,23 @@ class SpectrogramClassifier(nn.Module):
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
-    def embed(self, spectrogram: Tensor, *, real_columns: Tensor | None = None) -> Tensor:
-        """Normalised spectrograms [batch, frames, mels] to what the head sees, [batch, pooled width]."""
-        output = self.encoder(spectrogram)
-        return pool(output.tokens, how=self.pooling, grid=output.grid, real_columns=real_columns)
+    def embed(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:
+        """Computes what the head sees.
 
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        """Normalised spectrograms [batch, frames, mels] to logits [batch, labels]."""
-        pooled = self.embed(spectrogram)
+        Args:
+            spectrogram: Normalised, [batch, frames, mels].
+            frames: Frames of real sound, int64 [batch]. `None`: all are.
+
+        Returns:
+            [batch, pooled width].
+        """
+        output = self.encoder(spectrogram)
+        real = None
+        if self.skip_padding and frames is not None:
+            real = self.encoder.config.real_columns(frames, output.grid[1])
+        return pool(output.tokens, how=self.pooling, grid=output.grid, real_columns=real)
+
+    def forward(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:
+        """Normalised spectrograms [batch, frames, mels] to logits [batch, labels]; `frames` as in `embed`."""
+        pooled = self.embed(spectrogram, frames=frames)
         return cast(Tensor, self.head(self.head_dropout(self.head_norm(pooled))))

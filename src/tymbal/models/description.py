@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tymbal.errors import ModelError, TymbalError
+from tymbal.features.normalisation import Normalisation, NormalizeBy
 from tymbal.models.encoder import EncoderConfig
 from tymbal.settings import FeatureSettings
 
@@ -26,12 +27,14 @@ class ModelDescription:
     Attributes:
         encoder: Shape of the encoder.
         features: How the spectrograms are made.
-        mean: Mean of the log-mel values; the encoder sees (x - mean) / (2 std).
+        mean: Mean of the log-mel values of its data; the encoder sees (x - mean) / (2 std).
         std: Standard deviation of the log-mel values.
         padding: Log-mel value of padding frames: the floor of the scale, silence, in our own models; 0 in those of
             SSAST and Hugging Face.
+        normalize: Whether mean and std are the data set's, `dataset`, or each `clip`'s own.
         labels: Names of the classifier's labels in the order of its scores; empty for an encoder.
         pooling: How the classifier pools tokens; `None` for an encoder.
+        skip_padding: Whether the classifier pools over the patches that hold sound only, `mean` or `rows`.
         multilabel: Whether a clip can have several labels (a sigmoid each) or has one (softmax).
         head_eps: Epsilon of the classifier's layer norm; `None` is the encoder's.
         objective: How it was pretrained, as settings.
@@ -44,12 +47,19 @@ class ModelDescription:
     mean: float
     std: float
     padding: float
+    normalize: NormalizeBy = "dataset"
     labels: tuple[str, ...] = ()
     pooling: str | None = None
+    skip_padding: bool = False
     multilabel: bool = False
     head_eps: float | None = None
     objective: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """How spectrograms are normalised for the model."""
+        return Normalisation(mean=self.mean, std=self.std, padding=self.padding, by=self.normalize)
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain JSON values."""

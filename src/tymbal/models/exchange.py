@@ -107,10 +107,17 @@ def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapp
 def _what_ssast_lacks(loaded: LoadedModel, description: ModelDescription) -> list[str]:
     """What an SSAST file does not say, with what to give SSAST for it."""
     encoder = description.encoder
+    own = description.normalize == "clip"
+    mean, std = (0.0, 0.5) if own else (description.mean, description.std)
     notes = [
-        f"An SSAST file does not say how spectrograms are normalised. Give: --dataset_mean {description.mean:.7g} "
-        f"--dataset_std {description.std:.7g} --num_mel_bins {encoder.mels} --target_length {encoder.frames}"
+        f"An SSAST file does not say how spectrograms are normalised. Give: --dataset_mean {mean:.7g} "
+        f"--dataset_std {std:.7g} --num_mel_bins {encoder.mels} --target_length {encoder.frames}"
     ]
+    if own:
+        notes.append(
+            "It normalises each clip by its own mean and standard deviation, which SSAST does not: give it "
+            "spectrograms that are (x - mean) / (2 std) already."
+        )
     if description.labels:
         task = "ft_cls" if description.pooling == "cls" else "ft_avgtok"
         notes.append(
@@ -129,6 +136,8 @@ def _what_ssast_lacks(loaded: LoadedModel, description: ModelDescription) -> lis
         notes.append(f"SSAST's layer norms have epsilons of {_SSAST_EPS:g} and, in the head, {ssast.HEAD_EPS:g}.")
     if description.features != FeatureSettings(mel_bins=encoder.mels):
         notes.append("Its spectrograms are made with other settings than SSAST makes them: give it those.")
+    if description.skip_padding:
+        notes.append("It pools over the patches that hold sound, SSAST over all: short clips score otherwise there.")
     if description.padding != 0:
         notes.append(f"It knows padding as {description.padding:.4g} (silence), SSAST pads with 0.")
     return notes

@@ -123,7 +123,11 @@ def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | Spectrog
     if not checkpoint.head:
         return encoder.eval()
     classifier = SpectrogramClassifier(
-        encoder, len(description.labels), pooling=description.pooling or "cls", head_eps=description.head_eps
+        encoder,
+        len(description.labels),
+        pooling=description.pooling or "cls",
+        skip_padding=description.skip_padding,
+        head_eps=description.head_eps,
     )
     head = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
     fill(classifier, {**head, **checkpoint.head}, path=path)
@@ -209,6 +213,7 @@ def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: Mode
         eps = encoder.config.layer_norm_eps if description.head_eps is None else description.head_eps
         pairs["number of labels"] = (module.head.out_features, len(description.labels))
         pairs["pooling"] = (module.pooling, description.pooling)
+        pairs["skip_padding"] = (module.skip_padding, description.skip_padding)
         pairs["head_eps"] = (module.head_norm.eps, eps)
     for what, (actual, told) in pairs.items():
         if actual != told:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.objectives import scores
 from tymbal.objectives.augmentation import Augmentation
 from tymbal.objectives.ensemble import Ensemble
 from tymbal.objectives.randomness import fold
 
-__all__ = ["BestBy", "ClassificationObjective", "normalised"]
+__all__ = ["BestBy", "ClassificationObjective"]
 
 BestBy = Literal["accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"]
 
@@ -35,9 +36,7 @@ class ClassificationObjective(nn.Module):
 
     Args:
         model: The classifier; it is trained in place.
-        mean: Mean of the log-mel values that the model is normalised by.
-        std: Their standard deviation; the input is `(log-mel - mean) / (2 * std)`.
-        padding: Log-mel value that the model has learned to see behind the end of a short clip.
+        normalisation: How spectrograms are normalised for the model.
         columns: For each class of the model its number among the labels of the store, -1 where it is not among them:
             [classes].
         multilabel: Binary cross entropy with any number of labels a clip, instead of cross entropy with one.
@@ -54,9 +53,7 @@ class ClassificationObjective(nn.Module):
         self,
         model: SpectrogramClassifier,
         *,
-        mean: float,
-        std: float,
-        padding: float,
+        normalisation: Normalisation,
         columns: Tensor,
         multilabel: bool = False,
         label_smoothing: float = 0.0,
@@ -67,7 +64,7 @@ class ClassificationObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        self.mean, self.std, self.padding = mean, std, padding
+        self.normalisation = normalisation
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
         self.augmentation = augmentation
@@ -96,10 +93,10 @@ class ClassificationObjective(nn.Module):
         if self.training and self.augmentation is not None:
             keys = fold(self.seed, epoch, row)
             spectrogram, frames, target = self.augmentation.mix(spectrogram, frames, target, keys)
-        x = normalised(spectrogram, frames, mean=self.mean, std=self.std, padding=self.padding)
+        x = self.normalisation(spectrogram, frames)
         if self.training and self.augmentation is not None:
             x = self.augmentation.disturb(x, frames, keys)
-        logits = self.model(x).float()
+        logits = self.model(x, frames=frames).float()
         loss = self._loss(logits, target)
         with torch.no_grad():
             sums = self._sums(logits, truth, loss)
@@ -159,24 +156,6 @@ class ClassificationObjective(nn.Module):
             # Figures of SSAST's table, as the ensemble's are, and of little use for anything else.
             found["middle_precision"], found["middle_recall"] = scores.middle_precision_recall(histogram)
         return found
-
-
-def normalised(spectrogram: Tensor, frames: Tensor, *, mean: float, std: float, padding: float) -> Tensor:
-    """What the encoder takes: `(log-mel - mean) / (2 * std)`, with the model's own value behind the end of the sound.
-
-    Args:
-        spectrogram: Log-mel, any floating point, [batch, frames, mels].
-        frames: Frames of real sound, [batch].
-        mean: Mean of the log-mel values.
-        std: Their standard deviation.
-        padding: Log-mel value of padding.
-
-    Returns:
-        float32 [batch, frames, mels].
-    """
-    x = spectrogram.float()
-    behind = torch.arange(x.shape[1], device=x.device) >= frames[:, None]
-    return (x.masked_fill(behind[..., None], padding) - mean) / (2 * std)
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:

@@ -23,6 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from tymbal.errors import ModelError, SettingsError
+from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.decoder import VisibleDecoder
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
@@ -42,9 +43,7 @@ class SSASTObjective(nn.Module):
     Args:
         encoder: What is trained.
         task: `joint`, `mpc` or `mpg`.
-        mean: Mean of the log-mel values; the encoder sees (x - mean) / (2 std).
-        std: Their standard deviation.
-        padding: Log-mel value to put behind the end of short clips. `None` leaves what is there.
+        normalisation: How spectrograms are normalised for the encoder.
         encode: What the encoder sees: `all` patches, masked ones as the mask token, or only the `visible` ones.
         decoder_depth: Blocks of the decoder, with `visible`.
         decoder_width: Its width, with `visible`. `None` is the encoder's.
@@ -70,9 +69,7 @@ class SSASTObjective(nn.Module):
         encoder: SpectrogramEncoder,
         *,
         task: str = "joint",
-        mean: float,
-        std: float,
-        padding: float | None = None,
+        normalisation: Normalisation,
         encode: str = "all",
         decoder_depth: int = 2,
         decoder_width: int | None = None,
@@ -102,9 +99,7 @@ class SSASTObjective(nn.Module):
         # and an unused parameter stops distributed training; so would a head that is not the task's.
         self.encoder.mask_token.requires_grad = self.decoder is None
         self.task = task
-        self.mean = mean
-        self.std = std
-        self.padding = padding
+        self.normalisation = normalisation
         self.mask_kind = mask if mask != "auto" else "cluster" if config.grid[0] > 1 else "uniform"
         self.mask_ratio = mask_ratio
         self.mask_count = mask_count
@@ -130,11 +125,7 @@ class SSASTObjective(nn.Module):
         Returns:
             `loss`, a float32 scalar, and `sums`, sums over the clips (`count` of them) of what `metrics` reports.
         """
-        spectrogram = spectrogram.float()
-        if self.padding is not None:
-            behind = torch.arange(spectrogram.shape[1], device=frames.device) >= frames[:, None]
-            spectrogram = spectrogram.masked_fill(behind.unsqueeze(2), self.padding)
-        spectrogram = (spectrogram - self.mean) / (2 * self.std)
+        spectrogram = self.normalisation(spectrogram, frames)
         masks = self.make_masks(spectrogram.shape[1], frames, row, epoch)
         tokens = self.predict(spectrogram, masks)
         return self.losses(tokens, self.encoder.patchify(spectrogram), masks.index, masks.valid)

@@ -13,6 +13,7 @@ from multiprocessing.connection import wait as wait_for
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from tymbal.machine import cores
 from tymbal.stopping import shielded, survive_in_worker
 
 __all__ = ["Crew"]
@@ -33,7 +34,7 @@ class Crew:
 
     def __init__(self, executor: Executor | None, workers: int | None) -> None:
         self._executor = executor
-        self._workers = workers or _cores()
+        self._workers = workers or cores()
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Self:
@@ -92,10 +93,6 @@ def _completed(
     finally:
         for future in pending:
             future.cancel()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start_worker() -> None:

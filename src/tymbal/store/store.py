@@ -23,6 +23,7 @@ from tymbal.settings import FeatureSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.buffers import BufferPool
 from tymbal.store.format import DESCRIPTION, INDEX, INDEX_SCHEMA, Description
+from tymbal.store.hands import in_parts
 from tymbal.store.shards import MappedShard
 
 __all__ = ["Store"]
@@ -125,14 +126,19 @@ class Store(SpectrogramSource):
         wanted = self._listed(rows)
         out = self._memory(len(wanted), out, self._pool)
         places = [self._place(row) for row in wanted]
-        if self._seem_cached(wanted):
-            for copy, (shard, row) in zip(out, places, strict=True):
-                copy[...] = shard.array[row]
-        else:
-            view = out.reshape(-1).view(np.uint8).data
-            size = self.frames * self.mels * 2
-            for i, (shard, row) in enumerate(places):
-                shard.read(row, view[i * size : (i + 1) * size])
+        size = self.frames * self.mels * 2
+
+        def copy(start: int, stop: int) -> None:
+            for target, (shard, row) in zip(out[start:stop], places[start:stop], strict=True):
+                target[...] = shard.array[row]
+
+        def read(start: int, stop: int) -> None:
+            for number in range(start, stop):
+                shard, row = places[number]
+                shard.read(row, view[number * size : (number + 1) * size])
+
+        view = out.reshape(-1).view(np.uint8).data
+        in_parts(copy if self._seem_cached(wanted) else read, len(wanted), size)
         return out
 
     def announce(self, rows: npt.ArrayLike) -> None:

@@ -12,8 +12,9 @@ from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import read_source
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.features.normalisation import Normalisation
 from tymbal.models.description import ModelDescription
-from tymbal.settings import FeatureSettings, PtSettings, TrainingSettings
+from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings, PtSettings, TrainingSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.format import DESCRIPTION
 from tymbal.store.pt_folder import open_with
@@ -22,7 +23,7 @@ from tymbal.store.pt_store import PtStore
 from tymbal.store.store import Store
 from tymbal.training.processes import on_first, processes
 
-__all__ = ["RECORD", "features_of", "open_source", "padding_of", "statistics"]
+__all__ = ["RECORD", "features_of", "normalisation_of", "open_source"]
 
 FAILURES = "failures.csv"
 
@@ -142,15 +143,16 @@ def features_of(store: SpectrogramSource, origin: ModelDescription | None = None
     return FeatureSettings(mel_bins=store.mels) if origin is None else origin.features
 
 
-def statistics(
-    settings: PtSettings, store: SpectrogramSource, origin: ModelDescription | None = None
-) -> tuple[float, float]:
-    """Mean and standard deviation to normalise by: those given, else the first model's, else the data's."""
+def normalisation_of(
+    settings: PretrainSettings | FinetuneSettings, store: SpectrogramSource, origin: ModelDescription | None = None
+) -> Normalisation:
+    """How spectrograms are normalised: as the settings say, else as the first model knows it, else by the data's."""
     known = store if origin is None else origin
-    mean = known.mean if settings.dataset_mean is None else settings.dataset_mean
-    return mean, known.std if settings.dataset_std is None else settings.dataset_std
-
-
-def padding_of(settings: PtSettings, known: float) -> float:
-    """Log-mel value behind the end of short clips: the chosen one, else `known`."""
-    return known if settings.padding is None else {"silence": LOG_FLOOR, "zeros": 0.0}[settings.padding]
+    by = "dataset" if origin is None else origin.normalize
+    padding = known.padding if settings.padding is None else {"silence": LOG_FLOOR, "zeros": 0.0}[settings.padding]
+    return Normalisation(
+        mean=known.mean if settings.dataset_mean is None else settings.dataset_mean,
+        std=known.std if settings.dataset_std is None else settings.dataset_std,
+        padding=padding,
+        by=by if settings.normalize == "auto" else settings.normalize,
+    )

@@ -190,10 +190,11 @@ def to_config(description: ModelDescription) -> dict[str, Any]:
 def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
     """The `preprocessor_config.json` of a model; `None` where ASTFeatureExtractor does not compute its features.
 
-    Its filter bank has fixed windows; without torchaudio they are fixed in samples, so that only 16 kHz is safe.
+    Its filter bank has fixed windows; without torchaudio they are fixed in samples, so that only 16 kHz is safe. It
+    normalises by fixed numbers.
     """
     features = description.features
-    if features != FeatureSettings(mel_bins=features.mel_bins):
+    if features != FeatureSettings(mel_bins=features.mel_bins) or description.normalize != "dataset":
         return None
     return {
         "do_normalize": True,

@@ -1,0 +1,54 @@
+"""From log-mel values to what an encoder takes: one rule, for training, evaluation, embedding and prediction alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Normalisation", "NormalizeBy"]
+
+NormalizeBy = Literal["dataset", "clip"]
+
+_FLATTEST = 0.1
+"""Least standard deviation, in log-mel units, that a clip is divided by: silence stays silence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """How a model normalises spectrograms: `(log-mel - mean) / (2 * std)`, as AST and SSAST do.
+
+    Attributes:
+        mean: Mean of the log-mel values of the data set.
+        std: Their standard deviation.
+        padding: Log-mel value that the model knows behind the end of the sound.
+        by: Whose mean and standard deviation are taken: those of the `dataset`; or of each `clip`'s own sound, which
+            takes out how loud it is and how it was recorded. Padding always has the data set's.
+    """
+
+    mean: float
+    std: float
+    padding: float
+    by: NormalizeBy = "dataset"
+
+    def __call__(self, spectrogram: Tensor, frames: Tensor) -> Tensor:
+        """Normalises a batch.
+
+        Args:
+            spectrogram: Log-mel, any floating point, [batch, frames, mels].
+            frames: Frames of real sound, int64 [batch]; what lies behind them is replaced by padding.
+
+        Returns:
+            float32 [batch, frames, mels].
+        """
+        x = spectrogram.float()
+        behind = (torch.arange(x.shape[1], device=x.device) >= frames[:, None]).unsqueeze(2)
+        if self.by == "dataset":
+            return (x.masked_fill(behind, self.padding) - self.mean) / (2 * self.std)
+        count = (frames.clamp(min=1) * x.shape[2]).view(-1, 1, 1)
+        centred = x - x.masked_fill(behind, 0.0).sum((1, 2), keepdim=True) / count
+        variance = centred.masked_fill(behind, 0.0).square().sum((1, 2), keepdim=True) / count
+        normal = centred / (2 * variance.sqrt().clamp(min=_FLATTEST))
+        return normal.masked_fill(behind, (self.padding - self.mean) / (2 * self.std))

@@ -1,0 +1,30 @@
+"""The settings of every stage: one frozen dataclass a stage, and nothing else defines a setting.
+
+Python keyword arguments, command-line flags, YAML files, `run.yaml` and the help text are all made from these classes
+(`tymbal.config` does that); a default or a description stands here once. This module imports nothing heavy, so that
+`tymbal --help` answers at once.
+
+Units are seconds, Hz, and fractions between 0 and 1. `None` means "chosen for you", and the description says how.
+"""
+
+from __future__ import annotations
+
+from tymbal.settings.checks import SIZES, parse_patch
+from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings
+from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
+from tymbal.settings.using import ConvertSettings, PredictSettings, ProbeSettings
+
+__all__ = [
+    "SIZES",
+    "ConvertSettings",
+    "FeatureSettings",
+    "FinetuneSettings",
+    "PredictSettings",
+    "PrepareSettings",
+    "PretrainSettings",
+    "ProbeSettings",
+    "PtSettings",
+    "ScanSettings",
+    "TrainingSettings",
+    "parse_patch",
+]

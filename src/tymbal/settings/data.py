@@ -1,0 +1,197 @@
+"""Settings of finding sound, of spectrograms, of stores and of folders of `.pt` files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from tymbal.errors import SettingsError
+from tymbal.settings.checks import check
+
+__all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings:
+    r"""Finding sound files and what they are.
+
+    Attributes:
+        labels: Where labels come from. `auto` takes the manifest's column, else class folders (all one deep, at least
+            two), else none. `folder` takes the outermost folder. A folder `A,B` stands for two labels.
+        label_pattern: Regular expression on the path relative to the folder; its first group is the label.
+        label_csv: SSAST's `index,mid,display_name` table, for JSON lists whose labels are mids.
+        group_pattern: Regular expression on the path; its first group names what must stay on one side of a split
+            (a recording, a site, a speaker).
+        split: How clips are split into train and validation. `auto` keeps a validation split that the manifest or
+            train/validation folders give; else it splits whole groups where there are groups and whole files where
+            there are none, parts and exact copies of a file staying together. `groups` and `clips` split anew, `clips`
+            singly. Clips that are given as test stay test.
+        validation_pattern: Regular expression on the path; what it finds is validation, the rest train.
+        validation: Fraction of clips (or groups) for validation.
+        stratify: Keep the proportions of the labels on both sides.
+        seed: Seed of the split.
+        silence_db: A file whose peak is below this level, in dB of full scale, counts as silent.
+        min_seconds: A file shorter than this, in seconds, counts as too short.
+        workers: Processes that read files. `None` is one a core.
+    """
+
+    labels: Literal["auto", "folder", "column", "none"] = "auto"
+    label_pattern: str | None = None
+    label_csv: str | None = None
+    group_pattern: str | None = None
+    split: Literal["auto", "clips", "groups", "keep", "none"] = "auto"
+    validation_pattern: str | None = None
+    validation: float = 0.1
+    stratify: bool = False
+    seed: int = 42
+    silence_db: float = -100.0
+    min_seconds: float = 0.025
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
+        check(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        for name in ("label_pattern", "group_pattern", "validation_pattern"):
+            pattern = getattr(self, name)
+            if pattern is None:
+                continue
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise SettingsError(f"{name} {pattern!r} is not a regular expression: {error}") from None
+            if name != "validation_pattern" and groups < 1:
+                raise SettingsError(
+                    f"{name} {pattern!r} has no group",
+                    advice="Put round brackets around the part of the path that is wanted, as in 'site_([a-z]+)'.",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings:
+    """How a waveform becomes a spectrogram (Kaldi's filter bank, as AST and SSAST compute it).
+
+    Attributes:
+        sample_rate: Rate in Hz to which every file is resampled.
+        mel_bins: Number of mel bins.
+        frame_length: Length of a frame in seconds.
+        frame_shift: Time between two frames in seconds.
+        low_freq: Lower edge of the lowest mel bin in Hz.
+        high_freq: Upper edge of the highest mel bin in Hz; 0 is half the sample rate.
+    """
+
+    sample_rate: int = 16_000
+    mel_bins: int = 128
+    frame_length: float = 0.025
+    frame_shift: float = 0.010
+    low_freq: float = 20.0
+    high_freq: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.sample_rate >= 1000, "sample_rate", self.sample_rate, "1000 Hz or more")
+        check(self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
+        check(self.frame_shift > 0, "frame_shift", self.frame_shift, "a time in seconds above 0")
+        check(self.frame_length > 0, "frame_length", self.frame_length, "a time in seconds above 0")
+        high = self.high_freq or self.sample_rate / 2
+        check(0 <= self.low_freq < high, "low_freq", self.low_freq, f"at least 0 and below {high:g} Hz")
+        check(high <= self.sample_rate / 2, "high_freq", self.high_freq, f"at most {self.sample_rate / 2:g} Hz")
+
+    @property
+    def window_samples(self) -> int:
+        """Samples in a frame (Kaldi truncates)."""
+        return int(self.sample_rate * self.frame_length)
+
+    @property
+    def shift_samples(self) -> int:
+        """Samples between two frames."""
+        return int(self.sample_rate * self.frame_shift)
+
+    def frames_of(self, samples: int) -> int:
+        """Whole frames in `samples` samples; 0 where they are shorter than one frame."""
+        return 0 if samples < self.window_samples else 1 + (samples - self.window_samples) // self.shift_samples
+
+    def samples_of(self, frames: int) -> int:
+        """Fewest samples that give `frames` frames."""
+        return self.window_samples + (frames - 1) * self.shift_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(ScanSettings, FeatureSettings):
+    """Sound files to a store of spectrograms.
+
+    Attributes:
+        window: Length of a clip in seconds. `None` is the length of `frames` where that is set, else the longest
+            clip's length, at most 10.24 s.
+        hop: Seconds from one window to the next in a longer file. `None` is the window: no overlap.
+        longer: What happens to a file longer than the window: cut into windows, or cropped to one.
+        frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
+            fit; real sound fills the difference where there is any, else silence.
+        min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
+        shard_mib: Size of a shard file in MiB.
+    """
+
+    window: float | None = None
+    hop: float | None = None
+    longer: Literal["windows", "crop-start", "crop-centre"] = "windows"
+    frames: int | None = None
+    min_fill: float = 0.5
+    shard_mib: int = 64
+
+    def __post_init__(self) -> None:
+        ScanSettings.__post_init__(self)
+        FeatureSettings.__post_init__(self)
+        check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
+        check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        check(self.frames is None or self.frames >= 1, "frames", self.frames, "1 or more")
+        check(0 < self.min_fill <= 1, "min_fill", self.min_fill, "a fraction above 0, at most 1")
+        check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
+
+    def features(self) -> FeatureSettings:
+        """The part of these settings that says what a spectrogram is."""
+        return FeatureSettings(**{name: getattr(self, name) for name in FeatureSettings.__dataclass_fields__})
+
+    def scan(self) -> ScanSettings:
+        """The part of these settings that `scan` takes, for a folder that was not scanned before."""
+        return ScanSettings(**{name: getattr(self, name) for name in ScanSettings.__dataclass_fields__})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PtSettings:
+    """Spectrograms that exist already, each in a `.pt` file, as SSAST's users have them.
+
+    Attributes:
+        data_dir: Folder of a list's `.pt` files. `None` looks beside the list: in the folder of its name, in
+            `precomputed`, in its own.
+        data_val: List of the clips to validate on.
+        data_val_dir: Folder of their `.pt` files. `None` looks in `data_dir`, then beside the list.
+        validation_fraction: Fraction of the clips for validation, where no list or folder says.
+        label_csv: SSAST's `index,mid,display_name` table, for lists whose labels are mids.
+        target_length: Frames of a spectrogram: shorter files are padded, longer ones cut. `None` is the longest file's,
+            at most 1024, rounded up to a multiple of 16.
+        mel_bins: Mel bins of the files. `None` is 128.
+        layout: Whether a file holds frames x mel bins or mel bins x frames. `auto` tells by the number of mel bins, and
+            leaves square files out.
+        dataset_mean: Mean of the log-mel values. `None` computes it.
+        dataset_std: Standard deviation of the log-mel values. `None` computes it.
+        padding: What short clips are padded with: `silence`, or `zeros` as SSAST does, which is louder than silence.
+            `None` is silence, in fine-tuning what the weights to start from know.
+    """
+
+    data_dir: str | None = None
+    data_val: str | None = None
+    data_val_dir: str | None = None
+    validation_fraction: float = 0.1
+    label_csv: str | None = None
+    target_length: int | None = None
+    mel_bins: int | None = None
+    layout: Literal["auto", "frames-mels", "mels-frames"] = "auto"
+    dataset_mean: float | None = None
+    dataset_std: float | None = None
+    padding: Literal["silence", "zeros"] | None = None
+
+    def __post_init__(self) -> None:
+        fraction = self.validation_fraction
+        check(0 <= fraction < 1, "validation_fraction", fraction, "a fraction from 0 to below 1")
+        check(self.target_length is None or self.target_length >= 1, "target_length", self.target_length, "1 or more")
+        check(self.mel_bins is None or self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
+        check(self.dataset_std is None or self.dataset_std > 0, "dataset_std", self.dataset_std, "a number above 0")

@@ -1,0 +1,289 @@
+"""Settings of pretraining and fine-tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tymbal.errors import SettingsError
+from tymbal.settings.checks import SIZES, check, parse_patch
+from tymbal.settings.data import PtSettings
+
+__all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """What pretraining and fine-tuning have in common.
+
+    Attributes:
+        epochs: Passes over the training clips.
+        max_steps: Optimizer steps, instead of epochs.
+        max_minutes: Stop, with a final evaluation and a saved model, when this many minutes have passed. The schedule
+            still spans `epochs` or `max_steps`.
+        batch_size: Clips a step and device.
+        batch_sizes: Clips a step and device by epoch, as in 1, 1, 2, 4, instead of one number; the last one holds on.
+        accumulate: Batches whose gradients are added up before a step.
+        learning_rate: Highest learning rate.
+        optimizer: How weights are changed.
+        schedule: What the learning rate does after the warm-up: falls along a `cosine` or a line to 0, stays, falls in
+            steps of some epochs, or falls whenever the validation metric stays on a plateau.
+        warmup: Warm-up: a fraction of all steps below 1, a number of steps from 1 on.
+        step_start: Epochs after which the learning rate falls first, with `step`.
+        step_every: Epochs between its falls, with `step`.
+        step_factor: What it is multiplied by at each fall, with `step`.
+        plateau_patience: Evaluations without progress after which it falls, with `plateau`.
+        plateau_factor: What it is multiplied by then, with `plateau`.
+        weight_decay: Weight decay, decoupled in AdamW, an L2 penalty in Adam and SGD; not applied to norms, biases,
+            tokens and position embeddings.
+        adam_beta1: First beta of AdamW and Adam; the momentum of SGD.
+        adam_beta2: Second beta of AdamW and Adam.
+        clip_norm: Largest norm of the gradient; 0 does not clip.
+        precision: Arithmetic of the encoder. `auto` is bf16 where the hardware computes it, else float32.
+        device: `auto` takes CUDA, then Apple's MPS, then the CPU, and says why. Where CUDA cannot be used, `cuda` fails
+            and `cuda-or-cpu` takes the CPU with a warning, also where the GPU's memory is too small.
+        compile: Compile the step with torch.compile.
+        gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+        normalize: Whose mean and standard deviation spectrograms are normalised by: those of the `dataset`, as in AST
+            and SSAST, or of each `clip`, which takes out how loud it is. `auto` is as the weights to start from have
+            it, else dataset.
+        seed: Seed of weights, order, masks and augmentation.
+        eval_every: Epochs between evaluations (fractions allowed).
+        eval_steps: Steps between evaluations, instead of epochs.
+        save_every: Epochs between checkpoints (fractions allowed). `None` is after every evaluation.
+        keep_checkpoints: Checkpoints that are kept, beside the best.
+        patience: Evaluations without progress after which training stops early; 0 never stops early.
+        min_progress: What counts as progress of the monitored metric.
+        average_from: Epoch from which the weights after every evaluation are averaged. The average is evaluated, too,
+            and kept as a second model, `average`, in the run folder. `None` averages nothing.
+        average_to: Last epoch of the average. `None` is the end.
+        log_every: Steps between logged figures.
+        report_to: Trackers by name: tensorboard, wandb, mlflow.
+        workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
+    """
+
+    epochs: float = 100
+    max_steps: int | None = None
+    max_minutes: float | None = None
+    batch_size: int = 64
+    batch_sizes: tuple[int, ...] = ()
+    accumulate: int = 1
+    learning_rate: float = 5e-4
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = "cosine"
+    warmup: float = 0.1
+    step_start: float = 10
+    step_every: float = 5
+    step_factor: float = 0.5
+    plateau_patience: int = 2
+    plateau_factor: float = 0.5
+    weight_decay: float = 0.05
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    clip_norm: float = 1.0
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    normalize: Literal["auto", "dataset", "clip"] = "auto"
+    seed: int = 42
+    eval_every: float = 1
+    eval_steps: int | None = None
+    save_every: float | None = None
+    keep_checkpoints: int = 2
+    patience: int = 0
+    min_progress: float = 0.0
+    average_from: float | None = None
+    average_to: float | None = None
+    log_every: int = 10
+    report_to: tuple[str, ...] = ("tensorboard",)
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.epochs > 0, "epochs", self.epochs, "a number above 0")
+        check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
+        check(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check(min(self.batch_sizes, default=1) >= 1, "batch_sizes", self.batch_sizes, "numbers of 1 or more")
+        first, last = self.average_from, self.average_to
+        check(first is None or first >= 0, "average_from", first, "0 or more")
+        check(last is None or last >= (first or 0), "average_to", last, f"{first or 0:g} or more")
+        check(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
+        check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
+        check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
+        for name in ("step_start", "step_every"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "a number of epochs above 0")
+        for name in ("step_factor", "plateau_factor"):
+            check(0 < getattr(self, name) < 1, name, getattr(self, name), "a number between 0 and 1")
+        check(self.plateau_patience >= 0, "plateau_patience", self.plateau_patience, "0 or more")
+        for name in ("adam_beta1", "adam_beta2"):
+            check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")
+        check(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
+        check(self.eval_every > 0, "eval_every", self.eval_every, "a number of epochs above 0")
+        check(self.eval_steps is None or self.eval_steps >= 1, "eval_steps", self.eval_steps, "1 or more")
+        check(self.save_every is None or self.save_every > 0, "save_every", self.save_every, "a number above 0")
+        check(self.keep_checkpoints >= 1, "keep_checkpoints", self.keep_checkpoints, "1 or more")
+        check(self.workers >= 0, "workers", self.workers, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings(PtSettings, TrainingSettings):
+    """Learning from unlabelled spectrograms.
+
+    Attributes:
+        objective: What is learned: `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it,
+            `joint` does both (SSAST, Gong et al. 2022).
+        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint.
+        size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
+        width: Width of the encoder, instead of the named size's.
+        depth: Blocks of the encoder, instead of the named size's.
+        heads: Attention heads, instead of the named size's.
+        patch: Mel bins x frames of a patch: 16x16, or 128x2 for frame patches.
+        encode: What the encoder sees: `all` patches, the masked ones as a mask token (SSAST), or only the `visible`
+            ones, with a light decoder that predicts the others: several times faster, and another model (MAE-AST,
+            Baade et al. 2022).
+        decoder_depth: Blocks of the decoder, with `visible`.
+        decoder_width: Width of the decoder, with `visible`. `None` is that of the encoder.
+        mask: How masked patches are drawn: `cluster` in squares, `uniform` singly, `frame` whole columns of time.
+            `auto` is cluster for patches and uniform for frame patches.
+        cluster_min: Shortest side of a cluster, in patches.
+        cluster_max: Longest side of a cluster, in patches.
+        mask_ratio: Fraction of the patches that is masked.
+        mask_count: Number of masked patches, instead of the fraction.
+        mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
+        mse_weight: Weight of the mpg loss in `joint`.
+        normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
+    """
+
+    objective: Literal["joint", "mpc", "mpg"] = "joint"
+    from_: str | None = None
+    size: Literal["tiny", "small", "base"] = "small"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    patch: str = "16x16"
+    encode: Literal["all", "visible"] = "all"
+    decoder_depth: int = 2
+    decoder_width: int | None = None
+    mask: Literal["auto", "cluster", "uniform", "frame"] = "auto"
+    cluster_min: int = 3
+    cluster_max: int = 5
+    mask_ratio: float = 0.75
+    mask_count: int | None = None
+    mask_padding: bool = False
+    mse_weight: float = 10.0
+    normalize_targets: bool = False
+
+    def __post_init__(self) -> None:
+        TrainingSettings.__post_init__(self)
+        PtSettings.__post_init__(self)
+        parse_patch(self.patch)
+        check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
+        check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
+        check(self.decoder_depth >= 1, "decoder_depth", self.decoder_depth, "1 or more")
+        check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
+        check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
+        check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
+        width, _, heads = self.shape
+        check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads of the encoder."""
+        width, depth, heads = SIZES[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(PtSettings, TrainingSettings):
+    """A classifier from labelled clips.
+
+    Attributes:
+        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint. `None` starts
+            from random weights of the named size.
+        size: Named size of the encoder, where it starts from random weights.
+        width: Width of the encoder, instead of the named size's.
+        depth: Blocks of the encoder, instead of the named size's.
+        heads: Attention heads, instead of the named size's.
+        patch: Mel bins x frames of a patch, where the encoder starts from random weights.
+        stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
+            the patch makes patches overlap.
+        pooling: What the head sees: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
+            apart, `cls` the class tokens as in stock Hugging Face models.
+        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
+        train: `all`, `head`, or the number of last blocks that are trained with the head.
+        head_lr_factor: Learning rate of the head, as a multiple.
+        loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
+        best_by: Metric on the validation clips that tells the best model. `auto` is accuracy, or mAP where a clip may
+            have several labels; `top1` is how often the highest score is that of a label that the clip has.
+        label_smoothing: Label smoothing of the cross entropy.
+        frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
+        time_mask: Widest time mask in frames (SpecAugment); 0 is none.
+        mixup: Fraction of the training clips that are mixed with another of their batch, their labels too.
+        mixup_of: What is mixed: `log-mel` values, or `energy`, as when waveforms are mixed, but for their interference.
+        noise: Uniform noise on the normalised spectrogram, of at most this height; each clip gets its own part of it.
+        roll: Most frames that a clip is shifted by in time, around its end.
+        balance: Draw clips by weights instead of each once an epoch: 1000 / count of each of its labels, added up, so
+            that rare classes come as often as common ones.
+        weights_csv: Weights to draw by: a line for each entry of the training list, in its order.
+        classes: The classes of the model: those `seen` in training, or all of the `table` in `label_csv`, in its order.
+        ensemble: Also score the mean of the predictions of all evaluations so far (SSAST's cumulative figures).
+        dropout: Dropout before the head's linear layer.
+    """
+
+    epochs: float = 30
+    learning_rate: float = 1e-4
+    batch_size: int = 32
+    from_: str | None = None
+    size: Literal["tiny", "small", "base"] = "small"
+    width: int | None = None
+    depth: int | None = None
+    heads: int | None = None
+    patch: str = "16x16"
+    stride: str | None = None
+    pooling: Literal["mean", "rows", "cls"] = "mean"
+    skip_padding: bool = True
+    train: str = "all"
+    head_lr_factor: float = 1.0
+    loss: Literal["auto", "ce", "bce"] = "auto"
+    best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"] = "auto"
+    label_smoothing: float = 0.0
+    frequency_mask: int = 0
+    time_mask: int = 0
+    mixup: float = 0.0
+    mixup_of: Literal["log-mel", "energy"] = "log-mel"
+    noise: float = 0.0
+    roll: int = 0
+    balance: bool = False
+    weights_csv: str | None = None
+    classes: Literal["seen", "table"] = "seen"
+    ensemble: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        TrainingSettings.__post_init__(self)
+        PtSettings.__post_init__(self)
+        parse_patch(self.patch)
+        if self.stride is not None:
+            parse_patch(self.stride, setting="stride")
+        check(self.train in ("all", "head") or self.train.isdigit(), "train", self.train, "all, head or a number")
+        check(self.head_lr_factor > 0, "head_lr_factor", self.head_lr_factor, "a number above 0")
+        check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a fraction below 1")
+        check(self.frequency_mask >= 0, "frequency_mask", self.frequency_mask, "0 or more mel bins")
+        check(self.time_mask >= 0, "time_mask", self.time_mask, "0 or more frames")
+        check(0 <= self.mixup <= 1, "mixup", self.mixup, "a fraction from 0 to 1")
+        check(self.noise >= 0, "noise", self.noise, "0 or more")
+        check(self.roll >= 0, "roll", self.roll, "0 or more frames")
+        if self.classes == "table" and self.label_csv is None:
+            raise SettingsError("classes is table, but there is no table", advice="Give label_csv.")
+        if self.weights_csv is not None and not self.balance:
+            raise SettingsError("weights_csv has no effect without balance", advice="Set balance, or leave it out.")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "a fraction below 1")
+        width, _, heads = self.shape
+        check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads of an encoder that starts from random weights."""
+        width, depth, heads = SIZES[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tymbal.features.normalisation import Normalisation
+
+
+def test_dataset__subtracts_the_mean_and_puts_the_models_padding_behind_the_sound() -> None:
+    normalisation = Normalisation(mean=-5.0, std=2.0, padding=-7.0)
+    x = normalisation(torch.full((1, 4, 2), -3.0).half(), torch.tensor([3]))
+    assert x[0, :, 0].tolist() == [0.5, 0.5, 0.5, -0.5]
+    assert x.dtype == torch.float32
+
+
+def test_clip__has_mean_0_and_deviation_a_half_over_its_own_sound() -> None:
+    values = torch.randn(3, 40, 8, generator=torch.Generator().manual_seed(0)) * 3 - 6
+    frames = torch.tensor([40, 25, 1])
+    x = Normalisation(mean=-5.0, std=2.0, padding=-7.0, by="clip")(values, frames)
+    for clip, real in zip(x, frames.tolist(), strict=True):
+        assert clip[:real].mean() == pytest.approx(0, abs=1e-5)
+        assert clip[:real].std(correction=0) == pytest.approx(0.5, abs=1e-5)
+        assert (clip[real:] == -0.5).all()
+
+
+def test_clip__does_not_hear_how_loud_a_clip_is() -> None:
+    values = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0))
+    frames = torch.tensor([40, 30])
+    normalisation = Normalisation(mean=-5.0, std=2.0, padding=-15.9, by="clip")
+    torch.testing.assert_close(normalisation(values, frames), normalisation(values - 4.5, frames), atol=1e-5, rtol=0)
+
+
+def test_clip__silence_stays_silence() -> None:
+    x = Normalisation(mean=-5.0, std=2.0, padding=-15.9, by="clip")(torch.full((1, 4, 2), -15.9), torch.tensor([4]))
+    assert x.abs().max() < 1e-4
