@@ -247,7 +247,7 @@ def ssast(*flags: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
 
     check_companions()
     tune_malloc()
-    print(run(flags).summary())
+    _show_result(run(flags))
 
 
 @app.command(group=_DEMO, help_epilogue="")
@@ -309,8 +309,6 @@ def _run(verb: str, *arguments: Any, common: Common | None, settings: Any, **mor
 
 
 def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
-    from tymbal.training.processes import rank
-
     if verb in _LEARNS:
         from tymbal.training.device import tune_malloc
 
@@ -318,6 +316,13 @@ def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
         tune_malloc()
     with quietly(quiet):
         result = getattr(tymbal, verb)(*arguments, **keywords)
+    _show_result(result)
+
+
+def _show_result(result: Any) -> None:
+    """Prints what came of a verb, once where several processes ran it."""
+    from tymbal.training.processes import rank
+
     if rank() == 0:
         print(result.summary())
 

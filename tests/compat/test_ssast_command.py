@@ -167,6 +167,24 @@ def test_finetune__mistakes_are_refused(more, message, *, pretrained, data, tmp_
     assert message in " ".join(capsys.readouterr().err.split())
 
 
+def test_two_processes__pretrain_and_fine_tune_by_the_same_command(data, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tymbal"]
+    best = tmp_path / "exp" / "models" / "best_audio_model.pth"
+    last = f"--task ft_avgtok --pretrained_mdl_path {best} --data-eval {data}/val.json --n_epochs 2 --wa_start 1"
+    for words in (command(PRETRAIN, data, tmp_path / "exp"), command(FINETUNE, data, tmp_path / "ft", last)):
+        done = subprocess.run(
+            [*torchrun, *words], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("All figures:") == 1
+    table = np.loadtxt(tmp_path / "ft" / "result.csv", delimiter=",")
+    assert " ".join(done.stderr.split()).count("the energies of the spectrograms are mixed") == 1
+    assert table.shape == (2, 10)
+    assert np.isnan(table[:, 7:9]).all()  # the ensemble, which one process alone cannot know
+    assert np.isfinite(table[:, :2]).all()
+    assert len(np.loadtxt(tmp_path / "ft" / "eval_result.csv")) == 4
+
+
 def test_pretrain__sound_files_are_prepared_once_and_padded_as_there(shared, tmp_path, capsys):
     files = digit_files(shared, per_digit=1)[:10]
     listed = tmp_path / "train.json"

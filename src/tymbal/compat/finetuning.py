@@ -46,7 +46,7 @@ def finetune_as_there(flags: Flags, call: Call) -> RunResult:
     if flags.wa:
         on_first(lambda: _write_average(result, metrics=flags.metrics))
     if flags.data_eval is not None:
-        on_first(lambda: _test(flags, result))
+        _test(flags, result)
     return result
 
 
@@ -119,4 +119,4 @@ def _test(flags: Flags, result: RunResult) -> None:
     figures = figures_of(result.model, store, batch_size=flags.batch_size, device=flags.device)
     tell(f"On the {len(store):,} test clips: accuracy {figures['top1']:.4g}, mAP {figures['mAP']:.4g}")
     known = [result.metrics["eval_top1"], result.metrics["eval_auc"], figures["top1"], figures["auc"]]
-    write_rows(result.run / "eval_result.csv", [[value] for value in known])
+    on_first(lambda: write_rows(result.run / "eval_result.csv", [[value] for value in known]))

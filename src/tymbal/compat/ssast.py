@@ -45,7 +45,7 @@ def run(arguments: Sequence[str]) -> RunResult:
     """
     flags = parse(arguments)
     call = translate(flags, audio=_is_audio(flags))
-    for remark in call.remarks:
+    for remark in call.remarks if rank() == 0 else ():
         tell(remark, warning=True)
     if call.verb == "finetune":
         from tymbal.compat.finetuning import finetune_as_there

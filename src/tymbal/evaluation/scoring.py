@@ -17,6 +17,7 @@ from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import StoreDataset
 from tymbal.training.batches import SequentialBatchSampler
 from tymbal.training.device import choose_device
+from tymbal.training.processes import join, processes, rank
 from tymbal.training.sums import RunningSums
 
 __all__ = ["figures_of"]
@@ -30,7 +31,7 @@ def figures_of(
     batch_size: int = 32,
     device: str = "auto",
 ) -> dict[str, float]:
-    """Scores labelled clips and compares with their labels.
+    """Scores labelled clips and compares with their labels; several processes share the work and know the result.
 
     Args:
         model: A run or a model with a classifier.
@@ -57,13 +58,17 @@ def figures_of(
         multilabel=description.multilabel,
     )
     place = choose_device(device)[0]
+    join(place)
     objective.to(place).eval()
     rows = store.rows(split)
     if not description.multilabel:  # where every clip has one class, one without a label tells nothing
         rows = rows[store.label_matrix(rows).any(axis=1)]
     dataset = StoreDataset(store, rows, labels=True)
     running = RunningSums()
-    for indices in SequentialBatchSampler(len(dataset), batch_size, announce=dataset.announce):
+    sampler = SequentialBatchSampler(
+        len(dataset), batch_size, rank=rank(), processes=processes(), announce=dataset.announce
+    )
+    for indices in sampler:
         batch: dict[str, Tensor] = {name: value.to(place) for name, value in dataset.__getitems__(indices).items()}
         if len(batch["row"]):
             with torch.no_grad():

@@ -131,7 +131,7 @@ class KaldiFbank:
             torch.mul(spectrum, spectrum, out=squares)
             for block in tables.blocks:
                 torch.mm(squares[:, block.bins], block.weights, out=mel[:, block.mels])
-        out.clamp_(min=ENERGY_FLOOR).log_()
+            mel.clamp_(min=ENERGY_FLOOR).log_()
 
     def _buffers(self, fft: int) -> _Buffers:
         buffers: _Buffers | None = getattr(self._local, "buffers", None)
