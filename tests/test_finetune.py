@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from tones import FEATURES, FRAMES, tone_folder, tone_store
-from tymbal import finetune
+from tymbal import config, finetune, prepare
 from tymbal.errors import ModelError, SettingsError, StoreError
-from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
+from tymbal.training.sound import SoundDataset
 
 TINY = {
     "width": 16,
@@ -82,6 +83,25 @@ def test_finetune__normalises_by_clip_where_it_is_told_and_where_its_start_does(
     first, second, third = (load_model(tmp_path / name).description for name in ("first", "second", "third"))
     assert (first.normalize, second.normalize, third.normalize) == ("clip", "clip", "dataset")
     assert (first.skip_padding, third.skip_padding) == (True, False)
+
+
+def test_finetune__mixes_waveforms_of_the_files_that_the_store_is_from(tmp_path: Path) -> None:
+    folder = tone_folder(tmp_path / "sound")
+    store = prepare(folder, tmp_path / "store", frames=FRAMES, **config.to_keywords(FEATURES)).store
+    with_sound = SoundDataset(store, store.rows("train"))
+    batch = with_sound.__getitems__(range(12))
+    fbank = KaldiFbank(FEATURES)(batch["waveform"])
+    torch.testing.assert_close(fbank[:, :FRAMES], batch["spectrogram"].float(), atol=0.02, rtol=0)
+    for name, of in (("waveform", "waveform"), ("energy", "energy")):
+        finetune(store.path, tmp_path / name, mixup=1.0, mixup_of=of, max_steps=2, **TINY)
+    first, second = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("waveform", "energy"))
+    assert any(not value.equal(second[key]) for key, value in first.items())
+
+
+def test_finetune__mixing_waveforms_needs_the_files(tmp_path: Path) -> None:
+    store = tone_store(tmp_path / "store", clips=6, validation=2)  # from files that never were
+    with pytest.raises(StoreError, match="is not there any more"):
+        finetune(store.path, tmp_path / "run", mixup=0.5, mixup_of="waveform", max_steps=1, **TINY)
 
 
 def test_finetune__overlapping_patches(tmp_path: Path) -> None:

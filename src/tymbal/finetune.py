@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tymbal.objectives.classification import ClassificationObjective
     from tymbal.objectives.ensemble import Ensemble
     from tymbal.store.base import SpectrogramSource
+    from tymbal.store.dataset import StoreDataset
     from tymbal.training.callbacks import Evaluation
     from tymbal.training.folder import Resume, RunResult
 
@@ -108,7 +109,7 @@ def finetune(
 
     return train(
         objective,
-        StoreDataset(store, clips.train, labels=True),
+        _training_clips(store, clips, chosen),
         StoreDataset(store, clips.validation, labels=True),
         settings=chosen,
         run=run,
@@ -190,6 +191,7 @@ def _objective(
         multilabel=clips.multilabel,
         label_smoothing=settings.label_smoothing,
         augmentation=_augmentation(settings),
+        features=store.features if _mixes_waveforms(settings) else None,
         ensemble=_ensemble(clips) if settings.ensemble else None,
         seed=settings.seed,
         best_by=best_by,
@@ -224,6 +226,20 @@ def _augmentation(settings: FinetuneSettings) -> Augmentation | None:
     names = ("frequency_mask", "time_mask", "mixup", "mixup_of", "noise", "roll")
     chosen = Augmentation(**{name: getattr(settings, name) for name in names})
     return None if chosen == Augmentation(mixup_of=settings.mixup_of) else chosen
+
+
+def _mixes_waveforms(settings: FinetuneSettings) -> bool:
+    return settings.mixup > 0 and settings.mixup_of == "waveform"
+
+
+def _training_clips(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> StoreDataset:
+    from tymbal.store.dataset import StoreDataset
+
+    if not _mixes_waveforms(settings):
+        return StoreDataset(store, clips.train, labels=True)
+    from tymbal.training.sound import SoundDataset
+
+    return SoundDataset(store, clips.train)
 
 
 def _ensemble(clips: LabelledClips) -> Ensemble:

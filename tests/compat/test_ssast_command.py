@@ -198,6 +198,20 @@ def test_pretrain__sound_files_are_prepared_once_and_padded_as_there(shared, tmp
     assert tymbal.load_model(tmp_path / "exp").description.padding == 0
 
 
+def test_finetune__sound_files_are_mixed_as_waveforms(shared, tmp_path, capsys):
+    files = digit_files(shared, per_digit=1)[:12]
+    entries = [{"wav": str(file), "labels": f"/m/{file.stem[0]}"} for file in files]
+    for name, part in (("train", entries[:8]), ("val", entries[:8:2])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": part}))
+    words = FINETUNE.replace("--dataset precomputed", "").replace("--n_epochs 3", "--n_epochs 1")
+    lists = f"--data-train {tmp_path}/train.json --data-val {tmp_path}/val.json --exp-dir {tmp_path / 'exp'}"
+    text = f"{lists} {words} --task ft_avgtok".replace("{data}", str(tmp_path))
+    write_label_csv(tmp_path / "labels.csv")
+    assert main(["ssast", *text.split()]) == 0
+    assert "energies" not in capsys.readouterr().err
+    assert "mixup_of: waveform" in (tmp_path / "exp" / "run.yaml").read_text()
+
+
 def test_precomputed__without_files_beside_the_list_asks_for_their_folder(data, tmp_path, capsys):
     words = command(PRETRAIN, data, tmp_path / "exp")
     at = words.index("--data_dir")

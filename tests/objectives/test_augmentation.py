@@ -3,8 +3,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tymbal.features.kaldi import KaldiFbank
 from tymbal.objectives.augmentation import Augmentation, mixing_shares
 from tymbal.objectives.randomness import fold
+from tymbal.settings import FeatureSettings
 
 FRAMES = torch.tensor([8, 8, 4, 8])
 
@@ -40,6 +42,17 @@ def test_mix__energies_add_and_silence_adds_nothing():
     both, one = share.square() + (1 - share).square(), (1 - share).square()
     torch.testing.assert_close(mixed[2, 3, 0], both.log())
     torch.testing.assert_close(mixed[2, 4, 0], one.log())
+
+
+def test_mix__waveforms_as_if_they_had_been_recorded_together():
+    fbank = KaldiFbank(FeatureSettings(sample_rate=8000, mel_bins=16))
+    sound = 0.1 * torch.randn(4, 1600, generator=torch.Generator().manual_seed(0)) + 0.02
+    x = fbank(sound)
+    frames = torch.full((4,), x.shape[1])
+    augmentation = Augmentation(mixup=1.0, mixup_of="waveform")
+    mixed, _, target = augmentation.mix(x, frames, torch.eye(4), keys(4), waveform=sound, fbank=fbank)
+    share = target.diagonal()[2]
+    torch.testing.assert_close(mixed[2], fbank(share * sound[2] + (1 - share) * sound[1]), atol=1e-4, rtol=0)
 
 
 def test_mix__only_a_part_of_the_clips():

@@ -68,7 +68,7 @@ def translate(flags: Flags, *, audio: bool) -> Call:
         call.settings |= _pretraining(flags, call.remarks)
     else:
         call.verb = "finetune"
-        call.settings |= _finetuning(flags, call.remarks)
+        call.settings |= _finetuning(flags, call.remarks, audio=audio)
     return call
 
 
@@ -209,11 +209,11 @@ def _check_masks(flags: Flags, patch: tuple[int, int]) -> None:
         )
 
 
-def _finetuning(flags: Flags, remarks: list[str]) -> dict[str, Any]:
+def _finetuning(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, Any]:
     patch = _patch(flags)
     if flags.pretrained_mdl_path is None:
         remarks.append("--pretrained_mdl_path is not given: it starts from random weights")
-    if flags.mixup:
+    if flags.mixup and not audio:
         remarks.append(
             f"--mixup {flags.mixup:g}: the energies of the spectrograms are mixed, which is what mixing waveforms "
             "comes to but for their interference"
@@ -243,7 +243,7 @@ def _finetuning(flags: Flags, remarks: list[str]) -> dict[str, Any]:
         "frequency_mask": flags.freqm,
         "time_mask": flags.timem,
         "mixup": flags.mixup,
-        "mixup_of": "energy",
+        "mixup_of": "waveform" if audio else "energy",
         "noise": 0.1 if flags.noise else 0.0,
         "roll": 10 if flags.noise else 0,
         "balance": flags.bal == "bal",

@@ -7,6 +7,7 @@ for a clip is a function of its key alone (seed, epoch, row). Only its partner i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +31,7 @@ class Augmentation:
         time_mask: Widest time mask in frames.
         mixup: Fraction of clips that are mixed with another.
         mixup_of: `log-mel` mixes the values; `energy` what they are the logarithms of, each by the square of its share:
-            the expectation of mixing waveforms.
+            the expectation of mixing waveforms; `waveform` mixes those.
         noise: Most height of noise on the normalised spectrogram; a clip's is uniform up to it.
         roll: Most frames that a clip is shifted by.
     """
@@ -42,7 +43,16 @@ class Augmentation:
     noise: float = 0.0
     roll: int = 0
 
-    def mix(self, spectrogram: Tensor, frames: Tensor, target: Tensor, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def mix(
+        self,
+        spectrogram: Tensor,
+        frames: Tensor,
+        target: Tensor,
+        keys: Tensor,
+        *,
+        waveform: Tensor | None = None,
+        fbank: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mixes clips with their neighbours in the batch, whose order is random.
 
         Args:
@@ -50,6 +60,8 @@ class Augmentation:
             frames: Frames of real sound, [batch].
             target: Labels, float [batch, classes].
             keys: Keys of the random numbers, int64 [batch].
+            waveform: Samples, [batch, samples], where waveforms are mixed.
+            fbank: What makes log-mel of them.
 
         Returns:
             Mixed log-mel, its frames of real sound, and labels by share.
@@ -60,7 +72,12 @@ class Augmentation:
         own, other = spectrogram.float(), spectrogram.float().roll(1, dims=0)
         longer = torch.where(share < 1, torch.maximum(frames, frames.roll(1)), frames)
         part = share[:, None, None]
-        if self.mixup_of == "energy":
+        if waveform is not None and fbank is not None:
+            sound = waveform - waveform.mean(1, keepdim=True)
+            mixed = own.clone()
+            found = fbank(share[:, None] * sound + (1 - share[:, None]) * sound.roll(1, dims=0))
+            mixed[:, : found.shape[1]] = found[:, : own.shape[1]]
+        elif self.mixup_of == "energy":
             energy = part.square() * _energy(own, frames) + (1 - part).square() * _energy(other, frames.roll(1))
             mixed = energy.log().clamp(min=LOG_FLOOR)
         else:

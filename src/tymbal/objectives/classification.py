@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tymbal.features.kaldi import KaldiFbank
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.objectives import scores
 from tymbal.objectives.augmentation import Augmentation
 from tymbal.objectives.ensemble import Ensemble
 from tymbal.objectives.randomness import fold
+from tymbal.settings import FeatureSettings
 
 __all__ = ["BestBy", "ClassificationObjective"]
 
@@ -42,6 +44,7 @@ class ClassificationObjective(nn.Module):
         multilabel: Binary cross entropy with any number of labels a clip, instead of cross entropy with one.
         label_smoothing: Label smoothing of the cross entropy.
         augmentation: What is done to training clips; None is nothing.
+        features: How waveforms become spectrograms, where those are mixed.
         ensemble: Collects the predictions of all evaluations, if that is wanted.
         seed: Seed of the augmentation.
         best_by: The metric that tells the best model.
@@ -58,6 +61,7 @@ class ClassificationObjective(nn.Module):
         multilabel: bool = False,
         label_smoothing: float = 0.0,
         augmentation: Augmentation | None = None,
+        features: FeatureSettings | None = None,
         ensemble: Ensemble | None = None,
         seed: int = 42,
         best_by: BestBy = "accuracy",
@@ -68,13 +72,22 @@ class ClassificationObjective(nn.Module):
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
         self.augmentation = augmentation
+        self._fbank = None if features is None else KaldiFbank(features)
         self.ensemble = ensemble
         self.seed = seed
         self.monitor: tuple[str, bool] = (best_by, best_by != "loss")
         self.register_buffer("columns", columns.long(), persistent=False)
 
     def forward(
-        self, spectrogram: Tensor, frames: Tensor, labels: Tensor, row: Tensor, epoch: Tensor, **_: Any
+        self,
+        spectrogram: Tensor,
+        frames: Tensor,
+        labels: Tensor,
+        row: Tensor,
+        epoch: Tensor,
+        *,
+        waveform: Tensor | None = None,
+        **_: Any,
     ) -> dict[str, Any]:
         """Loss and summed metrics of a batch.
 
@@ -84,6 +97,7 @@ class ClassificationObjective(nn.Module):
             labels: Numbers of the labels, [batch], or ones and zeros over all labels of the store, [batch, labels].
             row: Rows of the store, [batch].
             epoch: Epoch of each clip, [batch].
+            waveform: Samples of training clips, [batch, samples], where waveforms are mixed.
 
         Returns:
             `loss`, a scalar, and `sums`, tensors whose sum over all batches `metrics` reads.
@@ -92,7 +106,9 @@ class ClassificationObjective(nn.Module):
         target = truth.float()
         if self.training and self.augmentation is not None:
             keys = fold(self.seed, epoch, row)
-            spectrogram, frames, target = self.augmentation.mix(spectrogram, frames, target, keys)
+            spectrogram, frames, target = self.augmentation.mix(
+                spectrogram, frames, target, keys, waveform=waveform, fbank=self._fbank
+            )
         x = self.normalisation(spectrogram, frames)
         if self.training and self.augmentation is not None:
             x = self.augmentation.disturb(x, frames, keys)

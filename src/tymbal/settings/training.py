@@ -220,7 +220,8 @@ class FinetuneSettings(PtSettings, TrainingSettings):
         frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
         time_mask: Widest time mask in frames (SpecAugment); 0 is none.
         mixup: Fraction of the training clips that are mixed with another of their batch, their labels too.
-        mixup_of: What is mixed: `log-mel` values, or `energy`, as when waveforms are mixed, but for their interference.
+        mixup_of: What is mixed: `log-mel` values; `energy`, as when waveforms are mixed, but for their interference; or
+            the `waveform`s, for which the sound files are decoded anew in every epoch.
         noise: Uniform noise on the normalised spectrogram, of at most this height; each clip gets its own part of it.
         roll: Most frames that a clip is shifted by in time, around its end.
         balance: Draw clips by weights instead of each once an epoch: 1000 / count of each of its labels, added up, so
@@ -251,7 +252,7 @@ class FinetuneSettings(PtSettings, TrainingSettings):
     frequency_mask: int = 0
     time_mask: int = 0
     mixup: float = 0.0
-    mixup_of: Literal["log-mel", "energy"] = "log-mel"
+    mixup_of: Literal["log-mel", "energy", "waveform"] = "log-mel"
     noise: float = 0.0
     roll: int = 0
     balance: bool = False
