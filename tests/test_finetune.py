@@ -77,9 +77,9 @@ def test_finetune__warm_start_keeps_normalisation_and_resizes_positions(
 
 def test_finetune__normalises_by_clip_where_it_is_told_and_where_its_start_does(tmp_path: Path) -> None:
     tone_store(tmp_path / "store", clips=6, validation=2)
-    finetune(tmp_path / "store", tmp_path / "first", normalize="clip", max_steps=1, **TINY)
+    finetune(tmp_path / "store", tmp_path / "first", max_steps=1, **TINY)
     finetune(tmp_path / "store", tmp_path / "second", from_=tmp_path / "first", max_steps=1, **TINY)
-    finetune(tmp_path / "store", tmp_path / "third", max_steps=1, skip_padding=False, **TINY)
+    finetune(tmp_path / "store", tmp_path / "third", normalize="dataset", skip_padding=False, max_steps=1, **TINY)
     first, second, third = (load_model(tmp_path / name).description for name in ("first", "second", "third"))
     assert (first.normalize, second.normalize, third.normalize) == ("clip", "clip", "dataset")
     assert (first.skip_padding, third.skip_padding) == (True, False)

@@ -165,9 +165,6 @@ def _choose(
             weight, bias = _fit(scaled[inside], truth[inside], strength, multilabel=multilabel)
             marks.append(quality(scaled[outside] @ weight + bias, truth[outside], multilabel=multilabel)[figure])
         reached.append(float(np.mean(marks)))
-        # Past its best a weaker regularisation only costs time: two steps down end the search.
-        if len(reached) > 2 and max(reached[-2:]) < max(reached) - 1e-9:
-            break
     return strengths[int(np.argmax(reached))]
 
 

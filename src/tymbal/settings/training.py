@@ -44,9 +44,9 @@ class TrainingSettings:
             and `cuda-or-cpu` takes the CPU with a warning, also where the GPU's memory is too small.
         compile: Compile the step with torch.compile.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
-        normalize: Whose mean and standard deviation spectrograms are normalised by: those of the `dataset`, as in AST
-            and SSAST, or of each `clip`, which takes out how loud it is. `auto` is as the weights to start from have
-            it, else dataset.
+        normalize: Whose mean and standard deviation spectrograms are normalised by: those of each `clip`, which takes
+            out how loud it is, or of the `dataset`, as in AST and SSAST, which stock Hugging Face extractors need.
+            `auto` is as the weights to start from have it, else clip.
         seed: Seed of weights, order, masks and augmentation.
         eval_every: Epochs between evaluations (fractions allowed).
         eval_steps: Steps between evaluations, instead of epochs.

@@ -12,7 +12,7 @@ from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import read_source
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.features.normalisation import Normalisation
+from tymbal.features.normalisation import Normalisation, NormalizeBy
 from tymbal.models.description import ModelDescription
 from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings, PtSettings, TrainingSettings
 from tymbal.store.base import SpectrogramSource
@@ -148,7 +148,7 @@ def normalisation_of(
 ) -> Normalisation:
     """How spectrograms are normalised: as the settings say, else as the first model knows it, else by the data's."""
     known = store if origin is None else origin
-    by = "dataset" if origin is None else origin.normalize
+    by: NormalizeBy = "clip" if origin is None else origin.normalize
     padding = known.padding if settings.padding is None else {"silence": LOG_FLOOR, "zeros": 0.0}[settings.padding]
     return Normalisation(
         mean=known.mean if settings.dataset_mean is None else settings.dataset_mean,
