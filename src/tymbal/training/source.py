@@ -14,7 +14,14 @@ from tymbal.errors import SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.description import ModelDescription
-from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings, PtSettings, TrainingSettings
+from tymbal.settings import (
+    FeatureSettings,
+    FinetuneSettings,
+    PretrainSettings,
+    PtSettings,
+    SoundSettings,
+    TrainingSettings,
+)
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.format import DESCRIPTION
 from tymbal.store.pt_folder import open_with
@@ -32,6 +39,7 @@ RECORD = "spectrograms.parquet"
 
 _ONLY_PT = ("data_dir", "data_val_dir", "layout")
 _ONLY_PREPARING = ("data_val", "label_csv", "target_length", "mel_bins", "validation_fraction")
+_ONLY_SOUND = ("clip_seconds", "sample_rate", "group_pattern")
 
 
 def open_source(
@@ -46,7 +54,7 @@ def open_source(
         run: The run folder.
         features: How spectrograms are made, where they have to be.
         settings: How `.pt` files are read. Of sound files, the label table, the validation list or fraction, frames
-            and mel bins are taken from it.
+            and mel bins are taken from it; where they are `SoundSettings`, too, all of these.
 
     Raises:
         StoreError: There is nothing at `source`; or it is sound, and several processes train.
@@ -58,8 +66,10 @@ def open_source(
     if (path / DESCRIPTION).is_file():
         _refuse(settings, path, "a store, which has all of this in it", _ONLY_PT + _ONLY_PREPARING)
         _refuse_padding(settings, path)
+        _refuse_sound(settings, path)
         return _opened(path, run)
     if settings.data_dir is not None or holds_pt(path):
+        _refuse_sound(settings, path)
         return on_first(lambda: _open_pt(path, run, settings))
     _refuse(settings, path, "not of .pt files", _ONLY_PT)
     _refuse_padding(settings, path)
@@ -91,6 +101,12 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
     keywords = config.to_keywords(features)
     if settings.mel_bins is not None:
         keywords["mel_bins"] = settings.mel_bins
+    cut = settings.target_length is None
+    if isinstance(settings, SoundSettings):
+        if settings.sample_rate is not None:
+            keywords["sample_rate"] = settings.sample_rate
+        keywords |= {"window": settings.clip_seconds, "group_pattern": settings.group_pattern}
+        cut = cut or settings.clip_seconds is not None
     sound: Path | Manifest = path
     if settings.data_val is not None:
         sound = _together(path, Path(settings.data_val))
@@ -100,7 +116,7 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         label_csv=settings.label_csv,
         validation=settings.validation_fraction,
         frames=settings.target_length,
-        longer="windows" if settings.target_length is None else "crop-start",
+        longer="windows" if cut else "crop-start",
         **keywords,
     )
     return run / "store"
@@ -125,6 +141,22 @@ def _refuse(settings: PtSettings, path: Path, what: str, names: tuple[str, ...])
             f"{given[0]} is for other data: {path} is {what}",
             advice=f"Leave out {' and '.join(given)}, or give the list or folder that belongs to it.",
         )
+
+
+def _refuse_sound(settings: PtSettings, path: Path) -> None:
+    """Refuses settings of sound where it has become spectrograms already; a recipe's are no wish of the user's."""
+    by_recipe = config.recipe_under(type(settings), _chosen_by(settings))
+    given = [name for name in _ONLY_SOUND if getattr(settings, name, None) not in (None, by_recipe.get(name))]
+    if given:
+        raise SettingsError(
+            f"{given[0]} is for sound: {path} holds spectrograms, whose clips are made",
+            advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
+        )
+
+
+def _chosen_by(settings: PtSettings) -> dict[str, object]:
+    """The settings that choose a recipe."""
+    return {recipe.setting: getattr(settings, recipe.setting) for recipe in getattr(type(settings), "recipes", ())}
 
 
 def _refuse_padding(settings: PtSettings, path: Path) -> None:
