@@ -1,7 +1,7 @@
 """`--config FILE` on the command line, and recipes: they fill in what no flag was given for.
 
-Cyclopts calls `fill_from_file` and `fill_from_recipe` after it has read the flags and before it converts them. A value
-of the file becomes a token of the argument that it is for, so that what is required, what is converted and what is shown
+Cyclopts calls `fill_from_file` and `fill_from_recipe` after it has read the flags and before it converts them. What
+they find becomes a token of the argument that it is for, so that what is required, what is converted and what is shown
 stays one mechanism.
 """
 

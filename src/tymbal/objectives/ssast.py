@@ -213,8 +213,8 @@ class SSASTObjective(nn.Module):
         load_heads(
             self.head_state(),
             state,
-            advice=f"The heads belong to another objective than {self.task}, another encode or decoder, or another width "
-            "or patch.",
+            advice=f"The heads belong to another objective than {self.task}, another encode or decoder, or another "
+            "width or patch.",
         )
 
     def _count(self, grid: tuple[int, int]) -> int:
