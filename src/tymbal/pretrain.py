@@ -128,7 +128,7 @@ def _features(settings: PretrainSettings) -> FeatureSettings:
         return FeatureSettings()
     from tymbal.models.folder import open_checkpoint
 
-    return open_checkpoint(settings.from_).description.features
+    return open_checkpoint(settings.from_, heads=settings.heads).description.features
 
 
 def _rows(store: SpectrogramSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -157,7 +157,7 @@ def _objective(
         rebuilds = settings.objective == "reconstruction"
         objective = (_reconstruction if rebuilds else _ssast)(encoder, normalisation, settings)
     if settings.from_ is not None:
-        _take_heads(objective, settings.from_)
+        _take_heads(objective, settings.from_, heads=settings.heads)
     encoder.gradient_checkpointing = settings.gradient_checkpointing
     if settings.train != "all":
         encoder.freeze_below(int(settings.train))
@@ -235,17 +235,19 @@ def _encoder(
         return SpectrogramEncoder(wanted), None
     # SSAST's patches must not overlap: a masked one would be seen in its neighbours. Reconstruction masks no patches.
     keep_stride = settings.objective == "reconstruction"
-    encoder, report, origin = warm_start(settings.from_, config=wanted, keep_stride=keep_stride)
+    encoder, report, origin = warm_start(
+        settings.from_, config=wanted, keep_stride=keep_stride, source_heads=settings.heads
+    )
     check_features(store, origin, path=settings.from_)
     tell(f"Starting from {settings.from_}: {report}")
     return encoder, origin
 
 
-def _take_heads(objective: SSASTObjective | ReconstructionObjective, source: str) -> None:
+def _take_heads(objective: SSASTObjective | ReconstructionObjective, source: str, *, heads: int | None) -> None:
     """Goes on with the heads of an earlier pretraining, where they are those of this objective."""
     from tymbal.models.folder import open_checkpoint
 
-    state = open_checkpoint(source).objective
+    state = open_checkpoint(source, heads=heads).objective
     own = objective.head_state()
     if all(name in state and state[name].shape == value.shape for name, value in own.items()):
         objective.load_head_state(state)

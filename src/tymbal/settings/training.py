@@ -141,7 +141,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
         width: Width of the encoder, instead of the named size's.
         depth: Blocks of the encoder, instead of the named size's.
-        heads: Attention heads, instead of the named size's.
+        heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch: 16x16, or 128x2 for frame patches.
         encode: What the encoder sees: `all` patches, the masked ones as a mask token (SSAST), or only the `visible`
             ones, with a light decoder that predicts the others: several times faster, and another model (MAE-AST,
@@ -243,7 +243,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         size: Named size of the encoder, where it starts from random weights.
         width: Width of the encoder, instead of the named size's.
         depth: Blocks of the encoder, instead of the named size's.
-        heads: Attention heads, instead of the named size's.
+        heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch, where the encoder starts from random weights.
         stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
             the patch makes patches overlap.

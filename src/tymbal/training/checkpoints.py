@@ -18,11 +18,11 @@ from typing import Any
 
 from tymbal.errors import CheckpointError
 from tymbal.files import PARTIAL, replace_folder, write_json
+from tymbal.models.folder import CHECKPOINT_MANIFEST as MANIFEST
 from tymbal.progress import tell
 
 __all__ = ["MANIFEST", "Checkpoints", "verify"]
 
-MANIFEST = "manifest.json"
 _SCHEMA = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
 _NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
