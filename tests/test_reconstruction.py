@@ -17,7 +17,7 @@ import tymbal
 from training_setup import make_store
 from tymbal.cli import main
 from tymbal.config import read_run_yaml
-from tymbal.errors import SettingsError
+from tymbal.errors import ModelError, SettingsError
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
 
@@ -219,3 +219,45 @@ def test_resume__a_stopped_run_ends_as_one_that_was_not(store: Path, tmp_path: P
     pretrain(store, tmp_path / "parts", **whole)
     first, second = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_convert__writes_what_scripts_around_transformers_load(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from transformers import ASTConfig, ASTModel
+
+    file = tmp_path / "model.pth"
+    assert main(["convert", str(run), str(file), "--to", "pth"]) == 0
+    told = capsys.readouterr().out
+    state = torch.load(file, weights_only=True)
+    assert {name.partition(".")[0] for name in state} == {"encoder", "projector", "decoder"}
+    arguments = told.partition("ASTConfig(")[2].partition(")")[0]
+    config = ASTConfig(**{key: json.loads(value) for key, value in _pairs(arguments)})
+    encoder = {name.removeprefix("encoder."): value for name, value in state.items() if name.startswith("encoder.")}
+    theirs = ASTModel.from_pretrained(None, config=config, state_dict=encoder).eval()
+    spectrogram = torch.randn(1, 112, 128)
+    with torch.no_grad():
+        expected = load_model(run).module(spectrogram).tokens
+        torch.testing.assert_close(theirs(spectrogram).last_hidden_state, expected, atol=1e-5, rtol=0)
+    assert "decoder.0.weight (16, 32, 3)" in told
+    assert "the 8 rows of each side by side" in told
+
+
+def _pairs(text: str) -> list[list[str]]:
+    return [part.split("=") for part in text.split(", ")]
+
+
+def test_convert__and_back_goes_on_with_all_of_it(store: Path, tmp_path: Path):
+    pretrain(store, tmp_path / "first", **STORE_RECIPE)
+    tymbal.convert(tmp_path / "first", tmp_path / "model.pth")
+    again = {**STORE_RECIPE, "learning_rate": 1e-30}
+    pretrain(store, tmp_path / "second", **again, from_=str(tmp_path / "model.pth"))
+    first, second = load_model(tmp_path / "first"), load_model(tmp_path / "second")
+    after = second.module.state_dict()
+    assert all(after[name].equal(value) for name, value in first.module.state_dict().items() if name != "mask_token")
+    assert all(second.objective_state[name].equal(first.objective_state[name]) for name in HEADS)
+    with pytest.raises(ModelError, match="pretrained by reconstruction: --to pth writes all of it"):
+        tymbal.convert(tmp_path / "first", tmp_path / "ssast.pth", to="ssast")
+
+
+HEADS = ("projector.weight", "projector.bias", "decoder.0.weight", "decoder.2.weight", "decoder.2.bias")
