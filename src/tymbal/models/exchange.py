@@ -134,9 +134,13 @@ def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tens
         f"Its encoder is ASTModel(ASTConfig({said})), with the names on disk and of transformers 4.",
         f"Beside it stand {', '.join(shapes)}.",
     ]
+    steps = description.encoder.stride[1]
     first = heads.get("decoder.0.weight")
-    if first is not None and first.shape[1] == rows * len(heads["projector.weight"]):
-        notes.append(f"The decoder runs over columns of patches, the {rows} rows of each side by side as channels.")
+    if first is not None and first.shape[1] * steps == rows * len(heads["projector.weight"]):
+        notes.append(
+            f"The projector gives channels for each of the {steps} frames of a column of patches. The decoder runs "
+            f"over frames, the {rows} rows of a column side by side as channels."
+        )
     how = f"(x - {description.mean:.7g}) / (2 * {description.std:.7g})"
     notes.append(
         "The file does not say how spectrograms are normalised: "

@@ -9,6 +9,9 @@ What is made sound here:
 - the sequence that the decoder convolves is time. Tokens are numbered row by row of frequency; convolved in that order,
   the end of one row would meet the beginning of the next. Here the rows that stand above each other become channels
   of their column, so that what sounds low and what sounds high stay apart, which an average of the rows would mix;
+- it has the resolution of frames. A token stands for the frames up to the next column, and is projected to some
+  channels for each of them; interpolated from one point a column, speech, for one, is hardly better rebuilt than by the
+  mean of all spectrograms;
 - padding is not learned from, and clips count equally, long or short;
 - masks are a function of seed, epoch and clip, drawn on the device; in evaluation they are fixed, so that epochs and
   runs compare;
@@ -22,7 +25,6 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from tymbal.features.normalisation import Normalisation
@@ -33,7 +35,7 @@ from tymbal.objectives.randomness import EVALUATION, fold
 
 __all__ = ["ReconstructionObjective"]
 
-_KERNEL = 3  # columns of patches that a convolution sees
+_KERNEL = 3  # frames that a convolution sees
 
 
 class ReconstructionObjective(nn.Module):
@@ -42,7 +44,7 @@ class ReconstructionObjective(nn.Module):
     Args:
         encoder: What is trained. Its mask token is frozen: the spectrogram is masked, not its patches.
         normalisation: How spectrograms are normalised for the encoder.
-        channels: Channels to which each token is projected.
+        channels: Channels to which each token is projected, for each of the frames up to the next column.
         decoder_width: Channels between the two convolutions. `None` is the width of the encoder.
         time_masks: Stretches of time that are masked in a clip.
         time_mask: Widest of them in frames; widths are uniform from 0 on.
@@ -61,7 +63,7 @@ class ReconstructionObjective(nn.Module):
         encoder: SpectrogramEncoder,
         *,
         normalisation: Normalisation,
-        channels: int = 64,
+        channels: int = 16,
         decoder_width: int | None = None,
         time_masks: int = 2,
         time_mask: int = 24,
@@ -82,7 +84,7 @@ class ReconstructionObjective(nn.Module):
         }
         self.seed = seed
         width = decoder_width or config.width
-        self.projector = nn.Linear(config.width, channels)
+        self.projector = nn.Linear(config.width, config.stride[1] * channels)
         self.decoder = nn.Sequential(
             nn.Conv1d(config.grid[0] * channels, width, _KERNEL, padding="same"),
             nn.ReLU(),
@@ -129,9 +131,11 @@ class ReconstructionObjective(nn.Module):
             float32 [batch, frames, mels].
         """
         tokens, grid, _ = self.encoder(spectrogram)
-        channels = self.projector(tokens[:, PREFIX_TOKENS:])  # [batch, rows x columns, channels]
-        over_time = channels.unflatten(1, grid).permute(0, 1, 3, 2).flatten(1, 2)  # [batch, rows x channels, columns]
-        decoded = cast(Tensor, self.decoder(over_time)).float()  # [batch, mels, columns]
+        shape = (*grid, self.encoder.config.stride[1], -1)
+        projected = self.projector(tokens[:, PREFIX_TOKENS:]).reshape(len(tokens), *shape)
+        # From [batch, rows, columns, frames of a column, channels] to [batch, rows x channels, all these frames].
+        over_time = projected.permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
+        decoded = cast(Tensor, self.decoder(over_time)).float()  # [batch, mels, columns x frames of a column]
         return _stretched(decoded, spectrogram.shape[1]).transpose(1, 2)
 
     def make_masks(self, length: int, frames: Tensor, row: Tensor, epoch: Tensor) -> Tensor:
@@ -178,11 +182,15 @@ def _mean(values: Tensor, valid: Tensor) -> Tensor:
 
 
 def _stretched(values: Tensor, frames: int) -> Tensor:
-    """Interpolates [batch, mels, columns] linearly to [batch, mels, frames].
+    """Interpolates [batch, mels, length] linearly to [batch, mels, frames].
 
-    As a product with the weights of each frame, whose backward pass is the same every time on CUDA, too.
+    As `torch.nn.functional.interpolate`, whose backward pass on CUDA has no deterministic form; that of a choice has.
     """
-    columns = torch.eye(values.shape[2], device=values.device).unsqueeze(0)
-    weights = F.interpolate(columns, size=frames, mode="linear", align_corners=False)[0]  # [columns, frames]
-    with torch.autocast(values.device.type, enabled=False):
-        return values @ weights
+    length = values.shape[2]
+    if length == frames:
+        return values
+    place = (torch.arange(frames, device=values.device) + 0.5) * (length / frames) - 0.5
+    place = place.clamp(0, length - 1)
+    left = place.long()
+    right = (left + 1).clamp(max=length - 1)
+    return torch.lerp(values.index_select(2, left), values.index_select(2, right), place - left)

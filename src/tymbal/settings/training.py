@@ -149,7 +149,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         decoder_depth: Blocks of the decoder, with `visible`.
         decoder_width: Width of the decoder, with `visible` and in `reconstruction`. `None` is that of the encoder.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
-        channels: Channels to which `reconstruction` projects each token.
+        channels: Channels to which `reconstruction` projects each token, for each frame up to the next patch.
         time_masks: Stretches of time that `reconstruction` masks in its input.
         time_mask: Widest of them in frames; widths are uniform from 0 on.
         frequency_masks: Bands of mel bins that it masks.
@@ -178,7 +178,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     decoder_depth: int = 2
     decoder_width: int | None = None
     train: str = "all"
-    channels: int = 64
+    channels: int = 16
     time_masks: int = 2
     time_mask: int = 24
     frequency_masks: int = 2

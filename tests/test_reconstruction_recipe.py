@@ -240,7 +240,7 @@ def test_convert__writes_what_scripts_around_transformers_load(
         expected = load_model(run).module(spectrogram).tokens
         torch.testing.assert_close(theirs(spectrogram).last_hidden_state, expected, atol=1e-5, rtol=0)
     assert "decoder.0.weight (16, 32, 3)" in told
-    assert "the 8 rows of each side by side" in told
+    assert "the 8 rows of a column side by side" in told
 
 
 def _pairs(text: str) -> list[list[str]]:
