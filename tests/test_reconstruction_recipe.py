@@ -132,15 +132,24 @@ def test_command__prints_the_final_evaluation(store: Path, tmp_path: Path, capsy
     assert read_run_yaml(tmp_path / "run").settings["accumulate"] == 2
 
 
-@pytest.mark.parametrize("seconds", [0.3, 5.0])
-def test_clip_seconds__windows_of_any_length(seconds: float, tmp_path: Path):
+@pytest.mark.parametrize(("seconds", "clips"), [(0.3, 203), (5.0, 12), (60.0, 1)])
+def test_clip_seconds__windows_of_any_length(seconds: float, clips: int, tmp_path: Path):
     (tmp_path / "sound").mkdir()
-    for n in range(4):
-        soundfile.write(tmp_path / "sound" / f"{n}.wav", noise(11.0, seed=n), 16_000)
-    pretrain(tmp_path / "sound", tmp_path / "run", **{**RECIPE, "clip_seconds": seconds, "validation_fraction": 0.25})
+    for n in range(2):
+        soundfile.write(tmp_path / "sound" / f"{n}.wav", noise(61.0, seed=n), 16_000)
+    settings = {**RECIPE, "clip_seconds": seconds, "mel_bins": 16, "validation_fraction": 0.5}
+    pretrain(tmp_path / "sound", tmp_path / "run", **settings)
     store = tymbal.Store.open(tmp_path / "run" / "store")
-    assert len(store) == 4 * {0.3: 37, 5.0: 2}[seconds]
+    assert len(store) == 2 * clips
     assert load_model(tmp_path / "run").description.encoder.frames == store.frames
+
+
+def test_patience__needs_something_to_validate_on(tmp_path: Path):
+    (tmp_path / "sound").mkdir()
+    soundfile.write(tmp_path / "sound" / "one.wav", noise(3.0), 16_000)
+    with pytest.raises(SettingsError, match=r"patience needs validation clips(.|\n)*set patience to 0"):
+        pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE)
+    assert pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE, patience=0).steps == 2
 
 
 def test_sound__groups_rate_and_frames_are_settings(tmp_path: Path):

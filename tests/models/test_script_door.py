@@ -271,3 +271,25 @@ def test_open_checkpoint__believes_a_configuration_beside_it(tmp_path: Path):
     loaded = load_model(file)
     assert loaded.description.encoder.heads == 4
     assert loaded.description.encoder.frames == 128
+
+
+@pytest.mark.parametrize("script", [ScriptSSL, ScriptExport])
+def test_open_checkpoint__the_folder_may_have_the_configuration_of_the_encoder(script: type[nn.Module], tmp_path: Path):
+    theirs = randomised(script())
+    saved(tmp_path, theirs, "transformers 4")
+    theirs.encoder.config.id2label = {0: "aedes", 1: "anopheles", 2: "culex"}
+    theirs.encoder.config.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    if script is ScriptSSL:
+        assert loaded.objective_state["decoder.2.bias"].equal(theirs.decoder[2].bias)
+    else:
+        assert loaded.description.labels == ("aedes", "anopheles", "culex")
+        spectrogram = torch.randn(1, 128, 128)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded.module(spectrogram), theirs(spectrogram), atol=1e-5, rtol=0)
+
+
+def test_open_checkpoint__finds_the_weights_among_a_trainings_state(tmp_path: Path):
+    theirs = randomised(ScriptSSL())
+    torch.save({"epoch": 3, "model_state_dict": named(theirs, "disk"), "loss": 0.5}, tmp_path / "last.pth")
+    assert load_model(tmp_path / "last.pth").objective_state["projector.bias"].equal(theirs.projector.bias)

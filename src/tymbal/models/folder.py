@@ -238,6 +238,9 @@ def _read_folder(folder: Path, *, name: str) -> Checkpoint:
     kind = config.get("model_type")
     if kind == huggingface.MODEL_TYPE:
         checkpoint = huggingface.read(folder, name=name)
+        if scripts.has_parts(checkpoint.left):  # a script's module, with its encoder's configuration beside it
+            file = next(folder / each for each in huggingface.WEIGHTS if (folder / each).is_file())
+            checkpoint = scripts.from_state(read_weights(file), path=file)
     elif kind == _OWN_TYPE:
         description = ModelDescription.from_json(config.get("tymbal", {}), path=str(folder))
         encoder, head = _split(read_weights(folder / "model.safetensors"))

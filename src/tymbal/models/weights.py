@@ -64,7 +64,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a safetensors file, a pickle of torch.save or an index of several safetensors files.
 
     Returns:
-        Tensors by name on the CPU, floating ones as float32. A state dict inside `state_dict` or `model` is found.
+        Tensors by name on the CPU, floating ones as float32. A state dict inside `state_dict`, `model_state_dict` or
+        `model` is found.
 
     Raises:
         ModelError: Where the file is not there, is damaged, wants to run code, or holds no tensors by name.
@@ -76,7 +77,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         # Only the bare name: an index must not lead out of its folder.
         return {key: value for name in names for key, value in read_weights(path.with_name(Path(name).name)).items()}
     values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for inner in ("state_dict", "model"):
+    for inner in ("state_dict", "model_state_dict", "model"):
         if isinstance(values.get(inner), Mapping):
             values = cast(dict[str, Any], values[inner])
     tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}

@@ -217,9 +217,10 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
     wanted = {"patience": settings.patience, "average_from": settings.average_from is not None}
     wanted["schedule plateau"] = settings.schedule == "plateau"
     for name in [name for name, is_wanted in wanted.items() if is_wanted and not has_validation]:
+        without = "set patience to 0" if name == "patience" else f"do without {name}"
         raise SettingsError(
             f"{name} needs validation clips, and there are none",
-            advice=f"Prepare the store with a validation split, or do without {name}.",
+            advice=f"Give more clips, or a store with a validation split; or {without}.",
         )
     for name in settings.report_to:
         if name not in _TRACKERS:

@@ -10,7 +10,7 @@ assumed and said.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.models.script_classifier import SCRIPT_POOLING
 from tymbal.models.weights import Checkpoint, read_json
 
-__all__ = ["OBJECTIVE_PARTS", "from_state", "holds_ast", "write"]
+__all__ = ["OBJECTIVE_PARTS", "from_state", "has_parts", "holds_ast", "write"]
 
 OBJECTIVE_PARTS = ("projector", "decoder")
 """What stands beside the encoder in pretraining."""
@@ -39,6 +39,11 @@ _STRIDE = (10, 10)  # the default of transformers' ASTConfig
 def holds_ast(names: Mapping[str, Tensor]) -> bool:
     """Whether an AST in one of Hugging Face's namings is among these weights."""
     return any(name == _CLASS_TOKEN or name.endswith(f".{_CLASS_TOKEN}") for name in names)
+
+
+def has_parts(names: Iterable[str]) -> bool:
+    """Whether, among the names that are no encoder's, there are those of a script's other parts."""
+    return any(part in (*OBJECTIVE_PARTS, "classifier") for name in names for part in name.split("."))
 
 
 def from_state(
