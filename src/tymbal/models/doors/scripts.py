@@ -66,33 +66,30 @@ def from_state(
     assumed: list[str] = []
     config, preprocessor = (_beside(path, name) for name in ("config.json", "preprocessor_config.json"))
     if config is None or config.get("model_type") != huggingface.MODEL_TYPE:
-        shape = _shape(bare, encoder, preprocessor, stride=stride, heads=heads, path=path)
-        assumed.append(f"attention heads: {shape['num_attention_heads']}" * (heads is None))
-        assumed.append(f"stride: {shape['frequency_stride']}x{shape['time_stride']}" * (stride is None))
-        config = shape
+        config = _shape(bare, encoder, preprocessor, stride=stride, heads=heads, path=path)
+        if heads is None:
+            assumed.append(f"attention heads: {config['num_attention_heads']}")
+        if stride is None:
+            assumed.append(f"stride: {config['frequency_stride']}x{config['time_stride']}")
     if preprocessor is None:
         assumed.append("16 kHz and AudioSet's mean and standard deviation")
     objective = {name: value for name, value in bare.items() if name.partition(".")[0] in OBJECTIVE_PARTS}
-    pooling = None
     if objective:
         left, head = (*left, *head), {}  # in pretraining a head was not trained
-    elif head:
-        pooling = "cls"
-    elif linear := _linear(bare):
+    pooling = "cls" if head else None
+    linear = {} if objective or head else _linear(bare)
+    if linear:
         head = {f"head.{part}": bare[name] for part, name in linear.items()}
-        left = tuple(name for name in left if name not in linear.values())
         pooling = SCRIPT_POOLING
         assumed.append("the final norm twice and the mean over all tokens, as such classifiers do")
     labels = len(head["head.bias"]) if head else 0
-    description = huggingface.describe(config, preprocessor, labels=labels, path=str(path))
-    provenance = {"from": f"weights of a script, {path}", "assumed": ", ".join(filter(None, assumed))}
     description = replace(
-        description,
+        huggingface.describe(config, preprocessor, labels=labels, path=str(path)),
         pooling=pooling,
         objective={"objective": "reconstruction"} if objective else None,
-        provenance={name: text for name, text in provenance.items() if text},
+        provenance={"from": f"weights of a script, {path}"} | ({"assumed": ", ".join(assumed)} if assumed else {}),
     )
-    left = tuple(name for name in left if name not in objective)
+    left = tuple(name for name in left if name not in objective and name not in linear.values())
     return Checkpoint("script", description, encoder, head, objective, left)
 
 
@@ -100,7 +97,7 @@ def write(path: Path, encoder: SpectrogramEncoder, objective_state: Mapping[str,
     """Writes `encoder.* / projector.* / decoder.*` with the encoder named as on disk and in transformers 4.
 
     Raises:
-        ModelError: Where transformers' AST cannot hold the encoder, or it was pretrained otherwise.
+        ModelError: Where transformers' AST cannot hold the encoder.
     """
     obstacle = huggingface.obstacle(encoder.config, None)
     if obstacle is not None:
