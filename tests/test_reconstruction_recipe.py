@@ -129,7 +129,9 @@ def test_command__prints_the_final_evaluation(store: Path, tmp_path: Path, capsy
     assert main(["pretrain", str(store), "-o", str(tmp_path / "run"), "-q", *flags]) == 0
     assert "mse " in (out := capsys.readouterr().out)
     assert "masked_mse " in out
-    assert read_run_yaml(tmp_path / "run").settings["accumulate"] == 2
+    settings = read_run_yaml(tmp_path / "run").settings
+    assert settings["accumulate"] == 2
+    assert settings["clip_seconds"] is None  # the store has its clips, whatever the recipe says of sound
 
 
 @pytest.mark.parametrize(("seconds", "clips"), [(0.3, 203), (5.0, 12), (60.0, 1)])

@@ -146,7 +146,7 @@ def pretrain(
         store: A store that `tymbal prepare` made; a folder or an SSAST list of .pt spectrograms; or sound.
         output: Run folder: checkpoints, model, metrics.
         resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` on
-            an empty folder; or the folder of a checkpoint.
+            an empty folder; or the folder of a checkpoint. Weights to start from are given as `--from`.
     """
     _run("pretrain", store, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
 
@@ -187,7 +187,7 @@ def finetune(
         source: Folder with a folder a class, a manifest with labels, a store, or an SSAST list of .pt spectrograms.
         output: Run folder: checkpoints, model, metrics.
         resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` on
-            an empty folder; or the folder of a checkpoint.
+            an empty folder; or the folder of a checkpoint. Weights to start from are given as `--from`.
     """
     _run("finetune", source, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
 

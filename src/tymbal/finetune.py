@@ -88,9 +88,9 @@ def finetune(
     """
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source
+    from tymbal.training.source import open_source, settled
 
-    chosen = configuration.resolve(FinetuneSettings, settings, config=config)
+    chosen = settled(source, configuration.resolve(FinetuneSettings, settings, config=config))
     run = Path(output)
     finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
     if finished is not None:

@@ -87,9 +87,9 @@ def pretrain(
     """
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source
+    from tymbal.training.source import open_source, settled
 
-    chosen = configuration.resolve(PretrainSettings, settings, config=config)
+    chosen = settled(store, configuration.resolve(PretrainSettings, settings, config=config))
     run = Path(output)
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tymbal import config
 from tymbal.audio.manifest import Manifest
@@ -30,7 +31,9 @@ from tymbal.store.pt_store import PtStore
 from tymbal.store.store import Store
 from tymbal.training.processes import on_first, processes
 
-__all__ = ["RECORD", "features_of", "normalisation_of", "open_source"]
+__all__ = ["RECORD", "features_of", "normalisation_of", "open_source", "settled"]
+
+Chosen = TypeVar("Chosen", PretrainSettings, FinetuneSettings)
 
 FAILURES = "failures.csv"
 
@@ -66,10 +69,8 @@ def open_source(
     if (path / DESCRIPTION).is_file():
         _refuse(settings, path, "a store, which has all of this in it", _ONLY_PT + _ONLY_PREPARING)
         _refuse_padding(settings, path)
-        _refuse_sound(settings, path)
         return _opened(path, run)
     if settings.data_dir is not None or holds_pt(path):
-        _refuse_sound(settings, path)
         return on_first(lambda: _open_pt(path, run, settings))
     _refuse(settings, path, "not of .pt files", _ONLY_PT)
     _refuse_padding(settings, path)
@@ -80,6 +81,28 @@ def open_source(
             advice=f"Prepare it once: tymbal prepare {path} -o STORE. Then train from STORE.",
         )
     return _opened(_prepared(path, run, features, settings), run)
+
+
+def settled(source: str | os.PathLike[str], settings: Chosen) -> Chosen:
+    """Settings without those of a recipe that are for sound, where the source is spectrograms, whose clips are made.
+
+    Raises:
+        SettingsError: The user gave some, and not a recipe.
+    """
+    path = Path(source)
+    is_store = (path / DESCRIPTION).is_file()
+    if not (is_store or (path.exists() and (settings.data_dir is not None or holds_pt(path)))):
+        return settings
+    cls = type(settings)
+    chosen_by = {recipe.setting: getattr(settings, recipe.setting) for recipe in cls.recipes}
+    by_recipe = config.recipe_under(cls, chosen_by)
+    given = [name for name in _ONLY_SOUND if getattr(settings, name) not in (None, by_recipe.get(name))]
+    if given:
+        raise SettingsError(
+            f"{given[0]} is for sound: {path} holds spectrograms, whose clips are made",
+            advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
+        )
+    return replace(settings, clip_seconds=None, sample_rate=None, group_pattern=None)
 
 
 def _opened(store: Path, run: Path) -> Store:
@@ -141,22 +164,6 @@ def _refuse(settings: PtSettings, path: Path, what: str, names: tuple[str, ...])
             f"{given[0]} is for other data: {path} is {what}",
             advice=f"Leave out {' and '.join(given)}, or give the list or folder that belongs to it.",
         )
-
-
-def _refuse_sound(settings: PtSettings, path: Path) -> None:
-    """Refuses settings of sound where it has become spectrograms already; a recipe's are no wish of the user's."""
-    by_recipe = config.recipe_under(type(settings), _chosen_by(settings))
-    given = [name for name in _ONLY_SOUND if getattr(settings, name, None) not in (None, by_recipe.get(name))]
-    if given:
-        raise SettingsError(
-            f"{given[0]} is for sound: {path} holds spectrograms, whose clips are made",
-            advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
-        )
-
-
-def _chosen_by(settings: PtSettings) -> dict[str, object]:
-    """The settings that choose a recipe."""
-    return {recipe.setting: getattr(settings, recipe.setting) for recipe in getattr(type(settings), "recipes", ())}
 
 
 def _refuse_padding(settings: PtSettings, path: Path) -> None:
