@@ -129,7 +129,14 @@ def test_help__settings_stand_under_the_heading_of_their_stage(capsys, monkeypat
     assert main(["finetune", "--help"]) == 0
     out = capsys.readouterr().out
     headings = [line.split("─")[1].strip() for line in out.splitlines() if line.startswith("╭")]
-    assert headings == ["Arguments", "Options", "Classifier", "Spectrograms in .pt files", "Training"]
+    assert headings == [
+        "Arguments",
+        "Options",
+        "Classifier",
+        "Sound that is not a store yet",
+        "Spectrograms in .pt files",
+        "Training",
+    ]
     training = out[out.index("─ Training") :]
     # FinetuneSettings changes only the default of epochs: it stays a matter of training.
     assert "--epochs" in training

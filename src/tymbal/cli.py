@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.exceptions import MissingArgumentError, UnusedCliTokensError
 
 import tymbal
-from tymbal.cli_config import fill_from_file
+from tymbal.cli_config import fill_from_file, fill_from_recipe
 from tymbal.cli_help import VerbHelp, shown_default
 from tymbal.config import to_keywords
 from tymbal.environment import check_companions
@@ -69,7 +69,7 @@ app = App(
     help_epilogue=_EXAMPLE,
     version=tymbal.__version__,
     group_parameters=_OPTIONS,
-    config=fill_from_file,
+    config=(fill_from_file, fill_from_recipe),
     default_parameter=Parameter(negative_iterable=(), show_default=shown_default),
     suppress_keyboard_interrupt=False,
 )
@@ -146,7 +146,7 @@ def pretrain(
         store: A store that `tymbal prepare` made; a folder or an SSAST list of .pt spectrograms; or sound.
         output: Run folder: checkpoints, model, metrics.
         resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` on
-            an empty folder; or the folder of a checkpoint.
+            an empty folder; or the folder of a checkpoint. Weights to start from are given as `--from`.
     """
     _run("pretrain", store, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
 
@@ -187,7 +187,7 @@ def finetune(
         source: Folder with a folder a class, a manifest with labels, a store, or an SSAST list of .pt spectrograms.
         output: Run folder: checkpoints, model, metrics.
         resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` on
-            an empty folder; or the folder of a checkpoint.
+            an empty folder; or the folder of a checkpoint. Weights to start from are given as `--from`.
     """
     _run("finetune", source, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
 
@@ -225,7 +225,7 @@ def convert(
     Args:
         source: A store, a folder or an SSAST list of .pt spectrograms, a run, a model folder, an SSAST or Hugging Face
             checkpoint.
-        output: Folder, or .pth file for SSAST, that is written.
+        output: Folder, or .pth file, that is written.
     """
     _run("convert", source, output, common=common, settings=settings)
 

@@ -1,7 +1,8 @@
-"""`--config FILE` on the command line: the file fills in what no flag was given for.
+"""`--config FILE` on the command line, and recipes: they fill in what no flag was given for.
 
-Cyclopts calls `fill_from_file` after it has read the flags and before it converts them. A value of the file becomes a
-token of the argument that it is for, so that what is required, what is converted and what is shown stays one mechanism.
+Cyclopts calls `fill_from_file` and `fill_from_recipe` after it has read the flags and before it converts them. What
+they find becomes a token of the argument that it is for, so that what is required, what is converted and what is shown
+stays one mechanism.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from cyclopts import App, Token
 from cyclopts.argument import Argument, ArgumentCollection
 
 from tymbal import settings as stages
-from tymbal.config import from_mapping, is_run_file, read_run_yaml, read_settings, to_keywords
+from tymbal.config import from_mapping, is_run_file, read_run_yaml, read_settings, recipe_under, to_keywords
 
-__all__ = ["fill_from_file"]
+__all__ = ["fill_from_file", "fill_from_recipe"]
 
 
 def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -32,10 +33,9 @@ def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentColle
         SettingsError: The file cannot be read, is not for this verb, or has an unknown or wrong setting.
     """
     del app
-    chosen = next((a for a in arguments if "--config" in a.names and a.tokens), None)
-    if chosen is None or not commands:
+    path = _config_file(arguments)
+    if path is None or not commands:
         return
-    path = Path(chosen.tokens[-1].value)
     cls = getattr(stages, f"{commands[-1].capitalize()}Settings")
     given = read_settings(cls, path)
     settings = to_keywords(from_mapping(cls, given, source=path))
@@ -51,12 +51,38 @@ def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentColle
             _append(argument, recorded[name], path)
 
 
-def _append(argument: Argument, value: Any, path: Path) -> None:
+def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Gives every argument without a token the default of the recipe that another one chooses, if any.
+
+    Args:
+        app: The command line.
+        commands: The verb.
+        arguments: What was found on the command line and in a file, by parameter; changed in place.
+    """
+    del app
+    cls = getattr(stages, f"{commands[-1].capitalize()}Settings", None) if commands else None
+    if cls is None:
+        return
+    by_name = {argument.keys[-1]: argument for argument in arguments if argument.keys}
+    given = {name: argument.tokens[-1].value for name, argument in by_name.items() if argument.tokens}
+    path = _config_file(arguments)
+    # What a file sets to nothing has no token, and is given all the same.
+    said = {} if path is None else {key.replace("-", "_"): value for key, value in read_settings(cls, path).items()}
+    for name, value in recipe_under(cls, {**said, **given}).items():
+        _append(by_name[name], value, "recipe")
+
+
+def _config_file(arguments: ArgumentCollection) -> Path | None:
+    chosen = next((a for a in arguments if "--config" in a.names and a.tokens), None)
+    return None if chosen is None else Path(chosen.tokens[-1].value)
+
+
+def _append(argument: Argument, value: Any, source: str | Path) -> None:
     if value is None:
         return
     values = value if isinstance(value, list | tuple) else [value]
     for index, item in enumerate(values):
         if isinstance(item, bool):
-            argument.append(Token(keyword=argument.name, implicit_value=item, source=str(path), index=index))
+            argument.append(Token(keyword=argument.name, implicit_value=item, source=str(source), index=index))
         else:
-            argument.append(Token(keyword=argument.name, value=str(item), source=str(path), index=index))
+            argument.append(Token(keyword=argument.name, value=str(item), source=str(source), index=index))

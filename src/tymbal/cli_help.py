@@ -27,6 +27,7 @@ _HEADINGS = {
     "PredictSettings": "Windows and scores",
     "TrainingSettings": "Training",
     "PtSettings": "Spectrograms in .pt files",
+    "SoundSettings": "Sound that is not a store yet",
     "ConvertSettings": "What becomes what",
 }
 
@@ -56,15 +57,25 @@ class VerbHelp(DefaultFormatter):
             )
             for field in dataclasses.fields(settings)
         }
+        # What a recipe has in the place of a default, by flag.
+        self._recipes: dict[str, list[str]] = {}
+        for recipe in getattr(settings, "recipes", ()):
+            for name, value in recipe.defaults.items():
+                text = f"{shown_default(value)} with {recipe.value}"
+                self._recipes.setdefault(name.removesuffix("_"), []).append(text)
         self._order = [_HEADINGS.get(cls.__name__, cls.__name__) for cls in settings.__mro__]
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Prints one panel of Cyclopts, or several in its place."""
         parts: dict[str, list[HelpEntry]] = {}
         for entry in panel.entries:
-            owner = self._owner.get(entry.positive_names[0][2:].replace("-", "_")) if entry.positive_names else None
+            name = entry.positive_names[0][2:].replace("-", "_") if entry.positive_names else ""
+            owner = self._owner.get(name)
             heading = str(panel.title) if owner is None else _HEADINGS.get(owner.__name__, owner.__name__)
-            parts.setdefault(heading, []).append(_without_off_switch(entry))
+            told = _without_off_switch(entry)
+            if owner is not None and name in self._recipes:
+                told = told.copy(default="; ".join([entry.default or "none", *self._recipes[name]]))
+            parts.setdefault(heading, []).append(told)
         for heading in sorted(parts, key=lambda h: self._order.index(h) if h in self._order else -1):
             super().__call__(console, options, panel.copy(title=heading, entries=parts[heading]))
 

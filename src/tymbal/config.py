@@ -7,7 +7,8 @@ A configuration file is one of three things, told apart by its keys:
 - the `run.yaml` that every run writes: verb, arguments, all resolved settings, versions. Given back with `--config`, it
   repeats the run.
 
-What is given explicitly (a flag, a keyword argument) stands above the file, the file above the defaults.
+What is given explicitly (a flag, a keyword argument) stands above the file, the file above a recipe that one of them
+chooses (`tymbal.settings.recipes`), the recipe above the defaults.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ __all__ = [
     "read_run_yaml",
     "read_settings",
     "read_yaml",
+    "recipe_under",
     "resolve",
     "to_keywords",
     "to_mapping",
@@ -78,7 +80,7 @@ class RunFile:
 
 
 def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLike | None = None) -> Settings:
-    """Builds the settings of a verb from its keyword arguments and, under them, a configuration file.
+    """Builds the settings of a verb from its keyword arguments and, under them, a configuration file and a recipe.
 
     Args:
         cls: One of the dataclasses of `tymbal.settings`.
@@ -88,12 +90,26 @@ def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLik
     Raises:
         SettingsError: A key is unknown, or a value has the wrong type or is out of range.
     """
-    if config is None:
-        return from_mapping(cls, keywords)
-    below = read_settings(cls, config)
-    # Checked by itself first, so that a mistake in the file is reported with the file's name.
-    from_mapping(cls, below, source=config)
-    return from_mapping(cls, {**_known(cls, below, config), **_known(cls, keywords, None)})
+    given = _known(cls, keywords, None)
+    if config is not None:
+        below = read_settings(cls, config)
+        # Checked by itself first, so that a mistake in the file is reported with the file's name.
+        from_mapping(cls, below, source=config)
+        given = {**_known(cls, below, config), **given}
+    return from_mapping(cls, {**recipe_under(cls, given), **given})
+
+
+def recipe_under(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults that what is given brings along (`tymbal.settings.recipes`), by field name.
+
+    Args:
+        cls: A settings dataclass.
+        given: What is given, by field name.
+    """
+    found: dict[str, Any] = {}
+    for recipe in getattr(cls, "recipes", ()):
+        found |= recipe.under(given)
+    return found
 
 
 def from_mapping(cls: type[Settings], mapping: Mapping[str, Any], *, source: PathLike | None = None) -> Settings:

@@ -5,6 +5,7 @@
     tymbal convert audio_model.100.pth model                     SSAST's checkpoint to a model folder
     tymbal convert run model --to hf                             one that stock transformers loads
     tymbal convert run audio_model.pth                           and one that SSAST loads
+    tymbal convert run model.pth                                 or, of reconstruction, scripts around transformers' AST
 
 What is written appears whole or not at all. What a format cannot hold is refused; what it can, comes back the same.
 """
@@ -69,8 +70,8 @@ def convert(
 
     Args:
         source: A store; a folder or a list of `.pt` spectrograms; or a model: a run, a model folder, a name on the
-            Hugging Face hub, an SSAST file.
-        output: The folder, or for SSAST the `.pth` file, to write. Nothing stands there yet.
+            Hugging Face hub, an SSAST file, the weights that a script saved.
+        output: The folder, or the `.pth` file, to write. Nothing stands there yet.
         config: YAML file with settings.
         **settings: See `tymbal.settings.ConvertSettings`.
 
@@ -96,6 +97,7 @@ def convert(
 
 def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
     """What the source is: `store`, `pt` or `model`."""
+    from tymbal.models.weights import weights_in
     from tymbal.store.pt_list import holds_pt
 
     path = Path(source)
@@ -103,7 +105,7 @@ def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
         return "store"
     if any((folder / "config.json").is_file() for folder in (path, path / "model")):
         return "model"
-    if path.is_file() and path.suffix in _WEIGHTS:
+    if (path.is_file() and path.suffix in _WEIGHTS) or weights_in(path) is not None:
         return "model"
     if path.exists():
         if settings.data_dir is not None or holds_pt(path):
@@ -119,20 +121,26 @@ def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
 def _model(source: str | os.PathLike[str], output: Path, settings: ConvertSettings) -> ConvertResult:
     from tymbal.models.exchange import convert_model
 
-    wanted = settings.to or ("ssast" if output.suffix == ".pth" else "tymbal")
-    to = "ssast" if wanted == "pth" else wanted
-    if to not in _MODELS:
+    wanted = settings.to or ("pth" if output.suffix == ".pth" else "tymbal")
+    if wanted not in _MODELS:
         raise SettingsError(
-            f"a model cannot become spectrograms ({to})", path=source, advice="Use --to tymbal, hf or ssast."
+            f"a model cannot become spectrograms ({wanted})", path=source, advice="Use --to tymbal, hf, ssast or pth."
         )
-    if (to == "ssast") != (output.suffix == ".pth"):
-        what = "is one file, OUTPUT.pth" if to == "ssast" else "is a folder, without .pth"
-        raise SettingsError(f"what --to {to} writes {what}", path=output, advice="Rename the output.")
-    notes = convert_model(source, output, to=cast("ModelLayout", to), settings=settings)
-    return ConvertResult(output, f"a model for {_NAMES[to]}", tuple(notes))
+    is_file = wanted in ("ssast", "pth")
+    if is_file != (output.suffix == ".pth"):
+        what = "is one file, OUTPUT.pth" if is_file else "is a folder, without .pth"
+        raise SettingsError(f"what --to {wanted} writes {what}", path=output, advice="Rename the output.")
+    to = None if wanted == "pth" else cast("ModelLayout", wanted)
+    layout, notes = convert_model(source, output, to=to, settings=settings)
+    return ConvertResult(output, f"a model for {_NAMES[layout]}", tuple(notes))
 
 
-_NAMES = {"tymbal": "Tymbal", "hf": "transformers and Tymbal", "ssast": "SSAST"}
+_NAMES = {
+    "tymbal": "Tymbal",
+    "hf": "transformers and Tymbal",
+    "ssast": "SSAST",
+    "script": "scripts around transformers' AST",
+}
 
 
 def _spectrograms(

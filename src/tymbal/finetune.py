@@ -89,9 +89,9 @@ def finetune(
     """
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source
+    from tymbal.training.source import open_source, settled
 
-    chosen = configuration.resolve(FinetuneSettings, settings, config=config)
+    chosen = settled(source, configuration.resolve(FinetuneSettings, settings, config=config))
     run = Path(output)
     finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
     if finished is not None:
@@ -128,7 +128,7 @@ def _features(settings: FinetuneSettings) -> FeatureSettings:
         return FeatureSettings()
     from tymbal.models.folder import open_checkpoint
 
-    return open_checkpoint(settings.from_).description.features
+    return open_checkpoint(settings.from_, heads=settings.heads).description.features
 
 
 def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings) -> LabelledClips:
@@ -274,7 +274,9 @@ def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
             features=features_of(store),
             normalisation=normalisation_of(settings, store),
         )
-    encoder, report, source = warm_start(settings.from_, config=wanted, keep_stride=settings.stride is None)
+    encoder, report, source = warm_start(
+        settings.from_, config=wanted, keep_stride=settings.stride is None, source_heads=settings.heads
+    )
     check_features(store, source, path=settings.from_)
     tell(f"Starting from {settings.from_}: {report}")
     return _Start(

@@ -1,6 +1,7 @@
 """An encoder from unlabelled sound: `tymbal pretrain`.
 
     tymbal pretrain store -o run --objective joint --size small
+    tymbal pretrain recordings -o run --objective reconstruction
 
 Run again after a stop, it continues where the last checkpoint was written, to the same weights as without the stop. The
 best encoder on the validation clips lies in `run/model`, with the heads that it was pretrained with, and goes straight
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tymbal.features.normalisation import Normalisation
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
+    from tymbal.objectives.reconstruction import ReconstructionObjective
     from tymbal.objectives.ssast import SSASTObjective
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
@@ -34,7 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["pretrain"]
 
-_OBJECTIVE = (
+_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
+_RECONSTRUCTION = ("objective", "channels", "decoder_width", *_MASKS)
+_SSAST = (
     "objective",
     "encode",
     "decoder_depth",
@@ -82,9 +87,9 @@ def pretrain(
     """
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source
+    from tymbal.training.source import open_source, settled
 
-    chosen = configuration.resolve(PretrainSettings, settings, config=config)
+    chosen = settled(store, configuration.resolve(PretrainSettings, settings, config=config))
     run = Path(output)
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
@@ -123,7 +128,7 @@ def _features(settings: PretrainSettings) -> FeatureSettings:
         return FeatureSettings()
     from tymbal.models.folder import open_checkpoint
 
-    return open_checkpoint(settings.from_).description.features
+    return open_checkpoint(settings.from_, heads=settings.heads).description.features
 
 
 def _rows(store: SpectrogramSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -135,12 +140,13 @@ def _rows(store: SpectrogramSource) -> tuple[NDArray[np.int64], NDArray[np.int64
     return train, validation
 
 
-def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SSASTObjective, ModelDescription]:
+def _objective(
+    store: SpectrogramSource, settings: PretrainSettings
+) -> tuple[SSASTObjective | ReconstructionObjective, ModelDescription]:
     """The encoder with its objective, and what its model folder will say."""
     import torch
 
     from tymbal.models.description import ModelDescription
-    from tymbal.objectives.ssast import SSASTObjective
     from tymbal.training.source import features_of, normalisation_of
 
     # The same seed gives the same weights, whatever the caller drew before.
@@ -148,25 +154,13 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
         torch.manual_seed(settings.seed)
         encoder, origin = _encoder(store, settings)
         normalisation = normalisation_of(settings, store, origin)
-        objective = SSASTObjective(
-            encoder,
-            task=settings.objective,
-            normalisation=normalisation,
-            encode=settings.encode,
-            decoder_depth=settings.decoder_depth,
-            decoder_width=settings.decoder_width,
-            mask=settings.mask,
-            mask_ratio=settings.mask_ratio,
-            mask_count=settings.mask_count,
-            cluster=(settings.cluster_min, settings.cluster_max),
-            mask_padding=settings.mask_padding,
-            mse_weight=settings.mse_weight,
-            normalize_targets=settings.normalize_targets,
-            seed=settings.seed,
-        )
+        rebuilds = settings.objective == "reconstruction"
+        objective = (_reconstruction if rebuilds else _ssast)(encoder, normalisation, settings)
     if settings.from_ is not None:
-        _take_heads(objective, settings.from_)
+        _take_heads(objective, settings.from_, heads=settings.heads)
     encoder.gradient_checkpointing = settings.gradient_checkpointing
+    if settings.train != "all":
+        encoder.freeze_below(int(settings.train))
     chosen = configuration.to_mapping(settings)
     description = ModelDescription(
         encoder=encoder.config,
@@ -175,7 +169,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
         std=normalisation.std,
         padding=normalisation.padding,
         normalize=normalisation.by,
-        objective={name: chosen[name] for name in _OBJECTIVE},
+        objective={name: chosen[name] for name in (_RECONSTRUCTION if rebuilds else _SSAST)},
         provenance={
             "verb": "pretrain",
             "version": __version__,
@@ -185,6 +179,42 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
         },
     )
     return objective, description
+
+
+def _ssast(encoder: SpectrogramEncoder, normalisation: Normalisation, settings: PretrainSettings) -> SSASTObjective:
+    from tymbal.objectives.ssast import SSASTObjective
+
+    return SSASTObjective(
+        encoder,
+        task=settings.objective,
+        normalisation=normalisation,
+        encode=settings.encode,
+        decoder_depth=settings.decoder_depth,
+        decoder_width=settings.decoder_width,
+        mask=settings.mask,
+        mask_ratio=settings.mask_ratio,
+        mask_count=settings.mask_count,
+        cluster=(settings.cluster_min, settings.cluster_max),
+        mask_padding=settings.mask_padding,
+        mse_weight=settings.mse_weight,
+        normalize_targets=settings.normalize_targets,
+        seed=settings.seed,
+    )
+
+
+def _reconstruction(
+    encoder: SpectrogramEncoder, normalisation: Normalisation, settings: PretrainSettings
+) -> ReconstructionObjective:
+    from tymbal.objectives.reconstruction import ReconstructionObjective
+
+    return ReconstructionObjective(
+        encoder,
+        normalisation=normalisation,
+        channels=settings.channels,
+        decoder_width=settings.decoder_width,
+        seed=settings.seed,
+        **{name: getattr(settings, name) for name in _MASKS},
+    )
 
 
 def _encoder(
@@ -203,17 +233,21 @@ def _encoder(
     if settings.from_ is None:
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads")
         return SpectrogramEncoder(wanted), None
-    encoder, report, origin = warm_start(settings.from_, config=wanted)
+    # SSAST's patches must not overlap: a masked one would be seen in its neighbours. Reconstruction masks no patches.
+    keep_stride = settings.objective == "reconstruction"
+    encoder, report, origin = warm_start(
+        settings.from_, config=wanted, keep_stride=keep_stride, source_heads=settings.heads
+    )
     check_features(store, origin, path=settings.from_)
     tell(f"Starting from {settings.from_}: {report}")
     return encoder, origin
 
 
-def _take_heads(objective: SSASTObjective, source: str) -> None:
+def _take_heads(objective: SSASTObjective | ReconstructionObjective, source: str, *, heads: int | None) -> None:
     """Goes on with the heads of an earlier pretraining, where they are those of this objective."""
     from tymbal.models.folder import open_checkpoint
 
-    state = open_checkpoint(source).objective
+    state = open_checkpoint(source, heads=heads).objective
     own = objective.head_state()
     if all(name in state and state[name].shape == value.shape for name, value in own.items()):
         objective.load_head_state(state)

@@ -90,7 +90,7 @@ def test_choose_precision__on_a_gpu(supported: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
     gpu = torch.device("cuda")
-    assert choose_precision("auto", gpu)[0] == (torch.bfloat16 if supported else None)
+    assert choose_precision("auto", gpu)[0] == (torch.bfloat16 if supported else torch.float16)
     assert choose_precision("fp16", gpu)[0] == torch.float16
     if not supported:
         with pytest.raises(DeviceError, match="T4 does not compute bf16"):

@@ -184,6 +184,26 @@ class SpectrogramEncoder(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def freeze_below(self, last: int) -> None:
+        """Freezes all but the last blocks and, as it belongs to them, the final norm.
+
+        Args:
+            last: Number of blocks at the end that stay as they are; with 0 the final norm is frozen, too.
+
+        Raises:
+            SettingsError: Where there are fewer blocks.
+        """
+        depth = self.config.depth
+        if last > depth:
+            raise SettingsError(
+                f"{last} blocks are to be trained, but the encoder has {depth}",
+                advice=f"Set train to all, or to at most {depth}.",
+            )
+        trained = [*self.blocks[depth - last :], self.norm] if last else []
+        self.requires_grad_(requires_grad=False)
+        for module in trained:
+            module.requires_grad_(requires_grad=True)
+
     def patchify(self, spectrogram: Tensor) -> Tensor:
         """Cuts spectrograms [batch, frames, mels] into patches [batch, patches, patch area]."""
         (tall, wide), (down, right) = self.config.patch, self.config.stride

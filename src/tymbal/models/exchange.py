@@ -1,4 +1,7 @@
-"""A model from one layout to another: ours, Hugging Face's, SSAST's. What the target cannot hold is refused or said."""
+"""A model from one layout to another: ours, Hugging Face's, SSAST's, that of scripts around Hugging Face's.
+
+What the target cannot hold is refused or said.
+"""
 
 from __future__ import annotations
 
@@ -13,50 +16,68 @@ from torch import Tensor
 from tymbal.audio.tables import read_label_names
 from tymbal.errors import ModelError, SettingsError
 from tymbal.models.description import ModelDescription
-from tymbal.models.doors import huggingface, ssast
+from tymbal.models.doors import huggingface, scripts, ssast
+from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model, save_model
 from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
 
 __all__ = ["ModelLayout", "convert_model"]
 
-ModelLayout = Literal["tymbal", "hf", "ssast"]
+ModelLayout = Literal["tymbal", "hf", "ssast", "script"]
 
 _SSAST_HEADS = ("cpred", "gpred")
 _SSAST_EPS = 1e-6
+_AST_SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_length",
+    "num_mel_bins",
+    "patch_size",
+    "frequency_stride",
+    "time_stride",
+    "layer_norm_eps",
+)
 
 
 def convert_model(
-    source: str | os.PathLike[str], output: Path, *, to: ModelLayout, settings: ConvertSettings
-) -> list[str]:
+    source: str | os.PathLike[str], output: Path, *, to: ModelLayout | None, settings: ConvertSettings
+) -> tuple[ModelLayout, list[str]]:
     """Writes a model in another layout, without loss where that can hold it.
 
     Args:
-        source: A run, a model folder, a name on the Hugging Face hub, or an SSAST file.
-        output: The folder, or the file for `ssast`; nothing stands there yet.
-        to: The layout.
-        settings: What the source does not tell: stride, pooling, names of labels, statistics.
+        source: A run, a model folder, a name on the Hugging Face hub, an SSAST file, or one of a script.
+        output: The folder, or the file for `ssast` and `script`; nothing stands there yet.
+        to: The layout. `None` is one file, of a script where it was pretrained by reconstruction, else SSAST's.
+        settings: What the source does not tell: stride, heads, pooling, names of labels, statistics.
 
     Returns:
-        What a user should know of the result, in sentences.
+        The layout, and what a user should know of the result, in sentences.
 
     Raises:
         ModelError: The source cannot be read, or the target cannot hold it.
         SettingsError: The settings do not fit the model.
     """
     stride = None if settings.stride is None else parse_patch(settings.stride, setting="stride")
-    loaded = load_model(str(source), stride=stride, pooling=settings.pooling)
+    loaded = load_model(str(source), stride=stride, pooling=settings.pooling, heads=settings.heads)
     description = _described(loaded.description, settings)
     module, heads = loaded.module, loaded.objective_state
-    if to == "ssast":
+    rebuilds = "projector.weight" in heads
+    if to is None and rebuilds and isinstance(module, SpectrogramEncoder):
+        scripts.write(output, module, heads)
+        return "script", _what_a_script_needs(description, heads)
+    if to in (None, "ssast"):
         others = sorted({name.partition(".")[0] for name in heads} - set(_SSAST_HEADS))
         if others:
+            how = "by reconstruction: --to pth writes all of it" if rebuilds else "on visible patches only"
             raise ModelError(
                 f"an SSAST file cannot hold the {' and '.join(others)} of this model",
                 path=source,
-                advice="It was pretrained on visible patches only. A classifier fine-tuned from it can be converted.",
+                advice=f"It was pretrained {how}. A classifier fine-tuned from it can be converted.",
             )
         ssast.write(output, module, objective_state=heads)
-        return _what_ssast_lacks(loaded, description)
+        return "ssast", _what_ssast_lacks(loaded, description)
     if to == "hf":
         obstacle = huggingface.obstacle(description.encoder, description.pooling)
         if obstacle is not None:
@@ -66,7 +87,7 @@ def convert_model(
                 advice="Use --to tymbal, or fine-tune with square patches and --pooling cls.",
             )
     save_model(output, module, description, objective_state=heads)
-    return _what_transformers_does_otherwise(description, heads) if to == "hf" else []
+    return ("hf", _what_transformers_does_otherwise(description, heads)) if to == "hf" else ("tymbal", [])
 
 
 def _described(description: ModelDescription, settings: ConvertSettings) -> ModelDescription:
@@ -101,6 +122,30 @@ def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapp
             f"transformers has one epsilon for all layer norms, {description.encoder.layer_norm_eps:g}; the head's was "
             f"{description.head_eps:g}: its logits differ by about 1e-5."
         )
+    return notes
+
+
+def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
+    """What a file of weights does not say, with what to build the modules from."""
+    config, rows = huggingface.to_config(description), description.encoder.grid[0]
+    said = ", ".join(f"{name}={config[name]}" for name in _AST_SHAPE)
+    shapes = [f"{name} {tuple(value.shape)}" for name, value in sorted(heads.items()) if value.ndim > 1]
+    notes = [
+        f"Its encoder is ASTModel(ASTConfig({said})), with the names on disk and of transformers 4.",
+        f"Beside it stand {', '.join(shapes)}.",
+    ]
+    steps = description.encoder.stride[1]
+    first = heads.get("decoder.0.weight")
+    if first is not None and first.shape[1] * steps == rows * len(heads["projector.weight"]):
+        notes.append(
+            f"The projector gives channels for each of the {steps} frames of a column of patches. The decoder runs "
+            f"over frames, the {rows} rows of a column side by side as channels."
+        )
+    how = f"(x - {description.mean:.7g}) / (2 * {description.std:.7g})"
+    notes.append(
+        "The file does not say how spectrograms are normalised: "
+        + ("each clip by its own statistics." if description.normalize == "clip" else f"{how}.")
+    )
     return notes
 
 

@@ -27,11 +27,32 @@ from tymbal.files import replace_folder, write_json, write_text
 from tymbal.models.card import model_card
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
-from tymbal.models.doors import huggingface, ssast
+from tymbal.models.doors import huggingface, scripts, ssast
 from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.weights import PICKLES, Checkpoint, fill, read_json, read_weights, write_weights
+from tymbal.models.script_classifier import SCRIPT_POOLING, ScriptClassifier
+from tymbal.models.weights import (
+    LOOSE_WEIGHTS,
+    PICKLES,
+    Checkpoint,
+    fill,
+    read_json,
+    read_weights,
+    weights_in,
+    write_weights,
+)
 
-__all__ = ["LoadedModel", "ModelDescription", "build", "load_model", "open_checkpoint", "save_model"]
+__all__ = [
+    "CHECKPOINT_MANIFEST",
+    "LoadedModel",
+    "ModelDescription",
+    "build",
+    "load_model",
+    "open_checkpoint",
+    "save_model",
+]
+
+CHECKPOINT_MANIFEST = "manifest.json"
+"""The file that makes a folder a checkpoint of a run, see `tymbal.training.checkpoints`."""
 
 _OWN_TYPE = "tymbal"
 _MASK_TOKEN = "encoder.mask_token"  # noqa: S105 - no password
@@ -93,19 +114,27 @@ def save_model(
         write_text(aside / "README.md", card)
 
 
-def load_model(source: str | Path, *, stride: tuple[int, int] | None = None, pooling: str | None = None) -> LoadedModel:
+def load_model(
+    source: str | Path,
+    *,
+    stride: tuple[int, int] | None = None,
+    pooling: str | None = None,
+    heads: int | None = None,
+) -> LoadedModel:
     """Opens a model.
 
     Args:
-        source: A run folder, a model folder of ours or of Hugging Face, a name on the Hugging Face hub, or an SSAST
-            `.pth` file.
-        stride: Stride of the patches, mel bins and frames, for a fine-tuned SSAST file that does not tell.
+        source: A run folder, a model folder of ours or of Hugging Face, a name on the Hugging Face hub, an SSAST
+            `.pth` file, or the weights that a script has saved of an AST of Hugging Face: a file, or its folder.
+        stride: Stride of the patches, mel bins and frames, for a file that does not tell: a fine-tuned one of SSAST, or
+            one of a script.
         pooling: Pooling of a fine-tuned SSAST file, `mean` or `cls`, which never tells; `None` is `mean`.
+        heads: Attention heads in a file of a script, which never tells; `None` is the width over 64.
 
     Raises:
         ModelError: Where there is no model, it is damaged or unsafe, or of a kind that Tymbal does not know.
     """
-    checkpoint = open_checkpoint(source, stride=stride, pooling=pooling)
+    checkpoint = open_checkpoint(source, stride=stride, pooling=pooling, heads=heads)
     return LoadedModel(build(checkpoint, path=str(source)), checkpoint.description, checkpoint.objective)
 
 
@@ -122,20 +151,30 @@ def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | Spectrog
     fill(encoder, tensors, path=path)
     if not checkpoint.head:
         return encoder.eval()
-    classifier = SpectrogramClassifier(
+    classifier = _classifier(encoder, description)
+    head = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
+    fill(classifier, {**head, **checkpoint.head}, path=path)
+    return classifier.eval()
+
+
+def _classifier(encoder: SpectrogramEncoder, description: ModelDescription) -> SpectrogramClassifier:
+    if description.pooling == SCRIPT_POOLING:
+        return ScriptClassifier(encoder, len(description.labels))
+    return SpectrogramClassifier(
         encoder,
         len(description.labels),
         pooling=description.pooling or "cls",
         skip_padding=description.skip_padding,
         head_eps=description.head_eps,
     )
-    head = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
-    fill(classifier, {**head, **checkpoint.head}, path=path)
-    return classifier.eval()
 
 
 def open_checkpoint(
-    source: str | Path, *, stride: tuple[int, int] | None = None, pooling: str | None = None
+    source: str | Path,
+    *,
+    stride: tuple[int, int] | None = None,
+    pooling: str | None = None,
+    heads: int | None = None,
 ) -> Checkpoint:
     """Reads the weights and the description of a model, in our names; the arguments are those of `load_model`."""
     path = _locate(source)
@@ -148,11 +187,13 @@ def open_checkpoint(
     state = read_weights(path)
     if ssast.is_ssast(state):
         return ssast.from_state(state, path=str(path), stride=stride, pooling=pooling)
-    if (path.parent / "config.json").is_file():
+    if (path.parent / "config.json").is_file() and path.name in huggingface.WEIGHTS:
         return _read_folder(path.parent, name=str(source))
+    if scripts.holds_ast(state):
+        return scripts.from_state(state, path=path, stride=stride, heads=heads)
     raise ModelError(
-        f"nothing is known about these {len(state)} weights ({next(iter(state))}, …): they are not SSAST's, and no "
-        "config.json lies beside them",
+        f"nothing is known about these {len(state)} weights ({next(iter(state))}, …): they are neither SSAST's nor "
+        "those of an AST of Hugging Face, and no config.json lies beside them",
         path=path,
         advice="Give the folder of the model, with its config.json.",
     )
@@ -162,14 +203,7 @@ def _locate(source: str | Path) -> Path:
     """The folder or file that is meant: a run's model, a folder, a file, or a model of the hub."""
     path = Path(source)
     if path.is_dir():
-        for folder in (path, path / "model"):
-            if (folder / "config.json").is_file():
-                return folder
-        raise ModelError(
-            "the folder holds no model: there is no config.json in it, nor in a folder model/",
-            path=path,
-            advice="Give the folder of a model, or of a run that got as far as saving one.",
-        )
+        return _locate_in(path)
     if path.is_file():
         return path
     if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(source)) and path.suffix not in (".safetensors", *PICKLES):
@@ -177,11 +211,36 @@ def _locate(source: str | Path) -> Path:
     raise ModelError("there is no such model", path=path, advice="Check the path.")
 
 
+def _locate_in(folder: Path) -> Path:
+    """The folder with a configuration, or the file of weights without one, that is meant by a folder."""
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            return place
+    if (folder / CHECKPOINT_MANIFEST).is_file():
+        raise ModelError(
+            "this is a checkpoint of a run, from which a run is continued; it is no model",
+            path=folder,
+            advice="Continue the run with --resume. To start from what it has learned, give the run: its best model.",
+        )
+    file = weights_in(folder)
+    if file is None:
+        raise ModelError(
+            "the folder holds no model: there is no config.json in it, nor in a folder model/, and no file of weights "
+            f"({', '.join(LOOSE_WEIGHTS)})",
+            path=folder,
+            advice="Give the folder of a model, or of a run that got as far as saving one.",
+        )
+    return file
+
+
 def _read_folder(folder: Path, *, name: str) -> Checkpoint:
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind == huggingface.MODEL_TYPE:
         checkpoint = huggingface.read(folder, name=name)
+        if scripts.has_parts(checkpoint.left):  # a script's module, with its encoder's configuration beside it
+            file = next(folder / each for each in huggingface.WEIGHTS if (folder / each).is_file())
+            checkpoint = scripts.from_state(read_weights(file), path=file)
     elif kind == _OWN_TYPE:
         description = ModelDescription.from_json(config.get("tymbal", {}), path=str(folder))
         encoder, head = _split(read_weights(folder / "model.safetensors"))
@@ -214,7 +273,7 @@ def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: Mode
         pairs["number of labels"] = (module.head.out_features, len(description.labels))
         pairs["pooling"] = (module.pooling, description.pooling)
         pairs["skip_padding"] = (module.skip_padding, description.skip_padding)
-        pairs["head_eps"] = (module.head_norm.eps, eps)
+        pairs["head_eps"] = (getattr(module.head_norm, "eps", eps), eps)
     for what, (actual, told) in pairs.items():
         if actual != told:
             raise ModelError(f"the model's {what} is {actual}, but its description says {told}")

@@ -30,12 +30,14 @@ class TransferReport:
         resized: Weights that were fitted to another grid of patches.
         new: Weights that the source lacks.
         left: Weights of the source that were not used.
+        assumed: What the source does not tell, in words.
     """
 
     taken: tuple[str, ...]
     resized: tuple[str, ...]
     new: tuple[str, ...]
     left: tuple[str, ...]
+    assumed: str | None = None
 
     def __str__(self) -> str:
         parts = [f"{len(self.taken)} weights taken"]
@@ -43,6 +45,8 @@ class TransferReport:
             if names:
                 shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
                 parts.append(f"{len(names)} {word} ({shown})")
+        if self.assumed:
+            parts.append(f"assumed: {self.assumed}")
         return "; ".join(parts)
 
 
@@ -53,6 +57,7 @@ def warm_start(
     keep_stride: bool = False,
     cut: bool | None = None,
     source_stride: tuple[int, int] | None = None,
+    source_heads: int | None = None,
 ) -> tuple[SpectrogramEncoder, TransferReport, ModelDescription]:
     """Makes an encoder from another model's weights.
 
@@ -63,7 +68,8 @@ def warm_start(
         keep_stride: Take the stride, too, from the source.
         cut: How position embeddings are fitted to shorter clips: cut out of the middle or squeezed. `None` cuts those
             of SSAST files, as SSAST does, and squeezes others.
-        source_stride: Stride of a fine-tuned SSAST file that does not tell.
+        source_stride: Stride of a file that does not tell, of SSAST's fine-tuning or a script.
+        source_heads: Attention heads of a file of a script, which does not tell.
 
     Returns:
         The encoder, in training mode; what was taken; and the description of the source.
@@ -71,7 +77,7 @@ def warm_start(
     Raises:
         ModelError: Where the source is no model, is damaged, or its patches do not fit the wanted spectrograms.
     """
-    checkpoint = open_checkpoint(source, stride=source_stride)
+    checkpoint = open_checkpoint(source, stride=source_stride, heads=source_heads)
     origin = checkpoint.description.encoder
     if config.mels < origin.patch[0]:
         raise ModelError(
@@ -101,7 +107,8 @@ def warm_start(
     fill(encoder, tensors, path=str(source))
     taken = tuple(name for name in encoder.state_dict() if name not in resized and name not in new)
     left = (*checkpoint.head, *checkpoint.objective, *checkpoint.left)
-    return encoder, TransferReport(taken, resized, new, left), checkpoint.description
+    assumed = checkpoint.description.provenance.get("assumed") if checkpoint.door in ("ssast", "script") else None
+    return encoder, TransferReport(taken, resized, new, left, assumed), checkpoint.description
 
 
 def _positions(tensors: dict[str, Tensor], origin: EncoderConfig, *, path: str) -> Tensor:

@@ -21,7 +21,19 @@ from torch import Tensor, nn
 from tymbal.errors import ModelError
 from tymbal.models.description import ModelDescription
 
-__all__ = ["PICKLES", "Checkpoint", "fill", "read_json", "read_weights", "write_weights"]
+__all__ = [
+    "LOOSE_WEIGHTS",
+    "PICKLES",
+    "Checkpoint",
+    "fill",
+    "read_json",
+    "read_weights",
+    "weights_in",
+    "write_weights",
+]
+
+LOOSE_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pth")
+"""Names under which scripts save weights into a folder, without a configuration."""
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of files that torch.save wrote."""
@@ -32,11 +44,11 @@ class Checkpoint:
     """A model in our own names, whatever door it came through.
 
     Attributes:
-        door: `tymbal`, `huggingface` or `ssast`: whose layout it has.
+        door: `tymbal`, `huggingface`, `ssast` or `script`: whose layout it has.
         description: What it is.
         encoder: Weights of a `SpectrogramEncoder`; the mask token may be missing.
         head: Weights `head_norm.*` and `head.*` of a `SpectrogramClassifier`; empty for an encoder.
-        objective: Weights of the heads of the pretraining objective (`cpred.*`, `gpred.*`), if any.
+        objective: Weights of the heads of the pretraining objective (`cpred.*`, `projector.*` and so on), if any.
         left: Names in the file that have no place here.
     """
 
@@ -52,7 +64,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a safetensors file, a pickle of torch.save or an index of several safetensors files.
 
     Returns:
-        Tensors by name on the CPU, floating ones as float32. A state dict inside `state_dict` or `model` is found.
+        Tensors by name on the CPU, floating ones as float32. A state dict inside `state_dict`, `model_state_dict` or
+        `model` is found.
 
     Raises:
         ModelError: Where the file is not there, is damaged, wants to run code, or holds no tensors by name.
@@ -64,13 +77,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         # Only the bare name: an index must not lead out of its folder.
         return {key: value for name in names for key, value in read_weights(path.with_name(Path(name).name)).items()}
     values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for inner in ("state_dict", "model"):
+    for inner in ("state_dict", "model_state_dict", "model"):
         if isinstance(values.get(inner), Mapping):
             values = cast(dict[str, Any], values[inner])
     tensors = {str(name): value for name, value in values.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ModelError("the file holds no weights by name", path=path, advice="Give the file of a model's weights.")
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of weights in a folder, under one of the usual names."""
+    return next((folder / name for name in LOOSE_WEIGHTS if (folder / name).is_file()), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -124,7 +142,8 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         # Through memory, not mapped: a mapped file cannot be replaced on Windows while the model lives.
-        return dict(safetensors.torch.load(path.read_bytes()))
+        # Sorted, because safetensors gives them in another order each time.
+        return dict(sorted(safetensors.torch.load(path.read_bytes()).items()))
     except SafetensorError as error:
         raise ModelError(f"the weights are damaged: {error}", path=path, advice="Copy the file again.") from error
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.objectives.randomness import uniform
 
-__all__ = ["Augmentation", "mixing_shares", "spec_augment"]
+__all__ = ["Augmentation", "mixing_shares", "spec_augment", "spec_mask"]
 
 _SPEC, _WHETHER, _SHARE, _HEIGHT, _NOISE, _ROLL = range(20, 26)  # streams of random numbers
 _BETA = 10
@@ -132,11 +132,43 @@ def spec_augment(x: Tensor, keys: Tensor, frames: Tensor, *, frequency_mask: int
     Returns:
         [batch, frames, mels]; the mean of normalised data is 0.
     """
-    draws = uniform(keys, 4, stream=_SPEC)
-    mels = torch.full_like(frames, x.shape[2])
-    band = _stretch(draws[:, 0], draws[:, 1], frequency_mask, mels, x.shape[2])
-    stretch = _stretch(draws[:, 2], draws[:, 3], time_mask, frames, x.shape[1])
-    return x.masked_fill(band[:, None, :] | stretch[:, :, None], 0.0)
+    shape = (x.shape[1], x.shape[2])
+    return x.masked_fill(spec_mask(shape, keys, frames, frequency_mask=frequency_mask, time_mask=time_mask), 0.0)
+
+
+def spec_mask(
+    shape: tuple[int, int],
+    keys: Tensor,
+    frames: Tensor,
+    *,
+    frequency_mask: int,
+    time_mask: int,
+    frequency_masks: int = 1,
+    time_masks: int = 1,
+) -> Tensor:
+    """Draws what SpecAugment hides: bands of mel bins and stretches of frames, which may overlap.
+
+    Args:
+        shape: Frames and mel bins of the spectrograms.
+        keys: Keys of the random numbers, int64 [batch].
+        frames: Frames of real sound, [batch]: stretches lie within them.
+        frequency_mask: Widest band in mel bins; widths are uniform from 0 on.
+        time_mask: Widest stretch in frames, at most the whole clip.
+        frequency_masks: Number of bands.
+        time_masks: Number of stretches.
+
+    Returns:
+        bool [batch, frames, mels]; a band goes through all frames, also those behind the end of the sound.
+    """
+    length, mels = shape
+    draws = uniform(keys, 2 * (frequency_masks + time_masks), stream=_SPEC)
+    bins = torch.full_like(frames, mels)
+    hidden = torch.zeros(len(keys), length, mels, dtype=torch.bool, device=keys.device)
+    for n in range(0, 2 * frequency_masks, 2):
+        hidden = hidden | _stretch(draws[:, n], draws[:, n + 1], frequency_mask, bins, mels)[:, None, :]
+    for n in range(2 * frequency_masks, draws.shape[1], 2):
+        hidden = hidden | _stretch(draws[:, n], draws[:, n + 1], time_mask, frames, length)[:, :, None]
+    return hidden
 
 
 def _stretch(width_draw: Tensor, place_draw: Tensor, widest: int, extent: Tensor, size: int) -> Tensor:

@@ -14,10 +14,13 @@ from typing import overload
 import torch
 from torch import Tensor
 
-__all__ = ["BITS", "bits", "fold", "uniform"]
+__all__ = ["BITS", "EVALUATION", "bits", "fold", "uniform"]
 
 BITS = 24
 """Random bits of a number: as many as float32 holds exactly."""
+
+EVALUATION = -1
+"""Stands for the epoch in the keys of what is drawn in evaluation, which is the same in every epoch."""
 
 _LOW = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2^32 over the golden ratio: keeps zeros from hashing to zero, and neighbours far apart

@@ -22,19 +22,18 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from tymbal.errors import ModelError, SettingsError
+from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.decoder import VisibleDecoder
+from tymbal.objectives.heads import load_heads
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
-from tymbal.objectives.randomness import fold
+from tymbal.objectives.randomness import EVALUATION, fold
 
 __all__ = ["TASKS", "SSASTObjective", "contrast", "rebuild"]
 
 TASKS: dict[str, tuple[str, ...]] = {"joint": ("cpred", "gpred"), "mpc": ("cpred",), "mpg": ("gpred",)}
 """The objectives and the heads that each trains: `cpred` predicts patches to tell apart, `gpred` to rebuild."""
-
-_EVALUATION = -1  # stands for the epoch in the keys of evaluation masks
 
 
 class SSASTObjective(nn.Module):
@@ -154,7 +153,7 @@ class SSASTObjective(nn.Module):
         config = self.encoder.config
         grid = config.grid_of(length)
         return make_masks(
-            fold(self.seed, epoch if self.training else _EVALUATION, row),
+            fold(self.seed, epoch if self.training else EVALUATION, row),
             grid,
             kind=self.mask_kind,
             count=self._count(grid),
@@ -211,17 +210,12 @@ class SSASTObjective(nn.Module):
         Raises:
             ModelError: Where a part is missing or has another shape.
         """
-        own = self.head_state()
-        for name, value in own.items():
-            if name not in state or state[name].shape != value.shape:
-                found = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
-                raise ModelError(
-                    f"{name} of the objective's heads {found}, wanted is {tuple(value.shape)}",
-                    advice=f"The heads belong to another objective than {self.task}, another encode or decoder, or "
-                    "another width or patch.",
-                )
-        for name, value in own.items():
-            value.copy_(state[name])
+        load_heads(
+            self.head_state(),
+            state,
+            advice=f"The heads belong to another objective than {self.task}, another encode or decoder, or another "
+            "width or patch.",
+        )
 
     def _count(self, grid: tuple[int, int]) -> int:
         return count_from(grid, kind=self.mask_kind, ratio=self.mask_ratio, count=self.mask_count)

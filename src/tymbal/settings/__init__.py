@@ -10,7 +10,7 @@ Units are seconds, Hz, and fractions between 0 and 1. `None` means "chosen for y
 from __future__ import annotations
 
 from tymbal.settings.checks import SIZES, parse_patch
-from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings
+from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
 from tymbal.settings.using import ConvertSettings, PredictSettings, ProbeSettings
 
@@ -25,6 +25,7 @@ __all__ = [
     "ProbeSettings",
     "PtSettings",
     "ScanSettings",
+    "SoundSettings",
     "TrainingSettings",
     "parse_patch",
 ]

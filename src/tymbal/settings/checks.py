@@ -6,7 +6,7 @@ import re
 
 from tymbal.errors import SettingsError
 
-__all__ = ["SIZES", "check", "parse_patch"]
+__all__ = ["SIZES", "check", "check_pattern", "parse_patch"]
 
 SIZES: dict[str, tuple[int, int, int]] = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
 """Width, depth and attention heads of the named encoders (those of DeiT, AST and SSAST)."""
@@ -30,3 +30,20 @@ def check(condition: bool, setting: str, value: object, wanted: str) -> None:
     """
     if not condition:
         raise SettingsError(f"{setting} is {value!r}, which is not {wanted}", advice=f"Set {setting} to {wanted}.")
+
+
+def check_pattern(setting: str, pattern: str, *, groups: bool = True) -> None:
+    """Refuses what is no regular expression, or has no group where one is wanted.
+
+    Raises:
+        SettingsError: The pattern cannot be used.
+    """
+    try:
+        found = re.compile(pattern).groups
+    except re.error as error:
+        raise SettingsError(f"{setting} {pattern!r} is not a regular expression: {error}") from None
+    if groups and found < 1:
+        raise SettingsError(
+            f"{setting} {pattern!r} has no group",
+            advice="Put round brackets around the part of the path that is wanted, as in 'site_([a-z]+)'.",
+        )

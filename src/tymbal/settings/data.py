@@ -1,15 +1,13 @@
-"""Settings of finding sound, of spectrograms, of stores and of folders of `.pt` files."""
+"""Settings of finding sound, of spectrograms, of stores, of folders of `.pt` files and of sound to train on."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from tymbal.errors import SettingsError
-from tymbal.settings.checks import check
+from tymbal.settings.checks import check, check_pattern
 
-__all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings"]
+__all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings", "SoundSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,18 +51,8 @@ class ScanSettings:
         check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
         check(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
         for name in ("label_pattern", "group_pattern", "validation_pattern"):
-            pattern = getattr(self, name)
-            if pattern is None:
-                continue
-            try:
-                groups = re.compile(pattern).groups
-            except re.error as error:
-                raise SettingsError(f"{name} {pattern!r} is not a regular expression: {error}") from None
-            if name != "validation_pattern" and groups < 1:
-                raise SettingsError(
-                    f"{name} {pattern!r} has no group",
-                    advice="Put round brackets around the part of the path that is wanted, as in 'site_([a-z]+)'.",
-                )
+            if getattr(self, name) is not None:
+                check_pattern(name, getattr(self, name), groups=name != "validation_pattern")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,3 +183,28 @@ class PtSettings:
         check(self.target_length is None or self.target_length >= 1, "target_length", self.target_length, "1 or more")
         check(self.mel_bins is None or self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
         check(self.dataset_std is None or self.dataset_std > 0, "dataset_std", self.dataset_std, "a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundSettings:
+    """Sound files that are trained on as they are, and prepared on the way.
+
+    Attributes:
+        clip_seconds: Length of a clip in seconds: longer files are cut into such windows, shorter ones padded. `None`
+            is the length of `target_length` where that is set, else the longest file's, at most 10.24 s.
+        sample_rate: Rate in Hz to which every file is resampled. `None` is that of the weights to start from, else
+            16000.
+        group_pattern: Regular expression on the path; its first group names what must stay on one side of the split (a
+            recording, a site, a speaker).
+    """
+
+    clip_seconds: float | None = None
+    sample_rate: int | None = None
+    group_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        seconds, rate = self.clip_seconds, self.sample_rate
+        check(seconds is None or seconds > 0, "clip_seconds", seconds, "a time in seconds above 0")
+        check(rate is None or rate >= 1000, "sample_rate", rate, "1000 Hz or more")
+        if self.group_pattern is not None:
+            check_pattern("group_pattern", self.group_pattern)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tymbal.errors import SettingsError
 from tymbal.settings.checks import SIZES, check, parse_patch
-from tymbal.settings.data import PtSettings
+from tymbal.settings.data import PtSettings, SoundSettings
+from tymbal.settings.recipes import NOTEBOOK, RECONSTRUCTION, Recipe
 
 __all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings"]
 
@@ -39,7 +40,8 @@ class TrainingSettings:
         adam_beta1: First beta of AdamW and Adam; the momentum of SGD.
         adam_beta2: Second beta of AdamW and Adam.
         clip_norm: Largest norm of the gradient; 0 does not clip.
-        precision: Arithmetic of the encoder. `auto` is bf16 where the hardware computes it, else float32.
+        precision: Arithmetic of the encoder. `auto` is bf16 where the hardware computes it, fp16 on other NVIDIA GPUs,
+            else float32.
         device: `auto` takes CUDA, then Apple's MPS, then the CPU, and says why. Where CUDA cannot be used, `cuda` fails
             and `cuda-or-cpu` takes the CPU with a warning, also where the GPU's memory is too small.
         compile: Compile the step with torch.compile.
@@ -127,23 +129,31 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainSettings(PtSettings, TrainingSettings):
+class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     """Learning from unlabelled spectrograms.
 
     Attributes:
         objective: What is learned: `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it,
-            `joint` does both (SSAST, Gong et al. 2022).
-        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint.
+            `joint` does both (SSAST, Gong et al. 2022); `reconstruction` rebuilds the whole spectrogram from one with
+            masked stretches and bands, and brings other defaults along (those behind a semicolon).
+        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
+            a script has saved of such an encoder.
         size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
         width: Width of the encoder, instead of the named size's.
         depth: Blocks of the encoder, instead of the named size's.
-        heads: Attention heads, instead of the named size's.
+        heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch: 16x16, or 128x2 for frame patches.
         encode: What the encoder sees: `all` patches, the masked ones as a mask token (SSAST), or only the `visible`
             ones, with a light decoder that predicts the others: several times faster, and another model (MAE-AST,
             Baade et al. 2022).
         decoder_depth: Blocks of the decoder, with `visible`.
-        decoder_width: Width of the decoder, with `visible`. `None` is that of the encoder.
+        decoder_width: Width of the decoder, with `visible` and in `reconstruction`. `None` is that of the encoder.
+        train: What is trained of the encoder: `all`, or the number of its last blocks.
+        channels: Channels to which `reconstruction` projects each token, for each frame up to the next patch.
+        time_masks: Stretches of time that `reconstruction` masks in its input.
+        time_mask: Widest of them in frames; widths are uniform from 0 on.
+        frequency_masks: Bands of mel bins that it masks.
+        frequency_mask: Widest of them in mel bins.
         mask: How masked patches are drawn: `cluster` in squares, `uniform` singly, `frame` whole columns of time.
             `auto` is cluster for patches and uniform for frame patches.
         cluster_min: Shortest side of a cluster, in patches.
@@ -155,7 +165,9 @@ class PretrainSettings(PtSettings, TrainingSettings):
         normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
     """
 
-    objective: Literal["joint", "mpc", "mpg"] = "joint"
+    recipes: ClassVar[tuple[Recipe, ...]] = (RECONSTRUCTION,)
+
+    objective: Literal["joint", "mpc", "mpg", "reconstruction"] = "joint"
     from_: str | None = None
     size: Literal["tiny", "small", "base"] = "small"
     width: int | None = None
@@ -165,6 +177,12 @@ class PretrainSettings(PtSettings, TrainingSettings):
     encode: Literal["all", "visible"] = "all"
     decoder_depth: int = 2
     decoder_width: int | None = None
+    train: str = "all"
+    channels: int = 16
+    time_masks: int = 2
+    time_mask: int = 24
+    frequency_masks: int = 2
+    frequency_mask: int = 24
     mask: Literal["auto", "cluster", "uniform", "frame"] = "auto"
     cluster_min: int = 3
     cluster_max: int = 5
@@ -177,7 +195,14 @@ class PretrainSettings(PtSettings, TrainingSettings):
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
         PtSettings.__post_init__(self)
+        SoundSettings.__post_init__(self)
         parse_patch(self.patch)
+        check(self.train == "all" or self.train.isdigit(), "train", self.train, "all or a number of blocks")
+        check(self.channels >= 1, "channels", self.channels, "1 or more")
+        for name in ("time_masks", "time_mask", "frequency_masks", "frequency_mask"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        if self.objective == "reconstruction":
+            self._check_reconstruction()
         check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
         check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
         check(self.decoder_depth >= 1, "decoder_depth", self.decoder_depth, "1 or more")
@@ -187,6 +212,18 @@ class PretrainSettings(PtSettings, TrainingSettings):
         width, _, heads = self.shape
         check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
 
+    def _check_reconstruction(self) -> None:
+        if self.encode == "visible":
+            raise SettingsError(
+                "reconstruction masks the spectrogram, not patches: there are no visible ones to encode alone",
+                advice="Leave encode out, or choose the objective mpg.",
+            )
+        if not (self.time_masks and self.time_mask) and not (self.frequency_masks and self.frequency_mask):
+            raise SettingsError(
+                "without a mask, reconstruction would learn to copy",
+                advice="Set time_masks and time_mask, or frequency_masks and frequency_mask, to 1 or more.",
+            )
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Width, depth and heads of the encoder."""
@@ -195,16 +232,18 @@ class PretrainSettings(PtSettings, TrainingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(PtSettings, TrainingSettings):
+class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     """A classifier from labelled clips.
 
     Attributes:
-        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint. `None` starts
-            from random weights of the named size.
+        recipe: `notebook` brings the defaults along with which one-second clips are usually fine-tuned on (those behind
+            a semicolon).
+        from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
+            a script has saved of such an encoder. `None` starts from random weights of the named size.
         size: Named size of the encoder, where it starts from random weights.
         width: Width of the encoder, instead of the named size's.
         depth: Blocks of the encoder, instead of the named size's.
-        heads: Attention heads, instead of the named size's.
+        heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch, where the encoder starts from random weights.
         stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
             the patch makes patches overlap.
@@ -232,9 +271,12 @@ class FinetuneSettings(PtSettings, TrainingSettings):
         dropout: Dropout before the head's linear layer.
     """
 
+    recipes: ClassVar[tuple[Recipe, ...]] = (NOTEBOOK,)
+
     epochs: float = 30
     learning_rate: float = 1e-4
     batch_size: int = 32
+    recipe: Literal["none", "notebook"] = "none"
     from_: str | None = None
     size: Literal["tiny", "small", "base"] = "small"
     width: int | None = None
@@ -264,6 +306,7 @@ class FinetuneSettings(PtSettings, TrainingSettings):
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
         PtSettings.__post_init__(self)
+        SoundSettings.__post_init__(self)
         parse_patch(self.patch)
         if self.stride is not None:
             parse_patch(self.stride, setting="stride")

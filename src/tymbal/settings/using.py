@@ -82,9 +82,13 @@ class ConvertSettings(PtSettings):
 
     Attributes:
         to: What to write. Of spectrograms: `store`, packed shards, or `pt`, a file each with SSAST's lists. Of a model:
-            a `tymbal` folder; `hf`, one that stock transformers loads; `ssast` (or `pth`), one file. `None` is the
-            other kind of spectrograms, a `tymbal` folder, or by the ending of the output.
-        stride: Mel bins x frames from one patch to the next in a fine-tuned SSAST file, which may not tell.
+            a `tymbal` folder; `hf`, one that stock transformers loads; `ssast`, one file; `pth`, one file as scripts
+            around transformers' AST save it (`encoder.* / projector.* / decoder.*`) where the model was pretrained by
+            reconstruction, else SSAST's. `None` is the other kind of spectrograms, a `tymbal` folder, or by the ending
+            of the output.
+        stride: Mel bins x frames from one patch to the next in a file that may not tell: a fine-tuned one of SSAST, or
+            one of a script.
+        heads: Attention heads in a file of a script, which does not tell. `None` is the width over 64.
         pooling: Pooling of a fine-tuned SSAST file, which does not tell: `mean` (ft_avgtok) or `cls` (ft_cls). `None`
             is mean.
         multilabel: The classes of a fine-tuned SSAST file do not exclude each other (it was trained with BCE).
@@ -94,6 +98,7 @@ class ConvertSettings(PtSettings):
 
     to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth"] | None = None
     stride: str | None = None
+    heads: int | None = None
     pooling: Literal["mean", "cls"] | None = None
     multilabel: bool = False
     validation_fraction: float = 0.0
@@ -103,4 +108,5 @@ class ConvertSettings(PtSettings):
         super().__post_init__()
         if self.stride is not None:
             parse_patch(self.stride, setting="stride")
+        check(self.heads is None or self.heads >= 1, "heads", self.heads, "1 or more")
         check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")

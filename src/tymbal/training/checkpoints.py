@@ -18,14 +18,16 @@ from typing import Any
 
 from tymbal.errors import CheckpointError
 from tymbal.files import PARTIAL, replace_folder, write_json
+from tymbal.models.folder import CHECKPOINT_MANIFEST as MANIFEST
+from tymbal.models.weights import PICKLES, weights_in
 from tymbal.progress import tell
 
-__all__ = ["MANIFEST", "Checkpoints", "verify"]
+__all__ = ["MANIFEST", "Checkpoints", "checkpoint_meant", "verify"]
 
-MANIFEST = "manifest.json"
 _SCHEMA = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
-_NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+_STATE = "trainer_state.json"
+_NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", _STATE)
 
 
 class Checkpoints:
@@ -92,6 +94,47 @@ class Checkpoints:
             except CheckpointError as error:
                 tell(f"Passing over a damaged checkpoint: {error.what} ({error.path})", warning=True)
         return None
+
+
+def checkpoint_meant(path: Path, run: Path) -> Path | None:
+    """The checkpoint that a user means by what is given to resume from, told apart from weights to start from.
+
+    Args:
+        path: What was given.
+        run: The run folder.
+
+    Returns:
+        The folder of the checkpoint, not verified; or None where the run itself was given: its newest.
+
+    Raises:
+        CheckpointError: It is something else; what, and how to use it.
+    """
+    if not path.exists():
+        raise CheckpointError("there is no such checkpoint to resume from", path=path)
+    if path.resolve() in (run.resolve(), (run / "checkpoints").resolve()):
+        return None
+    if (path / MANIFEST).is_file() or path.resolve().parent == (run / "checkpoints").resolve():
+        return path
+    if (path / "checkpoints").is_dir():
+        raise CheckpointError(
+            "this is another run, and not a checkpoint to resume from",
+            path=path,
+            advice="Continue that run in its own folder; or begin a new one from its best model, with --from.",
+        )
+    if (path / _STATE).is_file():
+        raise CheckpointError(
+            "this checkpoint was not written by Tymbal, or is damaged: its training cannot be continued",
+            path=path,
+            advice="What it has learned is a start for a new run: give it as --from.",
+        )
+    is_file = path.suffix in (".safetensors", *PICKLES)
+    if is_file or (path / "config.json").is_file() or weights_in(path) is not None:
+        raise CheckpointError(
+            "these are weights, and not a checkpoint: they do not say where a training stood",
+            path=path,
+            advice="To start a new run from them, give them as --from.",
+        )
+    raise CheckpointError("this is no checkpoint of a run", path=path, advice=f"Give a folder {run}/checkpoints/….")
 
 
 def verify(path: Path) -> dict[str, Any]:

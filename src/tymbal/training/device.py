@@ -103,6 +103,8 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype | Non
         return torch.bfloat16, "asked for" if has_bf16 else "asked for, though this hardware only emulates it"
     if has_bf16:
         return torch.bfloat16, f"this {device.type} computes bf16"
+    if device.type == "cuda":
+        return torch.float16, "this GPU computes fp16 but not bf16"
     return None, f"this {device.type} does not compute bf16 natively"
 
 

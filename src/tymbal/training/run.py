@@ -32,7 +32,7 @@ from tymbal.training.arguments import training_arguments
 from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Clock, Evaluation, MetricsFile, Observer, PlateauWatch, ProgressBar, Timetable
-from tymbal.training.checkpoints import Checkpoints, verify
+from tymbal.training.checkpoints import Checkpoints, checkpoint_meant, verify
 from tymbal.training.device import choose_device
 from tymbal.training.folder import Resume, RunFolder, RunResult
 from tymbal.training.optimizer import parameter_groups
@@ -90,6 +90,7 @@ def begin(
     """
     join(choose_device(settings.device)[0])
     folder = RunFolder(Path(output))
+    _meant(resume, folder.path)  # a mistake is said now, not when sound is prepared
     result = on_first(lambda: folder.begin(verb, arguments, settings, resume=resume))
     if result is not None:
         tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
@@ -216,9 +217,10 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
     wanted = {"patience": settings.patience, "average_from": settings.average_from is not None}
     wanted["schedule plateau"] = settings.schedule == "plateau"
     for name in [name for name, is_wanted in wanted.items() if is_wanted and not has_validation]:
+        without = "set patience to 0" if name == "patience" else f"do without {name}"
         raise SettingsError(
             f"{name} needs validation clips, and there are none",
-            advice=f"Prepare the store with a validation split, or do without {name}.",
+            advice=f"Give more clips, or a store with a validation split; or {without}.",
         )
     for name in settings.report_to:
         if name not in _TRACKERS:
@@ -229,16 +231,19 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
             )
 
 
+def _meant(resume: Resume, run: Path) -> Path | None:
+    """The checkpoint that is named to resume from; None for the newest of the run, or for none at all."""
+    return None if isinstance(resume, bool) or resume == "auto" else checkpoint_meant(Path(resume), run)
+
+
 def _find_start(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> _Start:
     """Where to take the run up; the first process decides."""
     checkpoints.clean()
     found: tuple[Path, dict[str, Any]] | None
-    if isinstance(resume, bool) or resume == "auto":
+    path = _meant(resume, checkpoints.folder.parent)
+    if path is None:
         found = checkpoints.newest() if resume else None
     else:
-        path = Path(resume)
-        if not path.is_dir():
-            raise CheckpointError("there is no such checkpoint to resume from", path=path)
         found = path, verify(path)
         later = [step for step in checkpoints.steps() if step > found[1]["step"]]
         if later:
@@ -248,7 +253,7 @@ def _find_start(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> _S
                 advice="Delete them to go back, or begin a new run with --from and this checkpoint's run.",
             )
     if found is None:
-        if resume is True:
+        if resume not in ("auto", False):
             raise CheckpointError("there is no complete checkpoint to resume from", path=checkpoints.folder)
         if checkpoints.steps():
             tell("No checkpoint is complete: training starts from the beginning", warning=True)

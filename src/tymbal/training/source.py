@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from tymbal import config
 from tymbal.audio.manifest import Manifest
@@ -14,7 +15,14 @@ from tymbal.errors import SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation, NormalizeBy
 from tymbal.models.description import ModelDescription
-from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings, PtSettings, TrainingSettings
+from tymbal.settings import (
+    FeatureSettings,
+    FinetuneSettings,
+    PretrainSettings,
+    PtSettings,
+    SoundSettings,
+    TrainingSettings,
+)
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.format import DESCRIPTION
 from tymbal.store.pt_folder import open_with
@@ -23,7 +31,9 @@ from tymbal.store.pt_store import PtStore
 from tymbal.store.store import Store
 from tymbal.training.processes import on_first, processes
 
-__all__ = ["RECORD", "features_of", "normalisation_of", "open_source"]
+__all__ = ["RECORD", "features_of", "normalisation_of", "open_source", "settled"]
+
+Chosen = TypeVar("Chosen", PretrainSettings, FinetuneSettings)
 
 FAILURES = "failures.csv"
 
@@ -32,6 +42,7 @@ RECORD = "spectrograms.parquet"
 
 _ONLY_PT = ("data_dir", "data_val_dir", "layout")
 _ONLY_PREPARING = ("data_val", "label_csv", "target_length", "mel_bins", "validation_fraction")
+_ONLY_SOUND = ("clip_seconds", "sample_rate", "group_pattern")
 
 
 def open_source(
@@ -46,7 +57,7 @@ def open_source(
         run: The run folder.
         features: How spectrograms are made, where they have to be.
         settings: How `.pt` files are read. Of sound files, the label table, the validation list or fraction, frames
-            and mel bins are taken from it.
+            and mel bins are taken from it; where they are `SoundSettings`, too, all of these.
 
     Raises:
         StoreError: There is nothing at `source`; or it is sound, and several processes train.
@@ -72,6 +83,28 @@ def open_source(
     return _opened(_prepared(path, run, features, settings), run)
 
 
+def settled(source: str | os.PathLike[str], settings: Chosen) -> Chosen:
+    """Settings without those of a recipe that are for sound, where the source is spectrograms, whose clips are made.
+
+    Raises:
+        SettingsError: The user gave some, and not a recipe.
+    """
+    path = Path(source)
+    is_store = (path / DESCRIPTION).is_file()
+    if not (is_store or (path.exists() and (settings.data_dir is not None or holds_pt(path)))):
+        return settings
+    cls = type(settings)
+    chosen_by = {recipe.setting: getattr(settings, recipe.setting) for recipe in cls.recipes}
+    by_recipe = config.recipe_under(cls, chosen_by)
+    given = [name for name in _ONLY_SOUND if getattr(settings, name) not in (None, by_recipe.get(name))]
+    if given:
+        raise SettingsError(
+            f"{given[0]} is for sound: {path} holds spectrograms, whose clips are made",
+            advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
+        )
+    return replace(settings, clip_seconds=None, sample_rate=None, group_pattern=None)
+
+
 def _opened(store: Path, run: Path) -> Store:
     if (store / FAILURES).is_file():
         shutil.copyfile(store / FAILURES, run / FAILURES)
@@ -91,6 +124,12 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
     keywords = config.to_keywords(features)
     if settings.mel_bins is not None:
         keywords["mel_bins"] = settings.mel_bins
+    cut = settings.target_length is None
+    if isinstance(settings, SoundSettings):
+        if settings.sample_rate is not None:
+            keywords["sample_rate"] = settings.sample_rate
+        keywords |= {"window": settings.clip_seconds, "group_pattern": settings.group_pattern}
+        cut = cut or settings.clip_seconds is not None
     sound: Path | Manifest = path
     if settings.data_val is not None:
         sound = _together(path, Path(settings.data_val))
@@ -100,7 +139,7 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         label_csv=settings.label_csv,
         validation=settings.validation_fraction,
         frames=settings.target_length,
-        longer="windows" if settings.target_length is None else "crop-start",
+        longer="windows" if cut else "crop-start",
         **keywords,
     )
     return run / "store"

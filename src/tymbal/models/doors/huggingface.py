@@ -30,6 +30,9 @@ from tymbal.settings import FeatureSettings
 
 __all__ = [
     "MODEL_TYPE",
+    "PREFIX",
+    "WEIGHTS",
+    "describe",
     "fetch",
     "names_from",
     "obstacle",
@@ -41,8 +44,12 @@ __all__ = [
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-_PREFIX = "audio_spectrogram_transformer."
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""Files of a folder that hold its weights, the best first."""
+
+PREFIX = "audio_spectrogram_transformer."
+"""What stands before the encoder's names in a model with a head."""
+
 _ENCODER = (
     ("cls_token", "embeddings.cls_token"),
     ("distillation_token", "embeddings.distillation_token"),
@@ -91,16 +98,16 @@ def read(folder: Path, *, name: str | None = None) -> Checkpoint:
         ModelError: Where files are missing or damaged, or the model has parts that ours has not.
     """
     config = read_json(folder / "config.json")
-    weights = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if weights is None:
         raise ModelError(
-            f"the folder holds no weights ({', '.join(_WEIGHTS)})",
+            f"the folder holds no weights ({', '.join(WEIGHTS)})",
             path=folder,
             advice="Save the model with save_pretrained, or download its files again.",
         )
     encoder, head, left = names_from(read_weights(weights), path=str(folder))
     preprocessor = folder / "preprocessor_config.json"
-    description = _description(
+    description = describe(
         config,
         read_json(preprocessor) if preprocessor.is_file() else None,
         labels=len(head["head.bias"]) if head else 0,
@@ -129,7 +136,7 @@ def names_from(
             advice="Give a model folder, an AST checkpoint of Hugging Face, or an SSAST file.",
         )
     prefix = found.removesuffix(anchor)
-    root = prefix.removesuffix(_PREFIX)
+    root = prefix.removesuffix(PREFIX)
     plain = {_on_disk(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
     others = {name.removeprefix(root): value for name, value in state.items() if not name.startswith(prefix)}
     depth = 1 + max((int(m[1]) for m in map(re.compile(r"encoder\.layer\.(\d+)\.").match, plain) if m), default=-1)
@@ -154,7 +161,7 @@ def to_state(module: SpectrogramEncoder | SpectrogramClassifier) -> dict[str, Te
     if isinstance(module, SpectrogramEncoder):
         return renamed
     head, _ = rename(module.state_dict(), expand(_HEAD, 0))
-    return {**{_PREFIX + name: value for name, value in renamed.items()}, **head}
+    return {**{PREFIX + name: value for name, value in renamed.items()}, **head}
 
 
 def to_config(description: ModelDescription) -> dict[str, Any]:
@@ -232,12 +239,21 @@ def fetch(name: str) -> Path:
         ) from error
 
 
-def _description(
+def describe(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, *, labels: int, path: str
 ) -> ModelDescription:
-    """What the model is. Hugging Face's own entries say what they can, our description the rest.
+    """Says what a model is. Hugging Face's own entries say what they can, our description the rest.
 
     So a model that was changed and saved in transformers, with other labels say, is read as it is now.
+
+    Args:
+        config: The content of its `config.json`.
+        preprocessor: That of its `preprocessor_config.json`, if it has one.
+        labels: Number of its labels; 0 for an encoder.
+        path: Where it is from, for messages and provenance.
+
+    Raises:
+        ModelError: Where the model has parts that ours has not.
     """
     names = config.get("id2label") or {}
     told: dict[str, Any] = {

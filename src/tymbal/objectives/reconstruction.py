@@ -1,0 +1,196 @@
+"""Reconstruction: the whole spectrogram from one with masked stretches of time and bands of frequency.
+
+A recipe that bioacousticians use with Hugging Face's AST on clips of a second: the encoder sees a spectrogram that is
+masked as by SpecAugment (Park et al. 2019), each token is projected to some channels, a decoder of two convolutions
+over time follows, and what it gives is interpolated to the frames of the clean spectrogram, which it is to equal.
+
+What is made sound here:
+
+- the sequence that the decoder convolves is time. Tokens are numbered row by row of frequency; convolved in that order,
+  the end of one row would meet the beginning of the next. Here the rows that stand above each other become channels
+  of their column, so that what sounds low and what sounds high stay apart, which an average of the rows would mix;
+- it has the resolution of frames. A token stands for the frames up to the next column, and is projected to some
+  channels for each of them; interpolated from one point a column, speech, for one, is hardly better rebuilt than by the
+  mean of all spectrograms;
+- padding is not learned from, and clips count equally, long or short;
+- masks are a function of seed, epoch and clip, drawn on the device; in evaluation they are fixed, so that epochs and
+  runs compare;
+- the error is also reported on the masked part alone. Most of the spectrogram is visible, and an encoder that copies it
+  has a low error, too: `masked_mse` tells learning from copying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.objectives.augmentation import spec_mask
+from tymbal.objectives.heads import load_heads
+from tymbal.objectives.randomness import EVALUATION, fold
+
+__all__ = ["ReconstructionObjective"]
+
+_KERNEL = 3  # frames that a convolution sees
+
+
+class ReconstructionObjective(nn.Module):
+    """Reconstruction of masked spectrograms on an encoder.
+
+    Args:
+        encoder: What is trained. Its mask token is frozen: the spectrogram is masked, not its patches.
+        normalisation: How spectrograms are normalised for the encoder.
+        channels: Channels to which each token is projected, for each of the frames up to the next column.
+        decoder_width: Channels between the two convolutions. `None` is the width of the encoder.
+        time_masks: Stretches of time that are masked in a clip.
+        time_mask: Widest of them in frames; widths are uniform from 0 on.
+        frequency_masks: Bands of mel bins that are masked in a clip.
+        frequency_mask: Widest of them in mel bins.
+        seed: Seed of the masks.
+
+    Attributes:
+        monitor: Name of the metric that tells better models, and whether higher is better.
+    """
+
+    monitor: tuple[str, bool] = ("mse", False)
+
+    def __init__(
+        self,
+        encoder: SpectrogramEncoder,
+        *,
+        normalisation: Normalisation,
+        channels: int = 16,
+        decoder_width: int | None = None,
+        time_masks: int = 2,
+        time_mask: int = 24,
+        frequency_masks: int = 2,
+        frequency_mask: int = 24,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        config = encoder.config
+        self.encoder = encoder
+        self.encoder.mask_token.requires_grad = False  # an unused parameter stops distributed training
+        self.normalisation = normalisation
+        self.masks = {
+            "time_masks": time_masks,
+            "time_mask": time_mask,
+            "frequency_masks": frequency_masks,
+            "frequency_mask": frequency_mask,
+        }
+        self.seed = seed
+        width = decoder_width or config.width
+        self.projector = nn.Linear(config.width, config.stride[1] * channels)
+        self.decoder = nn.Sequential(
+            nn.Conv1d(config.grid[0] * channels, width, _KERNEL, padding="same"),
+            nn.ReLU(),
+            nn.Conv1d(width, config.mels, _KERNEL, padding="same"),
+        )
+
+    def forward(self, spectrogram: Tensor, frames: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
+        """Computes the loss of a batch.
+
+        Args:
+            spectrogram: Log-mel values as they are stored, any float type: [batch, frames, mels].
+            frames: Real frames of each clip, before padding: int64 [batch].
+            row: Number of each clip in its store: int64 [batch].
+            epoch: Epoch of each clip: int64 [batch].
+
+        Returns:
+            `loss`, a float32 scalar, and `sums`, sums over the clips of what `metrics` reports.
+        """
+        clean = self.normalisation(spectrogram, frames)
+        masked = self.make_masks(clean.shape[1], frames, row, epoch)
+        rebuilt = self.reconstruct(clean.masked_fill(masked, 0.0))  # 0 is the mean of normalised data
+        error = (rebuilt - clean).square()
+        real = torch.arange(clean.shape[1], device=clean.device) < frames[:, None]
+        by_clip = _mean(error, real.unsqueeze(2).expand_as(error))
+        loss = by_clip.mean()
+        with torch.no_grad():
+            # A clip whose masks all happen to have no width has no masked part.
+            has_mask = masked.any(2).any(1)
+            sums = {
+                "mse": by_clip.detach().sum(),
+                "count": torch.full_like(loss, len(row)),
+                "masked_mse": torch.where(has_mask, _mean(error.detach(), masked), 0.0).sum(),
+                "masked_count": has_mask.sum(),
+            }
+        return {"loss": loss, "sums": sums}
+
+    def reconstruct(self, spectrogram: Tensor) -> Tensor:
+        """Rebuilds spectrograms from what the encoder makes of them.
+
+        Args:
+            spectrogram: Normalised and masked, [batch, frames, mels].
+
+        Returns:
+            float32 [batch, frames, mels].
+        """
+        tokens, grid, _ = self.encoder(spectrogram)
+        shape = (*grid, self.encoder.config.stride[1], -1)
+        projected = self.projector(tokens[:, PREFIX_TOKENS:]).reshape(len(tokens), *shape)
+        # From [batch, rows, columns, frames of a column, channels] to [batch, rows x channels, all these frames].
+        over_time = projected.permute(0, 1, 4, 2, 3).flatten(3).flatten(1, 2)
+        decoded = cast(Tensor, self.decoder(over_time)).float()  # [batch, mels, columns x frames of a column]
+        return _stretched(decoded, spectrogram.shape[1]).transpose(1, 2)
+
+    def make_masks(self, length: int, frames: Tensor, row: Tensor, epoch: Tensor) -> Tensor:
+        """Draws what is masked in a batch of clips of `length` frames, with padding; the others are as in `forward`.
+
+        While training it depends on seed, epoch and row; in evaluation on seed and row only.
+
+        Returns:
+            bool [batch, length, mels], all False in padding.
+        """
+        keys = fold(self.seed, epoch if self.training else EVALUATION, row)
+        masked = spec_mask((length, self.encoder.config.mels), keys, frames, **self.masks)
+        return masked & (torch.arange(length, device=frames.device) < frames[:, None]).unsqueeze(2)
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Turns summed figures into those that are reported: mean squared errors, in normalised units.
+
+        `mse` is that of all frames of sound, which is the `loss`, `masked_mse` that of what was masked.
+        """
+        mse = float(sums["mse"]) / float(sums["count"])
+        return {"loss": mse, "mse": mse, "masked_mse": float(sums["masked_mse"]) / max(float(sums["masked_count"]), 1)}
+
+    def head_state(self) -> dict[str, Tensor]:
+        """What is trained beside the encoder, to be kept with it: `projector.weight`, `decoder.0.weight` and so on."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
+
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `head_state` gave.
+
+        Raises:
+            ModelError: Where a part is missing or has another shape.
+        """
+        load_heads(
+            self.head_state(),
+            state,
+            advice="They belong to another objective than reconstruction, or to other channels, another decoder_width, "
+            "or another width or patch.",
+        )
+
+
+def _mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the valid values of each clip, [batch, frames, mels] to [batch]; 0 where there is none."""
+    return torch.where(valid, values, 0.0).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
+
+
+def _stretched(values: Tensor, frames: int) -> Tensor:
+    """Interpolates [batch, mels, length] linearly to [batch, mels, frames].
+
+    As `torch.nn.functional.interpolate`, whose backward pass on CUDA has no deterministic form; that of a choice has.
+    """
+    length = values.shape[2]
+    if length == frames:
+        return values
+    place = (torch.arange(frames, device=values.device) + 0.5) * (length / frames) - 0.5
+    place = place.clamp(0, length - 1)
+    left = place.long()
+    right = (left + 1).clamp(max=length - 1)
+    return torch.lerp(values.index_select(2, left), values.index_select(2, right), place - left)

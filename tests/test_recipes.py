@@ -1,0 +1,137 @@
+"""Defaults that a choice brings along: below what is given, the same from Python, a file and the command line."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import tymbal
+from tymbal import config
+from tymbal.cli import main
+from tymbal.settings import FinetuneSettings, PretrainSettings
+
+PRETRAINING = {
+    "epochs": 150,
+    "patience": 10,
+    "min_progress": 1e-4,
+    "learning_rate": 1e-4,
+    "schedule": "linear",
+    "warmup": 0.05,
+    "batch_size": 8,
+    "accumulate": 2,
+    "precision": "auto",
+    "eval_every": 1,
+    "save_every": None,
+    "keep_checkpoints": 2,
+    "seed": 42,
+    "clip_norm": 1.0,
+    "validation_fraction": 0.1,
+    "train": "all",
+    "clip_seconds": 1.0,
+    "report_to": ("tensorboard",),
+}
+FINE_TUNING = {
+    "epochs": 50,
+    "patience": 0,
+    "learning_rate": 5e-5,
+    "schedule": "cosine",
+    "warmup": 3,
+    "batch_size": 1,
+    "accumulate": 4,
+    "precision": "auto",
+    "best_by": "accuracy",
+    "keep_checkpoints": 2,
+    "seed": 42,
+    "clip_norm": 1.0,
+    "train": "3",
+    "clip_seconds": 1.0,
+}
+RECIPES: dict[str, tuple[type[Any], dict[str, str], dict[str, Any]]] = {
+    "pretrain": (PretrainSettings, {"objective": "reconstruction"}, PRETRAINING),
+    "finetune": (FinetuneSettings, {"recipe": "notebook"}, FINE_TUNING),
+}
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Puts a recorder in the place of the training verbs; yields the settings that they were called with."""
+    calls: list[dict[str, Any]] = []
+
+    def record(*arguments: Any, resume: object = None, **keywords: Any) -> SimpleNamespace:
+        calls.append(keywords)
+        return SimpleNamespace(summary=lambda: "")
+
+    for verb in RECIPES:
+        monkeypatch.setitem(vars(tymbal), verb, record)
+    return calls
+
+
+def chosen(settings: object, names: dict[str, Any]) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in names}
+
+
+@pytest.mark.parametrize("verb", RECIPES)
+def test_recipe__is_the_table_of_the_notebooks(verb: str, called: list[dict[str, Any]]):
+    cls, choice, table = RECIPES[verb]
+    assert chosen(config.resolve(cls, choice), table) == table
+    flags = [text for name, value in choice.items() for text in (f"--{name}", value)]
+    assert main([verb, "data", "-o", "run", *flags]) == 0
+    assert chosen(config.resolve(cls, called[0]), table) == table
+
+
+@pytest.mark.parametrize("verb", RECIPES)
+def test_recipe__changes_nothing_where_it_is_not_chosen(verb: str, called: list[dict[str, Any]]):
+    cls = RECIPES[verb][0]
+    assert config.resolve(cls, {}) == cls()
+    assert main([verb, "data", "-o", "run", "--seed", "42"]) == 0
+    assert config.resolve(cls, called[0]) == cls()
+
+
+@pytest.mark.parametrize("verb", RECIPES)
+def test_recipe__names_settings_that_exist_and_differ(verb: str):
+    cls = RECIPES[verb][0]
+    defaults = {field.name: field.default for field in fields(cls)}
+    for recipe in cls.recipes:
+        assert recipe.defaults.items() <= {**defaults, **recipe.defaults}.items()
+        assert set(recipe.defaults) <= set(defaults)
+        assert set(recipe.unless) <= set(recipe.defaults)
+        config.from_mapping(cls, recipe.defaults)
+
+
+def test_recipe__stands_below_flags_and_files(tmp_path: Path, called: list[dict[str, Any]]):
+    file = tmp_path / "a.yaml"
+    file.write_text("objective: reconstruction\nepochs: 20\nbatch-size: 16\n")
+    settings = config.resolve(PretrainSettings, {"epochs": 3}, config=file)
+    assert (settings.epochs, settings.batch_size, settings.accumulate) == (3, 16, 2)
+    assert main(["pretrain", "data", "-o", "run", "--config", str(file), "--epochs", "3"]) == 0
+    assert config.resolve(PretrainSettings, called[0]) == settings
+
+
+def test_recipe__gives_way_to_another_word_for_the_same(called: list[dict[str, Any]]):
+    choice = {"objective": "reconstruction", "target_length": 512, "batch_sizes": (1, 2)}
+    settings = config.resolve(PretrainSettings, choice)
+    assert settings.clip_seconds is None
+    assert settings.batch_size == PretrainSettings().batch_size
+    flags = ["--objective", "reconstruction", "--target-length", "512", "--batch-sizes", "1", "2"]
+    assert main(["pretrain", "data", "-o", "run", *flags]) == 0
+    assert config.resolve(PretrainSettings, called[0]) == settings
+
+
+def test_recipe__run_yaml_repeats_what_was_chosen(tmp_path: Path, called: list[dict[str, Any]]):
+    settings = config.resolve(PretrainSettings, {"objective": "reconstruction", "clip_seconds": None, "epochs": 2})
+    config.write_run_yaml(tmp_path, "pretrain", {"store": "data", "output": "run"}, settings)
+    assert config.resolve(PretrainSettings, {}, config=tmp_path) == settings
+    assert main(["pretrain", "--config", str(tmp_path)]) == 0
+    assert config.resolve(PretrainSettings, called[0]) == settings
+
+
+def test_recipe__help_shows_both_defaults(capsys: pytest.CaptureFixture[str]):
+    assert main(["pretrain", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "[default: 100; 150 with reconstruction]" in shown
+    assert "[default: none; 1.0 with reconstruction]" in shown
+    assert "[default: 0.0005; 0.0001 with reconstruction]" in shown
