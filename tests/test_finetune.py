@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tones import FEATURES, FRAMES, tone_folder, tone_store
-from tymbal import finetune
+from tymbal import finetune, predict
 from tymbal.errors import ModelError, SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.models.classifier import SpectrogramClassifier
@@ -119,6 +119,23 @@ def test_finetune__cls_pooling_opens_in_transformers(tmp_path: Path) -> None:
     x = (torch.from_numpy(store.gather([0, 5, 9])).float() - loaded.description.mean) / (2 * loaded.description.std)
     with torch.no_grad():
         torch.testing.assert_close(stock(x).logits, loaded.module(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["all", "attention"])
+def test_finetune__heads_that_only_tymbal_has(pooling: str, tmp_path: Path) -> None:
+    source = pretrained(tmp_path / "model")
+    tone_store(tmp_path / "store")
+    settings = {**TINY, "from_": source, "pooling": pooling, "train": "head", "learning_rate": 0.1}
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=8, eval_every=4, **settings)
+    assert result.metrics["eval_accuracy"] >= 0.8
+    loaded = load_model(tmp_path / "run")
+    assert (loaded.description.pooling, loaded.description.skip_padding) == (pooling, True)
+    if pooling == "attention":
+        assert loaded.module.attentive.query.abs().min() > 0.01
+    recording = tmp_path / "sound" / "train" / "low" / "0.wav"
+    tone_folder(tmp_path / "sound", clips=1)
+    predict(tmp_path / "run", recording, tmp_path / "scores.csv", device="cpu", precision="float32")
+    assert (tmp_path / "scores.csv").read_text().splitlines()[1].split(",")[3] == "low"
 
 
 def test_finetune__several_labels(tmp_path: Path) -> None:

@@ -305,8 +305,8 @@ def _groups(objective: nn.Module, settings: FinetuneSettings) -> list[dict[str, 
     from tymbal.training.optimizer import parameter_groups
 
     named = list(objective.named_parameters())
-    head = [(name, parameter) for name, parameter in named if name.startswith("model.head")]
-    body = [(name, parameter) for name, parameter in named if not name.startswith("model.head")]
+    body = [(name, parameter) for name, parameter in named if name.startswith("model.encoder.")]
+    head = [(name, parameter) for name, parameter in named if not name.startswith("model.encoder.")]
     rate, decay = settings.learning_rate, settings.weight_decay
     return [
         *parameter_groups(body, learning_rate=rate, weight_decay=decay),

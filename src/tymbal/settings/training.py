@@ -208,8 +208,9 @@ class FinetuneSettings(PtSettings, TrainingSettings):
         patch: Mel bins x frames of a patch, where the encoder starts from random weights.
         stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
             the patch makes patches overlap.
-        pooling: What the head sees: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
-            apart, `cls` the class tokens as in stock Hugging Face models.
+        pooling: What the head sees: `mean` of the patch tokens, `all` the mean of patch and class tokens alike, `rows`
+            the mean over time with frequency rows kept apart, `cls` the class tokens as in stock Hugging Face models,
+            `attention` a mean of the patch tokens whose weights are learned.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
@@ -241,7 +242,7 @@ class FinetuneSettings(PtSettings, TrainingSettings):
     heads: int | None = None
     patch: str = "16x16"
     stride: str | None = None
-    pooling: Literal["mean", "rows", "cls"] = "mean"
+    pooling: Literal["mean", "all", "rows", "cls", "attention"] = "mean"
     skip_padding: bool = True
     train: str = "all"
     head_lr_factor: float = 1.0

@@ -124,8 +124,8 @@ def write(
     SSAST's epsilons (1e-6, in the head 1e-5) are not in the file: a model with others differs there by about 1e-5.
 
     Raises:
-        ModelError: Where SSAST cannot hold the model: frequency rows kept apart, overlap in a pretraining file, other
-            heads than of 64.
+        ModelError: Where SSAST cannot hold the model: other pooling than mean and cls, overlap in a pretraining file,
+            other heads than of 64.
     """
     encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
     config = encoder.config
@@ -137,8 +137,12 @@ def write(
     extra = {name: torch.zeros(_UNUSED_CLASSES, config.width) for name in _UNUSED if name.endswith("weight")}
     extra |= {name: torch.zeros(_UNUSED_CLASSES) for name in _UNUSED if name.endswith("bias")}
     if isinstance(module, SpectrogramClassifier):
-        if module.pooling == "rows":
-            raise ModelError("SSAST knows no pooling by rows", path=path, advice="Fine-tune with pooling mean or cls.")
+        if module.pooling not in ("mean", "cls"):
+            raise ModelError(
+                f"SSAST knows no pooling by {module.pooling}",
+                path=path,
+                advice="Fine-tune with pooling mean or cls.",
+            )
         del names["mask_token"]
         names |= expand(_HEAD, 0)
         state |= {name: value for name, value in module.state_dict().items() if name.startswith("head")}
