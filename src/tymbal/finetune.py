@@ -23,11 +23,9 @@ from tymbal.training.processes import first_speaks, processes
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
 
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.features.normalisation import Normalisation
-    from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.augmentation import Augmentation
@@ -87,6 +85,7 @@ def finetune(
         TrainingError: The loss is not finite.
     """
     from tymbal.store.dataset import StoreDataset
+    from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
     from tymbal.training.source import open_source
 
@@ -98,7 +97,8 @@ def finetune(
     store = open_source(source, run, _features(chosen), chosen)
     clips = _clips(source, store, chosen)
     objective, description = _objective(store, clips, chosen)
-    _freeze(objective.model, chosen.train)
+    encoder = objective.model.encoder
+    freeze(objective.model, chosen.train)
 
     def finalise(result: RunResult) -> None:
         from tymbal.models.folder import save_model
@@ -116,7 +116,8 @@ def finetune(
         resume=resume,
         weights=_weights(source, store, clips, chosen),
         on_evaluation=on_evaluation,
-        groups=_groups(objective, chosen),
+        groups=layered_groups(objective, encoder, chosen),
+        stages=None if chosen.unfreeze_every is None else stages(encoder, chosen.unfreeze_every),
         finalise=finalise,
     )
 
@@ -280,35 +281,3 @@ def _weights(
     if settings.weights_csv is None:
         return balanced_weights(clips.truth(store, clips.train))
     return read_weights(settings.weights_csv, source, store.index["file"].take(clips.train).to_pylist())
-
-
-def _freeze(model: SpectrogramClassifier, train: str) -> None:
-    """Freezes what is not to be trained."""
-    encoder = model.encoder
-    if train == "all":
-        return
-    last = 0 if train == "head" else int(train)
-    if last > encoder.config.depth:
-        raise SettingsError(
-            f"train is {train}, but the encoder has {encoder.config.depth} blocks",
-            advice=f"Set train to all, head, or at most {encoder.config.depth}.",
-        )
-    encoder.requires_grad_(requires_grad=False)
-    for block in encoder.blocks[encoder.config.depth - last :]:
-        block.requires_grad_(requires_grad=True)
-    # The final norm belongs to the last block: its output is what the head sees.
-    encoder.norm.requires_grad_(requires_grad=last > 0)
-
-
-def _groups(objective: nn.Module, settings: FinetuneSettings) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: the head may learn faster than the rest."""
-    from tymbal.training.optimizer import parameter_groups
-
-    named = list(objective.named_parameters())
-    body = [(name, parameter) for name, parameter in named if name.startswith("model.encoder.")]
-    head = [(name, parameter) for name, parameter in named if not name.startswith("model.encoder.")]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    return [
-        *parameter_groups(body, learning_rate=rate, weight_decay=decay),
-        *parameter_groups(head, learning_rate=rate * settings.head_lr_factor, weight_decay=decay),
-    ]

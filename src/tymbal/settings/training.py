@@ -214,6 +214,10 @@ class FinetuneSettings(PtSettings, TrainingSettings):
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
+        layer_decay: What the learning rate is multiplied by from each layer of the encoder to the one below it, down to
+            the embedded patches; 1 trains all equally fast.
+        unfreeze_every: Epochs from one thaw to the next: the head is trained first, after as many epochs also the last
+            block, and so on downwards. `None` trains all from the start.
         loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
         best_by: Metric on the validation clips that tells the best model. `auto` is accuracy, or mAP where a clip may
             have several labels; `top1` is how often the highest score is that of a label that the clip has.
@@ -246,6 +250,8 @@ class FinetuneSettings(PtSettings, TrainingSettings):
     skip_padding: bool = True
     train: str = "all"
     head_lr_factor: float = 1.0
+    layer_decay: float = 1.0
+    unfreeze_every: float | None = None
     loss: Literal["auto", "ce", "bce"] = "auto"
     best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"] = "auto"
     label_smoothing: float = 0.0
@@ -269,6 +275,14 @@ class FinetuneSettings(PtSettings, TrainingSettings):
             parse_patch(self.stride, setting="stride")
         check(self.train in ("all", "head") or self.train.isdigit(), "train", self.train, "all, head or a number")
         check(self.head_lr_factor > 0, "head_lr_factor", self.head_lr_factor, "a number above 0")
+        check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "a number above 0, at most 1")
+        every = self.unfreeze_every
+        check(every is None or every > 0, "unfreeze_every", every, "a number of epochs above 0")
+        if every is not None and self.train == "head":
+            raise SettingsError(
+                "unfreeze_every has no effect where only the head is trained",
+                advice="Set train to all or to the number of blocks that may thaw, or leave unfreeze_every out.",
+            )
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a fraction below 1")
         check(self.frequency_mask >= 0, "frequency_mask", self.frequency_mask, "0 or more mel bins")
         check(self.time_mask >= 0, "time_mask", self.time_mask, "0 or more frames")

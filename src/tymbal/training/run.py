@@ -35,6 +35,7 @@ from tymbal.training.callbacks import Clock, Evaluation, MetricsFile, Observer, 
 from tymbal.training.checkpoints import Checkpoints, verify
 from tymbal.training.device import choose_device
 from tymbal.training.folder import Resume, RunFolder, RunResult
+from tymbal.training.layers import Stages, Unfreezing
 from tymbal.training.optimizer import parameter_groups
 from tymbal.training.processes import first_speaks, join, on_first, processes, rank
 from tymbal.training.signals import StopOnSignal
@@ -107,6 +108,7 @@ def train(
     verb: str,
     resume: Resume = "auto",
     groups: list[dict[str, Any]] | None = None,
+    stages: Stages | None = None,
     weights: NDArray[np.float64] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     finalise: Callable[[RunResult], None],
@@ -124,6 +126,7 @@ def train(
         verb: The verb, for the progress bar.
         resume: As in `begin`.
         groups: Parameter groups for the optimizer, see `training.optimizer`. None treats all parameters alike.
+        stages: What is thawed when, with gradual unfreezing; None trains all from the start.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
         on_evaluation: Told about every evaluation, in the first process only.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
@@ -161,6 +164,7 @@ def train(
             clock=clock,
             average=average,
             on_evaluation=on_evaluation,
+            stages=stages,
             groups=groups
             or parameter_groups(
                 module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -286,12 +290,15 @@ def _trainer(
     clock: Clock,
     average: WeightAverage | None,
     on_evaluation: Callable[[Evaluation], None] | None,
+    stages: Stages | None,
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
     device, dtype = arithmetic
     train_dataset, validation_dataset = datasets
     monitor = None if validation_dataset is None else cast(Objective, module).monitor
-    arguments = training_arguments(settings, plan=plan, device=device, dtype=dtype, run=folder.path, monitor=monitor)
+    arguments = training_arguments(
+        settings, plan=plan, device=device, dtype=dtype, run=folder.path, monitor=monitor, thaws=stages is not None
+    )
     timetable = Timetable(
         plan,
         log_every=settings.log_every,
@@ -305,6 +312,8 @@ def _trainer(
         patience = EarlyStoppingCallback(settings.patience, settings.min_progress)
         patience.early_stopping_patience_counter = start.idle
         callbacks.append(patience)
+    if stages is not None:
+        callbacks.append(Unfreezing(stages, plan))
     if settings.schedule == "plateau":
         callbacks.append(PlateauWatch(settings.min_progress))
     if average is not None:
