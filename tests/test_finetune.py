@@ -206,6 +206,15 @@ def test_finetune__best_by_another_metric(tmp_path: Path) -> None:
 EVERYTHING = {
     **TINY,
     "epochs": 4,
+    "batch_sizes": (12, 6, 8),
+    "accumulate": 2,
+    "pooling": "attention",
+    "dropout": 0.1,
+    "layer_decay": 0.7,
+    "unfreeze_every": 1,
+    "class_weights": "balanced",
+    "label_smoothing": 0.1,
+    "time_mask": 8,
     "optimizer": "adam",
     "schedule": "step",
     "step_start": 1,
@@ -216,7 +225,6 @@ EVERYTHING = {
     "noise": 0.1,
     "roll": 3,
     "balance": True,
-    "loss": "bce",
     "best_by": "top1",
     "ensemble": True,
     "average_from": 2,
@@ -224,26 +232,29 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.parametrize(("multilabel", "loss"), [(False, "ce"), (False, "bce"), (True, "auto")])
 def test_finetune__all_that_is_drawn_and_averaged_survives_a_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    multilabel: bool, loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tymbal.training.trainer import TymbalTrainer
 
-    tone_store(tmp_path / "store", clips=10, validation=2)
-    whole = finetune(tmp_path / "store", tmp_path / "whole", **EVERYTHING)
+    tone_store(tmp_path / "store", clips=10, validation=2, multilabel=multilabel)
+    everything = {**EVERYTHING, "loss": loss}
+    whole = finetune(tmp_path / "store", tmp_path / "whole", **everything)
+    assert "balance and class_weights do the same thing" in " ".join(capsys.readouterr().err.split())
     calls, original = [], TymbalTrainer.compute_loss
 
     def failing(self: TymbalTrainer, *args: object, **kwargs: object) -> object:
         calls.append(1)
-        if len(calls) == 6:  # in the third of four epochs
+        if len(calls) == 10:  # in the third of four epochs
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(TymbalTrainer, "compute_loss", failing)
         with pytest.raises(KeyboardInterrupt):
-            finetune(tmp_path / "store", tmp_path / "killed", **EVERYTHING)
-    killed = finetune(tmp_path / "store", tmp_path / "killed", **EVERYTHING)
+            finetune(tmp_path / "store", tmp_path / "killed", **everything)
+    killed = finetune(tmp_path / "store", tmp_path / "killed", **everything)
 
     def figures(run: Path) -> list[dict[str, float]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -23,6 +23,7 @@ from tymbal.training.processes import first_speaks, processes
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.features.normalisation import Normalisation
@@ -190,6 +191,7 @@ def _objective(
         columns=torch.from_numpy(clips.columns),
         multilabel=clips.multilabel,
         label_smoothing=settings.label_smoothing,
+        class_weights=_class_weights(store, clips, settings),
         augmentation=_augmentation(settings),
         ensemble=_ensemble(clips) if settings.ensemble else None,
         seed=settings.seed,
@@ -217,6 +219,21 @@ def _objective(
         provenance=provenance,
     )
     return objective, description
+
+
+def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> Tensor | None:
+    import torch
+
+    from tymbal.evaluation.weights import class_weights
+
+    if settings.class_weights == "none":
+        return None
+    if settings.balance:
+        tell(
+            "Rare classes are drawn more often and weigh more: balance and class_weights do the same thing",
+            warning=True,
+        )
+    return torch.from_numpy(class_weights(clips.truth(store, clips.train), multilabel=clips.multilabel))
 
 
 def _augmentation(settings: FinetuneSettings) -> Augmentation | None:

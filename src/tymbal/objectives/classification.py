@@ -40,7 +40,10 @@ class ClassificationObjective(nn.Module):
         columns: For each class of the model its number among the labels of the store, -1 where it is not among them:
             [classes].
         multilabel: Binary cross entropy with any number of labels a clip, instead of cross entropy with one.
-        label_smoothing: Label smoothing of the cross entropy.
+        label_smoothing: Label smoothing while training: of the cross entropy towards equal chances of all classes, of
+            the binary one towards even odds of each.
+        class_weights: Weights of the loss while training: [classes], or of no and yes where a clip may have several
+            labels, [2, classes]; None is 1.
         augmentation: What is done to training clips; None is nothing.
         ensemble: Collects the predictions of all evaluations, if that is wanted.
         seed: Seed of the augmentation.
@@ -48,6 +51,7 @@ class ClassificationObjective(nn.Module):
     """
 
     columns: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class ClassificationObjective(nn.Module):
         columns: Tensor,
         multilabel: bool = False,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
         augmentation: Augmentation | None = None,
         ensemble: Ensemble | None = None,
         seed: int = 42,
@@ -72,6 +77,7 @@ class ClassificationObjective(nn.Module):
         self.seed = seed
         self.monitor: tuple[str, bool] = (best_by, best_by != "loss")
         self.register_buffer("columns", columns.long(), persistent=False)
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(
         self, spectrogram: Tensor, frames: Tensor, labels: Tensor, row: Tensor, epoch: Tensor, **_: Any
@@ -111,10 +117,14 @@ class ClassificationObjective(nn.Module):
         return (labels.index_select(1, self.columns.clamp(min=0)) > 0) & (self.columns >= 0)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.multilabel:
-            return functional.binary_cross_entropy_with_logits(logits, target)
         smoothing = self.label_smoothing if self.training else 0.0
-        return functional.cross_entropy(logits, target, label_smoothing=smoothing)
+        weights = self.class_weights if self.training else None
+        # The mean over clips, not over their weights: batches and ranks must add up.
+        if not self.multilabel:
+            return functional.cross_entropy(logits, target, weights, label_smoothing=smoothing)
+        by_label = None if weights is None else torch.lerp(weights[0], weights[1], target)
+        smoothed = target * (1 - smoothing) + smoothing / 2
+        return functional.binary_cross_entropy_with_logits(logits, smoothed, by_label)
 
     def _sums(self, logits: Tensor, truth: Tensor, loss: Tensor) -> dict[str, Tensor]:
         count = torch.full((), len(logits), dtype=torch.int64, device=logits.device)

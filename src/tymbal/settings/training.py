@@ -221,7 +221,8 @@ class FinetuneSettings(PtSettings, TrainingSettings):
         loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
         best_by: Metric on the validation clips that tells the best model. `auto` is accuracy, or mAP where a clip may
             have several labels; `top1` is how often the highest score is that of a label that the clip has.
-        label_smoothing: Label smoothing of the cross entropy.
+        label_smoothing: How far labels are pulled towards equal chances; of the binary cross entropy towards even odds.
+        class_weights: Weights of the loss: `balanced` lets all classes count the same, however many clips they have.
         frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
         time_mask: Widest time mask in frames (SpecAugment); 0 is none.
         mixup: Fraction of the training clips that are mixed with another of their batch, their labels too.
@@ -255,6 +256,7 @@ class FinetuneSettings(PtSettings, TrainingSettings):
     loss: Literal["auto", "ce", "bce"] = "auto"
     best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"] = "auto"
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
     frequency_mask: int = 0
     time_mask: int = 0
     mixup: float = 0.0
