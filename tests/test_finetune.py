@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn import metrics
 
 from tones import FEATURES, FRAMES, tone_folder, tone_store
 from tymbal import finetune, predict
@@ -119,6 +121,52 @@ def test_finetune__cls_pooling_opens_in_transformers(tmp_path: Path) -> None:
     x = (torch.from_numpy(store.gather([0, 5, 9])).float() - loaded.description.mean) / (2 * loaded.description.std)
     with torch.no_grad():
         torch.testing.assert_close(stock(x).logits, loaded.module(x), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_finetune__tells_of_each_class_and_which_are_confused(multilabel: bool, tmp_path: Path) -> None:
+    store = tone_store(tmp_path / "store", multilabel=multilabel)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=5, **TINY)
+    loaded = load_model(result.run)
+    rows = store.rows("validation")
+    frames = torch.from_numpy(store.real_frames[rows].astype(np.int64))
+    with torch.no_grad():
+        x = loaded.description.normalisation(torch.from_numpy(store.gather(rows)), frames)
+        logits = loaded.module(x, frames=frames).numpy()
+    truth = store.label_matrix(rows) > 0
+    classes = {name: place for place, name in enumerate(loaded.description.labels)}
+    with (result.run / "classes.csv").open(newline="") as file:
+        table = [row for row in csv.DictReader(file) if int(row["step"]) == result.best_step]
+    assert [row["class"] for row in table] == list(classes)
+    guessed = logits > 0 if multilabel else logits == logits.max(axis=1, keepdims=True)
+    expected = metrics.precision_recall_fscore_support(truth, guessed, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "clips"), expected, strict=True):
+        assert [float(row[name]) for row in table] == pytest.approx(values.tolist(), rel=1e-5)
+    assert result.metrics["eval_weighted_f1"] == pytest.approx((expected[2] * expected[3]).sum() / expected[3].sum())
+    with (result.run / "confusion.csv").open(newline="") as file:
+        header, *counted = csv.reader(file)
+    numbers = np.array([row[1:] for row in counted], dtype=int)
+    if multilabel:
+        assert header == ["class", "hits", "misses", "false_alarms", "rejections"]
+        found = metrics.multilabel_confusion_matrix(truth, guessed)
+        assert numbers.tolist() == [[tp, fn, fp, tn] for (tn, fp), (fn, tp) in found.tolist()]
+    else:
+        assert header == ["truth", *classes]
+        assert numbers.tolist() == metrics.confusion_matrix(truth.argmax(1), logits.argmax(1)).tolist()
+        assert result.metrics["eval_accuracy"] == pytest.approx(numbers.trace() / numbers.sum())
+    assert (result.run / "confusion.png").exists() != multilabel
+
+
+def test_finetune__log_is_for_people(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=2, batch_sizes=(12, 4), **TINY)
+    header, *lines = (result.run / "log.txt").read_text().splitlines()
+    assert header.split() == ["elapsed", "epoch", "step"]
+    assert [line.split()[1:3] for line in lines[:4]] == [["1.00", "1"], ["1.00", "1"], ["2.00", "4"], ["2.00", "4"]]
+    assert ("batch size 12" in lines[0], "batch size 4" in lines[2]) == (True, True)
+    assert "validation: loss" in lines[1]
+    assert f"accuracy {result.metrics['eval_accuracy']:.4g}" in "".join(lines)
+    assert lines[5] == "Trained for 4 steps: all done."
 
 
 @pytest.mark.parametrize("pooling", ["all", "attention"])
@@ -262,6 +310,11 @@ def test_finetune__all_that_is_drawn_and_averaged_survives_a_kill(
 
     assert figures(killed.run) == figures(whole.run)
     assert {"eval_ensemble_mAP", "eval_top1", "eval_auc"} <= figures(whole.run)[-1].keys()
+    for name in ("classes.csv", "confusion.csv", "confusion.png")[: 3 if loss == "ce" else 2]:
+        assert (killed.run / name).read_bytes() == (whole.run / name).read_bytes()
+    logs = [(run / "log.txt").read_text().replace(run.name, "RUN") for run in (killed.run, whole.run)]
+    said = [[line[8:] for line in log.splitlines()] for log in logs]
+    assert said[0] == said[1]
     for model in ("model", "average"):
         ours, theirs = (load_file(run / model / "model.safetensors") for run in (killed.run, whole.run))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

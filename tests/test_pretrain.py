@@ -38,6 +38,7 @@ def test_pretrain__writes_a_run_folder(run: Path, store: Path):
         "checkpoints",
         "model",
         "metrics.jsonl",
+        "log.txt",
         "tensorboard",
         "result.json",
     }

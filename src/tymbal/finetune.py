@@ -8,7 +8,7 @@ model on the validation clips lies in `classifier/model` and goes straight into 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tymbal.objectives.ensemble import Ensemble
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
-    from tymbal.training.folder import Resume, RunResult
+    from tymbal.training.folder import Resume, RunFolder, RunResult
 
 __all__ = ["finetune"]
 
@@ -86,6 +86,7 @@ def finetune(
         TrainingError: The loss is not finite.
     """
     from tymbal.store.dataset import StoreDataset
+    from tymbal.training.folder import RunFolder
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
     from tymbal.training.source import open_source
@@ -106,6 +107,8 @@ def finetune(
 
         provenance = {**description.provenance, "metrics": result.metrics}
         save_model(result.model, objective.model, replace(description, provenance=provenance))
+        if result.model == RunFolder(run).model:
+            _write_confusion(RunFolder(run), result, clips.classes)
 
     return train(
         objective,
@@ -115,12 +118,29 @@ def finetune(
         run=run,
         verb="finetune",
         resume=resume,
+        classes=clips.classes,
         weights=_weights(source, store, clips, chosen),
         on_evaluation=on_evaluation,
         groups=layered_groups(objective, encoder, chosen),
         stages=None if chosen.unfreeze_every is None else stages(encoder, chosen.unfreeze_every),
         finalise=finalise,
     )
+
+
+def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str]) -> None:
+    """Writes which classes the best model takes for which, as its evaluation counted them."""
+    from tymbal.evaluation.confusion import draw_confusion, write_confusion, write_decisions
+    from tymbal.training.checkpoints import Checkpoints
+    from tymbal.training.details import read_counts
+
+    counts = read_counts(Checkpoints(folder.checkpoints).path(result.best_step))
+    if "decisions" in counts:
+        write_decisions(folder.path / "confusion.csv", counts["decisions"].numpy(), classes)
+    if "confusion" in counts:
+        matrix = counts["confusion"].numpy()
+        write_confusion(folder.path / "confusion.csv", matrix, classes)
+        title = f"{matrix.sum():,} validation clips after step {result.best_step:,}: {matrix.trace():,} right"
+        draw_confusion(folder.path / "confusion.png", matrix, classes, title=title)
 
 
 def _features(settings: FinetuneSettings) -> FeatureSettings:

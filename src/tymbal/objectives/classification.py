@@ -24,7 +24,7 @@ from tymbal.objectives.randomness import fold
 
 __all__ = ["BestBy", "ClassificationObjective"]
 
-BestBy = Literal["accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"]
+BestBy = Literal["accuracy", "top1", "balanced_accuracy", "f1", "weighted_f1", "mAP", "auc", "loss"]
 
 
 _RATIOS = {"loss": "loss", "accuracy": "right", "top1": "top1"}
@@ -166,6 +166,26 @@ class ClassificationObjective(nn.Module):
             # Figures of SSAST's table, as the ensemble's are, and of little use for anything else.
             found["middle_precision"], found["middle_recall"] = scores.middle_precision_recall(histogram)
         return found
+
+    def by_class(self, sums: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+        """Figures of each class from the sums of an evaluation, each [classes].
+
+        `clips` of the class, `predicted`: clips that were taken for it, `precision`, `recall`, `f1`,
+        `average_precision` and `auc`; NaN where there is nothing to tell.
+        """
+        if self.multilabel:
+            hit, false_alarm, miss, _ = _array(sums["decisions"])
+            counts = (hit, hit + miss, hit + false_alarm)
+        else:
+            counts = scores.single_label_counts(_array(sums["confusion"]))
+        histogram = _array(sums["histogram"])
+        return {
+            "clips": counts[1],
+            "predicted": counts[2],
+            **scores.by_class(*counts),
+            "average_precision": scores.each_average_precision(histogram),
+            "auc": scores.each_roc_auc(histogram),
+        }
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:

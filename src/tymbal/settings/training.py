@@ -220,7 +220,8 @@ class FinetuneSettings(PtSettings, TrainingSettings):
             block, and so on downwards. `None` trains all from the start.
         loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
         best_by: Metric on the validation clips that tells the best model. `auto` is accuracy, or mAP where a clip may
-            have several labels; `top1` is how often the highest score is that of a label that the clip has.
+            have several labels; `top1` is how often the highest score is that of a label that the clip has; `f1` is the
+            mean over the classes, `weighted_f1` that over the clips' classes.
         label_smoothing: How far labels are pulled towards equal chances; of the binary cross entropy towards even odds.
         class_weights: Weights of the loss: `balanced` lets all classes count the same, however many clips they have.
         frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
@@ -254,7 +255,9 @@ class FinetuneSettings(PtSettings, TrainingSettings):
     layer_decay: float = 1.0
     unfreeze_every: float | None = None
     loss: Literal["auto", "ce", "bce"] = "auto"
-    best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"] = "auto"
+    best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "weighted_f1", "mAP", "auc", "loss"] = (
+        "auto"
+    )
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
     frequency_mask: int = 0

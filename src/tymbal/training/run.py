@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Clock, Evaluation, MetricsFile, Observer, PlateauWatch, ProgressBar, Timetable
 from tymbal.training.checkpoints import Checkpoints, verify
+from tymbal.training.details import ByClass, ClassDetails
 from tymbal.training.device import choose_device
 from tymbal.training.folder import Resume, RunFolder, RunResult
 from tymbal.training.layers import Stages, Unfreezing
@@ -109,6 +110,7 @@ def train(
     resume: Resume = "auto",
     groups: list[dict[str, Any]] | None = None,
     stages: Stages | None = None,
+    classes: Sequence[str] = (),
     weights: NDArray[np.float64] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     finalise: Callable[[RunResult], None],
@@ -127,6 +129,8 @@ def train(
         resume: As in `begin`.
         groups: Parameter groups for the optimizer, see `training.optimizer`. None treats all parameters alike.
         stages: What is thawed when, with gradual unfreezing; None trains all from the start.
+        classes: Names of the classes, of which every evaluation is then written down apart; the module is a
+            `training.details.ByClass`.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
         on_evaluation: Told about every evaluation, in the first process only.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
@@ -165,6 +169,7 @@ def train(
             average=average,
             on_evaluation=on_evaluation,
             stages=stages,
+            classes=classes,
             groups=groups
             or parameter_groups(
                 module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -291,6 +296,7 @@ def _trainer(
     average: WeightAverage | None,
     on_evaluation: Callable[[Evaluation], None] | None,
     stages: Stages | None,
+    classes: Sequence[str],
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
     device, dtype = arithmetic
@@ -307,11 +313,15 @@ def _trainer(
         save_every=settings.save_every,
         validates=validation_dataset is not None,
     )
-    callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, clock, plan)]
+    callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, folder.log, clock, plan)]
     if settings.patience:
         patience = EarlyStoppingCallback(settings.patience, settings.min_progress)
         patience.early_stopping_patience_counter = start.idle
         callbacks.append(patience)
+    details = None
+    if classes:
+        details = ClassDetails(folder.classes, cast(ByClass, module), classes)
+        callbacks.append(details)
     if stages is not None:
         callbacks.append(Unfreezing(stages, plan))
     if settings.schedule == "plateau":
@@ -332,6 +342,7 @@ def _trainer(
         groups=groups,
         checkpoints=checkpoints,
         average=average,
+        details=details,
         skip=start.step * plan.accumulate,
         callbacks=callbacks,
     )
