@@ -58,7 +58,7 @@ class TrainingSettings:
             and kept as a second model, `average`, in the run folder. `None` averages nothing.
         average_to: Last epoch of the average. `None` is the end.
         log_every: Steps between logged figures.
-        report_to: Trackers by name: tensorboard, wandb, mlflow.
+        report_to: Trackers by name: tensorboard, wandb, mlflow. The last two go where their environment variables say.
         workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
     """
 

@@ -1,7 +1,7 @@
 """Our settings as `TrainingArguments`: the same names where Hugging Face has the same thing.
 
 What is switched off here is done by us instead: the timetable (`training.callbacks`), saving (`training.checkpoints`),
-progress bars, and the choice of the device.
+trackers (`training.trackers`), progress bars, and the choice of the device.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=device.type == "cuda",
-        report_to=[name for name in settings.report_to if name != "tensorboard"],
+        report_to=[],
         disable_tqdm=True,
         log_level="error",
         log_level_replica="error",

@@ -7,7 +7,6 @@ module and saved.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import warnings
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
-from transformers.integrations.integration_utils import TensorBoardCallback
 
 from tymbal import config
 from tymbal.errors import CheckpointError, SettingsError
@@ -40,13 +38,13 @@ from tymbal.training.layers import Stages, Unfreezing
 from tymbal.training.optimizer import parameter_groups
 from tymbal.training.processes import first_speaks, join, on_first, processes, rank
 from tymbal.training.signals import StopOnSignal
+from tymbal.training.trackers import check_trackers, trackers
 from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer
 from tymbal.training.trouble import Arithmetic, in_plain_words, settle_device
 
 __all__ = ["begin", "train"]
 
 _TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
-_TRACKERS = ("tensorboard", "wandb", "mlflow")
 _STATE = "trainer_state.json"
 
 
@@ -87,7 +85,8 @@ def begin(
         The result, where the run is finished already; else None, and `train` is to be called.
 
     Raises:
-        SettingsError: The folder holds a run with other settings, of another verb, or any run at all.
+        SettingsError: The folder holds a run with other settings, of another verb, or any run at all; or a tracker is
+            missing.
         CheckpointError: There is no run to resume.
     """
     join(choose_device(settings.device)[0])
@@ -95,6 +94,8 @@ def begin(
     result = on_first(lambda: folder.begin(verb, arguments, settings, resume=resume))
     if result is not None:
         tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
+    else:
+        on_first(lambda: check_trackers(settings.report_to))
     return result
 
 
@@ -229,13 +230,6 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
             f"{name} needs validation clips, and there are none",
             advice=f"Prepare the store with a validation split, or do without {name}.",
         )
-    for name in settings.report_to:
-        if name not in _TRACKERS:
-            raise SettingsError(f"report_to names {name}, which is not one of {', '.join(_TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise SettingsError(
-                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {name}"
-            )
 
 
 def _find_start(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> _Start:
@@ -330,8 +324,8 @@ def _trainer(
         callbacks.append(average)
     if on_evaluation is not None:
         callbacks.append(Observer(on_evaluation, folder.metrics, module))
-    if "tensorboard" in settings.report_to and rank() == 0:
-        callbacks.append(_tensorboard(folder, start))
+    if rank() == 0:
+        callbacks += trackers(settings, folder, purge=start.step + 1 if start.checkpoint else None)
     trainer = TymbalTrainer(
         module,
         arguments,
@@ -351,16 +345,6 @@ def _trainer(
     # `Trainer` seeds all processes alike, which then would drop out the same places of different clips.
     set_seed(settings.seed + rank())
     return trainer
-
-
-def _tensorboard(folder: RunFolder, start: _Start) -> TensorBoardCallback:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # Hugging Face would take its folder from an environment variable. Purging hides what a killed session logged after
-    # its last checkpoint.
-    purge = start.step + 1 if start.checkpoint else None
-    writer = SummaryWriter(str(folder.tensorboard), purge_step=purge)
-    return TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
 
 
 def _fit(trainer: TymbalTrainer, start: _Start, *, title: str) -> None:
