@@ -157,6 +157,20 @@ def test_finetune__tells_of_each_class_and_which_are_confused(multilabel: bool, 
     assert (result.run / "confusion.png").exists() != multilabel
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_finetune__one_clip_in_so_many_of_every_class(
+    multilabel: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tone_store(tmp_path / "store", clips=16, validation=5, multilabel=multilabel)  # 11 and 5 of each first label
+    result = finetune(tmp_path / "store", tmp_path / "run", every=10, epochs=1, deterministic=True, **TINY)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Of every class and split one clip in 10 is taken" in said
+    # 11 clips of each class give 2. Of the clips with two labels, those of middle and high count as high: 17, 11 and 5.
+    learned, asked = (5, 3) if multilabel else (6, 3)
+    assert f"{learned} clips to learn from, {asked} to validate on" in said
+    assert load_model(result.run).description.labels == ("high", "low", "middle")
+
+
 def test_finetune__log_is_for_people(tmp_path: Path) -> None:
     tone_store(tmp_path / "store", clips=6, validation=2)
     result = finetune(tmp_path / "store", tmp_path / "run", epochs=2, batch_sizes=(12, 4), **TINY)

@@ -158,11 +158,13 @@ def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSetti
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
     table = table_classes(settings.label_csv) if settings.classes == "table" and settings.label_csv else None
-    clips = labelled_clips(store, multilabel=multilabel, classes=table)
+    clips = labelled_clips(store, multilabel=multilabel, classes=table, every=settings.every)
     if clips.left_out:
         tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
     for folder in _empty_class_folders(Path(source)):
         tell(f"{folder} holds no sound: the class is not learned from it", warning=True)
+    if settings.every > 1:
+        tell(f"Of every class and split one clip in {settings.every} is taken")
     kind = "any number of labels a clip" if clips.multilabel else "one label a clip"
     tell(
         f"{len(clips.classes)} classes, {kind}: {len(clips.train):,} clips to learn from, "

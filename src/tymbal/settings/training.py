@@ -48,6 +48,9 @@ class TrainingSettings:
             and SSAST, or of each `clip`, which takes out how loud it is. `auto` is as the weights to start from have
             it, else dataset.
         seed: Seed of weights, order, masks and augmentation.
+        deterministic: Let the same seed give the same weights also on a GPU, at the price of some speed. On a CPU it
+            does anyway.
+        every: Take one clip in so many of every split (with labels, of every class), to try a run out.
         eval_every: Epochs between evaluations (fractions allowed).
         eval_steps: Steps between evaluations, instead of epochs.
         save_every: Epochs between checkpoints (fractions allowed). `None` is after every evaluation.
@@ -87,6 +90,8 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     normalize: Literal["auto", "dataset", "clip"] = "auto"
     seed: int = 42
+    deterministic: bool = False
+    every: int = 1
     eval_every: float = 1
     eval_steps: int | None = None
     save_every: float | None = None
@@ -119,6 +124,7 @@ class TrainingSettings:
         for name in ("adam_beta1", "adam_beta2"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")
         check(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
+        check(self.every >= 1, "every", self.every, "1 or more")
         check(self.eval_every > 0, "eval_every", self.eval_every, "a number of epochs above 0")
         check(self.eval_steps is None or self.eval_steps >= 1, "eval_steps", self.eval_steps, "1 or more")
         check(self.save_every is None or self.save_every > 0, "save_every", self.save_every, "a number above 0")

@@ -39,6 +39,7 @@ FREE = frozenset(
         "device",
         "workers",
         "compile",
+        "deterministic",
         "gradient_checkpointing",
         "max_minutes",
         "log_every",

@@ -32,6 +32,7 @@ from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Clock, Evaluation, MetricsFile, Observer, PlateauWatch, ProgressBar, Timetable
 from tymbal.training.checkpoints import Checkpoints, verify
 from tymbal.training.details import ByClass, ClassDetails
+from tymbal.training.determinism import reproducible
 from tymbal.training.device import choose_device
 from tymbal.training.folder import Resume, RunFolder, RunResult
 from tymbal.training.layers import Stages, Unfreezing
@@ -141,7 +142,8 @@ def train(
         How the run ended, with the figures of the saved model.
 
     Raises:
-        TrainingError: The loss is not finite, the memory of the device is too small, or CUDA failed.
+        TrainingError: The loss is not finite, the memory of the device is too small, CUDA failed, or something has no
+            deterministic form there.
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         SettingsError: Settings do not go together.
         Stopped: A signal asked to stop; a checkpoint is written.
@@ -155,41 +157,42 @@ def train(
     start = on_first(lambda: _find_start(checkpoints, plan, resume))
     clock = Clock(settings.max_minutes, start.seconds)
     average = None if settings.average_from is None else WeightAverage(module, settings)
-    arithmetic = settle_device(module, train_dataset, settings, plan=plan)
-    with in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints):
-        trainer = _trainer(
-            module,
-            (train_dataset, validation_dataset if has_validation else None),
-            settings,
-            arithmetic=arithmetic,
-            folder=folder,
-            plan=plan,
-            checkpoints=checkpoints,
-            start=start,
-            clock=clock,
-            average=average,
-            on_evaluation=on_evaluation,
-            stages=stages,
-            classes=classes,
-            groups=groups
-            or parameter_groups(
-                module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-            ),
-        )
-        if settings.patience and start.idle >= settings.patience:
-            # It was killed when patience was used up and the model not yet saved: there is nothing more to train.
-            steps, best_step = start.step, start.best_step
-        else:
-            _fit(trainer, start, title=_TITLES.get(verb, verb))
-            steps, best_step = trainer.state.global_step, trainer.state.best_global_step
-        ended = "minutes" if clock.rang else "steps" if steps >= plan.steps else "patience"
-        if average is not None and average.count:
-            figures = trainer.evaluated(average)
-            averaged = RunResult(
-                run=run, model=folder.average, metrics=figures, steps=steps, best_step=steps, ended=ended
+    with reproducible(settings.deterministic):
+        arithmetic = settle_device(module, train_dataset, settings, plan=plan)
+        with in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints):
+            trainer = _trainer(
+                module,
+                (train_dataset, validation_dataset if has_validation else None),
+                settings,
+                arithmetic=arithmetic,
+                folder=folder,
+                plan=plan,
+                checkpoints=checkpoints,
+                start=start,
+                clock=clock,
+                average=average,
+                on_evaluation=on_evaluation,
+                stages=stages,
+                classes=classes,
+                groups=groups
+                or parameter_groups(
+                    module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+                ),
             )
-            if rank() == 0:
-                finalise(averaged)
+            if settings.patience and start.idle >= settings.patience:
+                # It was killed when patience was used up and the model not yet saved: there is nothing more to train.
+                steps, best_step = start.step, start.best_step
+            else:
+                _fit(trainer, start, title=_TITLES.get(verb, verb))
+                steps, best_step = trainer.state.global_step, trainer.state.best_global_step
+            ended = "minutes" if clock.rang else "steps" if steps >= plan.steps else "patience"
+            if average is not None and average.count:
+                figures = trainer.evaluated(average)
+                averaged = RunResult(
+                    run=run, model=folder.average, metrics=figures, steps=steps, best_step=steps, ended=ended
+                )
+                if rank() == 0:
+                    finalise(averaged)
     saved = _load_best(
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), checkpoints, [best_step, steps]
     )
