@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,33 @@ def test_finetune__refuses_what_cannot_be_learned(tmp_path: Path) -> None:
         finetune(tmp_path / "store", tmp_path / "run3", train="3", **TINY)
     with pytest.raises(ModelError, match="there is no such model"):
         finetune(tmp_path / "store", tmp_path / "run4", from_=str(tmp_path / "no where"), **TINY)
+
+
+def test_finetune__a_class_folder_only_in_validation_is_named(tmp_path: Path) -> None:
+    source = pretrained(tmp_path / "model")
+    folder = tone_folder(tmp_path / "sound", clips=2)
+    (folder / "validation" / "low").rename(folder / "validation" / "lwo")
+    with pytest.raises(StoreError, match="no clip to learn from has the label that validation clips have: lwo"):
+        finetune(folder, tmp_path / "run", from_=source, **TINY)
+    # The other way round it is no mistake: the map of labels is that of training.
+    shutil.rmtree(folder / "validation" / "lwo")
+    result = finetune(folder, tmp_path / "other", from_=source, max_steps=1, **TINY)
+    assert load_model(result.run).description.labels == ("high", "low", "middle")
+    assert json.loads((result.model / "labels.json").read_text()) == ["high", "low", "middle"]
+
+
+def test_finetune__its_model_is_never_mixed_with_an_older_one(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    fresh = finetune(tmp_path / "store", tmp_path / "fresh", max_steps=1, **TINY)
+    run = tmp_path / "run"
+    finetune(tmp_path / "store", run, max_steps=1, **{**TINY, "pooling": "cls"})
+    (run / "model" / "objective.safetensors").write_bytes(b"of an older run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "result.json").unlink()
+    result = finetune(tmp_path / "store", run, max_steps=1, **TINY)
+    ours, theirs = ({path.name: path.read_bytes() for path in each.model.iterdir()} for each in (result, fresh))
+    assert ours.keys() == theirs.keys()
+    assert ours["model.safetensors"] == theirs["model.safetensors"]
 
 
 def test_finetune__best_by_another_metric(tmp_path: Path) -> None:
