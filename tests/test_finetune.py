@@ -179,6 +179,7 @@ def test_finetune__log_is_for_people(tmp_path: Path) -> None:
     assert header.split() == ["elapsed", "epoch", "step"]
     assert [line.split()[1:3] for line in lines[:4]] == [["1.00", "1"], ["1.00", "1"], ["2.00", "4"], ["2.00", "4"]]
     assert ("batch size 12" in lines[0], "batch size 4" in lines[2]) == (True, True)
+    assert lines[0].split("  ")[-1].startswith("loss ")
     assert "validation: loss" in lines[1]
     assert f"accuracy {result.metrics['eval_accuracy']:.4g}" in "".join(lines)
     assert lines[5] == "Trained for 4 steps: all done."
