@@ -159,40 +159,43 @@ def train(
     average = None if settings.average_from is None else WeightAverage(module, settings)
     with reproducible(settings.deterministic):
         arithmetic = settle_device(module, train_dataset, settings, plan=plan)
-        with in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints):
-            trainer = _trainer(
-                module,
-                (train_dataset, validation_dataset if has_validation else None),
-                settings,
-                arithmetic=arithmetic,
-                folder=folder,
-                plan=plan,
-                checkpoints=checkpoints,
-                start=start,
-                clock=clock,
-                average=average,
-                on_evaluation=on_evaluation,
-                stages=stages,
-                classes=classes,
-                groups=groups
-                or parameter_groups(
-                    module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
-                ),
+    with (
+        reproducible(settings.deterministic),
+        in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints),
+    ):
+        trainer = _trainer(
+            module,
+            (train_dataset, validation_dataset if has_validation else None),
+            settings,
+            arithmetic=arithmetic,
+            folder=folder,
+            plan=plan,
+            checkpoints=checkpoints,
+            start=start,
+            clock=clock,
+            average=average,
+            on_evaluation=on_evaluation,
+            stages=stages,
+            classes=classes,
+            groups=groups
+            or parameter_groups(
+                module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+            ),
+        )
+        if settings.patience and start.idle >= settings.patience:
+            # It was killed when patience was used up and the model not yet saved: there is nothing more to train.
+            steps, best_step = start.step, start.best_step
+        else:
+            _fit(trainer, start, title=_TITLES.get(verb, verb))
+            steps, best_step = trainer.state.global_step, trainer.state.best_global_step
+        ended = "minutes" if clock.rang else "steps" if steps >= plan.steps else "patience"
+        if average is not None and average.count:
+            figures = trainer.evaluated(average)
+            averaged = RunResult(
+                run=run, model=folder.average, metrics=figures, steps=steps, best_step=steps, ended=ended
             )
-            if settings.patience and start.idle >= settings.patience:
-                # It was killed when patience was used up and the model not yet saved: there is nothing more to train.
-                steps, best_step = start.step, start.best_step
-            else:
-                _fit(trainer, start, title=_TITLES.get(verb, verb))
-                steps, best_step = trainer.state.global_step, trainer.state.best_global_step
-            ended = "minutes" if clock.rang else "steps" if steps >= plan.steps else "patience"
-            if average is not None and average.count:
-                figures = trainer.evaluated(average)
-                averaged = RunResult(
-                    run=run, model=folder.average, metrics=figures, steps=steps, best_step=steps, ended=ended
-                )
-                if rank() == 0:
-                    finalise(averaged)
+            if rank() == 0:
+                finalise(averaged)
     saved = _load_best(
         trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), checkpoints, [best_step, steps]
     )
