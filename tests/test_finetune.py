@@ -221,14 +221,19 @@ def test_finetune__folder_is_prepared_into_the_run(tmp_path: Path, capsys: pytes
     assert "3 classes, one label a clip: 9 clips to learn from, 9 to validate on" in said
 
 
-def test_finetune__same_seed_same_weights_whatever_was_drawn_before(tmp_path: Path) -> None:
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, CUDA])])
+def test_finetune__same_seed_same_weights_whatever_was_drawn_before(device: str, tmp_path: Path) -> None:
+    settings = {**TINY, "device": device, "deterministic": device == "cuda", "frequency_mask": 4, "time_mask": 8}
     tone_store(tmp_path / "store", clips=6, validation=2)
     weights = []
     for number in range(2):
         torch.manual_seed(number)
         np.random.seed(number)  # noqa: NPY002 - what a caller may have done
         run = tmp_path / f"run{number}"
-        finetune(tmp_path / "store", run, max_steps=3, frequency_mask=4, time_mask=8, **TINY)
+        finetune(tmp_path / "store", run, max_steps=3, **settings)
         weights.append(load_file(run / "model" / "model.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

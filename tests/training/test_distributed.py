@@ -64,6 +64,9 @@ def test_two_processes__equal_one_with_twice_the_batch(folder: Path, store: Path
 def test_two_processes__thaw_alike(folder: Path, tmp_path: Path):
     finetune(folder / "tones", tmp_path / "one", **THAWING)
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (folder / "thawing", tmp_path / "one"))
+    for name in ("confusion.csv", "confusion.png"):
+        assert (folder / "thawing" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+    assert len((folder / "thawing" / "classes.csv").read_text().splitlines()) == 1 + 3 * 3  # epochs, classes
     # A softmax is blind to the bias of the keys, the middle third: its gradient is nothing but rounding.
     for name, value in theirs.items():
         parts = zip(ours[name].chunk(3), value.chunk(3), strict=True) if name.endswith("qkv.bias") else []

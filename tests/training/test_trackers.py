@@ -21,7 +21,9 @@ def test_check_trackers__names_what_is_missing_before_anything_is_made(
     (tmp_path / "path" / "wandb").mkdir(parents=True)  # what wandb itself leaves, and Python takes for a package
     monkeypatch.syspath_prepend(tmp_path / "path")
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    with pytest.raises(SettingsError, match="wandb, which is not installed"):
+    with pytest.raises(
+        SettingsError, match=r"wandb, which is not installed\n  Install it: pip install 'tymbal\[wandb\]'"
+    ):
         finetune(tmp_path / "sound that is not there", tmp_path / "run", report_to=("tensorboard", "wandb"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.yaml"]
     with pytest.raises(SettingsError, match="wandbb, which is not one of tensorboard, wandb, mlflow"):

@@ -49,8 +49,9 @@ def check_trackers(names: Sequence[str]) -> None:
         found = importlib.util.find_spec(name)
         # A folder of that name, as wandb leaves one, looks like a package without a file.
         if found is None or found.origin is None:
+            wanted = name if name == "tensorboard" else f"'tymbal[{name}]'"
             raise SettingsError(
-                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {name}"
+                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {wanted}"
             )
     if "mlflow" in names:
         _reach_mlflow()
