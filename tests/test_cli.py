@@ -13,7 +13,7 @@ import tymbal
 from tymbal import config
 from tymbal.cli import main
 from tymbal.errors import AudioError
-from tymbal.settings import PrepareSettings
+from tymbal.settings import FinetuneSettings, PrepareSettings
 
 
 @pytest.fixture
@@ -43,6 +43,16 @@ def test_verb__without_settings_all_are_defaults(called):
     assert main(["scan", "sounds"]) == 0
     (source, output), keywords = called[0]
     assert (source, output, keywords) == (Path("sounds"), None, {})
+
+
+@pytest.mark.parametrize("sizes", [["1,1,2,4"], ["1", "1", "2", "4"], ["1, 1", "2,4"]])
+def test_verb__lists_may_have_commas(monkeypatch, tmp_path, sizes):
+    calls = []
+    monkeypatch.setitem(vars(tymbal), "finetune", lambda *a, **k: calls.append(k) or SimpleNamespace(summary=str))
+    (tmp_path / "a.yaml").write_text("report-to: [tensorboard, wandb]\n")
+    assert main(["finetune", "sounds", "-o", "run", "--batch-sizes", *sizes, "-c", str(tmp_path / "a.yaml")]) == 0
+    settings = config.from_mapping(FinetuneSettings, {k: v for k, v in calls[0].items() if k != "resume"})
+    assert (settings.batch_sizes, settings.report_to) == ((1, 1, 2, 4), ("tensorboard", "wandb"))
 
 
 def test_config__flags_stand_above_the_file(called, tmp_path):

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn import metrics
 
 from tones import FEATURES, FRAMES, tone_folder, tone_store
-from tymbal import config, finetune, prepare
+from tymbal import config, finetune, predict, prepare
 from tymbal.errors import ModelError, SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.models.classifier import SpectrogramClassifier
@@ -141,6 +144,84 @@ def test_finetune__cls_pooling_opens_in_transformers(tmp_path: Path) -> None:
         torch.testing.assert_close(stock(x).logits, loaded.module(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_finetune__tells_of_each_class_and_which_are_confused(multilabel: bool, tmp_path: Path) -> None:
+    store = tone_store(tmp_path / "store", multilabel=multilabel)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=5, **TINY)
+    loaded = load_model(result.run)
+    rows = store.rows("validation")
+    frames = torch.from_numpy(store.real_frames[rows].astype(np.int64))
+    with torch.no_grad():
+        x = loaded.description.normalisation(torch.from_numpy(store.gather(rows)), frames)
+        logits = loaded.module(x, frames=frames).numpy()
+    truth = store.label_matrix(rows) > 0
+    classes = {name: place for place, name in enumerate(loaded.description.labels)}
+    with (result.run / "classes.csv").open(newline="") as file:
+        table = [row for row in csv.DictReader(file) if int(row["step"]) == result.best_step]
+    assert [row["class"] for row in table] == list(classes)
+    guessed = logits > 0 if multilabel else logits == logits.max(axis=1, keepdims=True)
+    expected = metrics.precision_recall_fscore_support(truth, guessed, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "clips"), expected, strict=True):
+        assert [float(row[name]) for row in table] == pytest.approx(values.tolist(), rel=1e-5)
+    assert result.metrics["eval_weighted_f1"] == pytest.approx((expected[2] * expected[3]).sum() / expected[3].sum())
+    with (result.run / "confusion.csv").open(newline="") as file:
+        header, *counted = csv.reader(file)
+    numbers = np.array([row[1:] for row in counted], dtype=int)
+    if multilabel:
+        assert header == ["class", "hits", "misses", "false_alarms", "rejections"]
+        found = metrics.multilabel_confusion_matrix(truth, guessed)
+        assert numbers.tolist() == [[tp, fn, fp, tn] for (tn, fp), (fn, tp) in found.tolist()]
+    else:
+        assert header == ["truth", *classes]
+        assert numbers.tolist() == metrics.confusion_matrix(truth.argmax(1), logits.argmax(1)).tolist()
+        assert result.metrics["eval_accuracy"] == pytest.approx(numbers.trace() / numbers.sum())
+    assert (result.run / "confusion.png").exists() != multilabel
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_finetune__one_clip_in_so_many_of_every_class(
+    multilabel: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tone_store(tmp_path / "store", clips=16, validation=5, multilabel=multilabel)  # 11 and 5 of each first label
+    result = finetune(tmp_path / "store", tmp_path / "run", every=10, epochs=1, deterministic=True, **TINY)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Of every class and split one clip in 10 is taken" in said
+    # 11 clips of each class give 2. Of the clips with two labels, those of middle and high count as high: 17, 11 and 5.
+    learned, asked = (5, 3) if multilabel else (6, 3)
+    assert f"{learned} clips to learn from, {asked} to validate on" in said
+    assert load_model(result.run).description.labels == ("high", "low", "middle")
+
+
+def test_finetune__log_is_for_people(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=2, batch_sizes=(12, 4), **TINY)
+    header, *lines = (result.run / "log.txt").read_text().splitlines()
+    assert header.split() == ["elapsed", "epoch", "step"]
+    assert [line.split()[1:3] for line in lines[:4]] == [["1.00", "1"], ["1.00", "1"], ["2.00", "4"], ["2.00", "4"]]
+    assert ("batch size 12" in lines[0], "batch size 4" in lines[2]) == (True, True)
+    assert lines[0].split("  ")[-1].startswith("loss ")
+    assert "validation: loss" in lines[1]
+    assert f"accuracy {result.metrics['eval_accuracy']:.4g}" in "".join(lines)
+    assert lines[5] == "Trained for 4 steps: all done."
+
+
+@pytest.mark.parametrize("pooling", ["all", "attention"])
+def test_finetune__heads_that_only_tymbal_has(pooling: str, tmp_path: Path) -> None:
+    source = pretrained(tmp_path / "model")
+    tone_store(tmp_path / "store")
+    settings = {**TINY, "from_": source, "pooling": pooling, "train": "head", "learning_rate": 0.1}
+    result = finetune(tmp_path / "store", tmp_path / "run", epochs=8, eval_every=4, **settings)
+    assert result.metrics["eval_accuracy"] >= 0.8
+    loaded = load_model(tmp_path / "run")
+    assert (loaded.description.pooling, loaded.description.skip_padding) == (pooling, True)
+    if pooling == "attention":
+        assert loaded.module.attentive.query.abs().min() > 0.01
+    recording = tmp_path / "sound" / "train" / "low" / "0.wav"
+    tone_folder(tmp_path / "sound", clips=1)
+    predict(tmp_path / "run", recording, tmp_path / "scores.csv", device="cpu", precision="float32")
+    assert (tmp_path / "scores.csv").read_text().splitlines()[1].split(",")[3] == "low"
+
+
 def test_finetune__several_labels(tmp_path: Path) -> None:
     tone_store(tmp_path / "store", multilabel=True)
     result = finetune(tmp_path / "store", tmp_path / "run", epochs=20, eval_every=10, **TINY)
@@ -160,14 +241,19 @@ def test_finetune__folder_is_prepared_into_the_run(tmp_path: Path, capsys: pytes
     assert "3 classes, one label a clip: 9 clips to learn from, 9 to validate on" in said
 
 
-def test_finetune__same_seed_same_weights_whatever_was_drawn_before(tmp_path: Path) -> None:
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, CUDA])])
+def test_finetune__same_seed_same_weights_whatever_was_drawn_before(device: str, tmp_path: Path) -> None:
+    settings = {**TINY, "device": device, "deterministic": device == "cuda", "frequency_mask": 4, "time_mask": 8}
     tone_store(tmp_path / "store", clips=6, validation=2)
     weights = []
     for number in range(2):
         torch.manual_seed(number)
         np.random.seed(number)  # noqa: NPY002 - what a caller may have done
         run = tmp_path / f"run{number}"
-        finetune(tmp_path / "store", run, max_steps=3, frequency_mask=4, time_mask=8, **TINY)
+        finetune(tmp_path / "store", run, max_steps=3, **settings)
         weights.append(load_file(run / "model" / "model.safetensors"))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -197,6 +283,33 @@ def test_finetune__refuses_what_cannot_be_learned(tmp_path: Path) -> None:
         finetune(tmp_path / "store", tmp_path / "run4", from_=str(tmp_path / "no where"), **TINY)
 
 
+def test_finetune__a_class_folder_only_in_validation_is_named(tmp_path: Path) -> None:
+    source = pretrained(tmp_path / "model")
+    folder = tone_folder(tmp_path / "sound", clips=2)
+    (folder / "validation" / "low").rename(folder / "validation" / "lwo")
+    with pytest.raises(StoreError, match="no clip to learn from has the label that validation clips have: lwo"):
+        finetune(folder, tmp_path / "run", from_=source, **TINY)
+    # The other way round it is no mistake: the map of labels is that of training.
+    shutil.rmtree(folder / "validation" / "lwo")
+    result = finetune(folder, tmp_path / "other", from_=source, max_steps=1, **TINY)
+    assert load_model(result.run).description.labels == ("high", "low", "middle")
+    assert json.loads((result.model / "labels.json").read_text()) == ["high", "low", "middle"]
+
+
+def test_finetune__its_model_is_never_mixed_with_an_older_one(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    fresh = finetune(tmp_path / "store", tmp_path / "fresh", max_steps=1, **TINY)
+    run = tmp_path / "run"
+    finetune(tmp_path / "store", run, max_steps=1, **{**TINY, "pooling": "cls"})
+    (run / "model" / "objective.safetensors").write_bytes(b"of an older run")
+    shutil.rmtree(run / "checkpoints")
+    (run / "result.json").unlink()
+    result = finetune(tmp_path / "store", run, max_steps=1, **TINY)
+    ours, theirs = ({path.name: path.read_bytes() for path in each.model.iterdir()} for each in (result, fresh))
+    assert ours.keys() == theirs.keys()
+    assert ours["model.safetensors"] == theirs["model.safetensors"]
+
+
 def test_finetune__best_by_another_metric(tmp_path: Path) -> None:
     tone_store(tmp_path / "store", clips=6, validation=2)
     result = finetune(tmp_path / "store", tmp_path / "run", epochs=4, best_by="loss", **TINY)
@@ -209,6 +322,15 @@ def test_finetune__best_by_another_metric(tmp_path: Path) -> None:
 EVERYTHING = {
     **TINY,
     "epochs": 4,
+    "batch_sizes": (12, 6, 8),
+    "accumulate": 2,
+    "pooling": "attention",
+    "dropout": 0.1,
+    "layer_decay": 0.7,
+    "unfreeze_every": 1,
+    "class_weights": "balanced",
+    "label_smoothing": 0.1,
+    "time_mask": 8,
     "optimizer": "adam",
     "schedule": "step",
     "step_start": 1,
@@ -219,7 +341,6 @@ EVERYTHING = {
     "noise": 0.1,
     "roll": 3,
     "balance": True,
-    "loss": "bce",
     "best_by": "top1",
     "ensemble": True,
     "average_from": 2,
@@ -227,26 +348,29 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.parametrize(("multilabel", "loss"), [(False, "ce"), (False, "bce"), (True, "auto")])
 def test_finetune__all_that_is_drawn_and_averaged_survives_a_kill(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    multilabel: bool, loss: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tymbal.training.trainer import TymbalTrainer
 
-    tone_store(tmp_path / "store", clips=10, validation=2)
-    whole = finetune(tmp_path / "store", tmp_path / "whole", **EVERYTHING)
+    tone_store(tmp_path / "store", clips=10, validation=2, multilabel=multilabel)
+    everything = {**EVERYTHING, "loss": loss}
+    whole = finetune(tmp_path / "store", tmp_path / "whole", **everything)
+    assert "balance and class_weights do the same thing" in " ".join(capsys.readouterr().err.split())
     calls, original = [], TymbalTrainer.compute_loss
 
     def failing(self: TymbalTrainer, *args: object, **kwargs: object) -> object:
         calls.append(1)
-        if len(calls) == 6:  # in the third of four epochs
+        if len(calls) == 10:  # in the third of four epochs
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(TymbalTrainer, "compute_loss", failing)
         with pytest.raises(KeyboardInterrupt):
-            finetune(tmp_path / "store", tmp_path / "killed", **EVERYTHING)
-    killed = finetune(tmp_path / "store", tmp_path / "killed", **EVERYTHING)
+            finetune(tmp_path / "store", tmp_path / "killed", **everything)
+    killed = finetune(tmp_path / "store", tmp_path / "killed", **everything)
 
     def figures(run: Path) -> list[dict[str, float]]:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -254,6 +378,11 @@ def test_finetune__all_that_is_drawn_and_averaged_survives_a_kill(
 
     assert figures(killed.run) == figures(whole.run)
     assert {"eval_ensemble_mAP", "eval_top1", "eval_auc"} <= figures(whole.run)[-1].keys()
+    for name in ("classes.csv", "confusion.csv", "confusion.png")[: 3 if loss == "ce" else 2]:
+        assert (killed.run / name).read_bytes() == (whole.run / name).read_bytes()
+    logs = [(run / "log.txt").read_text().replace(run.name, "RUN") for run in (killed.run, whole.run)]
+    said = [[line[8:] for line in log.splitlines()] for log in logs]
+    assert said[0] == said[1]
     for model in ("model", "average"):
         ours, theirs = (load_file(run / model / "model.safetensors") for run in (killed.run, whole.run))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

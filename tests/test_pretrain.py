@@ -38,6 +38,7 @@ def test_pretrain__writes_a_run_folder(run: Path, store: Path):
         "checkpoints",
         "model",
         "metrics.jsonl",
+        "log.txt",
         "tensorboard",
         "result.json",
     }
@@ -137,3 +138,10 @@ def test_pretrain__a_learning_rate_far_too_high_stops_with_advice(store: Path, t
         pretrain(store, tmp_path / "run", **{**TINY, "learning_rate": 1e30, "clip_norm": 0.0, "warmup": 0.0})
     assert not (tmp_path / "run" / "model").exists()
     assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+def test_pretrain__one_clip_in_so_many(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    result = pretrain(store, tmp_path / "run", **{**TINY, "every": 10, "epochs": 1, "batch_size": 2})
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Of every split one clip in 10 is taken 4 clips to learn from, 1 to validate on" in said
+    assert result.steps == 2

@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.exceptions import MissingArgumentError, UnusedCliTokensError
 
 import tymbal
-from tymbal.cli_config import fill_from_file, fill_from_recipe
+from tymbal.cli_config import fill_from_file, fill_from_recipe, split_lists
 from tymbal.cli_help import VerbHelp, shown_default
 from tymbal.config import to_keywords
 from tymbal.environment import check_companions
@@ -69,7 +69,7 @@ app = App(
     help_epilogue=_EXAMPLE,
     version=tymbal.__version__,
     group_parameters=_OPTIONS,
-    config=(fill_from_file, fill_from_recipe),
+    config=(split_lists, fill_from_file, fill_from_recipe),
     default_parameter=Parameter(negative_iterable=(), show_default=shown_default),
     suppress_keyboard_interrupt=False,
 )

@@ -1,4 +1,4 @@
-"""`--config FILE` on the command line, and recipes: they fill in what no flag was given for.
+"""What happens to flags before they are converted: lists with commas are taken apart, and files and recipes fill in.
 
 Cyclopts calls `fill_from_file` and `fill_from_recipe` after it has read the flags and before it converts them. What
 they find becomes a token of the argument that it is for, so that what is required, what is converted and what is shown
@@ -7,6 +7,7 @@ stays one mechanism.
 
 from __future__ import annotations
 
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,22 @@ from cyclopts.argument import Argument, ArgumentCollection
 from tymbal import settings as stages
 from tymbal.config import from_mapping, is_run_file, read_run_yaml, read_settings, recipe_under, to_keywords
 
-__all__ = ["fill_from_file", "fill_from_recipe"]
+__all__ = ["fill_from_file", "fill_from_recipe", "split_lists"]
+
+
+def split_lists(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Takes `--batch-sizes 1,1,2,4` apart, as YAML and Python do; `1 1 2 4` is the same.
+
+    Args:
+        app: The command line.
+        commands: The verb.
+        arguments: What was found on the command line, by parameter; changed in place.
+    """
+    del app, commands
+    for argument in arguments:
+        if argument.keys and typing.get_origin(argument.hint) is tuple:
+            found = [(token, part) for token in argument.tokens for part in token.value.split(",")]
+            argument.tokens = [token.evolve(value=part.strip(), index=i) for i, (token, part) in enumerate(found)]
 
 
 def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:

@@ -8,7 +8,7 @@ model on the validation clips lies in `classifier/model` and goes straight into 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,10 @@ from tymbal.training.processes import first_speaks, processes
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor
 
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.features.normalisation import Normalisation
-    from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.augmentation import Augmentation
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from tymbal.store.base import SpectrogramSource
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.callbacks import Evaluation
-    from tymbal.training.folder import Resume, RunResult
+    from tymbal.training.folder import Resume, RunFolder, RunResult
 
 __all__ = ["finetune"]
 
@@ -88,6 +87,8 @@ def finetune(
         TrainingError: The loss is not finite.
     """
     from tymbal.store.dataset import StoreDataset
+    from tymbal.training.folder import RunFolder
+    from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
     from tymbal.training.source import open_source, settled
 
@@ -99,13 +100,16 @@ def finetune(
     store = open_source(source, run, _features(chosen), chosen)
     clips = _clips(source, store, chosen)
     objective, description = _objective(store, clips, chosen)
-    _freeze(objective.model, chosen.train)
+    encoder = objective.model.encoder
+    freeze(objective.model, chosen.train)
 
     def finalise(result: RunResult) -> None:
         from tymbal.models.folder import save_model
 
         provenance = {**description.provenance, "metrics": result.metrics}
         save_model(result.model, objective.model, replace(description, provenance=provenance))
+        if result.model == RunFolder(run).model:
+            _write_confusion(RunFolder(run), result, clips.classes)
 
     return train(
         objective,
@@ -115,11 +119,29 @@ def finetune(
         run=run,
         verb="finetune",
         resume=resume,
+        classes=clips.classes,
         weights=_weights(source, store, clips, chosen),
         on_evaluation=on_evaluation,
-        groups=_groups(objective, chosen),
+        groups=layered_groups(objective, encoder, chosen),
+        stages=None if chosen.unfreeze_every is None else stages(encoder, chosen.unfreeze_every),
         finalise=finalise,
     )
+
+
+def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str]) -> None:
+    """Writes which classes the best model takes for which, as its evaluation counted them."""
+    from tymbal.evaluation.confusion import draw_confusion, write_confusion, write_decisions
+    from tymbal.training.checkpoints import Checkpoints
+    from tymbal.training.details import read_counts
+
+    counts = read_counts(Checkpoints(folder.checkpoints).path(result.best_step))
+    if "decisions" in counts:
+        write_decisions(folder.path / "confusion.csv", counts["decisions"].numpy(), classes)
+    if "confusion" in counts:
+        matrix = counts["confusion"].numpy()
+        write_confusion(folder.path / "confusion.csv", matrix, classes)
+        title = f"{matrix.sum():,} validation clips after step {result.best_step:,}: {matrix.trace():,} right"
+        draw_confusion(folder.path / "confusion.png", matrix, classes, title=title)
 
 
 def _features(settings: FinetuneSettings) -> FeatureSettings:
@@ -137,11 +159,13 @@ def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSetti
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
     table = table_classes(settings.label_csv) if settings.classes == "table" and settings.label_csv else None
-    clips = labelled_clips(store, multilabel=multilabel, classes=table)
+    clips = labelled_clips(store, multilabel=multilabel, classes=table, every=settings.every)
     if clips.left_out:
         tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
     for folder in _empty_class_folders(Path(source)):
         tell(f"{folder} holds no sound: the class is not learned from it", warning=True)
+    if settings.every > 1:
+        tell(f"Of every class and split one clip in {settings.every} is taken")
     kind = "any number of labels a clip" if clips.multilabel else "one label a clip"
     tell(
         f"{len(clips.classes)} classes, {kind}: {len(clips.train):,} clips to learn from, "
@@ -190,6 +214,7 @@ def _objective(
         columns=torch.from_numpy(clips.columns),
         multilabel=clips.multilabel,
         label_smoothing=settings.label_smoothing,
+        class_weights=_class_weights(store, clips, settings),
         augmentation=_augmentation(settings),
         features=store.features if _mixes_waveforms(settings) else None,
         ensemble=_ensemble(clips) if settings.ensemble else None,
@@ -218,6 +243,21 @@ def _objective(
         provenance=provenance,
     )
     return objective, description
+
+
+def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> Tensor | None:
+    import torch
+
+    from tymbal.evaluation.weights import class_weights
+
+    if settings.class_weights == "none":
+        return None
+    if settings.balance:
+        tell(
+            "Rare classes are drawn more often and weigh more: balance and class_weights do the same thing",
+            warning=True,
+        )
+    return torch.from_numpy(class_weights(clips.truth(store, clips.train), multilabel=clips.multilabel))
 
 
 def _augmentation(settings: FinetuneSettings) -> Augmentation | None:
@@ -298,35 +338,3 @@ def _weights(
     if settings.weights_csv is None:
         return balanced_weights(clips.truth(store, clips.train))
     return read_weights(settings.weights_csv, source, store.index["file"].take(clips.train).to_pylist())
-
-
-def _freeze(model: SpectrogramClassifier, train: str) -> None:
-    """Freezes what is not to be trained."""
-    encoder = model.encoder
-    if train == "all":
-        return
-    last = 0 if train == "head" else int(train)
-    if last > encoder.config.depth:
-        raise SettingsError(
-            f"train is {train}, but the encoder has {encoder.config.depth} blocks",
-            advice=f"Set train to all, head, or at most {encoder.config.depth}.",
-        )
-    encoder.requires_grad_(requires_grad=False)
-    for block in encoder.blocks[encoder.config.depth - last :]:
-        block.requires_grad_(requires_grad=True)
-    # The final norm belongs to the last block: its output is what the head sees.
-    encoder.norm.requires_grad_(requires_grad=last > 0)
-
-
-def _groups(objective: nn.Module, settings: FinetuneSettings) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: the head may learn faster than the rest."""
-    from tymbal.training.optimizer import parameter_groups
-
-    named = list(objective.named_parameters())
-    head = [(name, parameter) for name, parameter in named if name.startswith("model.head")]
-    body = [(name, parameter) for name, parameter in named if not name.startswith("model.head")]
-    rate, decay = settings.learning_rate, settings.weight_decay
-    return [
-        *parameter_groups(body, learning_rate=rate, weight_decay=decay),
-        *parameter_groups(head, learning_rate=rate * settings.head_lr_factor, weight_decay=decay),
-    ]

@@ -95,7 +95,7 @@ def pretrain(
     if finished is not None:
         return finished
     data = open_source(store, run, _features(chosen), chosen)
-    train_rows, validation_rows = _rows(data)
+    train_rows, validation_rows = _rows(data, every=chosen.every)
     objective, description = _objective(data, chosen)
 
     def finalise(result: RunResult) -> None:
@@ -131,11 +131,14 @@ def _features(settings: PretrainSettings) -> FeatureSettings:
     return open_checkpoint(settings.from_, heads=settings.heads).description.features
 
 
-def _rows(store: SpectrogramSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to learn from and rows to validate on; without splits, all are learned from and none is left."""
+def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to learn from and rows to validate on, one in `every`; without splits, all are learned from."""
     splits = set(store.index["split"].to_pylist()) - {None}
     train = store.rows("train" if splits else None)
     validation = store.rows("validation") if "validation" in splits else train[:0]
+    if every > 1:
+        train, validation = train[::every], validation[::every]
+        tell(f"Of every split one clip in {every} is taken")
     tell(f"{len(train):,} clips to learn from, {len(validation):,} to validate on")
     return train, validation
 

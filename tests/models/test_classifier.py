@@ -11,7 +11,7 @@ from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 CONFIG = EncoderConfig(width=16, depth=1, heads=2, mels=32, frames=32)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "rows", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "rows", "cls", "all", "attention"])
 def test_classifier__gives_every_trainable_parameter_a_gradient(pooling):
     classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 3, pooling=pooling)
     logits = classifier(torch.randn(2, 50, 32))
@@ -43,7 +43,7 @@ def test_classifier__tells_high_from_low():
     assert classifier(spectrogram).argmax(1).equal(labels)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "rows", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "rows", "cls", "all", "attention"])
 def test_classifier__pools_over_padding_or_not(pooling):
     spectrogram, frames = torch.randn(2, 64, 32), torch.tensor([20, 64])
     for skip in (True, False):

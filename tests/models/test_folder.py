@@ -52,9 +52,11 @@ def test_save_model__an_encoder_comes_back_with_its_mask_token_and_heads(tmp_pat
     assert all(loaded.objective_state[name].equal(value) for name, value in heads.items())
 
 
-@pytest.mark.parametrize("pooling", ["mean", "rows", "cls"])
+@pytest.mark.parametrize("pooling", ["mean", "rows", "cls", "all", "attention"])
 def test_save_model__a_classifier_comes_back(tmp_path, pooling):
     classifier = SpectrogramClassifier(SpectrogramEncoder(CONFIG), 2, pooling=pooling, head_eps=1e-5).eval()
+    if classifier.attentive is not None:
+        torch.nn.init.normal_(classifier.attentive.query)
     description = describe(labels=("a", "b"), pooling=pooling, head_eps=1e-5, multilabel=True)
     save_model(tmp_path / "model", classifier, description)
     loaded = load_model(tmp_path / "model")

@@ -75,10 +75,33 @@ def test_multilabel__is_binary_cross_entropy() -> None:
     assert objective.monitor == ("mAP", True)
 
 
-def test_label_smoothing__only_while_training() -> None:
-    plain, smooth, given = tiny(), tiny(label_smoothing=0.2), batch()
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_label_smoothing__only_while_training(multilabel: bool) -> None:
+    plain, smooth = (tiny(multilabel=multilabel, label_smoothing=by) for by in (0.0, 0.2))
+    given = batch()
     assert smooth.eval()(**given)["loss"] == plain.eval()(**given)["loss"]
     assert smooth.train()(**given)["loss"] != plain.train()(**given)["loss"]
+
+
+def test_class_weights__weigh_the_loss_of_each_clip_only_while_training() -> None:
+    plain, weighed, given = tiny(), tiny(class_weights=torch.tensor([0.5, 1.0, 3.0])), batch()
+    assert weighed.eval()(**given)["loss"] == plain.eval()(**given)["loss"]
+    logits = plain.model(NORMALISATION(given["spectrogram"], given["frames"]))
+    truth = torch.tensor([1, 2, 0, 0, 1, 2])
+    each = functional.cross_entropy(logits, truth, reduction="none")
+    expected = (each * torch.tensor([1.0, 3.0, 0.5, 0.5, 1.0, 3.0])).mean()
+    torch.testing.assert_close(weighed.train()(**given)["loss"], expected)
+
+
+def test_class_weights__weigh_yes_and_no_of_several_labels() -> None:
+    weights = torch.tensor([[0.5, 1.0, 2.0], [4.0, 1.0, 0.25]])
+    objective, given = tiny(multilabel=True, label_smoothing=0.2, class_weights=weights).train(), batch()
+    given["labels"][0] = 1
+    logits, truth = objective.model(NORMALISATION(given["spectrogram"], given["frames"])), given["labels"][:, [3, 0, 1]]
+    smoothed = truth * 0.8 + 0.1
+    each = -(smoothed * functional.logsigmoid(logits) + (1 - smoothed) * functional.logsigmoid(-logits))
+    expected = (each * torch.where(truth > 0, weights[1], weights[0])).mean()
+    torch.testing.assert_close(objective(**given)["loss"], expected)
 
 
 def test_spec_augment__hides_what_seed_epoch_and_row_say() -> None:

@@ -26,7 +26,19 @@ def test_single_label_figures__agree_with_scikit_learn() -> None:
     assert figures["balanced_accuracy"] == pytest.approx(
         metrics.recall_score(truth, predicted, labels=[0, 1, 2, 3], average="macro")
     )
-    assert figures["f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+    for average, prefix in (("macro", ""), ("weighted", "weighted_")):
+        expected = metrics.precision_recall_fscore_support(truth, predicted, average=average, zero_division=0)[:3]
+        found = [figures[prefix + name] for name in ("precision", "recall", "f1")]
+        assert found == pytest.approx(expected)
+
+
+def test_by_class__agrees_with_scikit_learn() -> None:
+    truth, predicted = torch.tensor([0, 0, 0, 1, 1, 3]), torch.tensor([0, 0, 1, 1, 2, 2])
+    counts = scores.single_label_counts(scores.confusion_counts(predicted, truth, 5).numpy())
+    expected = metrics.precision_recall_fscore_support(truth, predicted, labels=range(5), zero_division=0)
+    found = scores.by_class(*counts)
+    for name, values in zip(("precision", "recall", "f1"), expected, strict=False):
+        np.testing.assert_allclose(found[name], values)
 
 
 def test_single_label_figures__nothing_seen_is_nan() -> None:
@@ -41,7 +53,10 @@ def test_multilabel_figures__agree_with_scikit_learn() -> None:
     by_class = [metrics.balanced_accuracy_score(truth[:, c], predicted[:, c]) for c in range(5)]
     assert figures["accuracy"] == pytest.approx((truth == predicted).float().mean().item())
     assert figures["balanced_accuracy"] == pytest.approx(np.mean(by_class))
-    assert figures["f1"] == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+    for average, prefix in (("macro", ""), ("weighted", "weighted_")):
+        expected = metrics.precision_recall_fscore_support(truth, predicted, average=average)[:3]
+        found = [figures[prefix + name] for name in ("precision", "recall", "f1")]
+        assert found == pytest.approx(expected)
 
 
 def test_histogram__ranks_as_scikit_learn_does() -> None:
@@ -72,6 +87,8 @@ def test_histogram__absent_classes_are_left_out() -> None:
     assert scores.average_precision(histogram) == 1.0
     assert scores.roc_auc(histogram) == 1.0
     assert np.isnan(scores.average_precision(histogram[:, 1:]))
+    assert np.isnan(scores.each_average_precision(histogram)).tolist() == [False, True]
+    assert np.isnan(scores.each_roc_auc(histogram)).tolist() == [False, True]
 
 
 def test_middle_precision_recall__at_the_median_threshold() -> None:

@@ -1,6 +1,6 @@
-"""What each of two processes under `torchrun` does: a whole run, then one in which the second process is killed.
+"""What each of two processes under `torchrun` does: two whole runs, then one in which the second process is killed.
 
-torchrun --nproc-per-node 2 distributed_sessions.py STORE FOLDER
+torchrun --nproc-per-node 2 distributed_sessions.py STORE LABELLED FOLDER
 """
 
 from __future__ import annotations
@@ -11,15 +11,32 @@ from pathlib import Path
 from killed_sessions import Scenario
 
 from training_setup import TINY
+from tymbal.finetune import finetune
 from tymbal.pretrain import pretrain
 from tymbal.training.processes import rank
 from tymbal.training.trainer import TymbalTrainer
 
 HALVES = {**TINY, "batch_size": TINY["batch_size"] // 2}
 
+THAWING = {
+    "width": 16,
+    "depth": 2,
+    "heads": 2,
+    "patch": "8x8",
+    "batch_size": 6,
+    "epochs": 3,
+    "accumulate": 2,
+    "unfreeze_every": 1,
+    "learning_rate": 3e-3,
+    "device": "cpu",
+    "precision": "float32",
+}
+"""A fine-tuning in which parameters are unused at first, at which DDP stops unless it is told."""
+
 
 def main() -> None:
-    store, folder = sys.argv[1:]
+    store, labelled, folder = sys.argv[1:]
+    finetune(labelled, Path(folder) / "thawing", **{**THAWING, "batch_size": 3})
     pretrain(store, Path(folder) / "whole", **HALVES)
     if rank() == 1:
         Scenario(TymbalTrainer, "compute_loss", 9, set()).arm()

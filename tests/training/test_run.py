@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,38 @@ def test_train__evaluation_keeps_no_outputs(tmp_path: Path):
     session(tmp_path / "run", Wide(), batch_size=1)
     assert len(held) == 18
     assert max(held) <= 1
+
+
+def test_train__deterministic_only_while_it_trains(tmp_path: Path):
+    seen: list[bool] = []
+
+    class Watching(Copying):
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return super().forward(x)
+
+    session(tmp_path / "plain", Watching())
+    assert set(seen) == {False}
+    seen.clear()
+    session(tmp_path / "run", Watching(), deterministic=True)
+    assert set(seen) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert [line["loss"] for line in lines(tmp_path / "run") if "loss" in line] == [
+        line["loss"] for line in lines(tmp_path / "plain") if "loss" in line
+    ]
+
+
+def test_train__what_has_no_deterministic_form_is_named(tmp_path: Path):
+    class Unordered(Copying):
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
+            torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
+            return super().forward(x)
+
+    session(tmp_path / "plain", Unordered())
+    with pytest.raises(TrainingError, match="deterministic form on this device: put_ "):
+        session(tmp_path / "run", Unordered(), deterministic=True)
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_train__unknown_tracker_is_named(tmp_path: Path):

@@ -47,7 +47,11 @@ class LabelledClips:
 
 
 def labelled_clips(
-    store: SpectrogramSource, *, multilabel: bool | None = None, classes: Sequence[str] | None = None
+    store: SpectrogramSource,
+    *,
+    multilabel: bool | None = None,
+    classes: Sequence[str] | None = None,
+    every: int = 1,
 ) -> LabelledClips:
     """Finds the labelled clips of the splits `train` and `validation`.
 
@@ -56,6 +60,8 @@ def labelled_clips(
         multilabel: Whether a clip may have several labels; None finds out.
         classes: Names of the classes, in their order, whether they occur or not; None is those that occur in training,
             sorted.
+        every: Take one clip in so many of each class (where a clip has several labels, of its first one), from the
+            first of them on: so no class gets lost.
 
     Raises:
         StoreError: There are no labels, a split is missing or empty, a class occurs only in validation, or clips have
@@ -75,8 +81,10 @@ def labelled_clips(
     left_out = 0
     if not multilabel:
         left_out = sum(int((count == 0).sum()) for count in counts.values())
+        truth = {split: part[counts[split] > 0] for split, part in truth.items()}
         rows = {split: part[counts[split] > 0] for split, part in rows.items()}
     taught, asked = (np.asarray(truth[split].any(axis=0)) for split in ("train", "validation"))
+    rows = {split: part[_thinned(truth[split], every)] for split, part in rows.items()}
     sizes = [len(part) for part in rows.values()]
     if classes is not None:
         asked &= False  # the table knows them
@@ -89,6 +97,13 @@ def labelled_clips(
         columns = np.array([places.get(name, -1) for name in classes], np.int64)
         _check_table(store, taught, classes)
     return LabelledClips(rows["train"], rows["validation"], tuple(classes), columns, multilabel, left_out)
+
+
+def _thinned(truth: NDArray[np.bool_], every: int) -> NDArray[np.int64]:
+    """Positions of one clip in `every` of each first label, ascending, of [clips, labels]."""
+    first = np.where(truth.any(axis=1), truth.argmax(axis=1), -1)
+    parts = [np.flatnonzero(first == label)[::every] for label in np.unique(first)]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
 
 
 def _check_table(store: SpectrogramSource, taught: NDArray[np.bool_], classes: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
-"""How often a clip is drawn, so that a classifier meets rare classes as often as common ones.
+"""How often a clip is drawn, or how much it weighs, so that rare classes count as much as common ones.
 
-AST and SSAST draw AudioSet's clips like that, with replacement, by the weights of a file beside the list.
+AST and SSAST draw AudioSet's clips like that, with replacement, by the weights of a file beside the list. Weights of
+the loss do without drawing: every clip comes once an epoch.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from tymbal.audio.tables import read_table
 from tymbal.errors import ManifestError
 
-__all__ = ["balanced_weights", "read_weights"]
+__all__ = ["balanced_weights", "class_weights", "read_weights"]
 
 
 def balanced_weights(truth: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -29,6 +30,28 @@ def balanced_weights(truth: NDArray[np.bool_]) -> NDArray[np.float64]:
     """
     weights: NDArray[np.float64] = truth.astype(np.float64) @ (1000.0 / (truth.sum(axis=0) + 0.01))
     return weights
+
+
+def class_weights(truth: NDArray[np.bool_], *, multilabel: bool) -> NDArray[np.float32]:
+    """Weights of the loss with which all classes count the same; their mean over the clips is 1.
+
+    Args:
+        truth: Which clip has which label, [clips, classes].
+        multilabel: Whether a clip may have several labels.
+
+    Returns:
+        Where each clip has one label, clips / (classes that occur * clips of the class), [classes] (scikit-learn's
+        `balanced`). Else, for a clip without and with a label, clips / (2 * clips without or with it), [2, classes]. A
+        class of which there is nothing to weigh has 1.
+    """
+    yes = truth.sum(axis=0)
+    if multilabel:
+        counts, kinds = np.stack([len(truth) - yes, yes]), np.full((2, 1), 2)
+        weighed = counts.all(axis=0)
+    else:
+        counts, kinds = yes, np.array((yes > 0).sum())
+        weighed = yes > 0
+    return np.where(weighed, len(truth) / (kinds * np.maximum(counts, 1)), 1.0).astype(np.float32)
 
 
 def read_weights(

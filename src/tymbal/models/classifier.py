@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.pooling import pool, pooled_width
+from tymbal.models.pooling import ATTENTION, AttentivePooling, pool, pooled_width
 
 __all__ = ["SpectrogramClassifier"]
 
@@ -19,7 +19,7 @@ class SpectrogramClassifier(nn.Module):
         encoder: The encoder. Its mask token is frozen: a classifier masks nothing, and a parameter without a gradient
             stops distributed training.
         labels: Number of labels.
-        pooling: `mean`, `rows` or `cls`; see `tymbal.models.pooling.pool`.
+        pooling: `mean`, `rows`, `cls`, `all` or `attention`; see `tymbal.models.pooling`.
         dropout: Dropout before the linear layer.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip. Without
             effect on `cls`.
@@ -43,6 +43,7 @@ class SpectrogramClassifier(nn.Module):
         self.pooling = pooling
         self.skip_padding = skip_padding and pooling != "cls"
         width = pooled_width(pooling, encoder.config)
+        self.attentive = AttentivePooling(encoder.config) if pooling == ATTENTION else None
         self.head_norm = nn.LayerNorm(width, eps=encoder.config.layer_norm_eps if head_eps is None else head_eps)
         self.head_dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, labels)
@@ -63,6 +64,8 @@ class SpectrogramClassifier(nn.Module):
         real = None
         if self.skip_padding and frames is not None:
             real = self.encoder.config.real_columns(frames, output.grid[1])
+        if self.attentive is not None:
+            return cast(Tensor, self.attentive(output.tokens, grid=output.grid, real_columns=real))
         return pool(output.tokens, how=self.pooling, grid=output.grid, real_columns=real)
 
     def forward(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:

@@ -34,7 +34,7 @@ class ModelDescription:
         normalize: Whether mean and std are the data set's, `dataset`, or each `clip`'s own.
         labels: Names of the classifier's labels in the order of its scores; empty for an encoder.
         pooling: How the classifier pools tokens; `None` for an encoder.
-        skip_padding: Whether the classifier pools over the patches that hold sound only, `mean` or `rows`.
+        skip_padding: Whether the classifier pools over the patches that hold sound only; never with `cls`.
         multilabel: Whether a clip can have several labels (a sigmoid each) or has one (softmax).
         head_eps: Epsilon of the classifier's layer norm; `None` is the encoder's.
         objective: How it was pretrained, as settings.

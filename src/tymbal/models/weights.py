@@ -47,7 +47,7 @@ class Checkpoint:
         door: `tymbal`, `huggingface`, `ssast` or `script`: whose layout it has.
         description: What it is.
         encoder: Weights of a `SpectrogramEncoder`; the mask token may be missing.
-        head: Weights `head_norm.*` and `head.*` of a `SpectrogramClassifier`; empty for an encoder.
+        head: Weights `head_norm.*`, `head.*` and `attentive.*` of a `SpectrogramClassifier`; empty for an encoder.
         objective: Weights of the heads of the pretraining objective (`cpred.*`, `projector.*` and so on), if any.
         left: Names in the file that have no place here.
     """

@@ -26,7 +26,7 @@ from tymbal.settings import FeatureSettings
 
 __all__ = ["BestBy", "ClassificationObjective"]
 
-BestBy = Literal["accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"]
+BestBy = Literal["accuracy", "top1", "balanced_accuracy", "f1", "weighted_f1", "mAP", "auc", "loss"]
 
 
 _RATIOS = {"loss": "loss", "accuracy": "right", "top1": "top1"}
@@ -42,7 +42,10 @@ class ClassificationObjective(nn.Module):
         columns: For each class of the model its number among the labels of the store, -1 where it is not among them:
             [classes].
         multilabel: Binary cross entropy with any number of labels a clip, instead of cross entropy with one.
-        label_smoothing: Label smoothing of the cross entropy.
+        label_smoothing: Label smoothing while training: of the cross entropy towards equal chances of all classes, of
+            the binary one towards even odds of each.
+        class_weights: Weights of the loss while training: [classes], or of no and yes where a clip may have several
+            labels, [2, classes]; None is 1.
         augmentation: What is done to training clips; None is nothing.
         features: How waveforms become spectrograms, where those are mixed.
         ensemble: Collects the predictions of all evaluations, if that is wanted.
@@ -51,6 +54,7 @@ class ClassificationObjective(nn.Module):
     """
 
     columns: Tensor
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class ClassificationObjective(nn.Module):
         columns: Tensor,
         multilabel: bool = False,
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
         augmentation: Augmentation | None = None,
         features: FeatureSettings | None = None,
         ensemble: Ensemble | None = None,
@@ -77,6 +82,7 @@ class ClassificationObjective(nn.Module):
         self.seed = seed
         self.monitor: tuple[str, bool] = (best_by, best_by != "loss")
         self.register_buffer("columns", columns.long(), persistent=False)
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(
         self,
@@ -127,10 +133,14 @@ class ClassificationObjective(nn.Module):
         return (labels.index_select(1, self.columns.clamp(min=0)) > 0) & (self.columns >= 0)
 
     def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        if self.multilabel:
-            return functional.binary_cross_entropy_with_logits(logits, target)
         smoothing = self.label_smoothing if self.training else 0.0
-        return functional.cross_entropy(logits, target, label_smoothing=smoothing)
+        weights = self.class_weights if self.training else None
+        # The mean over clips, not over their weights: batches and ranks must add up.
+        if not self.multilabel:
+            return functional.cross_entropy(logits, target, weights, label_smoothing=smoothing)
+        by_label = None if weights is None else torch.lerp(weights[0], weights[1], target)
+        smoothed = target * (1 - smoothing) + smoothing / 2
+        return functional.binary_cross_entropy_with_logits(logits, smoothed, by_label)
 
     def _sums(self, logits: Tensor, truth: Tensor, loss: Tensor) -> dict[str, Tensor]:
         count = torch.full((), len(logits), dtype=torch.int64, device=logits.device)
@@ -172,6 +182,26 @@ class ClassificationObjective(nn.Module):
             # Figures of SSAST's table, as the ensemble's are, and of little use for anything else.
             found["middle_precision"], found["middle_recall"] = scores.middle_precision_recall(histogram)
         return found
+
+    def by_class(self, sums: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
+        """Figures of each class from the sums of an evaluation, each [classes].
+
+        `clips` of the class, `predicted`: clips that were taken for it, `precision`, `recall`, `f1`,
+        `average_precision` and `auc`; NaN where there is nothing to tell.
+        """
+        if self.multilabel:
+            hit, false_alarm, miss, _ = _array(sums["decisions"])
+            counts = (hit, hit + miss, hit + false_alarm)
+        else:
+            counts = scores.single_label_counts(_array(sums["confusion"]))
+        histogram = _array(sums["histogram"])
+        return {
+            "clips": counts[1],
+            "predicted": counts[2],
+            **scores.by_class(*counts),
+            "average_precision": scores.each_average_precision(histogram),
+            "auc": scores.each_roc_auc(histogram),
+        }
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:

@@ -22,14 +22,19 @@ __all__ = [
     "BINS",
     "LIMIT",
     "average_precision",
+    "averaged",
     "bins_of",
+    "by_class",
     "confusion_counts",
+    "each_average_precision",
+    "each_roc_auc",
     "log_odds",
     "middle_precision_recall",
     "multilabel_counts",
     "multilabel_figures",
     "roc_auc",
     "score_histogram",
+    "single_label_counts",
     "single_label_figures",
 ]
 
@@ -103,24 +108,39 @@ def average_precision(histogram: NDArray[Any]) -> float:
     Args:
         histogram: [2, classes, bins] as from `score_histogram`, summed over the batches.
     """
+    return _mean(each_average_precision(histogram))
+
+
+def each_average_precision(histogram: NDArray[Any]) -> NDArray[np.float64]:
+    """Average precision of each class, [classes]; NaN for those that do not occur."""
     negatives, positives = (np.cumsum(part[:, ::-1], axis=1, dtype=np.float64) for part in histogram)
     total = positives[:, -1]
     precision = positives / np.maximum(positives + negatives, 1)
     gained = np.diff(positives, axis=1, prepend=0)
-    present = total > 0
-    if not present.any():
-        return float("nan")
-    return float(((precision * gained).sum(axis=1)[present] / total[present]).mean())
+    return _ratio((precision * gained).sum(axis=1), total)
 
 
 def roc_auc(histogram: NDArray[Any]) -> float:
     """Mean area under the ROC curve over the classes with positives and negatives; NaN where there is none."""
+    return _mean(each_roc_auc(histogram))
+
+
+def each_roc_auc(histogram: NDArray[Any]) -> NDArray[np.float64]:
+    """Area under the ROC curve of each class, [classes]; NaN for those without positives or without negatives."""
     negatives, positives = histogram.astype(np.float64)
     below = np.cumsum(negatives, axis=1) - negatives
     won = (positives * (below + negatives / 2)).sum(axis=1)
     pairs = positives.sum(axis=1) * negatives.sum(axis=1)
-    present = pairs > 0
-    return float((won[present] / pairs[present]).mean()) if present.any() else float("nan")
+    return _ratio(won, pairs)
+
+
+def _ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(bottom > 0, top / np.maximum(bottom, 1), np.nan)
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
 
 
 def middle_precision_recall(histogram: NDArray[Any]) -> tuple[float, float]:
@@ -144,35 +164,62 @@ def middle_precision_recall(histogram: NDArray[Any]) -> tuple[float, float]:
 
 
 def single_label_figures(confusion: NDArray[Any]) -> dict[str, float]:
-    """Accuracy, balanced accuracy and macro F1 of a confusion matrix [truth, prediction].
+    """Accuracy, balanced accuracy, precision, recall and F1 of a confusion matrix [truth, prediction].
 
-    Balanced accuracy is the mean recall over the classes that occur; F1 is the mean over the classes that occur or
-    are predicted (scikit-learn's conventions).
+    Balanced accuracy is the mean recall over the classes that occur (scikit-learn's convention).
     """
     matrix = confusion.astype(np.float64)
-    right, truth, predicted = np.diag(matrix), matrix.sum(axis=1), matrix.sum(axis=0)
-    occurs, seen = truth > 0, truth + predicted > 0
-    if not occurs.any():
-        return {"accuracy": float("nan"), "balanced_accuracy": float("nan"), "f1": float("nan")}
+    hit, truth = np.diag(matrix), matrix.sum(axis=1)
+    occurs = truth > 0
     return {
-        "accuracy": float(right.sum() / matrix.sum()),
-        "balanced_accuracy": float((right[occurs] / truth[occurs]).mean()),
-        "f1": float((2 * right[seen] / (truth + predicted)[seen]).mean()),
+        "accuracy": float(hit.sum() / matrix.sum()) if occurs.any() else float("nan"),
+        "balanced_accuracy": float((hit[occurs] / truth[occurs]).mean()) if occurs.any() else float("nan"),
+        **averaged(*single_label_counts(confusion)),
     }
 
 
 def multilabel_figures(counts: NDArray[Any]) -> dict[str, float]:
-    """Accuracy (of single decisions), balanced accuracy and macro F1 from `multilabel_counts`, summed.
+    """Accuracy (of single decisions), balanced accuracy, precision, recall and F1 from `multilabel_counts`, summed.
 
     Balanced accuracy is the mean of sensitivity and specificity over the classes that have both kinds of clips.
     """
     hit, false_alarm, miss, rejection = counts.astype(np.float64)
     both = (hit + miss > 0) & (false_alarm + rejection > 0)
-    seen = hit + false_alarm + miss > 0
     sensitivity = hit[both] / (hit + miss)[both]
     specificity = rejection[both] / (false_alarm + rejection)[both]
     return {
         "accuracy": float((hit + rejection).sum() / counts.sum()) if counts.sum() else float("nan"),
         "balanced_accuracy": float((sensitivity + specificity).mean() / 2) if both.any() else float("nan"),
-        "f1": float((2 * hit[seen] / (2 * hit + false_alarm + miss)[seen]).mean()) if seen.any() else float("nan"),
+        **averaged(hit, hit + miss, hit + false_alarm),
     }
+
+
+def single_label_counts(confusion: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Hits, clips and predictions of each class, from a confusion matrix [truth, prediction]."""
+    return np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+
+
+def by_class(hit: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
+    """Precision, recall and F1 of each class; 0 where there is nothing to divide by (scikit-learn's convention).
+
+    Args:
+        hit: Clips of the class that were taken for it, [classes].
+        truth: Clips of the class.
+        predicted: Clips that were taken for it.
+    """
+    parts = {"precision": (hit, predicted), "recall": (hit, truth), "f1": (2 * hit, truth + predicted)}
+    return {name: top / np.maximum(bottom, 1) for name, (top, bottom) in parts.items()}
+
+
+def averaged(hit: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, float]:
+    """Precision, recall and F1, each as the mean over the classes that occur or are predicted and as `weighted_…`.
+
+    The second is the mean over the clips' classes: each class weighs as much as it has clips (scikit-learn's `weighted`
+    average). NaN where nothing occurs. The arguments are those of `by_class`.
+    """
+    seen, clips = truth + predicted > 0, truth.sum()
+    found: dict[str, float] = {}
+    for name, values in by_class(hit, truth, predicted).items():
+        found[name] = float(values[seen].mean()) if clips else float("nan")
+        found[f"weighted_{name}"] = float(values @ truth / clips) if clips else float("nan")
+    return found

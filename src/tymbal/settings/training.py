@@ -50,6 +50,9 @@ class TrainingSettings:
             out how loud it is, or of the `dataset`, as in AST and SSAST, which stock Hugging Face extractors need.
             `auto` is as the weights to start from have it, else clip.
         seed: Seed of weights, order, masks and augmentation.
+        deterministic: Let the same seed give the same weights also on a GPU, at the price of some speed. On a CPU it
+            does anyway.
+        every: Take one clip in so many of every split (with labels, of every class), to try a run out.
         eval_every: Epochs between evaluations (fractions allowed).
         eval_steps: Steps between evaluations, instead of epochs.
         save_every: Epochs between checkpoints (fractions allowed). `None` is after every evaluation.
@@ -60,7 +63,7 @@ class TrainingSettings:
             and kept as a second model, `average`, in the run folder. `None` averages nothing.
         average_to: Last epoch of the average. `None` is the end.
         log_every: Steps between logged figures.
-        report_to: Trackers by name: tensorboard, wandb, mlflow.
+        report_to: Trackers by name: tensorboard, wandb, mlflow. The last two go where their environment variables say.
         workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
     """
 
@@ -89,6 +92,8 @@ class TrainingSettings:
     gradient_checkpointing: bool = False
     normalize: Literal["auto", "dataset", "clip"] = "auto"
     seed: int = 42
+    deterministic: bool = False
+    every: int = 1
     eval_every: float = 1
     eval_steps: int | None = None
     save_every: float | None = None
@@ -121,6 +126,7 @@ class TrainingSettings:
         for name in ("adam_beta1", "adam_beta2"):
             check(0 <= getattr(self, name) < 1, name, getattr(self, name), "a number from 0 to below 1")
         check(self.clip_norm >= 0, "clip_norm", self.clip_norm, "0 or more")
+        check(self.every >= 1, "every", self.every, "1 or more")
         check(self.eval_every > 0, "eval_every", self.eval_every, "a number of epochs above 0")
         check(self.eval_steps is None or self.eval_steps >= 1, "eval_steps", self.eval_steps, "1 or more")
         check(self.save_every is None or self.save_every > 0, "save_every", self.save_every, "a number above 0")
@@ -247,15 +253,22 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         patch: Mel bins x frames of a patch, where the encoder starts from random weights.
         stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
             the patch makes patches overlap.
-        pooling: What the head sees: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
-            apart, `cls` the class tokens as in stock Hugging Face models.
+        pooling: What the head sees: `mean` of the patch tokens, `all` the mean of patch and class tokens alike, `rows`
+            the mean over time with frequency rows kept apart, `cls` the class tokens as in stock Hugging Face models,
+            `attention` a mean of the patch tokens whose weights are learned.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
+        layer_decay: What the learning rate is multiplied by from each layer of the encoder to the one below it, down to
+            the embedded patches; 1 trains all equally fast.
+        unfreeze_every: Epochs from one thaw to the next: the head is trained first, after as many epochs also the last
+            block, and so on downwards. `None` trains all from the start.
         loss: `auto` is cross entropy, or binary cross entropy where a clip has several labels.
         best_by: Metric on the validation clips that tells the best model. `auto` is accuracy, or mAP where a clip may
-            have several labels; `top1` is how often the highest score is that of a label that the clip has.
-        label_smoothing: Label smoothing of the cross entropy.
+            have several labels; `top1` is how often the highest score is that of a label that the clip has; `f1` is the
+            mean over the classes, `weighted_f1` that over the clips' classes.
+        label_smoothing: How far labels are pulled towards equal chances; of the binary cross entropy towards even odds.
+        class_weights: Weights of the loss: `balanced` lets all classes count the same, however many clips they have.
         frequency_mask: Widest frequency mask in mel bins (SpecAugment); 0 is none.
         time_mask: Widest time mask in frames (SpecAugment); 0 is none.
         mixup: Fraction of the training clips that are mixed with another of their batch, their labels too.
@@ -284,13 +297,18 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     heads: int | None = None
     patch: str = "16x16"
     stride: str | None = None
-    pooling: Literal["mean", "rows", "cls"] = "mean"
+    pooling: Literal["mean", "all", "rows", "cls", "attention"] = "mean"
     skip_padding: bool = True
     train: str = "all"
     head_lr_factor: float = 1.0
+    layer_decay: float = 1.0
+    unfreeze_every: float | None = None
     loss: Literal["auto", "ce", "bce"] = "auto"
-    best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "mAP", "auc", "loss"] = "auto"
+    best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "weighted_f1", "mAP", "auc", "loss"] = (
+        "auto"
+    )
     label_smoothing: float = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
     frequency_mask: int = 0
     time_mask: int = 0
     mixup: float = 0.0
@@ -312,6 +330,14 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
             parse_patch(self.stride, setting="stride")
         check(self.train in ("all", "head") or self.train.isdigit(), "train", self.train, "all, head or a number")
         check(self.head_lr_factor > 0, "head_lr_factor", self.head_lr_factor, "a number above 0")
+        check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "a number above 0, at most 1")
+        every = self.unfreeze_every
+        check(every is None or every > 0, "unfreeze_every", every, "a number of epochs above 0")
+        if every is not None and self.train == "head":
+            raise SettingsError(
+                "unfreeze_every has no effect where only the head is trained",
+                advice="Set train to all or to the number of blocks that may thaw, or leave unfreeze_every out.",
+            )
         check(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "a fraction below 1")
         check(self.frequency_mask >= 0, "frequency_mask", self.frequency_mask, "0 or more mel bins")
         check(self.time_mask >= 0, "time_mask", self.time_mask, "0 or more frames")

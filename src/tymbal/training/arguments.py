@@ -1,7 +1,7 @@
 """Our settings as `TrainingArguments`: the same names where Hugging Face has the same thing.
 
 What is switched off here is done by us instead: the timetable (`training.callbacks`), saving (`training.checkpoints`),
-progress bars, and the choice of the device.
+trackers (`training.trackers`), progress bars, and the choice of the device.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ def training_arguments(
     dtype: torch.dtype | None,
     run: Path,
     monitor: tuple[str, bool] | None,
+    thaws: bool = False,
 ) -> TrainingArguments:
     """Builds the arguments of `Trainer`.
 
@@ -40,6 +41,7 @@ def training_arguments(
         dtype: Arithmetic of the encoder, None for float32.
         run: The run folder.
         monitor: Name of the metric that tells the best model and whether greater is better; None without validation.
+        thaws: Whether parameters are frozen for some time.
 
     Raises:
         DeviceError: Another GPU than the first visible one; `Trainer` takes that one.
@@ -70,8 +72,8 @@ def training_arguments(
         fp16=dtype is torch.float16,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and plan.processes > 1 else None,
-        # Objectives train all that they do not freeze, and have no buffers that change.
-        ddp_find_unused_parameters=False,
+        # Objectives train all that they do not freeze, for some time or for good, and have no buffers that change.
+        ddp_find_unused_parameters=thaws,
         ddp_broadcast_buffers=False,
         torch_compile=settings.compile,
         seed=settings.seed,
@@ -87,7 +89,7 @@ def training_arguments(
         remove_unused_columns=False,
         dataloader_num_workers=settings.workers,
         dataloader_pin_memory=device.type == "cuda",
-        report_to=[name for name in settings.report_to if name != "tensorboard"],
+        report_to=[],
         disable_tqdm=True,
         log_level="error",
         log_level_replica="error",

@@ -23,6 +23,7 @@ from tymbal.files import write_text
 from tymbal.progress import Progress
 from tymbal.training.batches import BatchPlan
 from tymbal.training.schedule import Plateau
+from tymbal.training.textlog import HEADER, log_line
 
 __all__ = ["Clock", "Evaluation", "MetricsFile", "Observer", "PlateauWatch", "ProgressBar", "Timetable", "is_better"]
 
@@ -206,16 +207,18 @@ class MetricsFile(TrainerCallback):
     """Writes every logged figure to `metrics.jsonl`, one JSON object a line: step, epoch, seconds, figures.
 
     A resumed run takes the file up where its checkpoint was written: later lines, and a line that a kill cut short,
-    go; so every step is there once.
+    go; so every step is there once. `log.txt` says the same in words.
 
     Args:
         path: The file.
+        log: The file in words.
         clock: Tells the seconds of training.
         plan: Tells the batch size.
     """
 
-    def __init__(self, path: Path, clock: Clock, plan: BatchPlan) -> None:
+    def __init__(self, path: Path, log: Path, clock: Clock, plan: BatchPlan) -> None:
         self._path = path
+        self._log = log
         self._clock = clock
         self._plan = plan
         self._file: IO[str] | None = None
@@ -227,6 +230,7 @@ class MetricsFile(TrainerCallback):
         if state.is_world_process_zero:
             kept = [line for line in self.read(self._path) if line["step"] <= state.global_step]
             write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self._log, HEADER + "".join(map(log_line, kept)))
             self._file = self._path.open("a", encoding="utf-8")
 
     @override
@@ -242,6 +246,8 @@ class MetricsFile(TrainerCallback):
         figures = {name: _finite(value) for name, value in kwargs["logs"].items() if name != "epoch"}
         self._file.write(json.dumps({**line, **figures}) + "\n")
         self._file.flush()
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(log_line({**line, **figures}))
 
     @override
     def on_train_end(

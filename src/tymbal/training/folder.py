@@ -6,6 +6,9 @@
       model/          the best model
       average/        a model of averaged weights, where that is wanted
       metrics.jsonl   every logged figure, one JSON object a line
+      log.txt         the same for a person
+      classes.csv     what each evaluation of a classifier found of each class
+      confusion.csv   which classes its best model takes for which, and confusion.png
       tensorboard/
       result.json     written last: how the run ended, and the figures of the model
 
@@ -24,8 +27,10 @@ from typing import Any
 
 from tymbal import config
 from tymbal.errors import CheckpointError, SettingsError
-from tymbal.files import write_json
+from tymbal.files import write_json, write_text
 from tymbal.settings import TrainingSettings
+from tymbal.training.callbacks import MetricsFile
+from tymbal.training.textlog import HEADER, is_figure, log_line
 
 __all__ = ["FREE", "Resume", "RunFolder", "RunResult"]
 
@@ -34,6 +39,7 @@ FREE = frozenset(
         "device",
         "workers",
         "compile",
+        "deterministic",
         "gradient_checkpointing",
         "max_minutes",
         "log_every",
@@ -73,7 +79,11 @@ class RunResult:
         """What came out, for a person."""
         why = {"patience": "no progress for too long", "minutes": "the minutes are used up"}.get(self.ended, "all done")
         lines = [f"Trained for {self.steps:,} steps: {why}."]
-        figures = {name.removeprefix("eval_"): value for name, value in self.metrics.items() if _is_figure(name)}
+        figures = {
+            name.removeprefix("eval_"): value
+            for name, value in self.metrics.items()
+            if name.startswith("eval_") and is_figure(name)
+        }
         if figures:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             lines.append(f"On the validation clips, after step {self.best_step:,}: {shown}")
@@ -109,6 +119,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """File of the logged figures."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """File of the logged figures, for a person."""
+        return self.path / "log.txt"
+
+    @property
+    def classes(self) -> Path:
+        """Table of what evaluations found of each class."""
+        return self.path / "classes.csv"
 
     @property
     def tensorboard(self) -> Path:
@@ -150,6 +170,8 @@ class RunFolder:
 
     def finish(self, result: RunResult) -> None:
         """Records that the run is finished."""
+        lines = MetricsFile.read(self.metrics)
+        write_text(self.log, HEADER + "".join(map(log_line, lines)) + f"\n{result.summary()}\n")
         write_json(
             self.path / "result.json",
             {
@@ -193,10 +215,6 @@ class RunFolder:
 
 
 _OTHER_FOLDER = "Choose another output folder, or delete this one."
-
-
-def _is_figure(name: str) -> bool:
-    return name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
 
 
 def _located(settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,10 @@ module and saved.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +20,6 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
-from transformers.integrations.integration_utils import TensorBoardCallback
 
 from tymbal import config
 from tymbal.errors import CheckpointError, SettingsError
@@ -33,18 +31,21 @@ from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Clock, Evaluation, MetricsFile, Observer, PlateauWatch, ProgressBar, Timetable
 from tymbal.training.checkpoints import Checkpoints, checkpoint_meant, verify
+from tymbal.training.details import ByClass, ClassDetails
+from tymbal.training.determinism import reproducible
 from tymbal.training.device import choose_device
 from tymbal.training.folder import Resume, RunFolder, RunResult
+from tymbal.training.layers import Stages, Unfreezing
 from tymbal.training.optimizer import parameter_groups
 from tymbal.training.processes import first_speaks, join, on_first, processes, rank
 from tymbal.training.signals import StopOnSignal
+from tymbal.training.trackers import check_trackers, trackers
 from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer
 from tymbal.training.trouble import Arithmetic, in_plain_words, settle_device
 
 __all__ = ["begin", "train"]
 
 _TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
-_TRACKERS = ("tensorboard", "wandb", "mlflow")
 _STATE = "trainer_state.json"
 
 
@@ -85,7 +86,8 @@ def begin(
         The result, where the run is finished already; else None, and `train` is to be called.
 
     Raises:
-        SettingsError: The folder holds a run with other settings, of another verb, or any run at all.
+        SettingsError: The folder holds a run with other settings, of another verb, or any run at all; or a tracker is
+            missing.
         CheckpointError: There is no run to resume.
     """
     join(choose_device(settings.device)[0])
@@ -94,6 +96,8 @@ def begin(
     result = on_first(lambda: folder.begin(verb, arguments, settings, resume=resume))
     if result is not None:
         tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
+    else:
+        on_first(lambda: check_trackers(settings.report_to))
     return result
 
 
@@ -108,6 +112,8 @@ def train(
     verb: str,
     resume: Resume = "auto",
     groups: list[dict[str, Any]] | None = None,
+    stages: Stages | None = None,
+    classes: Sequence[str] = (),
     weights: NDArray[np.float64] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     finalise: Callable[[RunResult], None],
@@ -125,6 +131,9 @@ def train(
         verb: The verb, for the progress bar.
         resume: As in `begin`.
         groups: Parameter groups for the optimizer, see `training.optimizer`. None treats all parameters alike.
+        stages: What is thawed when, with gradual unfreezing; None trains all from the start.
+        classes: Names of the classes, of which every evaluation is then written down apart; the module is a
+            `training.details.ByClass`.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
         on_evaluation: Told about every evaluation, in the first process only.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
@@ -134,7 +143,8 @@ def train(
         How the run ended, with the figures of the saved model.
 
     Raises:
-        TrainingError: The loss is not finite, the memory of the device is too small, or CUDA failed.
+        TrainingError: The loss is not finite, the memory of the device is too small, CUDA failed, or something has no
+            deterministic form there.
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         SettingsError: Settings do not go together.
         Stopped: A signal asked to stop; a checkpoint is written.
@@ -148,8 +158,12 @@ def train(
     start = on_first(lambda: _find_start(checkpoints, plan, resume))
     clock = Clock(settings.max_minutes, start.seconds)
     average = None if settings.average_from is None else WeightAverage(module, settings)
-    arithmetic = settle_device(module, train_dataset, settings, plan=plan)
-    with in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints):
+    with reproducible(settings.deterministic):
+        arithmetic = settle_device(module, train_dataset, settings, plan=plan)
+    with (
+        reproducible(settings.deterministic),
+        in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints),
+    ):
         trainer = _trainer(
             module,
             (train_dataset, validation_dataset if has_validation else None),
@@ -162,6 +176,8 @@ def train(
             clock=clock,
             average=average,
             on_evaluation=on_evaluation,
+            stages=stages,
+            classes=classes,
             groups=groups
             or parameter_groups(
                 module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -222,13 +238,6 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
             f"{name} needs validation clips, and there are none",
             advice=f"Give more clips, or a store with a validation split; or {without}.",
         )
-    for name in settings.report_to:
-        if name not in _TRACKERS:
-            raise SettingsError(f"report_to names {name}, which is not one of {', '.join(_TRACKERS)}")
-        if importlib.util.find_spec(name) is None:
-            raise SettingsError(
-                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {name}"
-            )
 
 
 def _meant(resume: Resume, run: Path) -> Path | None:
@@ -291,12 +300,16 @@ def _trainer(
     clock: Clock,
     average: WeightAverage | None,
     on_evaluation: Callable[[Evaluation], None] | None,
+    stages: Stages | None,
+    classes: Sequence[str],
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
     device, dtype = arithmetic
     train_dataset, validation_dataset = datasets
     monitor = None if validation_dataset is None else cast(Objective, module).monitor
-    arguments = training_arguments(settings, plan=plan, device=device, dtype=dtype, run=folder.path, monitor=monitor)
+    arguments = training_arguments(
+        settings, plan=plan, device=device, dtype=dtype, run=folder.path, monitor=monitor, thaws=stages is not None
+    )
     timetable = Timetable(
         plan,
         log_every=settings.log_every,
@@ -305,19 +318,25 @@ def _trainer(
         save_every=settings.save_every,
         validates=validation_dataset is not None,
     )
-    callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, clock, plan)]
+    callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, folder.log, clock, plan)]
     if settings.patience:
         patience = EarlyStoppingCallback(settings.patience, settings.min_progress)
         patience.early_stopping_patience_counter = start.idle
         callbacks.append(patience)
+    details = None
+    if classes:
+        details = ClassDetails(folder.classes, cast(ByClass, module), classes)
+        callbacks.append(details)
+    if stages is not None:
+        callbacks.append(Unfreezing(stages, plan))
     if settings.schedule == "plateau":
         callbacks.append(PlateauWatch(settings.min_progress))
     if average is not None:
         callbacks.append(average)
     if on_evaluation is not None:
         callbacks.append(Observer(on_evaluation, folder.metrics, module))
-    if "tensorboard" in settings.report_to and rank() == 0:
-        callbacks.append(_tensorboard(folder, start))
+    if rank() == 0:
+        callbacks += trackers(settings, folder, purge=start.step + 1 if start.checkpoint else None)
     trainer = TymbalTrainer(
         module,
         arguments,
@@ -328,6 +347,7 @@ def _trainer(
         groups=groups,
         checkpoints=checkpoints,
         average=average,
+        details=details,
         skip=start.step * plan.accumulate,
         callbacks=callbacks,
     )
@@ -336,16 +356,6 @@ def _trainer(
     # `Trainer` seeds all processes alike, which then would drop out the same places of different clips.
     set_seed(settings.seed + rank())
     return trainer
-
-
-def _tensorboard(folder: RunFolder, start: _Start) -> TensorBoardCallback:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # Hugging Face would take its folder from an environment variable. Purging hides what a killed session logged after
-    # its last checkpoint.
-    purge = start.step + 1 if start.checkpoint else None
-    writer = SummaryWriter(str(folder.tensorboard), purge_step=purge)
-    return TensorBoardCallback(writer)  # type: ignore[no-untyped-call]
 
 
 def _fit(trainer: TymbalTrainer, start: _Start, *, title: str) -> None:

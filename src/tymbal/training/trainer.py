@@ -29,6 +29,7 @@ from tymbal.store.dataset import whole_batch
 from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler, SequentialBatchSampler
 from tymbal.training.checkpoints import Checkpoints
+from tymbal.training.details import ClassDetails
 from tymbal.training.optimizer import make_optimizer
 from tymbal.training.schedule import make_schedule
 from tymbal.training.sums import RunningSums
@@ -77,6 +78,7 @@ class TymbalTrainer(Trainer):
         groups: Parameter groups for the optimizer.
         checkpoints: Where checkpoints go.
         average: The average of weights that goes into checkpoints, if any.
+        details: Told what evaluations find of each class, if that is wanted.
         skip: Batches that a resumed run has behind it.
         callbacks: What else happens.
     """
@@ -96,6 +98,7 @@ class TymbalTrainer(Trainer):
         groups: list[dict[str, Any]],
         checkpoints: Checkpoints,
         average: WeightAverage | None = None,
+        details: ClassDetails | None = None,
         skip: int = 0,
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -115,6 +118,7 @@ class TymbalTrainer(Trainer):
         self._groups = groups
         self._checkpoints = checkpoints
         self._average = average
+        self._details = details
         self._skip = skip
         self._is_saving = False
         self._window = RunningSums()
@@ -217,6 +221,8 @@ class TymbalTrainer(Trainer):
         totals = running.take()
         if not totals:
             raise TrainingError("not one validation clip can be read any more", advice="Is the disk still there?")
+        if self._details is not None:
+            self._details.take(totals)
         metrics = cast(Objective, self._module).metrics(totals)
         return EvalLoopOutput(
             predictions=np.empty(0),
@@ -250,8 +256,11 @@ class TymbalTrainer(Trainer):
         # Until every process has written the state of its random numbers.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            written = self._checkpoints.aside / self._checkpoints.path(self.state.global_step).name
             if self._average is not None:
-                self._average.save(self._checkpoints.aside / self._checkpoints.path(self.state.global_step).name)
+                self._average.save(written)
+            if self._details is not None:
+                self._details.save(written, self.state.global_step)
             self._checkpoints.commit(self.state.global_step, {"plan": self._plan.fingerprint()})
             self._checkpoints.rotate(best=self.state.best_global_step)
 

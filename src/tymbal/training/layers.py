@@ -1,0 +1,160 @@
+"""Which layers of a classifier are trained, how fast, and from when on.
+
+A pretrained encoder knows most in its lower blocks, and forgets it when a new head sends large gradients through all of
+them. Three ways to spare it, which go together: freezing the lower blocks for good; a learning rate that falls from
+layer to layer towards the input (Clark et al. 2020; BEiT, Bao et al. 2022); and gradual unfreezing, from the head down
+(ULMFiT, Howard and Ruder 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from typing_extensions import override
+
+from tymbal.errors import SettingsError
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.progress import tell
+from tymbal.settings import FinetuneSettings
+from tymbal.training.batches import BatchPlan
+from tymbal.training.optimizer import parameter_groups
+
+__all__ = ["Stages", "Unfreezing", "freeze", "layered_groups", "stages"]
+
+_ENCODER = "model.encoder."
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def freeze(model: SpectrogramClassifier, train: str) -> None:
+    """Freezes what is never to be trained.
+
+    Args:
+        model: The classifier.
+        train: `all`, `head`, or the number of last blocks that are trained with the head.
+
+    Raises:
+        SettingsError: The encoder has fewer blocks.
+    """
+    encoder = model.encoder
+    if train == "all":
+        return
+    last = 0 if train == "head" else int(train)
+    if last > encoder.config.depth:
+        raise SettingsError(
+            f"train is {train}, but the encoder has {encoder.config.depth} blocks",
+            advice=f"Set train to all, head, or at most {encoder.config.depth}.",
+        )
+    encoder.requires_grad_(requires_grad=False)
+    for block in encoder.blocks[encoder.config.depth - last :]:
+        block.requires_grad_(requires_grad=True)
+    # The final norm belongs to the last block: its output is what the head sees.
+    encoder.norm.requires_grad_(requires_grad=last > 0)
+
+
+def layered_groups(objective: nn.Module, encoder: SpectrogramEncoder, settings: FinetuneSettings) -> list[Any]:
+    """Parameter groups for the optimizer: the head at its own rate, and rates that fall from layer to layer below it.
+
+    The final norm has the full rate, the last block `layer_decay` of it, the next one that squared, and so on down to
+    the embedded patches. The first group is the one whose rate is logged: the fastest of the encoder.
+
+    Args:
+        objective: What is trained, with the classifier as `model`.
+        encoder: The classifier's.
+        settings: Rates and decays.
+    """
+    by_layer: dict[int, Named] = {}
+    head: Named = []
+    for name, parameter in objective.named_parameters():
+        if name.startswith(_ENCODER):
+            layer = 0 if settings.layer_decay == 1 else _layer(name.removeprefix(_ENCODER), encoder)
+            by_layer.setdefault(layer, []).append((name, parameter))
+        else:
+            head.append((name, parameter))
+    rate, decay = settings.learning_rate, settings.weight_decay
+    groups: list[dict[str, Any]] = []
+    for below, named in sorted(by_layer.items()):
+        groups += parameter_groups(named, learning_rate=rate * settings.layer_decay**below, weight_decay=decay)
+    return groups + parameter_groups(head, learning_rate=rate * settings.head_lr_factor, weight_decay=decay)
+
+
+def _layer(name: str, encoder: SpectrogramEncoder) -> int:
+    """How far below the head a parameter of the encoder lies: 0 is the final norm, 1 the last block."""
+    depth = encoder.config.depth
+    if name.startswith("norm."):
+        return 0
+    return depth - int(name.split(".")[1]) if name.startswith("blocks.") else depth + 1
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What is thawed when.
+
+    Attributes:
+        parameters: Parameters of each stage, in the order in which they thaw.
+        every: Epochs from one stage to the next; the first thaws after as many.
+    """
+
+    parameters: tuple[tuple[nn.Parameter, ...], ...]
+    every: float
+
+
+def stages(encoder: SpectrogramEncoder, every: float) -> Stages:
+    """The stages of gradual unfreezing: the final norm with the last block, block by block, then the embedded patches.
+
+    What is frozen for good is in none.
+    """
+    by_layer: dict[int, list[nn.Parameter]] = {}
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            by_layer.setdefault(max(1, _layer(name, encoder)), []).append(parameter)
+    return Stages(tuple(tuple(found) for _, found in sorted(by_layer.items())), every)
+
+
+class Unfreezing(TrainerCallback):
+    """Thaws stage after stage as epochs pass.
+
+    What is trainable in a step follows from its number alone, so that a resumed run goes on as an uninterrupted one. A
+    parameter that is frozen for now has no gradient: the optimizer does not touch it, not even to let it decay, and
+    begins its moments when it thaws.
+
+    Args:
+        stages: What is thawed when.
+        plan: Tells the epoch of each step.
+    """
+
+    def __init__(self, stages: Stages, plan: BatchPlan) -> None:
+        self._stages = stages
+        self._plan = plan
+        count = self.thawed(plan.steps - 1)
+        if count < len(stages.parameters):
+            tell(
+                f"The run ends before all is thawed: {len(stages.parameters) - count} of {len(stages.parameters)} "
+                "layers are never trained",
+                warning=True,
+            )
+
+    def thawed(self, step: int) -> int:
+        """Number of stages that are trained in the step with this number, counted from 0."""
+        passed = math.floor(self._plan.epoch_after(step) / self._stages.every + 1e-9)
+        return min(passed, len(self._stages.parameters))
+
+    @override
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        count = self.thawed(state.global_step)
+        _thaw(self._stages.parameters[:count], thawed=True)
+        _thaw(self._stages.parameters[count:], thawed=False)
+
+
+def _thaw(parameters: Iterable[Sequence[nn.Parameter]], *, thawed: bool) -> None:
+    for stage in parameters:
+        for parameter in stage:
+            parameter.requires_grad_(thawed)

@@ -1,0 +1,167 @@
+"""Trackers by name: where figures are logged beside the run folder.
+
+    tensorboard    files in the run folder
+    wandb          where `WANDB_…` in the environment says
+    mlflow         where `MLFLOW_TRACKING_URI` says, in the experiment `MLFLOW_EXPERIMENT_NAME`
+
+What is missing or cannot be reached is an error before anything is computed. A resumed run goes on in the MLflow run
+that it began, whose number the run folder keeps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback, WandbCallback
+from typing_extensions import override
+
+from tymbal import config
+from tymbal.errors import SettingsError
+from tymbal.files import write_json
+from tymbal.progress import tell
+from tymbal.settings import TrainingSettings
+from tymbal.training.folder import RunFolder
+
+__all__ = ["check_trackers", "trackers"]
+
+_TRACKERS = ("tensorboard", "wandb", "mlflow")
+_MLFLOW_RUN = "mlflow.json"
+_AT_ONCE = 100  # parameters that MLflow takes in a call
+_LONGEST = 500  # letters of a parameter's value, in older versions of MLflow
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuses trackers that cannot be logged to.
+
+    Raises:
+        SettingsError: One is unknown, not installed or does not answer.
+    """
+    for name in names:
+        if name not in _TRACKERS:
+            raise SettingsError(f"report_to names {name}, which is not one of {', '.join(_TRACKERS)}")
+        found = importlib.util.find_spec(name)
+        # A folder of that name, as wandb leaves one, looks like a package without a file.
+        if found is None or found.origin is None:
+            wanted = name if name == "tensorboard" else f"'tymbal[{name}]'"
+            raise SettingsError(
+                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {wanted}"
+            )
+    if "mlflow" in names:
+        _reach_mlflow()
+
+
+def trackers(settings: TrainingSettings, folder: RunFolder, *, purge: int | None = None) -> list[TrainerCallback]:
+    """The trackers of a run, for its first process.
+
+    Args:
+        settings: Which ones, and what they are told of the run.
+        folder: The run folder.
+        purge: The first step that a resumed run does again; what an earlier session logged of it is hidden.
+    """
+    found: list[TrainerCallback] = []
+    if "tensorboard" in settings.report_to:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Hugging Face would take its folder from an environment variable.
+        writer = SummaryWriter(str(folder.tensorboard), purge_step=purge)
+        found.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
+    if "wandb" in settings.report_to:
+        found.append(WandbCallback())  # type: ignore[no-untyped-call]
+    if "mlflow" in settings.report_to:
+        found.append(_MLflow(settings, folder))
+    return found
+
+
+class _MLflow(TrainerCallback):
+    """Logs to MLflow: settings as parameters, figures as metrics by step.
+
+    Not that of Hugging Face, which begins another run in every session and knows the arguments of `Trainer` only.
+    """
+
+    def __init__(self, settings: TrainingSettings, folder: RunFolder) -> None:
+        from mlflow import MlflowClient
+
+        self._client = MlflowClient()
+        self._settings = config.to_mapping(settings)
+        self._name = folder.path.resolve().name
+        self._record = folder.path / _MLFLOW_RUN
+        self._run = ""
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._run = self._continued() or self._begun()
+
+    @override
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        now = int(time.time() * 1000)
+        values = {name: float(value) for name, value in kwargs["logs"].items() if isinstance(value, int | float)}
+        metrics = [
+            Metric(name, value, now, state.global_step) for name, value in values.items() if math.isfinite(value)
+        ]
+        try:
+            self._client.log_batch(self._run, metrics=metrics)
+        except MlflowException as error:
+            # A server that is away for a while shall not cost a training: the figures are in the run folder.
+            tell(f"MLflow did not take the figures of step {state.global_step}: {error}", warning=True)
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._client.set_terminated(self._run)
+
+    def _continued(self) -> str | None:
+        """The MLflow run of an earlier session, open again, where this server still has it."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = str(json.loads(self._record.read_text(encoding="utf-8"))["run_id"])
+            self._client.update_run(run, status="RUNNING")
+        except (OSError, ValueError, KeyError, MlflowException):
+            return None
+        return run
+
+    def _begun(self) -> str:
+        from mlflow.entities import Param
+
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "Default")
+        experiment = self._client.get_experiment_by_name(name)
+        place = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        run = self._client.create_run(place, run_name=self._name).info.run_id
+        told = [Param(key, str(value)[:_LONGEST]) for key, value in self._settings.items()]
+        for start in range(0, len(told), _AT_ONCE):
+            self._client.log_batch(run, params=told[start : start + _AT_ONCE])
+        write_json(self._record, {"run_id": run})
+        return str(run)
+
+
+def _reach_mlflow() -> None:
+    try:
+        import mlflow
+        from mlflow.exceptions import MlflowException
+    except ImportError as error:
+        raise SettingsError(
+            f"report_to names mlflow, which cannot be imported: {error}",
+            advice="Install it again: pip install --upgrade mlflow-skinny",
+        ) from None
+    try:
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    except (MlflowException, ImportError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise SettingsError(
+            f"report_to names mlflow, but {mlflow.get_tracking_uri()} does not work: {reason}",
+            advice="Set MLFLOW_TRACKING_URI to a server that is there, or to a folder (file:///home/me/mlruns, with "
+            "MLFLOW_ALLOW_FILE_STORE=true where MLflow asks for it).",
+        ) from None
