@@ -40,7 +40,7 @@ __all__ = ["app", "main"]
 
 _RESUME = {"always": True, "never": False}
 _LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "demo"})
-_CONTINUES = frozenset({"prepare", "pretrain", "finetune", "ssast", "demo"})
+_CONTINUES = frozenset({"prepare", "pretrain", "finetune", "predict", "ssast", "demo"})
 
 _WAY = Group("The way from sound to predictions", sort_key=0)
 _FORMATS = Group("Other people's formats", sort_key=1)
@@ -201,12 +201,13 @@ def predict(
     common: Annotated[Common | None, _FLAT] = None,
     settings: Annotated[PredictSettings | None, _FLAT] = None,
 ) -> None:
-    """Score recordings of any length, window by window.
+    """Score recordings of any length, window by window. Run again after a stop, it continues.
 
     Args:
         model: A run, a model folder or a Hugging Face checkpoint with a classifier.
         files: Recordings, or folders of them.
-        output: The table, a row a window and label (.csv).
+        output: The table, a row a window and label (.csv, .parquet, .json, .jsonl); a table of detections is written
+            beside it. With --format raven or audacity a folder.
     """
     _run("predict", model, list(files), output, common=common, settings=settings)
 

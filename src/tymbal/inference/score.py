@@ -14,6 +14,7 @@ from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.inference.windows import Window
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
+from tymbal.models.weights import fingerprint
 
 __all__ = ["Scorer"]
 
@@ -30,7 +31,7 @@ class Scorer:
     Attributes:
         labels: Names of the labels, in the order of the scores.
         sample_rate: Rate of the sound that it takes, in Hz.
-        shortest: Fewest samples that can be analysed: one frame.
+        fingerprint: By which the weights are known again.
 
     Raises:
         ModelError: The model has no classifier.
@@ -54,15 +55,16 @@ class Scorer:
         self.description = description
         self.labels = description.labels
         self.sample_rate = description.features.sample_rate
-        self.shortest = description.features.window_samples
+        self.fingerprint = fingerprint(loaded.module)
         self._device, self._dtype = torch.device(device), dtype
         self._model = loaded.module.to(self._device).eval()
         self._fbank = KaldiFbank(description.features)
 
     @property
-    def window_samples(self) -> int:
-        """Samples of the clips that the model was trained on."""
-        return self.description.features.samples_of(self.description.encoder.frames)
+    def band(self) -> tuple[float, float]:
+        """Lowest and highest frequency that the model hears, in Hz."""
+        features = self.description.features
+        return features.low_freq, features.high_freq or features.sample_rate / 2
 
     def __call__(self, windows: Sequence[Window], *, length: int) -> NDArray[np.float32]:
         """Scores windows.

@@ -53,8 +53,14 @@ class PredictSettings:
     Attributes:
         window: Length of a window in seconds. `None` is the length that the model was trained on.
         hop: Seconds from one window to the next. `None` is the window: no overlap.
-        threshold: Rows with a lower score are left out.
+        threshold: Lower scores are left out. `None` is 0 in the table of windows, 0.5 for detections.
+        label_thresholds: Thresholds of single labels, which stand above `threshold`: `robin=0.3 wren=0.8`.
         top: Keep this many best labels a window. `None` keeps all.
+        merge: Join windows in a row with the same label into one detection.
+        gap: Seconds between two windows that are joined nevertheless.
+        format: `csv`, `parquet`, `json` (an array) or `jsonl`: a table of windows and beside it one of detections;
+            `raven` or `audacity`: a file of detections for each recording, in a folder. `None` tells by the ending of
+            the output.
         batch_size: Windows a batch.
         precision: As in training.
         device: As in training.
@@ -62,8 +68,12 @@ class PredictSettings:
 
     window: float | None = None
     hop: float | None = None
-    threshold: float = 0.0
+    threshold: float | None = None
+    label_thresholds: tuple[str, ...] = ()
     top: int | None = None
+    merge: bool = True
+    gap: float = 0.0
+    format: Literal["csv", "parquet", "json", "jsonl", "raven", "audacity"] | None = None
     batch_size: int = 32
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     device: str = "auto"
@@ -71,8 +81,12 @@ class PredictSettings:
     def __post_init__(self) -> None:
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
         check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
-        check(0 <= self.threshold <= 1, "threshold", self.threshold, "a score from 0 to 1")
+        every = self.threshold
+        check(every is None or 0 <= every <= 1, "threshold", every, "a score from 0 to 1")
+        for item in self.label_thresholds:
+            check(_is_threshold(item), "label_thresholds", item, "a label and a score from 0 to 1, as in robin=0.3")
         check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
+        check(self.gap >= 0, "gap", self.gap, "a time in seconds, 0 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 
@@ -104,3 +118,11 @@ class ConvertSettings(PtSettings):
         if self.stride is not None:
             parse_patch(self.stride, setting="stride")
         check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
+
+
+def _is_threshold(item: str) -> bool:
+    label, _, value = item.rpartition("=")
+    try:
+        return bool(label) and 0 <= float(value) <= 1
+    except ValueError:
+        return False
