@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from tymbal.errors import ModelError
-from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.inference.front import FrontEnd
 from tymbal.inference.windows import Window
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
@@ -58,7 +58,7 @@ class Scorer:
         self.fingerprint = fingerprint(loaded.module)
         self._device, self._dtype = torch.device(device), dtype
         self._model = loaded.module.to(self._device).eval()
-        self._fbank = KaldiFbank(description.features)
+        self._front = FrontEnd(description, self._device)
 
     @property
     def band(self) -> tuple[float, float]:
@@ -77,18 +77,8 @@ class Scorer:
             Probabilities [windows, labels]: they sum to 1 where a clip has one label, each stands for itself where it
             may have several.
         """
-        features = self.description.features
-        least = self.description.encoder.patch[1]
-        spectrograms = torch.full((len(windows), max(features.frames_of(length), least), features.mel_bins), LOG_FLOOR)
-        frames = torch.empty(len(windows), dtype=torch.int64)
-        for number, window in enumerate(windows):
-            known = self._fbank(torch.from_numpy(window.samples))
-            spectrograms[number, : len(known)] = known
-            frames[number] = len(known)
-        description = self.description
-        frames = frames.to(self._device)
-        x = description.normalisation(spectrograms.to(self._device), frames)
+        x, frames = self._front(windows, length=length)
         with torch.inference_mode(), torch.autocast(self._device.type, dtype=self._dtype, enabled=bool(self._dtype)):
             logits = self._model(x, frames=frames)
-        scores = logits.float().sigmoid() if description.multilabel else logits.float().softmax(dim=1)
+        scores = logits.float().sigmoid() if self.description.multilabel else logits.float().softmax(dim=1)
         return cast(NDArray[np.float32], scores.cpu().numpy())

@@ -8,7 +8,7 @@ from typing import Literal
 from tymbal.settings.checks import check, parse_patch
 from tymbal.settings.data import PtSettings
 
-__all__ = ["ConvertSettings", "PredictSettings", "ProbeSettings"]
+__all__ = ["ConvertSettings", "EmbedSettings", "PredictSettings", "ProbeSettings", "SimilarSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +87,72 @@ class PredictSettings:
             check(_is_threshold(item), "label_thresholds", item, "a label and a score from 0 to 1, as in robin=0.3")
         check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
         check(self.gap >= 0, "gap", self.gap, "a time in seconds, 0 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """Embeddings of sound or of a store.
+
+    Attributes:
+        per: What has an embedding: each `window` of a recording (each clip of a store), each `second`, or each `file`,
+            as the mean of its windows.
+        pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
+            apart, `cls` the class tokens.
+        layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
+        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
+        window: Length of a window in seconds. `None` is the length that the model was trained on, by second the whole
+            seconds of it. A store has its own.
+        hop: Seconds from one window to the next. `None` is the window: no overlap.
+        format: `parquet`, `csv`, or `npy` with the rows in a CSV beside it. `None` tells by the ending of the output.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+    """
+
+    per: Literal["window", "second", "file"] = "window"
+    pooling: Literal["mean", "rows", "cls"] = "mean"
+    layer: int | None = None
+    skip_padding: bool = True
+    window: float | None = None
+    hop: float | None = None
+    format: Literal["parquet", "csv", "npy"] | None = None
+    batch_size: int = 32
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
+        check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
+        check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        if self.per == "second":
+            whole = self.window is None or self.window.is_integer()
+            check(whole, "window", self.window, "a whole number of seconds, for an embedding each second")
+            check(self.pooling != "cls", "pooling", self.pooling, "mean or rows, for an embedding each second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarSettings:
+    """What sounds like a clip, among sounds with embeddings.
+
+    Attributes:
+        top: How many are found.
+        approximate: Search an index that is made once and kept beside the embeddings, instead of comparing with all of
+            them; needs the extra `search`. For millions.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+    """
+
+    top: int = 10
+    approximate: bool = False
+    batch_size: int = 32
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.top >= 1, "top", self.top, "1 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 
