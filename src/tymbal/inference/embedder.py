@@ -35,6 +35,7 @@ class Embedder:
     Attributes:
         description: The model.
         dimensions: Length of an embedding.
+        front: From windows to spectrograms.
 
     Raises:
         SettingsError: There is no such layer.
@@ -58,7 +59,7 @@ class Embedder:
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device).eval()
         self._pooling, self._layer, self._skip, self._dtype = pooling, layer, skip_padding, dtype
-        self._front = FrontEnd(loaded.description, self.device)
+        self.front = FrontEnd(loaded.description, self.device)
 
     def record(self) -> dict[str, Any]:
         """What decides its embeddings: the weights' fingerprint and how they are pooled."""
@@ -71,13 +72,13 @@ class Embedder:
 
     def windows(self, windows: Sequence[Window], *, length: int) -> NDArray[np.float32]:
         """One embedding a window of at most `length` samples, [windows, dimensions]."""
-        return self.clips(*self._front(windows, length=length))
+        return self.clips(*self.front(windows, length=length))
 
     def window_seconds(
         self, windows: Sequence[Window], *, length: int
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """One embedding a second of each window: as `seconds`."""
-        return self.seconds(*self._front(windows, length=length))
+        return self.seconds(*self.front(windows, length=length))
 
     def clips(self, x: Tensor, frames: Tensor) -> NDArray[np.float32]:
         """One embedding a spectrogram, [batch, dimensions].
