@@ -271,7 +271,7 @@ def convert(
     Args:
         source: A store, a folder or an SSAST list of .pt spectrograms, a run, a model folder, an SSAST or Hugging Face
             checkpoint.
-        output: Folder, or .pth file for SSAST, that is written.
+        output: Folder, or .pth file for SSAST, or .onnx file, that is written.
     """
     _run("convert", source, output, common=common, settings=settings)
 

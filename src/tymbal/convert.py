@@ -5,6 +5,7 @@
     tymbal convert audio_model.100.pth model                     SSAST's checkpoint to a model folder
     tymbal convert run model --to hf                             one that stock transformers loads
     tymbal convert run audio_model.pth                           and one that SSAST loads
+    tymbal convert run model.onnx                                waveforms in, scores out, for any runtime
 
 What is written appears whole or not at all. What a format cannot hold is refused; what it can, comes back the same.
 """
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["ConvertResult", "convert"]
 
 _STORES = ("store", "pt")
-_MODELS = ("tymbal", "hf", "ssast", "pth")
+_MODELS = ("tymbal", "hf", "ssast", "pth", "onnx")
+_FILES = {"ssast": ".pth", "onnx": ".onnx"}
 _WEIGHTS = (".pth", ".bin", ".ckpt", ".pt", ".safetensors")
 _BATCH = 64
 
@@ -70,7 +72,7 @@ def convert(
     Args:
         source: A store; a folder or a list of `.pt` spectrograms; or a model: a run, a model folder, a name on the
             Hugging Face hub, an SSAST file.
-        output: The folder, or for SSAST the `.pth` file, to write. Nothing stands there yet.
+        output: The folder, or for SSAST the `.pth`, for ONNX the `.onnx` file, to write. Nothing stands there yet.
         config: YAML file with settings.
         **settings: See `tymbal.settings.ConvertSettings`.
 
@@ -119,20 +121,21 @@ def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
 def _model(source: str | os.PathLike[str], output: Path, settings: ConvertSettings) -> ConvertResult:
     from tymbal.models.exchange import convert_model
 
-    wanted = settings.to or ("ssast" if output.suffix == ".pth" else "tymbal")
+    by_ending = {ending: kind for kind, ending in _FILES.items()}
+    wanted = settings.to or by_ending.get(output.suffix, "tymbal")
     to = "ssast" if wanted == "pth" else wanted
     if to not in _MODELS:
         raise SettingsError(
-            f"a model cannot become spectrograms ({to})", path=source, advice="Use --to tymbal, hf or ssast."
+            f"a model cannot become spectrograms ({to})", path=source, advice="Use --to tymbal, hf, ssast or onnx."
         )
-    if (to == "ssast") != (output.suffix == ".pth"):
-        what = "is one file, OUTPUT.pth" if to == "ssast" else "is a folder, without .pth"
+    if by_ending.get(output.suffix, to if to not in _FILES else None) != to:
+        what = f"is one file, OUTPUT{_FILES[to]}" if to in _FILES else f"is a folder, without {output.suffix}"
         raise SettingsError(f"what --to {to} writes {what}", path=output, advice="Rename the output.")
     notes = convert_model(source, output, to=cast("ModelLayout", to), settings=settings)
     return ConvertResult(output, f"a model for {_NAMES[to]}", tuple(notes))
 
 
-_NAMES = {"tymbal": "Tymbal", "hf": "transformers and Tymbal", "ssast": "SSAST"}
+_NAMES = {"tymbal": "Tymbal", "hf": "transformers and Tymbal", "ssast": "SSAST", "onnx": "ONNX runtimes"}
 
 
 def _spectrograms(

@@ -1,4 +1,4 @@
-"""A model from one layout to another: ours, Hugging Face's, SSAST's. What the target cannot hold is refused or said."""
+"""A model from one layout to another: ours, Hugging Face's, SSAST's, ONNX. What the target cannot hold is refused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
 
 __all__ = ["ModelLayout", "convert_model"]
 
-ModelLayout = Literal["tymbal", "hf", "ssast"]
+ModelLayout = Literal["tymbal", "hf", "ssast", "onnx"]
 
 _SSAST_HEADS = ("cpred", "gpred")
 _SSAST_EPS = 1e-6
@@ -32,7 +32,7 @@ def convert_model(
 
     Args:
         source: A run, a model folder, a name on the Hugging Face hub, or an SSAST file.
-        output: The folder, or the file for `ssast`; nothing stands there yet.
+        output: The folder, or the file for `ssast` and `onnx`; nothing stands there yet.
         to: The layout.
         settings: What the source does not tell: stride, pooling, names of labels, statistics.
 
@@ -47,6 +47,10 @@ def convert_model(
     loaded = load_model(str(source), stride=stride, pooling=settings.pooling)
     description = _described(loaded.description, settings)
     module, heads = loaded.module, loaded.objective_state
+    if to == "onnx":
+        from tymbal.models.onnx import write_onnx
+
+        return write_onnx(output, replace(loaded, description=description), pooling=settings.pooling or "mean")
     if to == "ssast":
         others = sorted({name.partition(".")[0] for name in heads} - set(_SSAST_HEADS))
         if others:

@@ -162,17 +162,18 @@ class ConvertSettings(PtSettings):
 
     Attributes:
         to: What to write. Of spectrograms: `store`, packed shards, or `pt`, a file each with SSAST's lists. Of a model:
-            a `tymbal` folder; `hf`, one that stock transformers loads; `ssast` (or `pth`), one file. `None` is the
-            other kind of spectrograms, a `tymbal` folder, or by the ending of the output.
+            a `tymbal` folder; `hf`, one that stock transformers loads; `ssast` (or `pth`), one file; `onnx`, one file
+            that takes waveforms (extra `onnx`). `None` is the other kind of spectrograms, a `tymbal` folder, or by the
+            ending of the output.
         stride: Mel bins x frames from one patch to the next in a fine-tuned SSAST file, which may not tell.
-        pooling: Pooling of a fine-tuned SSAST file, which does not tell: `mean` (ft_avgtok) or `cls` (ft_cls). `None`
-            is mean.
+        pooling: Pooling of a fine-tuned SSAST file, which does not tell: `mean` (ft_avgtok) or `cls` (ft_cls); and of
+            an encoder's embedding in ONNX. `None` is mean.
         multilabel: The classes of a fine-tuned SSAST file do not exclude each other (it was trained with BCE).
         validation_fraction: As in training; by default none is drawn.
         shard_mib: Size of a shard file in MiB.
     """
 
-    to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth"] | None = None
+    to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth", "onnx"] | None = None
     stride: str | None = None
     pooling: Literal["mean", "cls"] | None = None
     multilabel: bool = False
