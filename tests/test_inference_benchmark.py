@@ -9,7 +9,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "inference.py"
 
 
 def test_benchmark__compares_both_sides():
-    run = subprocess.run([sys.executable, SCRIPT, "--trial", "--device", "cpu"], capture_output=True, text=True)
+    command = [sys.executable, SCRIPT, "--trial", "--device", "cpu"]
+    run = subprocess.run(command, check=False, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     for line in (
         r"stock extractor \((numpy|torchaudio)\) +\d+\.\d\d +1\.00 +1\.00",
