@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -152,6 +153,7 @@ def test_embed__bad_files_are_named_and_the_rest_done(encoder: Path, nights: Pat
     assert not (tmp_path / "none.parquet").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_embed__killed_it_continues(encoder: Path, nights: Path, tmp_path: Path):
     script = Path(__file__).parent / "inference" / "killed_walk.py"
     command = [sys.executable, script, "embed", encoder, nights, tmp_path / "out.parquet", "3"]

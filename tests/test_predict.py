@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import signal
 import struct
 import subprocess
@@ -280,6 +281,7 @@ def test_predict__outputs_that_cannot_be(
         predict(classifier, files, tmp_path / name, **settings, **CPU)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_predict__killed_it_continues_to_the_same_tables(classifier: Path, tmp_path: Path) -> None:
     folder = tmp_path / "nights"
     folder.mkdir()

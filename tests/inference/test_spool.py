@@ -83,6 +83,28 @@ def test_spool__what_has_ended_is_there_again(
         assert contents(spool, recordings) == {"0.wav": [1], "1.wav": [], "2.wav": [4]}
 
 
+def test_spool__what_is_stopped_keeps_what_has_ended(
+    tmp_path: Path, recordings: list[Recording], monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(KeyboardInterrupt), spooled(tmp_path) as spool:
+        spool.add({"value": np.array([1])})
+        spool.end(outcome(recordings[0]))
+        spool.add({"value": np.array([2, 3])})
+        raise KeyboardInterrupt
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    # In the middle of writing it is not known what is there: that part is computed again.
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), spooled(tmp_path) as spool:
+        patch.setattr("pyarrow.parquet.ParquetWriter.write_table", stop)
+        spool.add({"value": np.array([4])})
+        spool.end(outcome(recordings[1]))
+        spool.outcomes(recordings)
+    with spooled(tmp_path) as spool:
+        assert contents(spool, recordings) == {"0.wav": [1]}
+
+
 def test_spool__a_recording_that_has_changed_counts_no_more(tmp_path: Path, recordings: list[Recording]):
     absent = Recording(tmp_path / "absent.wav", "absent.wav")
     with spooled(tmp_path) as spool:

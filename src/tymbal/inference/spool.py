@@ -4,8 +4,9 @@
       record.json      what the run was begun with
       00000.parquet    rows of some recordings, and what became of each of them
 
-A part holds whole recordings and is closed some time after it was begun; what was computed for an open one is computed
-again. Rows pass through in pieces: memory grows neither with the recordings nor with their number.
+A part holds whole recordings and is closed some time after it was begun, or when the work is stopped; what was computed
+for a recording that had not ended is computed again. Rows pass through in pieces: memory grows neither with the
+recordings nor with their number.
 """
 
 from __future__ import annotations
@@ -94,6 +95,7 @@ class Spool:
         self._held = _Held(self._schema)
         self._outcomes: list[Outcome] = []
         self._opened = 0.0
+        self._steady = True  # not in the middle of writing: what is stopped now can be kept
 
     def __enter__(self) -> Self:
         busy = SettingsError(
@@ -113,7 +115,7 @@ class Spool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if self._steady:
                 self._close_part()
             else:
                 self._part.__exit__(kind, error, trace)
@@ -201,16 +203,20 @@ class Spool:
         if self._writer is None:
             self._open_part()
         if self._writer is not None:
+            self._steady = False
             self._writer.write_table(self._held.give())
+            self._steady = True
 
     def _close_part(self) -> None:
         if self._writer is None:
             return
         self._write_held()
+        self._steady = False
         told = json.dumps([asdict(outcome) for outcome in self._outcomes])
         self._writer.add_key_value_metadata({_KEY: told})
         self._part.close()
         self._writer, self._outcomes = None, []
+        self._steady = True
 
 
 class _Held:
