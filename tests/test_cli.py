@@ -157,7 +157,7 @@ def test_help__settings_stand_under_the_heading_of_their_stage(capsys, monkeypat
 def test_help__verbs_come_in_the_order_of_the_way(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    verbs = ["scan", "prepare", "pretrain", "probe", "finetune", "predict", "convert", "demo"]
+    verbs = ["scan", "prepare", "pretrain", "probe", "finetune", "predict", "embed", "similar", "convert", "demo"]
     places = [out.index(f"│ {verb} ") for verb in verbs]
     assert places == sorted(places)
 

@@ -1,10 +1,17 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
@@ -53,7 +60,8 @@ def test_predict__a_recording_of_three_tones(classifier: Path, tmp_path: Path) -
     recording = write(tmp_path / "three.wav", *parts, tone("low", seconds=0.2, seed=60))
     result = predict(classifier, recording, tmp_path / "out.csv", **CPU)
     rows = table(tmp_path / "out.csv")
-    assert list(rows[0]) == ["file", "start", "end", "label", "score"]
+    assert list(rows[0]) == ["file", "start", "end", "label", "score", "start_time", "end_time"]
+    assert {row["start_time"] for row in rows} == {""}
     assert {row["file"] for row in rows} == {str(recording)}
     assert best(rows) == [
         ("0.000", "0.335", "low"),
@@ -148,7 +156,7 @@ def test_predict__nothing_readable_writes_no_table(classifier: Path, tmp_path: P
     with pytest.raises(AudioError, match=r"none of 1 recordings could be read; the first: .*absent\.wav"):
         predict(classifier, tmp_path / "absent.wav", tmp_path / "out.csv", **CPU)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(AudioError, match="no sound files to score"):
+    with pytest.raises(AudioError, match="there are no sound files"):
         predict(classifier, tmp_path / "empty", tmp_path / "out.csv", **CPU)
     assert not (tmp_path / "out.csv").exists()
 
@@ -184,6 +192,148 @@ def test_predict__several_labels_stand_for_themselves(tmp_path: Path) -> None:
     assert rows == {"frog": "0.880797", "cicada": "0.731059"}
 
 
+def test_predict__windows_in_a_row_become_detections(classifier: Path, tmp_path: Path) -> None:
+    parts = [tone("low", seconds=3 * CLIP, seed=1), tone("high", seconds=CLIP, seed=2), tone("low", seconds=CLIP)]
+    recording = write(tmp_path / "20240322_191730.wav", *parts)
+    result = predict(classifier, recording, tmp_path / "out.csv", **CPU)
+    rows = table(tmp_path / "out.detections.csv")
+    assert [(row["start"], row["end"], row["label"], row["windows"]) for row in rows] == [
+        ("0.000", "1.005", "low", "3"),
+        ("1.005", "1.340", "high", "1"),
+        ("1.340", "1.675", "low", "1"),
+    ]
+    assert (rows[1]["start_time"], rows[1]["end_time"]) == ("2024-03-22T19:17:31.005", "2024-03-22T19:17:31.340")
+    low = [float(row["score"]) for row in table(tmp_path / "out.csv") if row["label"] == "low"]
+    assert float(rows[0]["score"]) == max(low[:3])
+    assert result.detections == 3
+    assert result.written == (tmp_path / "out.csv", tmp_path / "out.detections.csv")
+    # The table of windows has all scores, that of detections those above 0.5.
+    assert len(table(tmp_path / "out.csv")) == 5 * 3
+    predict(classifier, recording, tmp_path / "out.csv", merge=False, **CPU)
+    assert [row["windows"] for row in table(tmp_path / "out.detections.csv")] == ["1"] * 5
+
+
+def test_predict__thresholds_by_label(classifier: Path, tmp_path: Path) -> None:
+    recording = write(tmp_path / "a.wav", tone("low", seconds=CLIP), tone("high", seconds=CLIP))
+    predict(classifier, recording, tmp_path / "a.csv", threshold=0.5, label_thresholds=["low=1.0", "middle=0"], **CPU)
+    assert [row["label"] for row in table(tmp_path / "a.csv")] == ["middle", "high", "middle"]
+    with pytest.raises(SettingsError, match="'lo', which is no label of the model"):
+        predict(classifier, recording, tmp_path / "a.csv", label_thresholds=["lo=0.5"], **CPU)
+
+
+def test_predict__every_table_says_the_same(classifier: Path, tmp_path: Path) -> None:
+    recording = write(tmp_path / "20240322_191730.wav", tone("low", seconds=0.8))
+    for ending in ("csv", "parquet", "json", "jsonl"):
+        predict(classifier, recording, tmp_path / f"out.{ending}", **CPU)
+    expected = table(tmp_path / "out.csv")
+    found = {
+        "parquet": pq.read_table(tmp_path / "out.parquet").to_pylist(),
+        "json": json.loads((tmp_path / "out.json").read_text()),
+        "jsonl": [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()],
+    }
+    for rows in found.values():
+        assert list(rows[0]) == list(expected[0])
+        text = [{**row, **{key: f"{row[key]:.3f}" for key in ("start", "end")}} for row in rows]
+        assert [{**row, "score": f"{row['score']:.6f}"} for row in text] == expected
+    assert pq.read_table(tmp_path / "out.detections.parquet")["windows"].to_pylist() == [3]
+
+
+def test_predict__raven_and_audacity_have_a_file_a_recording(classifier: Path, tmp_path: Path) -> None:
+    (tmp_path / "nights" / "deep").mkdir(parents=True)
+    write(tmp_path / "nights" / "a.wav", tone("low", seconds=2 * CLIP))
+    write(tmp_path / "nights" / "deep" / "a.wav", tone("middle", seconds=CLIP), tone("high", seconds=CLIP))
+    (tmp_path / "nights" / "bad.wav").write_text("no sound")
+    for kind in ("raven", "audacity"):
+        result = predict(classifier, tmp_path / "nights", tmp_path / kind, format=kind, **CPU)
+        assert (result.detections, result.written) == (3, (tmp_path / kind,))
+        assert [Path(row["file"]).name for row in table(tmp_path / kind / "failures.csv")] == ["bad.wav"]
+    raven = (tmp_path / "raven" / "deep" / "a.selections.txt").read_text().splitlines()
+    rows = list(csv.DictReader(raven, delimiter="\t"))
+    assert [(row["Begin Time (s)"], row["End Time (s)"], row["Label"]) for row in rows] == [
+        ("0.000000", "0.335000", "middle"),
+        ("0.335000", "0.670000", "high"),
+    ]
+    assert {row["High Freq (Hz)"] for row in rows} == {"4000.0"}
+    assert rows[0]["Begin Path"] == str(tmp_path / "nights" / "deep" / "a.wav")
+    label = (tmp_path / "audacity" / "a.labels.txt").read_text().split("\t")
+    assert label[:2] == ["0.000000", "0.670000"]
+    assert label[2].startswith("low ")
+    assert not (tmp_path / "raven" / "bad.selections.txt").exists()
+    predict(classifier, tmp_path / "nights" / "a.wav", tmp_path / "one.txt", format="audacity", **CPU)
+    assert (tmp_path / "one.txt").read_text().split("\t") == label
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("out", {}, "name does not tell its format"),
+        ("out.txt", {}, "name does not tell its format"),
+        ("out.txt", {"format": "raven"}, "is one file, but raven has one for each of the 2 recordings"),
+        ("a.wav", {"format": "raven"}, "is a file, but raven files go into a folder"),
+        (".", {"format": "csv"}, "is a folder, and csv is one table"),
+    ],
+)
+def test_predict__outputs_that_cannot_be(
+    classifier: Path, tmp_path: Path, name: str, settings: dict[str, str], message: str
+) -> None:
+    files = [write(tmp_path / f"{letter}.wav", tone("low")) for letter in "ab"]
+    with pytest.raises(SettingsError, match=message):
+        predict(classifier, files, tmp_path / name, **settings, **CPU)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_predict__killed_it_continues_to_the_same_tables(classifier: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    for number in range(8):
+        write(folder / f"{number}.wav", tone("low", seconds=0.4 + 0.1 * number, seed=number))
+    (folder / "4.wav").write_text("no sound")
+    script = Path(__file__).parent / "inference" / "killed_walk.py"
+    command = [sys.executable, script, "predict", classifier, folder, tmp_path / "out.csv", "6"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out.csv").exists()
+    unfinished = tmp_path / "out.csv.unfinished"
+    assert len(list(unfinished.glob("*.parquet"))) == 5
+    with pytest.raises(SettingsError, match=r"begun with something else:\n    hop: None -> 0\.1\n"):
+        predict(classifier, folder, tmp_path / "out.csv", hop=0.1, **CPU)
+    result = predict(classifier, folder, tmp_path / "out.csv", batch_size=3, **CPU)
+    predict(classifier, folder, tmp_path / "whole.csv", **CPU)
+    for ending in ("csv", "detections.csv"):
+        found, expected = table(tmp_path / f"out.{ending}"), table(tmp_path / f"whole.{ending}")
+        # Other batches round otherwise.
+        scores = [[float(row.pop("score")) for row in rows] for rows in (found, expected)]
+        assert found == expected
+        assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert result.files == 7
+    assert [Path(row["file"]).name for row in table(tmp_path / "failures.csv")] == ["4.wav"]
+    assert not unfinished.exists()
+
+
+def test_predict__what_is_done_is_not_done_again(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [write(tmp_path / f"{number}.wav", tone("low", seed=number)) for number in range(3)]
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("tymbal.inference.predictions.open_table", broken)
+        predict(classifier, files, tmp_path / "out.csv", **CPU)
+    # All is scored, the tables were not written: one recording is new, one has changed.
+    files.append(write(tmp_path / "3.wav", tone("high", seed=4)))
+    write(files[1], tone("middle", seconds=0.3, seed=5))
+    predict(classifier, files, tmp_path / "out.csv", top=None, **CPU)
+    assert "Continuing: 2 of 4 recordings are done" in capsys.readouterr().err
+    assert [row[2] for row in best(table(tmp_path / "out.csv"))] == ["low", "middle"]
+    assert [Path(file).stem for file in dict.fromkeys(row["file"] for row in table(tmp_path / "out.csv"))] == [
+        "0",
+        "2",
+        "1",
+        "3",
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"hop": 2.0}, "there would be gaps between windows"), ({"window": 0.01}, "shorter than one frame")],
@@ -209,3 +359,53 @@ def test_predict__memory_does_not_grow_with_the_recording(classifier: Path, tmp_
         tracemalloc.stop()
         assert len(table(tmp_path / "out.csv")) == -(-minutes * 60 // CLIP)
     assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_predict__memory_does_not_grow_with_the_number_of_recordings(classifier: Path, tmp_path: Path) -> None:
+    one = write(tmp_path / "one.wav", tone("low", seconds=0.335))
+    peaks = []
+    for count in (100, 400):
+        folder = tmp_path / f"{count}"
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.wav").hardlink_to(one)
+        predict(classifier, folder, tmp_path / "out.csv", **CPU)
+        tracemalloc.start()
+        predict(classifier, folder, tmp_path / "out.csv", **CPU)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # A path and what became of it are kept of each.
+    assert peaks[1] - peaks[0] < 300 * 4096
+
+
+def sparse(path: Path, *, hours: float, rate: int) -> Path:
+    """Digital silence that takes no place on the disk."""
+    size = round(hours * 3600 * rate) * 2
+    sizes = [struct.pack("<I", number) for number in (size + 36, 16, rate, rate * 2, size)]
+    with path.open("wb") as file:
+        file.write(b"RIFF" + sizes[0] + b"WAVEfmt " + sizes[1] + b"\1\0\1\0" + sizes[2] + sizes[3] + b"\2\0\x10\0data")
+        file.write(sizes[4])
+        file.truncate(44 + size)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize(("hours", "rate"), [(24, 16_000), (1, 384_000)])
+def test_predict__a_long_recording_in_little_memory(classifier: Path, tmp_path: Path, hours: float, rate: int) -> None:
+    peaks = []
+    for length in (0.02, hours):
+        recording = sparse(tmp_path / "20240322_191730.wav", hours=length, rate=rate)
+        code = (
+            "import sys, tymbal; result = tymbal.predict(*sys.argv[1:], window=10, top=1, device='cpu')\n"
+            "assert not result.failures\n"
+            "print([line for line in open('/proc/self/status') if 'VmHWM' in line][0].split()[1])"
+        )
+        command = [sys.executable, "-c", code, classifier, recording, tmp_path / "o.parquet"]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(int(run.stdout) / 1024)
+        found = pq.read_table(tmp_path / "o.parquet")
+        assert found.num_rows == -(-length * 360 // 1)
+        assert found["end"][-1].as_py() == pytest.approx(length * 3600)
+    print(f"{hours} h at {rate:,} Hz: peak {peaks[1]:.0f} MiB, of which {peaks[0]:.0f} MiB after the first minute")
+    assert peaks[1] < peaks[0] + 64

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tymbal.audio.scan import scan
     from tymbal.convert import convert
     from tymbal.demo.demo import demo
+    from tymbal.embed import embed
     from tymbal.errors import (
         AudioError,
         CheckpointError,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tymbal.prepare import prepare
     from tymbal.pretrain import pretrain
     from tymbal.probe import probe
+    from tymbal.similar import similar
     from tymbal.store.store import Store
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "__version__",
     "convert",
     "demo",
+    "embed",
     "finetune",
     "load_model",
     "predict",
@@ -71,6 +74,7 @@ __all__ = [
     "probe",
     "save_model",
     "scan",
+    "similar",
 ]
 
 _ORIGIN = {
@@ -80,6 +84,7 @@ _ORIGIN = {
     "Store": "tymbal.store.store",
     "convert": "tymbal.convert",
     "demo": "tymbal.demo.demo",
+    "embed": "tymbal.embed",
     "finetune": "tymbal.finetune",
     "load_model": "tymbal.models.folder",
     "predict": "tymbal.predict",
@@ -88,6 +93,7 @@ _ORIGIN = {
     "probe": "tymbal.probe",
     "save_model": "tymbal.models.folder",
     "scan": "tymbal.audio.scan",
+    "similar": "tymbal.similar",
     **{name: "tymbal.errors" for name in __all__ if name.endswith("Error")},
 }
 

@@ -27,20 +27,22 @@ from tymbal.errors import TymbalError
 from tymbal.progress import quietly, say
 from tymbal.settings import (
     ConvertSettings,
+    EmbedSettings,
     FinetuneSettings,
     PredictSettings,
     PrepareSettings,
     PretrainSettings,
     ProbeSettings,
     ScanSettings,
+    SimilarSettings,
 )
 from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
 
 __all__ = ["app", "main"]
 
 _RESUME = {"always": True, "never": False}
-_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "demo"})
-_CONTINUES = frozenset({"prepare", "pretrain", "finetune", "ssast", "demo"})
+_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "embed", "similar", "demo"})
+_CONTINUES = frozenset({"prepare", "pretrain", "finetune", "predict", "embed", "ssast", "demo"})
 
 _WAY = Group("The way from sound to predictions", sort_key=0)
 _FORMATS = Group("Other people's formats", sort_key=1)
@@ -55,6 +57,8 @@ tymbal pretrain store -o run --size tiny --max-minutes 60
 tymbal probe    run labelled
 tymbal finetune labelled -o classifier --from run
 tymbal predict  classifier night.flac -o night.csv
+tymbal embed    run recordings -o recordings.parquet
+tymbal similar  run clip.wav recordings.parquet
 ```
 
 `tymbal VERB --help` explains a verb and all its settings.
@@ -201,14 +205,56 @@ def predict(
     common: Annotated[Common | None, _FLAT] = None,
     settings: Annotated[PredictSettings | None, _FLAT] = None,
 ) -> None:
-    """Score recordings of any length, window by window.
+    """Score recordings of any length, window by window. Run again after a stop, it continues.
 
     Args:
         model: A run, a model folder or a Hugging Face checkpoint with a classifier.
         files: Recordings, or folders of them.
-        output: The table, a row a window and label (.csv).
+        output: The table, a row a window and label (.csv, .parquet, .json, .jsonl); a table of detections is written
+            beside it. With --format raven or audacity a folder.
     """
     _run("predict", model, list(files), output, common=common, settings=settings)
+
+
+@_verb(EmbedSettings)
+def embed(
+    model: str,
+    /,
+    *sources: Annotated[Path, Parameter(required=True)],
+    output: Annotated[Path, _OUTPUT],
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[EmbedSettings | None, _FLAT] = None,
+) -> None:
+    """Write down what an encoder makes of each clip or second. Run again after a stop, it continues.
+
+    Args:
+        model: A run, a model folder, a Hugging Face or SSAST checkpoint.
+        sources: Recordings, or folders of them; or one store.
+        output: The embeddings (.parquet, .npy, .csv).
+    """
+    _run("embed", model, list(sources), output, common=common, settings=settings)
+
+
+@_verb(SimilarSettings)
+def similar(
+    model: str,
+    clip: Path,
+    index: Path,
+    /,
+    *,
+    output: Annotated[Path | None, _OUTPUT] = None,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[SimilarSettings | None, _FLAT] = None,
+) -> None:
+    """Find what sounds like a clip.
+
+    Args:
+        model: The model that the embeddings are from.
+        clip: The example, a sound file.
+        index: The .parquet file of `tymbal embed`.
+        output: Write the table here (.csv, .parquet, .json, .jsonl).
+    """
+    _run("similar", model, clip, index, output, common=common, settings=settings)
 
 
 @app.command(group=_FORMATS, help_formatter=VerbHelp(ConvertSettings), help_epilogue="")
@@ -225,7 +271,7 @@ def convert(
     Args:
         source: A store, a folder or an SSAST list of .pt spectrograms, a run, a model folder, an SSAST or Hugging Face
             checkpoint.
-        output: Folder, or .pth file, that is written.
+        output: Folder, or .pth or .onnx file, that is written.
     """
     _run("convert", source, output, common=common, settings=settings)
 

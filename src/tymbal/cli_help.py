@@ -25,6 +25,8 @@ _HEADINGS = {
     "FinetuneSettings": "Classifier",
     "ProbeSettings": "Probe",
     "PredictSettings": "Windows and scores",
+    "EmbedSettings": "Windows and embeddings",
+    "SimilarSettings": "Search",
     "TrainingSettings": "Training",
     "PtSettings": "Spectrograms in .pt files",
     "SoundSettings": "Sound that is not a store yet",

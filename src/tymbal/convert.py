@@ -6,6 +6,7 @@
     tymbal convert run model --to hf                             one that stock transformers loads
     tymbal convert run audio_model.pth                           and one that SSAST loads
     tymbal convert run model.pth                                 or, of reconstruction, scripts around transformers' AST
+    tymbal convert run model.onnx                                waveforms in, scores out, for any runtime
 
 What is written appears whole or not at all. What a format cannot hold is refused; what it can, comes back the same.
 """
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["ConvertResult", "convert"]
 
 _STORES = ("store", "pt")
-_MODELS = ("tymbal", "hf", "ssast", "pth")
+_MODELS = ("tymbal", "hf", "ssast", "pth", "onnx")
+_FILES = {"ssast": ".pth", "pth": ".pth", "onnx": ".onnx"}
 _WEIGHTS = (".pth", ".bin", ".ckpt", ".pt", ".safetensors")
 _BATCH = 64
 
@@ -71,7 +73,7 @@ def convert(
     Args:
         source: A store; a folder or a list of `.pt` spectrograms; or a model: a run, a model folder, a name on the
             Hugging Face hub, an SSAST file, the weights that a script saved.
-        output: The folder, or the `.pth` file, to write. Nothing stands there yet.
+        output: The folder, or the `.pth` or `.onnx` file, to write. Nothing stands there yet.
         config: YAML file with settings.
         **settings: See `tymbal.settings.ConvertSettings`.
 
@@ -121,14 +123,17 @@ def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
 def _model(source: str | os.PathLike[str], output: Path, settings: ConvertSettings) -> ConvertResult:
     from tymbal.models.exchange import convert_model
 
-    wanted = settings.to or ("pth" if output.suffix == ".pth" else "tymbal")
+    by_ending = {".pth": "pth", ".onnx": "onnx"}
+    wanted = settings.to or by_ending.get(output.suffix, "tymbal")
     if wanted not in _MODELS:
         raise SettingsError(
-            f"a model cannot become spectrograms ({wanted})", path=source, advice="Use --to tymbal, hf, ssast or pth."
+            f"a model cannot become spectrograms ({wanted})",
+            path=source,
+            advice="Use --to tymbal, hf, ssast, pth or onnx.",
         )
-    is_file = wanted in ("ssast", "pth")
-    if is_file != (output.suffix == ".pth"):
-        what = "is one file, OUTPUT.pth" if is_file else "is a folder, without .pth"
+    ending = _FILES.get(wanted)
+    if output.suffix != ending if ending else output.suffix in by_ending:
+        what = f"is one file, OUTPUT{ending}" if ending else f"is a folder, without {output.suffix}"
         raise SettingsError(f"what --to {wanted} writes {what}", path=output, advice="Rename the output.")
     to = None if wanted == "pth" else cast("ModelLayout", wanted)
     layout, notes = convert_model(source, output, to=to, settings=settings)
@@ -140,6 +145,7 @@ _NAMES = {
     "hf": "transformers and Tymbal",
     "ssast": "SSAST",
     "script": "scripts around transformers' AST",
+    "onnx": "ONNX runtimes",
 }
 
 

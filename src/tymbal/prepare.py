@@ -27,10 +27,10 @@ from tymbal.audio.manifest import Manifest
 from tymbal.config import resolve
 from tymbal.errors import AudioError, StoreError
 from tymbal.features.statistics import Moments
+from tymbal.locking import locked
 from tymbal.preparation.build import Built, Task, build_shard, read_sidecar
 from tymbal.preparation.clips import list_clips
 from tymbal.preparation.headers import Header, read_headers
-from tymbal.preparation.lock import locked
 from tymbal.preparation.plan import Plan, make_plan
 from tymbal.preparation.record import FAILURES, Record, check_output, read_failures, refuse_changes
 from tymbal.preparation.workers import Crew
@@ -116,13 +116,21 @@ def prepare(
         if (store / DESCRIPTION).is_file():
             tell(f"{store} is complete already")
         else:
-            with _writing(store), locked(store / WORK):
+            with _writing(store), locked(store / WORK, _busy(store)):
                 record.write(store)
                 built = _build(crew, store, plan, chosen)
                 _finish(store, built, listed.failures, plan, record)
     # Not before the lock is open: Windows deletes no file that is in use.
     shutil.rmtree(store / WORK, ignore_errors=True)
     return PrepareResult(Store.open(output), read_failures(store))
+
+
+def _busy(store: Path) -> StoreError:
+    return StoreError(
+        "another process is preparing this store",
+        path=store,
+        advice="Wait until it is done, or choose another output folder.",
+    )
 
 
 def _headers(crew: Crew, files: Sequence[str]) -> Iterator[Header | Failure]:

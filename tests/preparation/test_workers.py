@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tymbal.errors import StoreError
-from tymbal.preparation.lock import locked
+from tymbal.locking import locked
 from tymbal.preparation.workers import Crew
 
 
@@ -57,7 +57,8 @@ def _alive(pid: int) -> bool:
 
 
 def test_lock__is_for_one(tmp_path: Path) -> None:
-    with locked(tmp_path / "work"), pytest.raises(StoreError, match="another process"), locked(tmp_path / "work"):
+    folder, busy = tmp_path / "work", StoreError("another process")
+    with locked(folder, busy), pytest.raises(StoreError, match="another process"), locked(folder, busy):
         pass
-    with locked(tmp_path / "work"):
+    with locked(folder, busy):
         pass

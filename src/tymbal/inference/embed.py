@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tymbal.errors import ModelError, SettingsError
+from tymbal.errors import ModelError
+from tymbal.inference.encode import check_layer, encode
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.pooling import pool
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 
@@ -56,7 +56,7 @@ def embed_store(
         ModelError: The store's mel bins are not the encoder's.
         SettingsError: There is no such layer.
     """
-    _check_layer(encoder, layer)
+    check_layer(encoder, layer)
     device = torch.device(device)
     encoder = encoder.to(device).eval()
     found: dict[str, list[Tensor]] = {how: [] for how in poolings}
@@ -66,12 +66,9 @@ def embed_store(
         frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
         raw = torch.from_numpy(store.gather(part)).to(device)
         x = description.normalisation(raw, frames)
-        with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            output = encoder(x, hidden_states=layer is not None)
-        tokens = output.tokens if output.hidden_states is None else output.hidden_states[layer]
-        real = encoder.config.real_columns(frames, output.grid[1]) if skip_padding else None
+        encoded = encode(encoder, x, frames, layer=layer, skip_padding=skip_padding, dtype=dtype)
         for how, parts in found.items():
-            parts.append(pool(tokens.float(), how=how, grid=output.grid, real_columns=real).cpu())
+            parts.append(encoded.pooled(how).cpu())
         if progress is not None:
             progress.advance(len(part))
     return {how: torch.cat(parts).numpy() for how, parts in found.items()}
@@ -97,10 +94,3 @@ def check_features(store: SpectrogramSource, description: ModelDescription, *, p
             path=path,
             advice="Prepare the sound again with the settings of the model, the values on the left.",
         )
-
-
-def _check_layer(encoder: SpectrogramEncoder, layer: int | None) -> None:
-    """Refuses a layer that the encoder does not have."""
-    depth = encoder.config.depth
-    if layer is not None and not 0 <= layer <= depth:
-        raise SettingsError(f"layer is {layer}, but the encoder has {depth} blocks", advice=f"Choose 0 to {depth}.")

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from tymbal.errors import ModelError
-from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.inference.front import FrontEnd
 from tymbal.inference.windows import Window
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
+from tymbal.models.weights import fingerprint
 
 __all__ = ["Scorer"]
 
@@ -30,7 +31,7 @@ class Scorer:
     Attributes:
         labels: Names of the labels, in the order of the scores.
         sample_rate: Rate of the sound that it takes, in Hz.
-        shortest: Fewest samples that can be analysed: one frame.
+        fingerprint: By which the weights are known again.
 
     Raises:
         ModelError: The model has no classifier.
@@ -54,15 +55,16 @@ class Scorer:
         self.description = description
         self.labels = description.labels
         self.sample_rate = description.features.sample_rate
-        self.shortest = description.features.window_samples
+        self.fingerprint = fingerprint(loaded.module)
         self._device, self._dtype = torch.device(device), dtype
         self._model = loaded.module.to(self._device).eval()
-        self._fbank = KaldiFbank(description.features)
+        self._front = FrontEnd(description, self._device)
 
     @property
-    def window_samples(self) -> int:
-        """Samples of the clips that the model was trained on."""
-        return self.description.features.samples_of(self.description.encoder.frames)
+    def band(self) -> tuple[float, float]:
+        """Lowest and highest frequency that the model hears, in Hz."""
+        features = self.description.features
+        return features.low_freq, features.high_freq or features.sample_rate / 2
 
     def __call__(self, windows: Sequence[Window], *, length: int) -> NDArray[np.float32]:
         """Scores windows.
@@ -75,18 +77,8 @@ class Scorer:
             Probabilities [windows, labels]: they sum to 1 where a clip has one label, each stands for itself where it
             may have several.
         """
-        features = self.description.features
-        least = self.description.encoder.patch[1]
-        spectrograms = torch.full((len(windows), max(features.frames_of(length), least), features.mel_bins), LOG_FLOOR)
-        frames = torch.empty(len(windows), dtype=torch.int64)
-        for number, window in enumerate(windows):
-            known = self._fbank(torch.from_numpy(window.samples))
-            spectrograms[number, : len(known)] = known
-            frames[number] = len(known)
-        description = self.description
-        frames = frames.to(self._device)
-        x = description.normalisation(spectrograms.to(self._device), frames)
+        x, frames = self._front(windows, length=length)
         with torch.inference_mode(), torch.autocast(self._device.type, dtype=self._dtype, enabled=bool(self._dtype)):
             logits = self._model(x, frames=frames)
-        scores = logits.float().sigmoid() if description.multilabel else logits.float().softmax(dim=1)
+        scores = logits.float().sigmoid() if self.description.multilabel else logits.float().softmax(dim=1)
         return cast(NDArray[np.float32], scores.cpu().numpy())

@@ -1,4 +1,4 @@
-"""A model from one layout to another: ours, Hugging Face's, SSAST's, that of scripts around Hugging Face's.
+"""A model from one layout to another: ours, Hugging Face's, SSAST's, that of scripts around Hugging Face's, ONNX.
 
 What the target cannot hold is refused or said.
 """
@@ -23,7 +23,7 @@ from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
 
 __all__ = ["ModelLayout", "convert_model"]
 
-ModelLayout = Literal["tymbal", "hf", "ssast", "script"]
+ModelLayout = Literal["tymbal", "hf", "ssast", "script", "onnx"]
 
 _SSAST_HEADS = ("cpred", "gpred")
 _SSAST_EPS = 1e-6
@@ -48,7 +48,7 @@ def convert_model(
 
     Args:
         source: A run, a model folder, a name on the Hugging Face hub, an SSAST file, or one of a script.
-        output: The folder, or the file for `ssast` and `script`; nothing stands there yet.
+        output: The folder, or the file for `ssast`, `script` and `onnx`; nothing stands there yet.
         to: The layout. `None` is one file, of a script where it was pretrained by reconstruction, else SSAST's.
         settings: What the source does not tell: stride, heads, pooling, names of labels, statistics.
 
@@ -63,6 +63,11 @@ def convert_model(
     loaded = load_model(str(source), stride=stride, pooling=settings.pooling, heads=settings.heads)
     description = _described(loaded.description, settings)
     module, heads = loaded.module, loaded.objective_state
+    if to == "onnx":
+        from tymbal.models.onnx import write_onnx
+
+        known = replace(loaded, description=description)
+        return "onnx", write_onnx(output, known, pooling=settings.pooling or "mean")
     rebuilds = "projector.weight" in heads
     if to is None and rebuilds and isinstance(module, SpectrogramEncoder):
         scripts.write(output, module, heads)

@@ -6,6 +6,7 @@ read from it (`weights_only=True`); a file that wants more is refused. safetenso
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Mapping
@@ -26,6 +27,7 @@ __all__ = [
     "PICKLES",
     "Checkpoint",
     "fill",
+    "fingerprint",
     "read_json",
     "read_weights",
     "weights_in",
@@ -161,3 +163,12 @@ def _read_pickle(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ModelError(f"the weights cannot be read: {error}", path=path, advice="Copy the file again.") from error
     return dict(values) if isinstance(values, Mapping) else {}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A few letters by which the weights of a module are known again, wherever they were loaded from."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

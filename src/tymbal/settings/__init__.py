@@ -12,11 +12,18 @@ from __future__ import annotations
 from tymbal.settings.checks import SIZES, parse_patch
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
-from tymbal.settings.using import ConvertSettings, PredictSettings, ProbeSettings
+from tymbal.settings.using import (
+    ConvertSettings,
+    EmbedSettings,
+    PredictSettings,
+    ProbeSettings,
+    SimilarSettings,
+)
 
 __all__ = [
     "SIZES",
     "ConvertSettings",
+    "EmbedSettings",
     "FeatureSettings",
     "FinetuneSettings",
     "PredictSettings",
@@ -25,6 +32,7 @@ __all__ = [
     "ProbeSettings",
     "PtSettings",
     "ScanSettings",
+    "SimilarSettings",
     "SoundSettings",
     "TrainingSettings",
     "parse_patch",

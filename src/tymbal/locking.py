@@ -8,27 +8,24 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from tymbal.errors import StoreError
+from tymbal.errors import TymbalError
 
 __all__ = ["locked"]
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, busy: TymbalError) -> Iterator[None]:
     """Holds the file `lock` in a folder.
 
-    Raises:
-        StoreError: Another process holds it.
+    Args:
+        folder: The folder; it is made where it is not there.
+        busy: What is raised where another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _lock(handle):
-            raise StoreError(
-                "another process is preparing this store",
-                path=folder.parent,
-                advice="Wait until it is done, or choose another output folder.",
-            )
+            raise busy
         yield
     finally:
         os.close(handle)

@@ -1,0 +1,202 @@
+"""From spooled scores to what was asked for: a table of windows and one of detections, or a file for each recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tymbal.audio.timestamps import when
+from tymbal.errors import SettingsError
+from tymbal.inference.annotations import (
+    ANNOTATIONS,
+    AnnotationFormat,
+    annotation_files,
+    write_audacity,
+    write_raven,
+)
+from tymbal.inference.detections import Detection, Scored, detect, thresholds
+from tymbal.inference.recordings import Recording
+from tymbal.inference.score import Scorer
+from tymbal.inference.spool import Outcome, Spool
+from tymbal.inference.tables import TABLES, Kind, TableFormat, open_table
+from tymbal.inference.walk import Rows
+from tymbal.inference.windows import Window
+from tymbal.settings import PredictSettings
+
+__all__ = ["DETECTIONS", "SCHEMA", "WINDOWS", "Predictions", "failures_path", "output_format"]
+
+Format = TableFormat | AnnotationFormat
+
+WINDOWS: dict[str, Kind] = {
+    "file": "text",
+    "start": "seconds",
+    "end": "seconds",
+    "label": "text",
+    "score": "score",
+    "start_time": "text",
+    "end_time": "text",
+}
+"""Columns of the table of windows."""
+
+DETECTIONS: dict[str, Kind] = {**WINDOWS, "windows": "count"}
+"""Columns of the table of detections."""
+
+SCHEMA = pa.schema([("start", pa.int64()), ("end", pa.int64()), ("label", pa.int32()), ("score", pa.float32())])
+"""What is spooled: samples, the place of the label, its score."""
+
+_DETECTED = 0.5
+
+
+def output_format(output: Path, settings: PredictSettings, recordings: Sequence[Recording]) -> Format:
+    """What is to be written.
+
+    Raises:
+        SettingsError: The output does not tell, or cannot hold it.
+    """
+    kind: Format | None = settings.format
+    if kind is None:
+        ending = output.suffix.removeprefix(".").lower()
+        if ending not in TABLES:
+            raise SettingsError(
+                "the output's name does not tell its format",
+                path=output,
+                advice="End it in .csv, .parquet, .json or .jsonl, or say --format raven or --format audacity.",
+            )
+        kind = cast("Format", ending)
+    if kind in TABLES:
+        if output.is_dir():
+            raise SettingsError(f"is a folder, and {kind} is one table", path=output, advice="Name a file.")
+    elif output.suffix.lower() == ".txt":
+        if len(recordings) > 1:
+            raise SettingsError(
+                f"is one file, but {kind} has one for each of the {len(recordings):,} recordings",
+                path=output,
+                advice="Give a folder: -o tables",
+            )
+    elif output.is_file():
+        raise SettingsError(
+            f"is a file, but {kind} files go into a folder", path=output, advice="Give a folder, or a name in .txt."
+        )
+    return kind
+
+
+def failures_path(output: Path, kind: Format) -> Path:
+    """Where failures are listed: beside a file, in a folder."""
+    return (
+        output / "failures.csv" if kind not in TABLES and output.suffix != ".txt" else output.with_name("failures.csv")
+    )
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Functions that write rows of either table."""
+
+    windows: Callable[[Sequence[Any]], None]
+    detections: Callable[[Sequence[Any]], None]
+
+
+class Predictions:
+    """What is kept of scores, and how it is written.
+
+    Args:
+        scorer: Whose scores they are.
+        settings: Thresholds and format.
+        kind: The format.
+
+    Attributes:
+        kept: The least score of each label that is spooled, [labels].
+
+    Raises:
+        SettingsError: A threshold is for a label that the model does not have.
+    """
+
+    def __init__(self, scorer: Scorer, settings: PredictSettings, kind: Format) -> None:
+        self._labels, self._rate, self._band = scorer.labels, scorer.sample_rate, scorer.band
+        self._settings, self._kind = settings, kind
+        every, some = settings.threshold, settings.label_thresholds
+        self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
+        listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
+        self.kept = listed if kind in TABLES else self._detected
+
+    def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
+        """The scores of a batch [windows, labels] that are kept, best first in each window."""
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self._settings.top]
+        ordered = np.take_along_axis(scores, order, axis=1)
+        window, place = np.nonzero(ordered >= self.kept[order])
+        starts, ends = (np.array([getattr(one, side) for one in windows], np.int64) for side in ("start", "end"))
+        columns: dict[str, NDArray[Any]] = {
+            "start": starts[window],
+            "end": ends[window],
+            "label": order[window, place].astype(np.int32),
+            "score": ordered[window, place],
+        }
+        return Rows(window, columns)
+
+    def write(self, spool: Spool, recordings: Sequence[Recording], output: Path) -> tuple[int, tuple[Path, ...]]:
+        """Writes everything; returns the number of detections and what was written."""
+        if self._kind in TABLES:
+            return self._write_tables(spool, recordings, output)
+        kind = cast("AnnotationFormat", self._kind)
+        alone = output.suffix.lower() == ".txt"
+        files = annotation_files(output, recordings, ANNOTATIONS[kind])
+        count = 0
+        for outcome, batches in spool.read(recordings):
+            if not outcome.windows:
+                continue
+            found = self._detect(self._scored(batches))
+            path = output if alone else files[outcome.file]
+            if kind == "raven":
+                count += write_raven(path, outcome.file, found, self._labels, band=self._band)
+            else:
+                count += write_audacity(path, found, self._labels)
+        return count, (output,)
+
+    def _write_tables(
+        self, spool: Spool, recordings: Sequence[Recording], output: Path
+    ) -> tuple[int, tuple[Path, ...]]:
+        beside = output.with_name(f"{output.stem}.detections{output.suffix}")
+        kind = cast("TableFormat", self._kind)
+        count = 0
+        with ExitStack() as stack:
+            tables = _Tables(
+                stack.enter_context(open_table(output, kind, WINDOWS)),
+                stack.enter_context(open_table(beside, kind, DETECTIONS)),
+            )
+            for outcome, batches in spool.read(recordings):
+                count += self._write_recording(tables, outcome, batches)
+        return count, (output, beside)
+
+    def _write_recording(self, tables: _Tables, outcome: Outcome, batches: Iterator[pa.RecordBatch]) -> int:
+        began = None if outcome.began is None else datetime.fromisoformat(outcome.began)
+
+        def row(one: Scored | Detection) -> tuple[Any, ...]:
+            times = (when(began, one.start), when(began, one.end))
+            return (outcome.file, one.start, one.end, self._labels[one.label], one.score, *times)
+
+        def listed() -> Iterator[Scored]:
+            for one in self._scored(batches):
+                tables.windows(row(one))
+                yield one
+
+        count = 0
+        for found in self._detect(listed()):
+            count += 1
+            tables.detections((*row(found), found.windows))
+        return count
+
+    def _detect(self, scored: Iterator[Scored]) -> Iterator[Detection]:
+        return detect(scored, least=self._detected, merge=self._settings.merge, gap=self._settings.gap)
+
+    def _scored(self, batches: Iterator[pa.RecordBatch]) -> Iterator[Scored]:
+        for batch in batches:
+            start, end, label, score = (batch.column(name).to_pylist() for name in SCHEMA.names)
+            for first, behind, place, value in zip(start, end, label, score, strict=True):
+                yield Scored(first / self._rate, behind / self._rate, place, value)

@@ -1,0 +1,155 @@
+"""Search by example: `tymbal similar` finds what sounds like a clip, among sounds that `tymbal embed` wrote down.
+
+    tymbal embed   run recordings -o recordings.parquet
+    tymbal similar run clip.wav recordings.parquet
+
+The example is embedded as the others were; one that is longer than a window is the mean of its windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from tymbal import config as configuration
+from tymbal.errors import ModelError, SettingsError
+from tymbal.settings import SimilarSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from tymbal.inference.embedder import Embedder
+    from tymbal.inference.tables import Kind, TableFormat
+
+__all__ = ["Neighbour", "SimilarResult", "similar"]
+
+_COLUMNS: dict[str, Kind] = {"file": "text", "start": "seconds", "end": "seconds", "similarity": "score"}
+_TABLES = (".csv", ".parquet", ".json", ".jsonl")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A sound that is like the example.
+
+    Attributes:
+        file: Where it is.
+        start: Seconds from the beginning of the file.
+        end: Where it ends, in seconds.
+        similarity: Cosine of the angle between its embedding and the example's; 1 is the same.
+    """
+
+    file: str
+    start: float
+    end: float
+    similarity: float
+
+
+@dataclass(frozen=True)
+class SimilarResult:
+    """What sounds like the example.
+
+    Attributes:
+        neighbours: The nearest first.
+        output: The table that was written, if any.
+    """
+
+    neighbours: tuple[Neighbour, ...]
+    output: Path | None = None
+
+    def summary(self) -> str:
+        """A line a neighbour."""
+        lines = [f"{one.similarity:.4f}  {one.file}  {one.start:.2f} to {one.end:.2f} s" for one in self.neighbours]
+        return "\n".join(lines if self.output is None else [*lines, f"written: {self.output}"])
+
+
+def similar(
+    model: str | Path,
+    clip: str | Path,
+    index: str | Path,
+    output: str | Path | None = None,
+    *,
+    config: str | Path | None = None,
+    **settings: Any,
+) -> SimilarResult:
+    """Finds the sounds whose embeddings are nearest to that of an example.
+
+    Args:
+        model: The model that the embeddings are from.
+        clip: The example, a sound file of any length.
+        index: The `.parquet` file that `tymbal embed` wrote.
+        output: Where to write the table (.csv, .parquet, .json, .jsonl). None writes nothing.
+        config: YAML file with settings.
+        **settings: See `tymbal.settings.SimilarSettings`.
+
+    Raises:
+        AudioError: The example cannot be read.
+        ModelError: The embeddings are another model's.
+        SettingsError: A setting is wrong, or approximate search is not installed.
+        StoreError: There are no embeddings.
+    """
+    from tymbal.inference.embeddings import read_record
+    from tymbal.inference.nearest import nearest_approximately, nearest_exactly, rows_of
+    from tymbal.inference.tables import open_table
+
+    chosen = configuration.resolve(SimilarSettings, settings, config=config)
+    target = None if output is None else Path(output)
+    if target is not None and target.suffix.lower() not in _TABLES:
+        raise SettingsError("a table ends in .csv, .parquet, .json or .jsonl", path=target, advice="Name it so.")
+    place = Path(index)
+    record = read_record(place)
+    query = _example(_embedder(model, record, chosen, place), Path(clip), record, batch_size=chosen.batch_size)
+    search = nearest_approximately if chosen.approximate else nearest_exactly
+    rows, scores = search(place, query, chosen.top)
+    neighbours = tuple(
+        Neighbour(row["file"], row["start"], row["end"], score)
+        for row, score in zip(rows_of(place, rows), scores.tolist(), strict=True)
+    )
+    if target is not None:
+        with open_table(target, cast("TableFormat", target.suffix[1:].lower()), _COLUMNS) as write:
+            for one in neighbours:
+                write((one.file, one.start, one.end, one.similarity))
+    return SimilarResult(neighbours, target)
+
+
+def _embedder(model: str | Path, record: dict[str, Any], settings: SimilarSettings, index: Path) -> Embedder:
+    """The model at work as it was when the others were embedded."""
+    from tymbal.inference.embedder import Embedder
+    from tymbal.models.folder import load_model
+    from tymbal.training.device import choose_device, choose_precision
+
+    device, _ = choose_device(settings.device)
+    dtype, _ = choose_precision(settings.precision, device)
+    how = {name: record[name] for name in ("pooling", "layer", "skip_padding")}
+    embedder = Embedder(load_model(model), **how, device=device, dtype=dtype)
+    if record["model"] != embedder.record()["model"]:
+        raise ModelError(
+            f"the embeddings in {index} are another model's",
+            path=str(model),
+            advice="Give the model that they were made with, or embed the sounds again.",
+        )
+    return embedder
+
+
+def _example(embedder: Embedder, clip: Path, record: dict[str, Any], *, batch_size: int) -> NDArray[np.float32]:
+    """The embedding of the example: the mean of its windows, weighted by their length."""
+    import numpy as np
+
+    from tymbal.audio.decode import stream
+    from tymbal.audio.failures import problem
+    from tymbal.inference.walk import cut_for
+    from tymbal.inference.windows import windows
+
+    cut = cut_for(embedder.description, window=record["window"], hop=record["hop"])
+    blocks = stream(clip, sample_rate=cut.rate)
+    found = list(windows(blocks, length=cut.length, hop=cut.hop, shortest=cut.shortest))
+    if len(found[0].samples) < cut.shortest:
+        raise problem("too short", f"{len(found[0].samples) / cut.rate:.4g} s, less than one frame", clip)
+    parts = [
+        embedder.windows(found[start : start + batch_size], length=cut.length)
+        for start in range(0, len(found), batch_size)
+    ]
+    weights = np.array([len(window.samples) for window in found], np.float64)
+    mean: NDArray[np.float32] = np.average(np.concatenate(parts), axis=0, weights=weights).astype(np.float32)
+    return mean

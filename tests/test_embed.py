@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from small_model import small_model
+from tones import FEATURES, FRAMES, PITCHES, RATE, tone, tone_store
+from tymbal import embed
+from tymbal.errors import AudioError, ModelError, SettingsError
+from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.inference.embed import embed_store
+from tymbal.models.folder import load_model
+from tymbal.models.pooling import pool
+from tymbal.settings import FeatureSettings
+
+CPU = {"device": "cpu", "precision": "float32"}
+CLIP = FEATURES.samples_of(FRAMES) / RATE  # 0.335 s
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_model(tmp_path_factory.mktemp("encoder") / "model")
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Path:
+    folder = tmp_path / "nights"
+    folder.mkdir()
+    for number, label in enumerate(PITCHES):
+        sound = tone(label, seconds=0.5 + 0.4 * number, seed=number)
+        soundfile.write(folder / f"20240322_19000{number}.wav", sound, RATE, subtype="FLOAT")
+    return folder
+
+
+def vectors(path: Path) -> np.ndarray:
+    return np.array(pq.read_table(path)["embedding"].to_pylist(), np.float32)
+
+
+def by_hand(model: Path, sound: np.ndarray, frames: int, *, pooling: str = "mean") -> np.ndarray:
+    """Embeddings of one window from the parts of the library, padded to `frames`."""
+    loaded = load_model(model)
+    known = KaldiFbank(loaded.description.features)(torch.from_numpy(sound))
+    spectrogram = torch.full((1, frames, known.shape[1]), LOG_FLOOR)
+    spectrogram[0, : len(known)] = known
+    count = torch.tensor([len(known)])
+    with torch.no_grad():
+        output = loaded.module(loaded.description.normalisation(spectrogram, count))
+    real = loaded.description.encoder.real_columns(count, output.grid[1])
+    return pool(output.tokens, how=pooling, grid=output.grid, real_columns=real)[0].numpy()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "rows", "cls"])
+def test_embed__windows_of_recordings(encoder: Path, nights: Path, tmp_path: Path, pooling: str):
+    result = embed(encoder, nights, tmp_path / "out.parquet", pooling=pooling, batch_size=3, **CPU)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table.column_names == ["file", "start", "end", "start_time", "end_time", "embedding"]
+    assert (result.rows, result.dimensions) == (9, 32 if pooling == "rows" else 16)
+    assert table["start"].to_pylist() == pytest.approx([0, CLIP, 0, CLIP, 2 * CLIP, 0, CLIP, 2 * CLIP, 3 * CLIP])
+    assert table["end"].to_pylist()[-1] == pytest.approx(1.3)
+    assert table["start_time"].to_pylist()[3] == "2024-03-22T19:00:01.335"
+    sound = tone("low", seconds=0.9, seed=1)
+    length = round(CLIP * RATE)
+    expected = [by_hand(encoder, sound[length * i : length * (i + 1)], FRAMES, pooling=pooling) for i in range(3)]
+    np.testing.assert_allclose(vectors(tmp_path / "out.parquet")[2:5], expected, atol=1e-5)
+
+
+def test_embed__every_format_says_the_same(encoder: Path, nights: Path, tmp_path: Path):
+    for ending in ("parquet", "npy", "csv"):
+        result = embed(encoder, nights, tmp_path / f"out.{ending}", **CPU)
+        assert all(path.is_file() for path in result.written)
+    expected = vectors(tmp_path / "out.parquet")
+    npy = np.load(tmp_path / "out.npy", allow_pickle=False)
+    assert npy.dtype == np.float32
+    np.testing.assert_array_equal(npy, expected)
+    with (tmp_path / "out.rows.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["file", "start", "end", "start_time", "end_time"]
+    assert len(rows) == len(expected)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    found = [[float(row[f"embedding_{i}"]) for i in range(16)] for row in table]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert [{name: row[name] for name in rows[0]} for row in table] == rows
+
+
+def test_embed__seconds(tmp_path: Path):
+    features = FeatureSettings(sample_rate=RATE, mel_bins=16)
+    model = small_model(tmp_path / "model", features=features, frames=336)  # 3.375 s: three whole seconds
+    sound = np.concatenate([tone(label, seconds=1.0) for label in ("low", "high", "low", "middle")])
+    soundfile.write(tmp_path / "a.wav", np.concatenate([sound, sound[: RATE // 2]]), RATE, subtype="FLOAT")
+    result = embed(model, tmp_path / "a.wav", tmp_path / "out.parquet", per="second", **CPU)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["start"].to_pylist() == [0, 1, 2, 3, 4]
+    assert table["end"].to_pylist() == [1, 2, 3, 4, 4.5]
+    assert result.rows == 5
+    # The mean of the columns whose middle is in the second: patches of 8 frames of 10 ms.
+    loaded = load_model(model)
+    spectrogram = KaldiFbank(features)(torch.from_numpy(sound[: 3 * RATE]))[None]
+    count = torch.tensor([spectrogram.shape[1]])
+    with torch.no_grad():
+        output = loaded.module(loaded.description.normalisation(spectrogram, count))
+    columns = output.tokens[0, 2:].view(*output.grid, -1).mean(0)
+    middles = 0.08 * np.arange(len(columns)) + 0.035 + 0.0125
+    expected = [columns[np.floor(middles) == second].mean(0).numpy() for second in range(3)]
+    np.testing.assert_allclose(vectors(tmp_path / "out.parquet")[:3], expected, atol=1e-5)
+
+
+def test_embed__files(encoder: Path, nights: Path, tmp_path: Path):
+    embed(encoder, nights, tmp_path / "files.parquet", per="file", **CPU)
+    embed(encoder, nights, tmp_path / "windows.parquet", **CPU)
+    table, windows = pq.read_table(tmp_path / "files.parquet"), pq.read_table(tmp_path / "windows.parquet")
+    assert table["end"].to_pylist() == pytest.approx([0.5, 0.9, 1.3])
+    weights = np.array(windows["end"]) - np.array(windows["start"])
+    expected = np.average(vectors(tmp_path / "windows.parquet")[2:5], axis=0, weights=weights[2:5])
+    np.testing.assert_allclose(vectors(tmp_path / "files.parquet")[1], expected, atol=1e-6)
+
+
+def test_embed__a_store(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tymbal.inference.sources._BLOCK", 20)
+    store = tone_store(tmp_path / "store", multilabel=True)
+    result = embed(encoder, tmp_path / "store", tmp_path / "out.parquet", batch_size=7, **CPU)
+    table = pq.read_table(tmp_path / "out.parquet")
+    loaded = load_model(encoder)
+    rows, facts = store.rows(), loaded.description
+    expected = embed_store(loaded.module, store, rows, description=facts, poolings=["mean"])["mean"]
+    np.testing.assert_allclose(vectors(tmp_path / "out.parquet"), expected, atol=1e-5)
+    assert result.rows == 48
+    assert table["id"].to_pylist() == store.index["id"].to_pylist()
+    assert table["label"].to_pylist()[:2] == ["high", "high;low"]
+    embed(encoder, tmp_path / "store", tmp_path / "seconds.parquet", per="second", **CPU)
+    assert pq.read_table(tmp_path / "seconds.parquet")["end"].to_pylist()[:2] == pytest.approx([0.2, 0.335])
+
+
+def test_embed__bad_files_are_named_and_the_rest_done(encoder: Path, nights: Path, tmp_path: Path):
+    (nights / "text.wav").write_text("this is no sound")
+    result = embed(encoder, nights, tmp_path / "out.parquet", **CPU)
+    assert result.rows == 9
+    assert "1 files could not be read" in result.summary()
+    assert "text.wav" in (tmp_path / "failures.csv").read_text()
+    with pytest.raises(AudioError, match=r"none of 1 recordings could be read; the first: .*text\.wav"):
+        embed(encoder, nights / "text.wav", tmp_path / "none.parquet", **CPU)
+    assert not (tmp_path / "none.parquet").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_embed__killed_it_continues(encoder: Path, nights: Path, tmp_path: Path):
+    script = Path(__file__).parent / "inference" / "killed_walk.py"
+    command = [sys.executable, script, "embed", encoder, nights, tmp_path / "out.parquet", "3"]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out.parquet").exists()
+    with pytest.raises(SettingsError, match=r"begun with something else:\n    pooling: 'mean' -> 'rows'"):
+        embed(encoder, nights, tmp_path / "out.parquet", pooling="rows", **CPU)
+    embed(encoder, nights, tmp_path / "out.parquet", **CPU)
+    embed(encoder, nights, tmp_path / "whole.parquet", **CPU)
+    found, expected = (pq.read_table(tmp_path / f"{name}.parquet") for name in ("out", "whole"))
+    assert found.drop_columns(["embedding"]) == expected.drop_columns(["embedding"])
+    np.testing.assert_allclose(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "whole.parquet"), atol=1e-5)
+    assert not (tmp_path / "out.parquet.unfinished").exists()
+
+
+def test_embed__its_file_says_how_it_was_made(encoder: Path, nights: Path, tmp_path: Path):
+    embed(encoder, nights, tmp_path / "out.parquet", layer=1, **CPU)
+    told = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"tymbal"])
+    assert (told["pooling"], told["layer"], told["per"], told["skip_padding"]) == ("mean", 1, "window", True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layer": 3}, "the encoder has 2 blocks"),
+        ({"per": "second", "pooling": "cls"}, "pooling is 'cls', which is not mean or rows"),
+        ({"per": "second", "window": 1.5}, "a whole number of seconds"),
+        ({"hop": 1.0}, "gaps between windows"),
+    ],
+)
+def test_embed__impossible_settings(
+    encoder: Path, nights: Path, tmp_path: Path, settings: dict[str, object], message: str
+):
+    with pytest.raises(SettingsError, match=message):
+        embed(encoder, nights, tmp_path / "out.parquet", **settings, **CPU)
+
+
+def test_embed__what_a_store_refuses(encoder: Path, tmp_path: Path):
+    tone_store(tmp_path / "store")
+    with pytest.raises(SettingsError, match="the clips of a store are cut already"):
+        embed(encoder, tmp_path / "store", tmp_path / "out.parquet", per="file", **CPU)
+    other = small_model(tmp_path / "other", features=FeatureSettings(sample_rate=RATE, mel_bins=24))
+    with pytest.raises(ModelError, match="other spectrograms"):
+        embed(other, tmp_path / "store", tmp_path / "out.parquet", **CPU)
+    with pytest.raises(SettingsError, match="does not tell its format"):
+        embed(encoder, tmp_path / "store", tmp_path / "out.txt", **CPU)
