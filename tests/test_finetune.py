@@ -302,9 +302,11 @@ def test_finetune__its_model_is_never_mixed_with_an_older_one(tmp_path: Path) ->
     run = tmp_path / "run"
     finetune(tmp_path / "store", run, max_steps=1, **{**TINY, "pooling": "cls"})
     (run / "model" / "objective.safetensors").write_bytes(b"of an older run")
+    (run / "confusion.png").write_bytes(b"of an older run")
     shutil.rmtree(run / "checkpoints")
     (run / "result.json").unlink()
     result = finetune(tmp_path / "store", run, max_steps=1, **TINY)
+    assert (run / "confusion.png").read_bytes() == (fresh.run / "confusion.png").read_bytes()
     ours, theirs = ({path.name: path.read_bytes() for path in each.model.iterdir()} for each in (result, fresh))
     assert ours.keys() == theirs.keys()
     assert ours["model.safetensors"] == theirs["model.safetensors"]

@@ -134,6 +134,8 @@ def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str
     from tymbal.training.checkpoints import Checkpoints
     from tymbal.training.details import read_counts
 
+    for name in ("confusion.csv", "confusion.png"):
+        (folder.path / name).unlink(missing_ok=True)  # an older run's
     counts = read_counts(Checkpoints(folder.checkpoints).path(result.best_step))
     if "decisions" in counts:
         write_decisions(folder.path / "confusion.csv", counts["decisions"].numpy(), classes)
