@@ -66,7 +66,8 @@ class PrepareResult:
     def summary(self) -> str:
         """The result as a person reads it."""
         store = self.store
-        seconds = store.description.real_frames * (store.features or FeatureSettings()).frame_shift
+        features = store.features or FeatureSettings()
+        seconds = store.description.real_frames * features.shift_samples / features.sample_rate
         size = sum(shard.bytes for shard in store.description.shards) / 2**20
         lines = [
             f"{store.path}: {len(store):,} spectrograms of {store.frames} frames x {store.mels} mel bins "

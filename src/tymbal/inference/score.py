@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from tymbal.errors import ModelError
-from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.features.bank import filter_bank
+from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.inference.windows import Window
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
@@ -54,10 +55,10 @@ class Scorer:
         self.description = description
         self.labels = description.labels
         self.sample_rate = description.features.sample_rate
-        self.shortest = description.features.window_samples
+        self.shortest = 1 if description.features.is_centred else description.features.window_samples
         self._device, self._dtype = torch.device(device), dtype
         self._model = loaded.module.to(self._device).eval()
-        self._fbank = KaldiFbank(description.features)
+        self._fbank = filter_bank(description.features)
 
     @property
     def window_samples(self) -> int:

@@ -63,8 +63,8 @@ def _shape(description: ModelDescription) -> str:
     rows = {
         "sound": f"{features.sample_rate:,} Hz, mono",
         "clip": f"{encoder.frames} frames ({seconds:.2f} s); other lengths work in Tymbal",
-        "spectrogram": f"log-mel, {features.mel_bins} bins, a frame of {features.frame_length * 1000:g} ms every "
-        f"{features.frame_shift * 1000:g} ms",
+        "spectrogram": f"log-mel, {features.mel_bins} bins, a frame of {1000 * features.window_samples / features.sample_rate:.4g} ms every "
+        f"{1000 * features.shift_samples / features.sample_rate:.4g} ms",
         "normalisation": _normalisation(description),
         "padding": f"{description.padding:g} before normalisation",
         "encoder": f"width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads, patches of "

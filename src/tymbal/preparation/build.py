@@ -29,7 +29,7 @@ from tymbal.store.format import Shard, shard_name
 from tymbal.store.writer import Entry, ShardWriter, open_shard
 
 if TYPE_CHECKING:
-    from tymbal.features.kaldi import KaldiFbank
+    from tymbal.features.bank import FilterBank
 
 __all__ = ["Built", "Task", "build_shard", "read_sidecar"]
 
@@ -173,8 +173,10 @@ def _append_file(
 def _check(waveform: Waveform, window: Window, task: Task) -> None:
     seconds = len(waveform) / task.features.sample_rate
     where = "it" if window.whole else f"the part from {window.start:g} s on"
-    shortest = max(task.min_seconds, task.features.frame_length)
-    if seconds < task.min_seconds or len(waveform) < task.features.window_samples:
+    features = task.features
+    least = 1 if features.is_centred else features.window_samples
+    shortest = max(task.min_seconds, least / features.sample_rate)
+    if seconds < task.min_seconds or len(waveform) < least:
         raise problem("too short", f"{where} is {seconds:.3f} s long, less than {shortest:g} s", window.file)
     swing = float(np.ptp(waveform)) / 2
     if swing < 10 ** (task.silence_db / 20):
@@ -183,10 +185,10 @@ def _check(waveform: Waveform, window: Window, task: Task) -> None:
 
 
 @lru_cache(maxsize=4)
-def _fbank(features: FeatureSettings) -> KaldiFbank:
-    from tymbal.features.kaldi import KaldiFbank
+def _fbank(features: FeatureSettings) -> FilterBank:
+    from tymbal.features.bank import filter_bank
 
-    return KaldiFbank(features)
+    return filter_bank(features)
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ def _frames(seconds: float, settings: PrepareSettings) -> int:
     whole = settings.frames_of(round(seconds * settings.sample_rate))
     if whole == 0 and settings.window is not None:
         raise SettingsError(
-            f"window is {seconds:g} s, shorter than one frame of {settings.frame_length:g} s",
+            f"window is {seconds:g} s, shorter than one frame of {settings.window_samples / settings.sample_rate:g} s",
             advice="Set a longer window, or a shorter frame_length.",
         )
     return settings.frames or max(-(-whole // _FRAME_MULTIPLE), 1) * _FRAME_MULTIPLE

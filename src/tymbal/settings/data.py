@@ -69,21 +69,28 @@ class ScanSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings:
-    """How a waveform becomes a spectrogram (Kaldi's filter bank, as AST and SSAST compute it).
+    """How a waveform becomes a spectrogram.
 
     Attributes:
+        filter_bank: Whose spectrogram: `kaldi`, as AST and SSAST compute it, or `librosa`, a centred power spectrum
+            through librosa's mel filters. Both are natural logarithms of energies.
         sample_rate: Rate in Hz to which every file is resampled.
         mel_bins: Number of mel bins.
-        frame_length: Length of a frame in seconds.
-        frame_shift: Time between two frames in seconds.
+        frame_length: Length of a frame in seconds, with `kaldi`.
+        frame_shift: Time between two frames in seconds, with `kaldi`.
+        n_fft: Length of a frame in samples, with `librosa`.
+        hop_length: Samples between two frames, with `librosa`.
         low_freq: Lower edge of the lowest mel bin in Hz.
         high_freq: Upper edge of the highest mel bin in Hz; 0 is half the sample rate.
     """
 
+    filter_bank: Literal["kaldi", "librosa"] = "kaldi"
     sample_rate: int = 16_000
     mel_bins: int = 128
     frame_length: float = 0.025
     frame_shift: float = 0.010
+    n_fft: int = 2048
+    hop_length: int = 512
     low_freq: float = 20.0
     high_freq: float = 0.0
 
@@ -92,6 +99,8 @@ class FeatureSettings:
         check(self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
         check(self.frame_shift > 0, "frame_shift", self.frame_shift, "a time in seconds above 0")
         check(self.frame_length > 0, "frame_length", self.frame_length, "a time in seconds above 0")
+        check(self.n_fft >= 16, "n_fft", self.n_fft, "16 samples or more")
+        check(1 <= self.hop_length <= self.n_fft, "hop_length", self.hop_length, f"1 to {self.n_fft} samples")
         high = self.high_freq or self.sample_rate / 2
         check(0 <= self.low_freq < high, "low_freq", self.low_freq, f"at least 0 and below {high:g} Hz")
         check(high <= self.sample_rate / 2, "high_freq", self.high_freq, f"at most {self.sample_rate / 2:g} Hz")
@@ -99,19 +108,28 @@ class FeatureSettings:
     @property
     def window_samples(self) -> int:
         """Samples in a frame (Kaldi truncates)."""
-        return int(self.sample_rate * self.frame_length)
+        return self.n_fft if self.is_centred else int(self.sample_rate * self.frame_length)
 
     @property
     def shift_samples(self) -> int:
         """Samples between two frames."""
-        return int(self.sample_rate * self.frame_shift)
+        return self.hop_length if self.is_centred else int(self.sample_rate * self.frame_shift)
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether frames are centred on their time, reaching past both ends of the sound."""
+        return self.filter_bank == "librosa"
 
     def frames_of(self, samples: int) -> int:
-        """Whole frames in `samples` samples; 0 where they are shorter than one frame."""
+        """Frames in `samples` samples; 0 where they are shorter than one whole frame that is not centred."""
+        if self.is_centred:
+            return 1 + samples // self.hop_length if samples else 0
         return 0 if samples < self.window_samples else 1 + (samples - self.window_samples) // self.shift_samples
 
     def samples_of(self, frames: int) -> int:
         """Fewest samples that give `frames` frames."""
+        if self.is_centred:
+            return max((frames - 1) * self.hop_length, 1)
         return self.window_samples + (frames - 1) * self.shift_samples
 
 
