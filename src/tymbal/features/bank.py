@@ -13,7 +13,7 @@ from tymbal.settings import FeatureSettings
 __all__ = ["FilterBank", "filter_bank"]
 
 FilterBank = Callable[[Tensor], Tensor]
-"""Waveforms [samples] or [batch, samples] to natural logarithms of mel energies [frames, mels], [batch, frames, mels]."""
+"""Waveforms [samples] or [batch, samples] to log-mel spectrograms [frames, mels] or [batch, frames, mels]."""
 
 
 def filter_bank(settings: FeatureSettings) -> FilterBank:

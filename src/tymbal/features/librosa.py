@@ -1,8 +1,8 @@
 """librosa's log-mel spectrogram in torch, batched: a centred power spectrum through Slaney's mel filters.
 
-Reference: `librosa.feature.melspectrogram(y, sr, n_fft, hop_length, n_mels, fmin, fmax)` of librosa 0.10 and later, with
-its defaults: a periodic Hann window, zeros beyond both ends, triangles that are straight in Slaney's mel and of equal
-area. The values are natural logarithms with Tymbal's floor, so that silence is the same number in every store;
+Reference: `librosa.feature.melspectrogram(y, sr, n_fft, hop_length, n_mels, fmin, fmax)` of librosa 0.10 and later,
+with its defaults: a periodic Hann window, zeros beyond both ends, triangles that are straight in Slaney's mel and of
+equal area. The values are natural logarithms with Tymbal's floor, so that silence is the same number in every store;
 `librosa.power_to_db(energy, ref=1.0, top_db=None)` is `10 / ln 10` times as much, above the floor.
 """
 
