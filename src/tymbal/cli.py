@@ -23,7 +23,7 @@ from tymbal.cli_config import fill_from_file
 from tymbal.cli_help import VerbHelp, shown_default
 from tymbal.config import to_keywords
 from tymbal.environment import check_companions
-from tymbal.errors import TymbalError
+from tymbal.errors import SettingsError, TymbalError
 from tymbal.progress import quietly, say
 from tymbal.settings import (
     ConvertSettings,
@@ -117,7 +117,7 @@ def prepare(
     source: Path,
     /,
     *,
-    output: Annotated[Path, _OUTPUT],
+    output: Annotated[Path | None, _OUTPUT] = None,
     common: Annotated[Common | None, _FLAT] = None,
     settings: Annotated[PrepareSettings | None, _FLAT] = None,
 ) -> None:
@@ -125,8 +125,10 @@ def prepare(
 
     Args:
         source: Folder of sound files, or a manifest (CSV, Parquet, JSON).
-        output: Folder of the store.
+        output: Folder of the store; with --views data/augmented_spectrograms where it is left out.
     """
+    if output is None and not (settings is not None and settings.views):
+        raise SettingsError("--output is missing")
     _run("prepare", source, output, common=common, settings=settings)
 
 

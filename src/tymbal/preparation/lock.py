@@ -14,14 +14,20 @@ __all__ = ["locked"]
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, part: str | None = None) -> Iterator[None]:
     """Holds the file `lock` in a folder.
+
+    Args:
+        folder: The folder.
+        part: The part of the work that is done, of which several are done at once, each with a lock of its own.
 
     Raises:
         StoreError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(
+        folder / ("lock" if part is None else f"lock-{part.replace('/', '-')}"), os.O_RDWR | os.O_CREAT, 0o644
+    )
     try:
         if not _lock(handle):
             raise StoreError(

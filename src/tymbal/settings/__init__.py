@@ -9,13 +9,16 @@ Units are seconds, Hz, and fractions between 0 and 1. `None` means "chosen for y
 
 from __future__ import annotations
 
+from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.settings.checks import SIZES, parse_patch
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
 from tymbal.settings.using import ConvertSettings, PredictSettings, ProbeSettings
+from tymbal.settings.views import ViewSettings
 
 __all__ = [
     "SIZES",
+    "AugmentationSettings",
     "ConvertSettings",
     "FeatureSettings",
     "FinetuneSettings",
@@ -26,5 +29,6 @@ __all__ = [
     "PtSettings",
     "ScanSettings",
     "TrainingSettings",
+    "ViewSettings",
     "parse_patch",
 ]

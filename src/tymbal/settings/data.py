@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tymbal.errors import SettingsError
 from tymbal.settings.checks import check
+from tymbal.settings.views import ViewSettings
 
 __all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings"]
 
@@ -133,29 +134,57 @@ class FeatureSettings:
         return self.window_samples + (frames - 1) * self.shift_samples
 
 
+_CHOSEN: Any = None
+"""Stands for a default that depends on whether views are made, until `PrepareSettings` puts it in."""
+
+_PLAIN = {"filter_bank": "kaldi", "sample_rate": 16_000, "low_freq": 20.0, "validation": 0.1, "longer": "windows"}
+_VIEWS = {
+    "filter_bank": "librosa",
+    "sample_rate": 22_050,
+    "low_freq": 0.0,
+    "validation": 0.2,
+    "longer": "crop-start",
+    "window": 3.0,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(ScanSettings, FeatureSettings):
+class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     """Sound files to a store of spectrograms.
 
     Attributes:
+        filter_bank: As in `FeatureSettings`. Left out, it is `kaldi`, with views `librosa`.
+        sample_rate: Rate in Hz to which every file is resampled. Left out, it is 16,000, with views 22,050.
+        low_freq: Lower edge of the lowest mel bin in Hz. Left out, it is 20, with views 0.
+        validation: Fraction of clips (or groups) for validation. Left out, it is 0.1, with views 0.2.
+        seed: Seed of the split and of views.
         window: Length of a clip in seconds. `None` is the length of `frames` where that is set, else the longest
-            clip's length, at most 10.24 s.
+            clip's length, at most 10.24 s, with views 3 s.
         hop: Seconds from one window to the next in a longer file. `None` is the window: no overlap.
-        longer: What happens to a file longer than the window: cut into windows, or cropped to one.
+        longer: What happens to a file longer than the window: cut into `windows`, or cropped to one. Left out, it is
+            `windows`, with views `crop-start`.
         frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
-            fit; real sound fills the difference where there is any, else silence.
+            fit; real sound fills the difference where there is any, else silence. Views are not rounded up.
         min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
         shard_mib: Size of a shard file in MiB.
     """
 
+    filter_bank: Literal["kaldi", "librosa"] = _CHOSEN
+    sample_rate: int = _CHOSEN
+    low_freq: float = _CHOSEN
+    validation: float = _CHOSEN
     window: float | None = None
     hop: float | None = None
-    longer: Literal["windows", "crop-start", "crop-centre"] = "windows"
+    longer: Literal["windows", "crop-start", "crop-centre"] = _CHOSEN
     frames: int | None = None
     min_fill: float = 0.5
     shard_mib: int = 64
 
     def __post_init__(self) -> None:
+        for name, value in (_VIEWS if self.views else _PLAIN).items():
+            if getattr(self, name) is None and not (name == "window" and self.frames):
+                object.__setattr__(self, name, value)
+        ViewSettings.__post_init__(self)
         ScanSettings.__post_init__(self)
         FeatureSettings.__post_init__(self)
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")

@@ -89,6 +89,11 @@ class SpectrogramSource(ABC):
     def padding(self) -> float:
         """Log-mel value behind the end of a short spectrogram."""
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of what a row number stands for."""
+        return self.frames, self.mels
+
     @abstractmethod
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
         """Copies spectrograms out of the store, as raw log-mel values.
@@ -181,7 +186,7 @@ class SpectrogramSource(ABC):
 
     def _memory(self, rows: int, out: npt.NDArray[np.float16] | None, pool: Any) -> npt.NDArray[np.float16]:
         """Where a batch goes: `out`, if it is of the right kind, or memory of the pool."""
-        shape = (rows, self.frames, self.mels)
+        shape = (rows, *self.row_shape)
         if out is None:
             lent: npt.NDArray[np.float16] = pool.empty(shape, np.float16)
             return lent

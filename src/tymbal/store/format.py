@@ -3,7 +3,7 @@
     store/
       store.json       schema version, features, shape, shards, statistics, settings, provenance; written last
       index.parquet    one row a spectrogram, in the order of the shards
-      shards/00000.npy float16 [rows, frames, mels]
+      shards/00000.npy float16 [rows, frames, mels]; of a store of pairs of views [rows, 2, frames, mels]
       failures.csv     what was left out, and why
     work/            while it is being prepared: what it was begun with, and a sidecar a finished shard
 
@@ -59,9 +59,11 @@ INDEX_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("shard", pa.int32()),
         ("row", pa.int32()),
+        ("version", pa.int32()),
     ]
 )
-"""Columns of the index: `start` and `end` in seconds of the file, `frames` of real sound, `row` within the shard."""
+"""Columns of the index: `start` and `end` in seconds of the file, `frames` of real sound, `row` within the shard,
+`version` of the clip, null but for views."""
 
 
 def shard_name(number: int) -> str:
@@ -94,6 +96,7 @@ class Description:
         settings: The settings of the verb that made the store.
         provenance: Versions, time and source.
         padding: Log-mel value behind the end of a short spectrogram.
+        views: Spectrograms a row: 1, or 2 in a store of pairs of views.
     """
 
     features: FeatureSettings | None
@@ -107,6 +110,7 @@ class Description:
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     padding: float = LOG_FLOOR
+    views: int = 1
 
     def write(self, store: Path) -> None:
         """Writes `store.json`, whole or not at all."""
@@ -117,6 +121,7 @@ class Description:
                 "features": None if self.features is None else dataclasses.asdict(self.features),
                 "frames": self.frames,
                 "mels": self.mels,
+                "views": self.views,
                 "dtype": "float16",
                 "padding": self.padding,
                 "count": self.count,
@@ -171,6 +176,7 @@ class Description:
             settings=dict(value["settings"]),
             provenance=dict(value["provenance"]),
             padding=float(value.get("padding", LOG_FLOOR)),
+            views=int(value.get("views", 1)),
         )
 
 

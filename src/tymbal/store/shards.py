@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import mmap
 import os
 from pathlib import Path
@@ -32,24 +33,23 @@ class MappedShard:
     Args:
         path: The file.
         rows: Spectrograms in it.
-        frames: Frames of a spectrogram.
-        mels: Mel bins.
+        shape: Of a row: [frames, mels], or [views, frames, mels].
 
     Raises:
         StoreError: The file cannot be opened, or its header does not say this shape.
     """
 
-    def __init__(self, path: Path, rows: int, frames: int, mels: int) -> None:
+    def __init__(self, path: Path, rows: int, shape: tuple[int, ...]) -> None:
         self.path = path
-        self.row_bytes = frames * mels * 2
+        self.row_bytes = math.prod(shape) * 2
         self._file = _open(path)
         try:
-            _check_header(path, (rows, frames, mels))
+            _check_header(path, (rows, *shape))
             self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         except BaseException:
             os.close(self._file)
             raise
-        self.array: npt.NDArray[np.float16] = np.ndarray((rows, frames, mels), np.float16, self._map, NPY_HEADER)
+        self.array: npt.NDArray[np.float16] = np.ndarray((rows, *shape), np.float16, self._map, NPY_HEADER)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
@@ -107,7 +107,7 @@ def _open(path: Path) -> int:
         raise StoreError(f"cannot be opened: {error.strerror}", path=path, advice=advice) from error
 
 
-def _check_header(path: Path, wanted: tuple[int, int, int]) -> None:
+def _check_header(path: Path, wanted: tuple[int, ...]) -> None:
     with path.open("rb") as file:
         try:
             np.lib.format.read_magic(file)

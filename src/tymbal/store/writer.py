@@ -22,6 +22,7 @@ from tymbal.features.statistics import Moments
 from tymbal.files import replace_file
 from tymbal.settings import FeatureSettings
 from tymbal.store.format import INDEX, INDEX_SCHEMA, NPY_HEADER, Description, Shard, shard_name
+from tymbal.store.pairs import PairStore
 from tymbal.store.store import Store
 
 __all__ = ["Entry", "ShardWriter", "finish_store", "open_shard", "write_store"]
@@ -40,6 +41,7 @@ class Entry:
         labels: Names of its labels.
         group: What must stay on one side of a split.
         split: train, validation, …
+        version: Of the clip, where its views are stored.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Entry:
     labels: tuple[str, ...] = ()
     group: str | None = None
     split: str | None = None
+    version: int | None = None
 
 
 class ShardWriter:
@@ -60,12 +63,12 @@ class ShardWriter:
         moments: Of all real frames written so far, as the store keeps them (float16).
     """
 
-    def __init__(self, file: BinaryIO, frames: int, mels: int, padding: float = LOG_FLOOR) -> None:
+    def __init__(self, file: BinaryIO, frames: int, mels: int, padding: float = LOG_FLOOR, *, views: int = 1) -> None:
         self.rows = 0
         self.moments = Moments()
         self._file = file
         self._padding = padding
-        self._row = np.full((frames, mels), padding, np.float16)
+        self._row = np.full((frames, mels) if views == 1 else (views, frames, mels), padding, np.float16)
         self._header()
 
     def append(self, spectrogram: npt.NDArray[np.floating]) -> int:
@@ -82,6 +85,13 @@ class ShardWriter:
         self.rows += 1
         return real
 
+    def append_views(self, spectrograms: npt.NDArray[np.float16]) -> None:
+        """Writes the views of a clip [views, frames, mels], of the frames of the store."""
+        self._row[:] = spectrograms
+        self._file.write(self._row.reshape(-1).view(np.uint8).data)
+        self.moments = self.moments.merge(Moments.of(self._row))
+        self.rows += 1
+
     def finish(self) -> None:
         """Writes the number of rows into the header."""
         self._file.seek(0)
@@ -97,15 +107,15 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def open_shard(
-    path: str | os.PathLike[str], *, frames: int, mels: int, padding: float = LOG_FLOOR
+    path: str | os.PathLike[str], *, frames: int, mels: int, padding: float = LOG_FLOOR, views: int = 1
 ) -> Iterator[ShardWriter]:
     """Yields a writer; on success the shard stands at `path`, synced and of the right size, else nothing does."""
     with replace_file(path) as aside:
         with aside.open("wb") as file:
-            writer = ShardWriter(file, frames, mels, padding)
+            writer = ShardWriter(file, frames, mels, padding, views=views)
             yield writer
             writer.finish()
-        size, wanted = aside.stat().st_size, NPY_HEADER + writer.rows * frames * mels * 2
+        size, wanted = aside.stat().st_size, NPY_HEADER + writer.rows * views * frames * mels * 2
         if size != wanted:
             raise StoreError(
                 f"was written with {size} bytes instead of {wanted}", path=path, advice="Is the disk full?"
@@ -121,6 +131,7 @@ def finish_store(
     moments: Moments,
     mels: int | None = None,
     padding: float = LOG_FLOOR,
+    views: int = 1,
     statistics: tuple[float, float] | None = None,
     settings: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -135,6 +146,7 @@ def finish_store(
         moments: Of all values of real frames.
         mels: Mel bins, where the features do not tell.
         padding: Log-mel value behind the end of a short spectrogram.
+        views: Spectrograms a row.
         statistics: Mean and standard deviation that the store gives, instead of those of the moments.
         settings: Of the verb that made the store.
         provenance: Beside version and time, what is known of the origin.
@@ -163,6 +175,7 @@ def finish_store(
         std=std,
         real_frames=moments.count // mels,
         padding=padding,
+        views=views,
         settings=dict(settings or {}),
         provenance={
             "tymbal": __version__,
@@ -170,7 +183,7 @@ def finish_store(
             **(provenance or {}),
         },
     ).write(store)
-    return Store.open(store)
+    return PairStore.open(store) if views == PairStore.views else Store.open(store)
 
 
 def write_store(

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import typing
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +31,10 @@ from tymbal.settings.augmentation import (
     Strategy,
     WaveformAugmentations,
 )
+from tymbal.settings.views import ViewSettings
 from tymbal.values import nearest
 
-__all__ = ["DEFAULT_PATH", "augmentation_from", "augmentation_mapping", "read_augmentation"]
+__all__ = ["DEFAULT_PATH", "augmentation_from", "augmentation_mapping", "chosen_augmentation", "read_augmentation"]
 
 DEFAULT_PATH = Path("configs/audio_augmentation_config.yaml")
 """Read where it is there and no other file is named."""
@@ -59,6 +60,17 @@ def read_augmentation(path: str | os.PathLike[str] | None = None) -> Augmentatio
             return AugmentationSettings()
         path = DEFAULT_PATH
     return augmentation_from(read_yaml(path), source=path)
+
+
+def chosen_augmentation(settings: ViewSettings) -> AugmentationSettings:
+    """The augmentations of a file, with the numbers that stand above it.
+
+    Raises:
+        SettingsError: As `read_augmentation`.
+    """
+    found = read_augmentation(settings.augmentations)
+    above = {name: value for name in _PLAIN if (value := getattr(settings, name)) is not None}
+    return replace(found, **above)
 
 
 def augmentation_from(mapping: Mapping[str, Any], *, source: PathLike | None = None) -> AugmentationSettings:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import soxr
 import torch
 from torch import Tensor
@@ -108,7 +109,8 @@ def _played(waveform: Tensor, *, slower: float, faster: float) -> Tensor:
         waveform = phase_vocoder(waveform, slower)
     if abs(faster - 1) <= 1e-6:
         return waveform
-    return torch.from_numpy(soxr.resample(waveform.numpy(), faster, 1.0, quality="HQ").astype(np.float32, copy=False))
+    result: npt.NDArray[np.float32] = soxr.resample(waveform.numpy(), faster, 1.0, quality="HQ")
+    return torch.from_numpy(result)
 
 
 def _fitted(waveform: Tensor, samples: int) -> Tensor:
@@ -132,4 +134,5 @@ def _tail(x: Tensor, draws: Draws, views: Tensor, rate: int, bank: Bank) -> Tens
     response = noise * torch.exp(-decay[:, None] / 2 * torch.arange(samples) / rate)
     response *= (energy / response.square().sum(dim=1)).sqrt()[:, None]
     size = 2 * samples
-    return torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(response, n=size), n=size)[:, :samples]
+    tail: Tensor = torch.fft.irfft(torch.fft.rfft(x, n=size) * torch.fft.rfft(response, n=size), n=size)
+    return tail[:, :samples]

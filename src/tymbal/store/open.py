@@ -1,0 +1,19 @@
+"""Opens a packed store of either kind."""
+
+from __future__ import annotations
+
+import os
+
+from tymbal.store.pairs import PairStore, holds_pairs
+from tymbal.store.store import Store
+
+__all__ = ["open_store"]
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Opens a store of single spectrograms, or of pairs of views.
+
+    Raises:
+        StoreError: It is no store, unfinished, damaged, or of another schema.
+    """
+    return PairStore.open(path) if holds_pairs(path) else Store.open(path)
