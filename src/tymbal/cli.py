@@ -245,7 +245,7 @@ def ssast(*flags: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
         print(help_text())
         return
     from tymbal.compat.ssast import run
-    from tymbal.training.device import tune_malloc
+    from tymbal.machine import tune_malloc
 
     check_companions()
     tune_malloc()
@@ -313,11 +313,12 @@ def _run(verb: str, *arguments: Any, common: Common | None, settings: Any, **mor
 def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
     from tymbal.training.processes import rank
 
-    if verb in _LEARNS:
-        from tymbal.training.device import tune_malloc
+    if verb in _LEARNS or verb == "prepare":
+        from tymbal.machine import tune_malloc
 
-        check_companions()
         tune_malloc()
+    if verb in _LEARNS:
+        check_companions()
     with quietly(quiet):
         result = getattr(tymbal, verb)(*arguments, **keywords)
     if rank() == 0:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import Manifest
 from tymbal.config import resolve
-from tymbal.errors import SettingsError, StoreError
+from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.preparation.build import Built, read_sidecar
 from tymbal.preparation.clips import list_clips
 from tymbal.preparation.finish import finish
@@ -34,7 +34,8 @@ from tymbal.preparation.lock import locked
 from tymbal.preparation.plan import Plan, make_plan
 from tymbal.preparation.record import FAILURES, Record, check_output, is_complete, read_failures, refuse_changes
 from tymbal.preparation.space import check_space
-from tymbal.preparation.tasks import bytes_of, make_tasks
+from tymbal.preparation.tasks import bytes_of, make_tasks, preview_task
+from tymbal.preparation.views import show_views
 from tymbal.preparation.workers import Crew
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import FeatureSettings, PrepareSettings
@@ -66,7 +67,7 @@ class PrepareResult:
     Attributes:
         path: The folder.
         failures: What was left out, and why.
-        part: The part of the work that was done; None where the folder is complete.
+        part: The part of the work that was done, or `preview`; None where the folder is complete.
     """
 
     path: Path
@@ -84,6 +85,8 @@ class PrepareResult:
 
     def summary(self) -> str:
         """The result as a person reads it."""
+        if self.part == "preview":
+            return f"{self.path / 'index.html'}: some clips beside their views"
         if self.part is not None:
             return f"{self.path}: part {self.part} is done. The same command without it completes the folder."
         lines = self._files() if holds_pair_files(self.path) else self._shards()
@@ -140,12 +143,15 @@ def prepare(
     if output is None:
         output = _default_output(chosen)
     store = Path(output).absolute()
-    check_output(store, chosen)
+    if not chosen.preview:
+        check_output(store, chosen)
     with Crew(executor, chosen.workers) as crew:
         listed = list_clips(source, chosen, lambda files: _headers(crew, files))
         for note in listed.notes:
             tell(note, warning=True)
         plan = make_plan(listed.clips, listed.lengths, chosen)
+        if chosen.preview:
+            return _preview(store, plan, chosen)
         record = Record.of(source, chosen, listed, plan)
         refuse_changes(store, record)
         if is_complete(store):
@@ -170,6 +176,15 @@ def prepare(
     # Not before the lock is open: Windows deletes no file that is in use.
     shutil.rmtree(store / WORK, ignore_errors=True)
     return PrepareResult(Path(output), read_failures(store))
+
+
+def _preview(store: Path, plan: Plan, settings: PrepareSettings) -> PrepareResult:
+    folder = store.with_name(f"{store.name}-preview")
+    with _writing(folder):
+        failures = show_views(preview_task(store, plan, settings), folder)
+    if not folder.is_dir():
+        raise AudioError("not one of the clips to be shown can be used", path=failures[0].file)
+    return PrepareResult(folder, list(failures), "preview")
 
 
 def _default_output(settings: PrepareSettings) -> str:

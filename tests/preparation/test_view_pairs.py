@@ -262,3 +262,18 @@ def test_sidecar__of_a_lost_file_is_not_believed(sound: Path, tmp_path: Path, mo
     tymbal.prepare(sound, "out", write="pt", **SMALL)
     assert lost.is_file()
     assert build.read_sidecar(tmp_path / "out", tmp_path / "out" / "work", 0) is None
+
+
+@pytest.mark.parametrize("mode", ["spectral", "exact"])
+def test_preview__shows_clips_beside_their_views(mode: str, sound: Path, store: Path, tmp_path: Path) -> None:
+    result = tymbal.prepare(sound, tmp_path / "out", preview=True, view_mode=mode, **SMALL)
+    assert result.path == tmp_path / "out-preview"
+    assert not (tmp_path / "out").exists()
+    page = (result.path / "index.html").read_text()
+    assert page.count("<img") == 6 * 2 * 3
+    assert "pitch shift" in page
+    assert page.count("<audio") == len(list((result.path / "sound").iterdir())) == (36 if mode == "exact" else 12)
+    picture = (result.path / "pairs.png").read_bytes()
+    width, height = (int.from_bytes(picture[place : place + 4], "big") for place in (16, 20))
+    assert (width, height) == (3 * 64 + 12, 12 * 32 + 11 * 6)
+    assert "index.html" in result.summary()

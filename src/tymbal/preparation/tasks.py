@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tymbal.preparation.build import Built, Task, build_shard
 from tymbal.preparation.plan import Plan
@@ -14,11 +15,13 @@ from tymbal.settings import PrepareSettings
 from tymbal.store.format import WORK
 from tymbal.store.pair_files import split_folder
 
-__all__ = ["Build", "bytes_of", "make_tasks"]
+__all__ = ["Build", "bytes_of", "make_tasks", "preview_task"]
 
 Build = Callable[[Any], Built]
 
 _ENDING = re.compile(r"\.\w{2,5}(?=#|$)")
+
+_SHOWN, _VERSIONS_SHOWN = 6, 2
 
 _PT_OVERHEAD = 2600  # bytes of a .pt file beside its values, its entry in the metadata among them
 
@@ -71,6 +74,15 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
         for number, windows in numbered
     ]
     return build_views, [task for task in tasks if _wanted(task, settings.part)]
+
+
+def preview_task(store: Path, plan: Plan, settings: PrepareSettings) -> ViewTask:
+    """Some windows of a plan, spread over all, in two versions."""
+    count = min(len(plan.windows), _SHOWN)
+    windows = tuple(plan.windows[place * len(plan.windows) // count] for place in range(count))
+    few = replace(plan, windows=windows, by_split=False, shard_rows=count)
+    _, tasks = make_tasks(store, few, replace(settings, part=None, views=min(settings.views, _VERSIONS_SHOWN)))
+    return cast(ViewTask, tasks[0])
 
 
 def bytes_of(task: Task) -> int:

@@ -31,7 +31,7 @@ from tymbal.store.writer import Entry, open_shard
 if TYPE_CHECKING:
     from tymbal.views.make import Mode, ViewMaker
 
-__all__ = ["ViewTask", "build_views", "make_pairs"]
+__all__ = ["ViewTask", "build_views", "make_pairs", "show_views"]
 
 _GROUP = 16
 
@@ -106,6 +106,19 @@ def make_pairs(
         yield views.reshape(versions, VIEWS, *views.shape[1:]).numpy()
 
 
+def show_views(task: ViewTask, folder: Path) -> tuple[Failure, ...]:
+    """Writes a page of the windows of a task beside their views; gives what failed."""
+    from tymbal.views.preview import write_preview
+
+    failures: list[Failure] = []
+    maker = _maker(task.augmentations, task.features, task.samples, task.mode)
+    sounds = list(_sounds(task, failures))
+    if sounds:
+        names = [window.id for window, _ in sounds]
+        write_preview(folder, maker, _stacked(sounds, task.samples), names, versions=task.versions, seed=task.seed)
+    return tuple(failures)
+
+
 def _shard(task: ViewTask) -> Built:
     name = shard_name(task.number)
     path = Path(task.store) / name
@@ -164,9 +177,17 @@ def _of_group(
     for row, (_, waveform) in zip(waveforms, group, strict=True):
         row[: len(waveform)] = waveform[: task.samples]
     names = [window.id for window, _ in group]
-    pairs = make_pairs(maker, waveforms, names, versions=task.versions, seed=task.seed)
+    pairs = make_pairs(maker, _stacked(group, task.samples), names, versions=task.versions, seed=task.seed)
     for (window, waveform), made in zip(group, pairs, strict=True):
         yield window, waveform, made
+
+
+def _stacked(sounds: Sequence[tuple[Window, Waveform]], samples: int) -> npt.NDArray[np.float32]:
+    """Waveforms of one length, silence behind the end of shorter ones: [clips, samples]."""
+    waveforms = np.zeros((len(sounds), samples), np.float32)
+    for row, (_, waveform) in zip(waveforms, sounds, strict=True):
+        row[: len(waveform)] = waveform[:samples]
+    return waveforms
 
 
 def _sounds(task: ViewTask, failures: list[Failure]) -> Iterator[tuple[Window, Waveform]]:

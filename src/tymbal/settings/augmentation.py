@@ -111,7 +111,7 @@ class Speed(_Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Shift(_Augmentation):
-    """Later or earlier, by a fraction of the clip; what is missing is silence."""
+    """Later or earlier, by a fraction of the clip: what leaves at one end comes in at the other."""
 
     fraction: Range = (-0.3, 0.3)
 

@@ -27,6 +27,8 @@ class ViewSettings:
         write: A packed `store`, or `pt`: a file a version, with metadata.json.
         part: Only a part of the work: `train`, `val`, or `3/8` for the third of eight parts. The same command without
             it does what is missing, checks and completes.
+        preview: Only show some clips beside their views, as a page in the folder OUTPUT-preview; in `exact` mode they
+            can be listened to.
         force: Go on although the disk seems too small.
     """
 
@@ -37,6 +39,7 @@ class ViewSettings:
     view_mode: Literal["spectral", "exact"] = "spectral"
     write: Literal["store", "pt"] = "store"
     part: str | None = None
+    preview: bool = False
     force: bool = False
 
     def __post_init__(self) -> None:
@@ -51,4 +54,5 @@ class ViewSettings:
         if not self.views:
             for name in ("augmentations", "num_waveform_augs", "num_spectrogram_augs", "part"):
                 check(getattr(self, name) is None, name, getattr(self, name), "left out where there are no views")
+            check(not self.preview, "preview", self.preview, "left out where there are no views")
             check(self.write == "store", "write", self.write, "store where there are no views")

@@ -95,6 +95,10 @@ class Draws:
         """A number from the range of a setting, or what does nothing: float32 [views]."""
         return self.values[:, _VALUES[name, setting]]
 
+    def values_of(self, name: str, view: int) -> list[float]:
+        """All numbers of an augmentation of one view, to be shown."""
+        return [float(self.values[view, column]) for key, column in _VALUES.items() if key[0] == name]
+
 
 def clip_key(name: str) -> int:
     """A whole number below 2^63 that stands for the id of a clip."""

@@ -58,7 +58,7 @@ def exact_waveforms(
         x[view] = _fitted(sound, samples)
     shift = (draws.value("shift", "fraction") * samples).round().long()
     for view in draws.views("shift").tolist():
-        x[view] = _moved(x[view], int(shift[view]))
+        x[view] = x[view].roll(int(shift[view]))
     views = draws.views(*FILTERS)
     if len(views):
         frequencies = torch.fft.rfftfreq(2 * samples, 1 / rate)
@@ -115,15 +115,6 @@ def _played(waveform: Tensor, *, slower: float, faster: float) -> Tensor:
 
 def _fitted(waveform: Tensor, samples: int) -> Tensor:
     return torch.nn.functional.pad(waveform[:samples], (0, max(samples - len(waveform), 0)))
-
-
-def _moved(waveform: Tensor, shift: int) -> Tensor:
-    result = torch.zeros_like(waveform)
-    if shift >= 0:
-        result[shift:] = waveform[: len(waveform) - shift]
-    else:
-        result[:shift] = waveform[-shift:]
-    return result
 
 
 def _tail(x: Tensor, draws: Draws, views: Tensor, rate: int, bank: Bank) -> Tensor:

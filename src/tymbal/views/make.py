@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tymbal.features.floor import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.views.draw import Draws
@@ -77,6 +78,10 @@ class ViewMaker:
         else:
             mel = self.clean(self.waveforms(clips, clip, draws))
         return change_spectrograms(mel, partners, draws)
+
+    def log_mel(self, mel: Tensor) -> Tensor:
+        """Energies in mel bins [clips, mels, frames] as log-mel spectrograms [clips, frames, mels]."""
+        return mel.clamp(min=ENERGY_FLOOR).log_().transpose(1, 2)
 
     @torch.no_grad()
     def waveforms(self, waveforms: Tensor, clip: Tensor, draws: Draws) -> Tensor:

@@ -141,11 +141,11 @@ class SpectralViews:
         frames = mel.shape[2]
         shift = draws.value("shift", "fraction") * frames
         rate, shift, place = (value.to(self._device) for value in (rate[views], shift[views], views))
-        position = (torch.arange(frames, device=self._device) - shift[:, None]) * rate[:, None]
+        position = (torch.arange(frames, device=self._device) - shift[:, None]) % frames * rate[:, None]
         first = position.floor()
         share = (position - first)[:, None]
         magnitude = mel.index_select(0, place).sqrt_()
-        inside = ((position > -1) & (position < frames))[:, None]
+        inside = (position < frames)[:, None]
         lower, upper = (
             magnitude.gather(2, (first + step).long().clamp(0, frames - 1)[:, None].expand_as(magnitude))
             for step in (0, 1)
