@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,7 @@ def _finish_files(
             "source": record.source,
             "plan": record.digest,
             "files": record.files,
+            "features": asdict(record.features()),
             "statistics": {"mean": moments.mean, "std": moments.std},
         },
     }

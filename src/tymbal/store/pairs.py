@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from tymbal.errors import StoreError
 from tymbal.store.format import DESCRIPTION, Description
@@ -21,6 +22,11 @@ class PairStore(Store):
     def row_shape(self) -> tuple[int, ...]:
         """Shape of a row: [2, frames, mels]."""
         return self.views, self.frames, self.mels
+
+    @property
+    def told_settings(self) -> dict[str, Any] | None:
+        """The settings of the preparation, where they are known."""
+        return self.description.settings or None
 
 
 def holds_pairs(path: str | os.PathLike[str]) -> bool:
