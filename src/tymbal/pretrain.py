@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tymbal.features.normalisation import Normalisation
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
+    from tymbal.objectives.contrastive import ContrastiveObjective
     from tymbal.objectives.ssast import SSASTObjective
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
@@ -49,6 +51,9 @@ _OBJECTIVE = (
     "normalize_targets",
 )
 """Settings that say how the model was pretrained; they go into its description."""
+
+_CONTRASTIVE = ("objective", "temperature", "projection", "view_mask", "view_mask_ratio")
+"""The same for the contrastive objective."""
 
 
 @first_speaks()
@@ -83,13 +88,15 @@ def pretrain(
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
     from tymbal.training.source import open_source
+    from tymbal.training.views import open_views
 
     chosen = configuration.resolve(PretrainSettings, settings, config=config)
     run = Path(output)
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
-    data = open_source(store, run, _features(chosen), chosen)
+    contrastive = chosen.objective == "contrastive"
+    data = open_views(store, run) if contrastive else open_source(store, run, _features(chosen), chosen)
     train_rows, validation_rows = _rows(data)
     objective, description = _objective(data, chosen)
 
@@ -135,12 +142,13 @@ def _rows(store: SpectrogramSource) -> tuple[NDArray[np.int64], NDArray[np.int64
     return train, validation
 
 
-def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SSASTObjective, ModelDescription]:
+def _objective(
+    store: SpectrogramSource, settings: PretrainSettings
+) -> tuple[SSASTObjective | ContrastiveObjective, ModelDescription]:
     """The encoder with its objective, and what its model folder will say."""
     import torch
 
     from tymbal.models.description import ModelDescription
-    from tymbal.objectives.ssast import SSASTObjective
     from tymbal.training.source import features_of, normalisation_of
 
     # The same seed gives the same weights, whatever the caller drew before.
@@ -148,26 +156,12 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
         torch.manual_seed(settings.seed)
         encoder, origin = _encoder(store, settings)
         normalisation = normalisation_of(settings, store, origin)
-        objective = SSASTObjective(
-            encoder,
-            task=settings.objective,
-            normalisation=normalisation,
-            encode=settings.encode,
-            decoder_depth=settings.decoder_depth,
-            decoder_width=settings.decoder_width,
-            mask=settings.mask,
-            mask_ratio=settings.mask_ratio,
-            mask_count=settings.mask_count,
-            cluster=(settings.cluster_min, settings.cluster_max),
-            mask_padding=settings.mask_padding,
-            mse_weight=settings.mse_weight,
-            normalize_targets=settings.normalize_targets,
-            seed=settings.seed,
-        )
+        objective = _heads(encoder, store, normalisation, settings)
     if settings.from_ is not None:
         _take_heads(objective, settings.from_)
     encoder.gradient_checkpointing = settings.gradient_checkpointing
     chosen = configuration.to_mapping(settings)
+    named = _CONTRASTIVE if settings.objective == "contrastive" else _OBJECTIVE
     description = ModelDescription(
         encoder=encoder.config,
         features=features_of(store, origin),
@@ -175,7 +169,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
         std=normalisation.std,
         padding=normalisation.padding,
         normalize=normalisation.by,
-        objective={name: chosen[name] for name in _OBJECTIVE},
+        objective={name: chosen[name] for name in named},
         provenance={
             "verb": "pretrain",
             "version": __version__,
@@ -185,6 +179,45 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[SS
         },
     )
     return objective, description
+
+
+def _heads(
+    encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
+) -> SSASTObjective | ContrastiveObjective:
+    """The objective on an encoder, its heads with random weights."""
+    if settings.objective == "contrastive":
+        from tymbal.objectives.contrastive import ContrastiveObjective
+        from tymbal.training.views import clip_numbers
+
+        return ContrastiveObjective(
+            encoder,
+            normalisation=normalisation,
+            clips=clip_numbers(store),
+            temperature=settings.temperature,
+            projection=settings.projection,
+            mask=settings.view_mask,
+            mask_ratio=settings.view_mask_ratio,
+            chunk=settings.chunk,
+            seed=settings.seed,
+        )
+    from tymbal.objectives.ssast import SSASTObjective
+
+    return SSASTObjective(
+        encoder,
+        task=settings.objective,
+        normalisation=normalisation,
+        encode=settings.encode,
+        decoder_depth=settings.decoder_depth,
+        decoder_width=settings.decoder_width,
+        mask=settings.mask,
+        mask_ratio=settings.mask_ratio,
+        mask_count=settings.mask_count,
+        cluster=(settings.cluster_min, settings.cluster_max),
+        mask_padding=settings.mask_padding,
+        mse_weight=settings.mse_weight,
+        normalize_targets=settings.normalize_targets,
+        seed=settings.seed,
+    )
 
 
 def _encoder(
@@ -209,7 +242,7 @@ def _encoder(
     return encoder, origin
 
 
-def _take_heads(objective: SSASTObjective, source: str) -> None:
+def _take_heads(objective: SSASTObjective | ContrastiveObjective, source: str) -> None:
     """Goes on with the heads of an earlier pretraining, where they are those of this objective."""
     from tymbal.models.folder import open_checkpoint
 
