@@ -43,6 +43,7 @@ from tymbal.store.format import WORK
 from tymbal.store.open import open_store
 from tymbal.store.pair_files import holds_pair_files, read_metadata
 from tymbal.store.store import Store
+from tymbal.store.waves import WaveStore
 
 __all__ = ["PrepareResult", "prepare"]
 
@@ -99,6 +100,9 @@ class PrepareResult:
         features = store.features or FeatureSettings()
         seconds = store.description.real_frames * features.shift_samples / features.sample_rate
         size = sum(shard.bytes for shard in store.description.shards) / 2**20
+        if isinstance(store, WaveStore):
+            length = store.samples / features.sample_rate
+            return [f"{store.path}: {len(store):,} waveforms of {length:g} s ({size:,.0f} MiB)"]
         what = "pairs of views" if store.views > 1 else "spectrograms"
         return [
             f"{store.path}: {len(store):,} {what} of {store.frames} frames x {store.mels} mel bins "
@@ -214,7 +218,8 @@ def _build(crew: Crew, store: Path, plan: Plan, settings: PrepareSettings) -> li
     with Progress(wanted, "Preparing", unit="clips", done=there) as progress:
         for one in _alive(crew.run(build, tasks, parallel=sound > _MUCH_SOUND and len(tasks) > 1)):
             built[one.number] = one
-            progress.advance(one.windows, failed=one.windows - len(one.entries) // max(settings.views, 1))
+            versions = max(settings.views, 1) if settings.write != "waveforms" else 1
+            progress.advance(one.windows, failed=one.windows - len(one.entries) // versions)
     return [one for one in built.values() if one is not None]
 
 

@@ -88,7 +88,7 @@ def pretrain(
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
     from tymbal.training.source import open_source
-    from tymbal.training.views import open_views
+    from tymbal.training.views import open_views, view_dataset
 
     chosen = configuration.resolve(PretrainSettings, settings, config=config)
     run = Path(output)
@@ -96,7 +96,7 @@ def pretrain(
     if finished is not None:
         return finished
     contrastive = chosen.objective == "contrastive"
-    data = open_views(store, run) if contrastive else open_source(store, run, _features(chosen), chosen)
+    data = open_views(store, run, chosen) if contrastive else open_source(store, run, _features(chosen), chosen)
     train_rows, validation_rows = _rows(data)
     objective, description = _objective(data, chosen)
 
@@ -113,8 +113,8 @@ def pretrain(
 
     return train(
         objective,
-        StoreDataset(data, train_rows),
-        StoreDataset(data, validation_rows),
+        view_dataset(data, train_rows, chosen) if contrastive else StoreDataset(data, train_rows),
+        view_dataset(data, validation_rows, chosen) if contrastive else StoreDataset(data, validation_rows),
         settings=chosen,
         run=run,
         verb="pretrain",

@@ -15,6 +15,7 @@ from tymbal.preparation.build import Built
 from tymbal.preparation.plan import Plan
 from tymbal.preparation.record import FAILURES, Record
 from tymbal.settings import PrepareSettings
+from tymbal.store.format import SPECTROGRAMS, WAVEFORMS
 from tymbal.store.pair_files import PART_METADATA, entry_of, write_metadata
 from tymbal.store.writer import finish_store
 
@@ -54,15 +55,18 @@ def finish(
     if settings.write == "pt":
         _finish_files(store, built, moments, named=named, plan=plan, record=record, settings=settings)
         return
+    waveforms = settings.write == "waveforms"
+    samples = {"samples": round(plan.seconds * settings.sample_rate)} if waveforms else {}
     finish_store(
         store,
         shards=[(one.shard, one.entries) for one in built],
         features=record.features(),
         frames=plan.frames,
-        views=2 if settings.views else 1,
+        views=2 if settings.views and not waveforms else 1,
+        kind=WAVEFORMS if waveforms else SPECTROGRAMS,
         moments=moments,
         settings=record.settings,
-        provenance={"source": record.source, "plan": record.digest, "window_seconds": plan.seconds},
+        provenance={"source": record.source, "plan": record.digest, "window_seconds": plan.seconds, **samples},
     )
 
 

@@ -64,7 +64,8 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
             number=number,
             windows=windows,
             samples=samples,
-            versions=settings.views,
+            versions=1 if settings.write == "waveforms" else settings.views,
+            waveforms=settings.write == "waveforms",
             augmentations=augmentations,
             mode=settings.view_mode,
             seed=settings.seed,
@@ -81,7 +82,8 @@ def preview_task(store: Path, plan: Plan, settings: PrepareSettings) -> ViewTask
     count = min(len(plan.windows), _SHOWN)
     windows = tuple(plan.windows[place * len(plan.windows) // count] for place in range(count))
     few = replace(plan, windows=windows, by_split=False, shard_rows=count)
-    _, tasks = make_tasks(store, few, replace(settings, part=None, views=min(settings.views, _VERSIONS_SHOWN)))
+    shown = replace(settings, part=None, write="store", views=min(settings.views, _VERSIONS_SHOWN))
+    _, tasks = make_tasks(store, few, shown)
     return cast(ViewTask, tasks[0])
 
 
@@ -90,6 +92,8 @@ def bytes_of(task: Task) -> int:
     values = task.frames * task.features.mel_bins
     if not isinstance(task, ViewTask):
         return len(task.windows) * values * 2
+    if task.waveforms:
+        return len(task.windows) * task.samples * 2
     rows = len(task.windows) * task.versions
     return rows * (8 * values + _PT_OVERHEAD if task.stems else 4 * values)
 

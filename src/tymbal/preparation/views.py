@@ -7,7 +7,7 @@ depends on the plan alone, as everything that is drawn does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +26,7 @@ from tymbal.preparation.plan import Window
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.store.format import Shard, shard_name
+from tymbal.store.waves import FULL_SCALE
 from tymbal.store.writer import Entry, open_shard
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class ViewTask(Task):
         augmentations: How views are drawn.
         mode: How views are made.
         seed: Seed of what is drawn.
+        waveforms: Keep waveforms instead of views.
         stems: Names of the files of each window, where each version goes to a file; else none.
     """
 
@@ -54,13 +56,14 @@ class ViewTask(Task):
     augmentations: AugmentationSettings = field(default_factory=AugmentationSettings)
     mode: Mode = "spectral"
     seed: int = 42
+    waveforms: bool = False
     stems: tuple[str, ...] = ()
 
 
 def build_views(task: ViewTask) -> Built:
     """Builds a shard of views, or its files, and its sidecar, each whole or not at all."""
     with one_thread():
-        built = _files(task) if task.stems else _shard(task)
+        built = _files(task) if task.stems else _waves(task) if task.waveforms else _shard(task)
     write_sidecar(task.work, built)
     return built
 
@@ -130,6 +133,24 @@ def _shard(task: ViewTask) -> Built:
             for version, pair in enumerate(_half(pairs)):
                 writer.append_views(pair)
                 entries.append(_entry(window, waveform, version, task))
+    if not entries:
+        path.unlink()
+    shard = Shard(name, len(entries), path.stat().st_size if entries else 0)
+    return Built(shard, tuple(entries), writer.moments, tuple(failures), len(task.windows), task.number)
+
+
+def _waves(task: ViewTask) -> Built:
+    """Waveforms as int16, with the statistics of a pair of views of each."""
+    name = shard_name(task.number)
+    path = Path(task.store) / name
+    entries: list[Entry] = []
+    failures: list[Failure] = []
+    mels = task.features.mel_bins
+    with open_shard(path, frames=task.frames, mels=mels, samples=task.samples) as writer:
+        for window, waveform, pairs in _pairs(task, failures):
+            sound = _stacked([(window, waveform)], task.samples)[0]
+            writer.append_waveform(np.round(np.clip(sound, -1, 1) * FULL_SCALE).astype(np.int16), _half(pairs))
+            entries.append(replace(_entry(window, waveform, 0, task), id=window.id, version=None))
     if not entries:
         path.unlink()
     shard = Shard(name, len(entries), path.stat().st_size if entries else 0)

@@ -154,6 +154,10 @@ class PretrainSettings(PtSettings, TrainingSettings):
         mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
         mse_weight: Weight of the mpg loss in `joint`.
         normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
+        views: Where the views of `contrastive` come from: `generated` before (tymbal prepare --views), or `fresh` from
+            waveforms in every epoch. `auto` takes what is there; sound becomes waveforms.
+        augmentations: YAML file that says how fresh views are drawn. `None` is configs/audio_augmentation_config.yaml
+            where it is there, else the defaults.
         temperature: What cosines are divided by, in `contrastive`.
         projection: Width of the projection that views are compared in, in `contrastive`.
         view_mask: What the encoder sees of each view, in `contrastive`: all of it, or `crossed`: of one view whole
@@ -181,6 +185,8 @@ class PretrainSettings(PtSettings, TrainingSettings):
     mask_padding: bool = False
     mse_weight: float = 10.0
     normalize_targets: bool = False
+    views: Literal["auto", "generated", "fresh"] = "auto"
+    augmentations: str | None = None
     temperature: float = 0.1
     projection: int = 128
     view_mask: Literal["none", "crossed"] = "none"

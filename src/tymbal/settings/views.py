@@ -24,7 +24,8 @@ class ViewSettings:
         num_waveform_augs: Augmentations of the sound drawn for a view. `None` is as the file says.
         num_spectrogram_augs: Augmentations of the spectrogram drawn for a view. `None` is as the file says.
         view_mode: `spectral` makes all views from one transform of the clip; `exact` changes its samples, slower.
-        write: A packed `store`, or `pt`: a file a version, with metadata.json.
+        write: A packed `store` of pairs; `pt`, a file a version, with metadata.json; or packed `waveforms`, of which
+            training makes fresh views each epoch.
         part: Only a part of the work: `train`, `val`, or `3/8` for the third of eight parts. The same command without
             it does what is missing, checks and completes.
         preview: Only show some clips beside their views, as a page in the folder OUTPUT-preview; in `exact` mode they
@@ -37,7 +38,7 @@ class ViewSettings:
     num_waveform_augs: int | None = None
     num_spectrogram_augs: int | None = None
     view_mode: Literal["spectral", "exact"] = "spectral"
-    write: Literal["store", "pt"] = "store"
+    write: Literal["store", "pt", "waveforms"] = "store"
     part: str | None = None
     preview: bool = False
     force: bool = False

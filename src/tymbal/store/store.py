@@ -23,7 +23,7 @@ from tymbal.errors import StoreError
 from tymbal.settings import FeatureSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.buffers import BufferPool
-from tymbal.store.format import DESCRIPTION, INDEX, INDEX_SCHEMA, Description
+from tymbal.store.format import DESCRIPTION, INDEX, INDEX_SCHEMA, SPECTROGRAMS, WAVEFORMS, Description
 from tymbal.store.hands import in_parts
 from tymbal.store.shards import MappedShard
 
@@ -44,6 +44,7 @@ class Store(SpectrogramSource):
     """
 
     views = 1
+    kind = SPECTROGRAMS
 
     def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
         super().__init__(path, index)
@@ -63,13 +64,13 @@ class Store(SpectrogramSource):
         """
         folder = Path(path)
         description = Description.read(folder)
-        if description.views != cls.views:
+        if (description.kind, description.views) != (cls.kind, cls.views):
             what = "pairs of augmented views" if description.views > 1 else "single spectrograms, not pairs of views"
             raise StoreError(
-                f"holds {what}",
+                f"holds {'waveforms' if description.kind == WAVEFORMS else what}",
                 path=folder,
-                advice="Pairs are for contrastive pretraining (--objective contrastive), single spectrograms for all "
-                "else.",
+                advice="Pairs and waveforms are for contrastive pretraining (--objective contrastive), single "
+                "spectrograms for all else.",
             )
         for shard in description.shards:
             file = folder / shard.file
@@ -192,7 +193,7 @@ class Store(SpectrogramSource):
 
     def _shard(self, number: int) -> MappedShard:
         there = self.description.shards[number]
-        shard = MappedShard(self.path / there.file, there.rows, self.row_shape)
+        shard = MappedShard(self.path / there.file, there.rows, self.row_shape, self.dtype)
         self._shards[number] = shard
         return shard
 
