@@ -4,9 +4,10 @@
     python benchmarks/views.py --data ../shared/data/esc10 --peer /tmp/peer/bin/python
 
 A clip-version is a pair of views of 3 s at 22,050 Hz, with 3 changes of the waveform and 2 of the spectrogram each; a
-clip is decoded once for N = 5 of them, on either side. Both draw from the same nine changes of the waveform, work on one
-core and write to the disk; the start of Python and its libraries is left out, and so are the first clips. They take
-turns. The peer is the straightforward program that people write; without `--peer` it is left out, and the table says so.
+clip is decoded once for N = 5 of them, on either side. Both draw from the same nine changes of the waveform, work on
+one core and write to the disk; the start of Python and its libraries is left out, and so are the first clips. They
+take turns. The peer is the straightforward program that people write; without `--peer` it is left out, and the table
+says so.
 
 Below, what Tymbal's time goes into: each step alone on the same clips.
 """
@@ -97,7 +98,10 @@ def ours(folder: Path, files: list[Path], versions: int, *, mode: str, write: st
     """Clip-versions a second, decoding to disk."""
     store = folder / "store"
     shutil.rmtree(store, ignore_errors=True)
-    windows = tuple(Window(file.stem, str(file), 0.0, SECONDS, True, (), None, "train") for file in files)
+    windows = tuple(
+        Window(id=file.stem, file=str(file), start=0.0, end=SECONDS, whole=True, labels=(), group=None, split="train")
+        for file in files
+    )
     task = ViewTask(
         store=str(store),
         work=str(store / "work"),
@@ -149,7 +153,7 @@ def steps(files: list[Path], versions: int) -> str:
         spent = dict.fromkeys(spent, 0.0)
         for number, file in enumerate(files):
             moments = [time.perf_counter()]
-            found = torch.from_numpy(read(file, sample_rate=RATE, end=None)[0][:SAMPLES])
+            found = torch.from_numpy(read(file, sample_rate=RATE, end=SECONDS)[0])
             waveforms[number, : len(found)] = found
             moments.append(time.perf_counter())
             clips = maker.transform(waveforms[number : number + 1])

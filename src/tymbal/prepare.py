@@ -28,6 +28,7 @@ from tymbal.config import resolve
 from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.preparation.build import Built, read_sidecar
 from tymbal.preparation.clips import list_clips
+from tymbal.preparation.cluster import dask_executor
 from tymbal.preparation.finish import finish
 from tymbal.preparation.headers import Header, read_headers
 from tymbal.preparation.lock import locked
@@ -123,7 +124,7 @@ def prepare(
     output: str | os.PathLike[str] | None = None,
     *,
     config: str | os.PathLike[str] | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     **settings: Any,
 ) -> PrepareResult:
     """Turns sound files into a store of spectrograms. Run again after a stop, it continues.
@@ -132,8 +133,8 @@ def prepare(
         source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, or a `Manifest`.
         output: Folder of the store. With views it may be left out: data/augmented_spectrograms.
         config: A YAML file with settings; those given here stand above it.
-        executor: Where shards are built, for instance `dask.distributed.Client(…).get_executor()`; it has to see
-            `source` and `output` under the same paths. None is a pool of processes on this machine.
+        executor: Where shards are built: the setting `processes` or `dask`, or an executor, which has to see `source`
+            and `output` under the same paths. None is a pool of processes on this machine.
         **settings: See `tymbal.settings.PrepareSettings`.
 
     Raises:
@@ -143,13 +144,18 @@ def prepare(
         StoreError: The output holds something else, was begun with other settings or files, or is being prepared by
             another process; or a process died.
     """
+    if isinstance(executor, str):
+        settings, executor = {**settings, "executor": executor}, None
     chosen = resolve(PrepareSettings, settings, config=config)
     if output is None:
         output = _default_output(chosen)
     store = Path(output).absolute()
     if not chosen.preview:
         check_output(store, chosen)
-    with Crew(executor, chosen.workers) as crew:
+    with contextlib.ExitStack() as stack:
+        if chosen.executor == "dask" and executor is None:
+            executor = stack.enter_context(dask_executor(chosen.scheduler))
+        crew = stack.enter_context(Crew(executor, chosen.workers))
         listed = list_clips(source, chosen, lambda files: _headers(crew, files))
         for note in listed.notes:
             tell(note, warning=True)

@@ -29,7 +29,7 @@ __all__ = ["FAILURES", "Record", "check_output", "is_complete", "read_failures",
 
 FAILURES = "failures.csv"
 _RECORD = "plan.json"
-_NO_MATTER = frozenset({"workers", "part", "preview", "force"})
+_NO_MATTER = frozenset({"workers", "part", "preview", "force", "executor", "scheduler"})
 _DRAWN = frozenset({"augmentations", "num_waveform_augs", "num_spectrogram_augs"})
 _AGAIN = "Choose another output folder, or delete this one to begin anew."
 

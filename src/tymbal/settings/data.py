@@ -167,6 +167,9 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
             fit; real sound fills the difference where there is any, else silence. Views are not rounded up.
         min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
         shard_mib: Size of a shard file in MiB.
+        executor: Where shards are built: in `processes` of this machine, or on a `dask` cluster whose workers see the
+            same paths.
+        scheduler: Address of the cluster's scheduler, or the file that it writes.
     """
 
     filter_bank: Literal["kaldi", "librosa"] = _CHOSEN
@@ -179,6 +182,8 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     frames: int | None = None
     min_fill: float = 0.5
     shard_mib: int = 64
+    executor: Literal["processes", "dask"] = "processes"
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
         for name, value in (_VIEWS if self.views else _PLAIN).items():
