@@ -23,7 +23,7 @@ from tymbal.cli_config import fill_from_file, fill_from_recipe, split_lists
 from tymbal.cli_help import VerbHelp, shown_default
 from tymbal.config import to_keywords
 from tymbal.environment import check_companions
-from tymbal.errors import TymbalError
+from tymbal.errors import SettingsError, TymbalError
 from tymbal.progress import quietly, say
 from tymbal.settings import (
     ConvertSettings,
@@ -121,7 +121,7 @@ def prepare(
     source: Path,
     /,
     *,
-    output: Annotated[Path, _OUTPUT],
+    output: Annotated[Path | None, _OUTPUT] = None,
     common: Annotated[Common | None, _FLAT] = None,
     settings: Annotated[PrepareSettings | None, _FLAT] = None,
 ) -> None:
@@ -129,8 +129,10 @@ def prepare(
 
     Args:
         source: Folder of sound files, or a manifest (CSV, Parquet, JSON).
-        output: Folder of the store.
+        output: Folder of the store; with --views data/augmented_spectrograms where it is left out.
     """
+    if output is None and not (settings is not None and settings.views):
+        raise SettingsError("--output is missing")
     _run("prepare", source, output, common=common, settings=settings)
 
 
@@ -289,7 +291,7 @@ def ssast(*flags: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> None:
         print(help_text())
         return
     from tymbal.compat.ssast import run
-    from tymbal.training.device import tune_malloc
+    from tymbal.machine import tune_malloc
 
     check_companions()
     tune_malloc()
@@ -355,11 +357,12 @@ def _run(verb: str, *arguments: Any, common: Common | None, settings: Any, **mor
 
 
 def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
-    if verb in _LEARNS:
-        from tymbal.training.device import tune_malloc
+    if verb in _LEARNS or verb == "prepare":
+        from tymbal.machine import tune_malloc
 
-        check_companions()
         tune_malloc()
+    if verb in _LEARNS:
+        check_companions()
     with quietly(quiet):
         result = getattr(tymbal, verb)(*arguments, **keywords)
     _show_result(result)

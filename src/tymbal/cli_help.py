@@ -20,6 +20,7 @@ __all__ = ["VerbHelp", "shown_default"]
 _HEADINGS = {
     "ScanSettings": "Files, labels and the split",
     "FeatureSettings": "Spectrograms",
+    "ViewSettings": "Pairs of augmented views",
     "PrepareSettings": "Clips and the store",
     "PretrainSettings": "Encoder and objective",
     "FinetuneSettings": "Classifier",

@@ -82,10 +82,15 @@ def convert(
         StoreError: Spectrograms cannot be read.
         ModelError: The model cannot be read, or the format cannot hold it.
     """
+    from tymbal.store.pair_files import holds_pair_files
+    from tymbal.store.pairs import holds_pairs
+
     chosen = configuration.resolve(ConvertSettings, settings, config=config)
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
+    if Path(source).exists() and (holds_pairs(source) or holds_pair_files(source)):
+        return _pairs(source, target, chosen)
     kind = _kind(source, chosen)
     if kind == "model":
         return _model(source, target, chosen)
@@ -95,6 +100,26 @@ def convert(
             f"spectrograms cannot become a model ({to})", path=source, advice=f"Use --to {' or '.join(_STORES)}."
         )
     return _spectrograms(source, target, chosen, kind=kind, to=to)
+
+
+def _pairs(source: str | os.PathLike[str], target: Path, settings: ConvertSettings) -> ConvertResult:
+    """Pairs of views, to the other form."""
+    from tymbal.store.pair_convert import pack_pairs, unpack_pairs
+    from tymbal.store.pair_store import open_pairs
+    from tymbal.store.pairs import PairStore
+
+    pairs = open_pairs(source)
+    to = settings.to or ("pt" if isinstance(pairs, PairStore) else "store")
+    if to not in _STORES:
+        raise SettingsError(
+            f"pairs of views cannot become a model ({to})", path=source, advice=f"Use --to {' or '.join(_STORES)}."
+        )
+    if to == "pt":
+        return ConvertResult(target, f"{unpack_pairs(pairs, target):,} files of pairs of views")
+    count = pack_pairs(pairs, target, shard_mib=settings.shard_mib)
+    lost = len(pairs) - count
+    notes = (f"{lost:,} files were left out: {target / 'failures.csv'}",) if lost else ()
+    return ConvertResult(target, f"{count:,} packed pairs of views", notes)
 
 
 def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:

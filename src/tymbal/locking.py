@@ -14,15 +14,18 @@ __all__ = ["locked"]
 
 
 @contextlib.contextmanager
-def locked(folder: Path, busy: TymbalError) -> Iterator[None]:
+def locked(folder: Path, busy: TymbalError, *, part: str | None = None) -> Iterator[None]:
     """Holds the file `lock` in a folder.
 
     Args:
         folder: The folder; it is made where it is not there.
         busy: What is raised where another process holds the lock.
+        part: The part of the work that is done, of which several are done at once, each with a lock of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(
+        folder / ("lock" if part is None else f"lock-{part.replace('/', '-')}"), os.O_RDWR | os.O_CREAT, 0o644
+    )
     try:
         if not _lock(handle):
             raise busy

@@ -18,33 +18,44 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tymbal.audio.failures import Failure, write_failures
+from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import Manifest
 from tymbal.config import resolve
-from tymbal.errors import AudioError, StoreError
-from tymbal.features.statistics import Moments
+from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.locking import locked
-from tymbal.preparation.build import Built, Task, build_shard, read_sidecar
+from tymbal.preparation.build import Built, read_sidecar
 from tymbal.preparation.clips import list_clips
+from tymbal.preparation.cluster import dask_executor
+from tymbal.preparation.finish import finish
 from tymbal.preparation.headers import Header, read_headers
 from tymbal.preparation.plan import Plan, make_plan
-from tymbal.preparation.record import FAILURES, Record, check_output, read_failures, refuse_changes
+from tymbal.preparation.record import FAILURES, Record, check_output, is_complete, read_failures, refuse_changes
+from tymbal.preparation.space import check_space
+from tymbal.preparation.tasks import bytes_of, make_tasks, preview_task
+from tymbal.preparation.views import show_views
 from tymbal.preparation.workers import Crew
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import FeatureSettings, PrepareSettings
-from tymbal.store.format import DESCRIPTION, WORK
+from tymbal.store.format import WORK
+from tymbal.store.open import open_store
+from tymbal.store.pair_files import holds_pair_files, read_metadata
 from tymbal.store.store import Store
-from tymbal.store.writer import finish_store
+from tymbal.store.waves import WaveStore
 
 __all__ = ["PrepareResult", "prepare"]
 
 Result = TypeVar("Result")
 
 _HEADERS_AT_ONCE = 64
+
+_SPLIT_PARTS = ("train", "val")
+
+VIEWS_OUTPUT = "data/augmented_spectrograms"
+"""Where pairs of views go where nobody says."""
 
 _MANY_FILES = 512
 _MUCH_SOUND = 600.0
@@ -56,44 +67,74 @@ class PrepareResult:
     """What was prepared.
 
     Attributes:
-        store: The store, open.
+        path: The folder.
         failures: What was left out, and why.
+        part: The part of the work that was done, or `preview`; None where the folder is complete.
     """
 
-    store: Store
+    path: Path
     failures: list[Failure]
+    part: str | None = None
+
+    @cached_property
+    def store(self) -> Store:
+        """The store, open.
+
+        Raises:
+            StoreError: It is not complete, or no packed store.
+        """
+        return open_store(self.path)
 
     def summary(self) -> str:
         """The result as a person reads it."""
+        if self.part == "preview":
+            return f"{self.path / 'index.html'}: some clips beside their views"
+        if self.part is not None:
+            return f"{self.path}: part {self.part} is done. The same command without it completes the folder."
+        lines = self._files() if holds_pair_files(self.path) else self._shards()
+        if self.failures:
+            lines.append(f"{len(self.failures):,} files or parts of files were left out: {self.path / FAILURES}")
+        return "\n".join(lines)
+
+    def _shards(self) -> list[str]:
         store = self.store
-        seconds = store.description.real_frames * (store.features or FeatureSettings()).frame_shift
+        features = store.features or FeatureSettings()
+        seconds = store.description.real_frames * features.shift_samples / features.sample_rate
         size = sum(shard.bytes for shard in store.description.shards) / 2**20
-        lines = [
-            f"{store.path}: {len(store):,} spectrograms of {store.frames} frames x {store.mels} mel bins "
+        if isinstance(store, WaveStore):
+            length = store.samples / features.sample_rate
+            return [f"{store.path}: {len(store):,} waveforms of {length:g} s ({size:,.0f} MiB)"]
+        what = "pairs of views" if store.views > 1 else "spectrograms"
+        return [
+            f"{store.path}: {len(store):,} {what} of {store.frames} frames x {store.mels} mel bins "
             f"({duration(seconds)} of sound, {size:,.0f} MiB)",
             f"mean {store.mean:.4f}, standard deviation {store.std:.4f}",
         ]
-        if self.failures:
-            lines.append(f"{len(self.failures):,} files or parts of files were left out: {store.path / FAILURES}")
-        return "\n".join(lines)
+
+    def _files(self) -> list[str]:
+        lists, told = read_metadata(self.path)
+        counts = ", ".join(f"{len(found):,} {name}" for name, found in lists.items())
+        return [
+            f"{self.path}: pairs of views in .pt files: {counts} ({told['config']['num_versions']} versions a clip)"
+        ]
 
 
 def prepare(
     source: str | os.PathLike[str] | Manifest,
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
     *,
     config: str | os.PathLike[str] | None = None,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     **settings: Any,
 ) -> PrepareResult:
     """Turns sound files into a store of spectrograms. Run again after a stop, it continues.
 
     Args:
         source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, or a `Manifest`.
-        output: Folder of the store.
+        output: Folder of the store. With views it may be left out: data/augmented_spectrograms.
         config: A YAML file with settings; those given here stand above it.
-        executor: Where shards are built, for instance `dask.distributed.Client(…).get_executor()`; it has to see
-            `source` and `output` under the same paths. None is a pool of processes on this machine.
+        executor: Where shards are built: the setting `processes` or `dask`, or an executor, which has to see `source`
+            and `output` under the same paths. None is a pool of processes on this machine.
         **settings: See `tymbal.settings.PrepareSettings`.
 
     Raises:
@@ -103,26 +144,63 @@ def prepare(
         StoreError: The output holds something else, was begun with other settings or files, or is being prepared by
             another process; or a process died.
     """
+    if isinstance(executor, str):
+        settings, executor = {**settings, "executor": executor}, None
     chosen = resolve(PrepareSettings, settings, config=config)
+    if output is None:
+        output = _default_output(chosen)
     store = Path(output).absolute()
-    check_output(store, chosen)
-    with Crew(executor, chosen.workers) as crew:
+    if not chosen.preview:
+        check_output(store, chosen)
+    with contextlib.ExitStack() as stack:
+        if chosen.executor == "dask" and executor is None:
+            executor = stack.enter_context(dask_executor(chosen.scheduler))
+        crew = stack.enter_context(Crew(executor, chosen.workers))
         listed = list_clips(source, chosen, lambda files: _headers(crew, files))
         for note in listed.notes:
             tell(note, warning=True)
         plan = make_plan(listed.clips, listed.lengths, chosen)
+        if chosen.preview:
+            return _preview(store, plan, chosen)
         record = Record.of(source, chosen, listed, plan)
         refuse_changes(store, record)
-        if (store / DESCRIPTION).is_file():
+        if is_complete(store):
             tell(f"{store} is complete already")
         else:
-            with _writing(store), locked(store / WORK, _busy(store)):
+            with _writing(store), locked(store / WORK, _busy(store), part=chosen.part):
                 record.write(store)
                 built = _build(crew, store, plan, chosen)
-                _finish(store, built, listed.failures, plan, record)
+                if chosen.part is None or (chosen.part in _SPLIT_PARTS and chosen.write == "pt"):
+                    finish(
+                        store,
+                        built,
+                        named=os.fspath(output),
+                        unopened=listed.failures,
+                        plan=plan,
+                        record=record,
+                        settings=chosen,
+                    )
+    if chosen.part is not None:
+        failures = [failure for one in built for failure in one.failures]
+        return PrepareResult(Path(output), failures, chosen.part)
     # Not before the lock is open: Windows deletes no file that is in use.
     shutil.rmtree(store / WORK, ignore_errors=True)
-    return PrepareResult(Store.open(output), read_failures(store))
+    return PrepareResult(Path(output), read_failures(store))
+
+
+def _preview(store: Path, plan: Plan, settings: PrepareSettings) -> PrepareResult:
+    folder = store.with_name(f"{store.name}-preview")
+    with _writing(folder):
+        failures = show_views(preview_task(store, plan, settings), folder)
+    if not folder.is_dir():
+        raise AudioError("not one of the clips to be shown can be used", path=failures[0].file)
+    return PrepareResult(folder, list(failures), "preview")
+
+
+def _default_output(settings: PrepareSettings) -> str:
+    if not settings.views:
+        raise SettingsError("output is missing", advice="Name the folder of the store.")
+    return VIEWS_OUTPUT
 
 
 def _busy(store: Path) -> StoreError:
@@ -143,48 +221,20 @@ def _headers(crew: Crew, files: Sequence[str]) -> Iterator[Header | Failure]:
 
 def _build(crew: Crew, store: Path, plan: Plan, settings: PrepareSettings) -> list[Built]:
     """Builds the shards that are not there yet; what became of all of them, in order."""
-    numbered = list(enumerate(plan.shards()))
-    built = {number: read_sidecar(store, store / WORK, number) for number, _ in numbered}
+    build, tasks = make_tasks(store, plan, settings)
+    built = {task.number: read_sidecar(store, store / WORK, task.number) for task in tasks}
     there = sum(one.windows for one in built.values() if one is not None)
-    features = settings.features()
-    tasks = [
-        Task(
-            store=str(store),
-            work=str(store / WORK),
-            number=number,
-            windows=windows,
-            features=features,
-            frames=plan.frames,
-            silence_db=settings.silence_db,
-            min_seconds=settings.min_seconds,
-        )
-        for number, windows in numbered
-        if built[number] is None
-    ]
-    sound = (len(plan.windows) - there) * plan.seconds
-    with Progress(len(plan.windows), "Preparing", unit="clips", done=there) as progress:
-        for one in _alive(crew.run(build_shard, tasks, parallel=sound > _MUCH_SOUND and len(tasks) > 1)):
+    wanted = sum(len(task.windows) for task in tasks)
+    tasks = [task for task in tasks if built[task.number] is None]
+    if settings.views:
+        check_space(store, sum(map(bytes_of, tasks)), force=settings.force)
+    sound = (wanted - there) * plan.seconds * max(settings.views, 1)
+    with Progress(wanted, "Preparing", unit="clips", done=there) as progress:
+        for one in _alive(crew.run(build, tasks, parallel=sound > _MUCH_SOUND and len(tasks) > 1)):
             built[one.number] = one
-            progress.advance(one.windows, failed=one.windows - len(one.entries))
+            versions = max(settings.views, 1) if settings.write != "waveforms" else 1
+            progress.advance(one.windows, failed=one.windows - len(one.entries) // versions)
     return [one for one in built.values() if one is not None]
-
-
-def _finish(store: Path, built: Sequence[Built], unopened: Sequence[Failure], plan: Plan, record: Record) -> None:
-    """Writes what makes the folder a store."""
-    failures = list(dict.fromkeys([*unopened, *(failure for one in built for failure in one.failures)]))
-    # Before the store is complete, so that no complete store lacks it.
-    write_failures(store / FAILURES, failures)
-    if not any(one.entries for one in built):
-        raise _nothing_left(failures, record.source)
-    finish_store(
-        store,
-        shards=[(one.shard, one.entries) for one in built],
-        features=record.features(),
-        frames=plan.frames,
-        moments=reduce(Moments.merge, (one.moments for one in built)),
-        settings=record.settings,
-        provenance={"source": record.source, "plan": record.digest, "window_seconds": plan.seconds},
-    )
 
 
 @contextlib.contextmanager
@@ -210,9 +260,3 @@ def _alive(results: Iterator[Result]) -> Iterator[Result]:
             advice="Run the same command again: it continues. If it dies again, memory ran out (set workers=1), or a "
             "file crashes its decoder. In a script, call prepare below `if __name__ == '__main__':`.",
         ) from None
-
-
-def _nothing_left(failures: Sequence[Failure], source: str) -> AudioError:
-    some = "".join(f"\n    {failure.file}: {failure.reason}" for failure in failures[:3])
-    advice = failures[0].advice if failures else None
-    return AudioError(f"not one of its clips can be used{some}", path=source, advice=advice)

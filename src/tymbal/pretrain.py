@@ -29,16 +29,18 @@ if TYPE_CHECKING:
     from tymbal.features.normalisation import Normalisation
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
+    from tymbal.objectives.contrastive import ContrastiveObjective
     from tymbal.objectives.reconstruction import ReconstructionObjective
     from tymbal.objectives.ssast import SSASTObjective
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
     from tymbal.training.folder import Resume, RunResult
 
+    PretrainingObjective = SSASTObjective | ReconstructionObjective | ContrastiveObjective
+
 __all__ = ["pretrain"]
 
 _MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
-_RECONSTRUCTION = ("objective", "channels", "decoder_width", *_MASKS)
 _SSAST = (
     "objective",
     "encode",
@@ -54,6 +56,12 @@ _SSAST = (
     "normalize_targets",
 )
 """Settings that say how the model was pretrained; they go into its description."""
+
+_KEPT = {
+    "reconstruction": ("objective", "channels", "decoder_width", *_MASKS),
+    "contrastive": ("objective", "temperature", "projection", "view_mask", "view_mask_ratio"),
+}
+"""The same for objectives that are not SSAST's."""
 
 
 @first_speaks()
@@ -88,13 +96,15 @@ def pretrain(
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
     from tymbal.training.source import open_source, settled
+    from tymbal.training.views import open_views, view_dataset
 
     chosen = settled(store, configuration.resolve(PretrainSettings, settings, config=config))
     run = Path(output)
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
-    data = open_source(store, run, _features(chosen), chosen)
+    contrastive = chosen.objective == "contrastive"
+    data = open_views(store, run, chosen) if contrastive else open_source(store, run, _features(chosen), chosen)
     train_rows, validation_rows = _rows(data, every=chosen.every)
     objective, description = _objective(data, chosen)
 
@@ -111,8 +121,8 @@ def pretrain(
 
     return train(
         objective,
-        StoreDataset(data, train_rows),
-        StoreDataset(data, validation_rows),
+        view_dataset(data, train_rows, chosen) if contrastive else StoreDataset(data, train_rows),
+        view_dataset(data, validation_rows, chosen) if contrastive else StoreDataset(data, validation_rows),
         settings=chosen,
         run=run,
         verb="pretrain",
@@ -143,9 +153,7 @@ def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], N
     return train, validation
 
 
-def _objective(
-    store: SpectrogramSource, settings: PretrainSettings
-) -> tuple[SSASTObjective | ReconstructionObjective, ModelDescription]:
+def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[PretrainingObjective, ModelDescription]:
     """The encoder with its objective, and what its model folder will say."""
     import torch
 
@@ -157,8 +165,7 @@ def _objective(
         torch.manual_seed(settings.seed)
         encoder, origin = _encoder(store, settings)
         normalisation = normalisation_of(settings, store, origin)
-        rebuilds = settings.objective == "reconstruction"
-        objective = (_reconstruction if rebuilds else _ssast)(encoder, normalisation, settings)
+        objective = _HEADS.get(settings.objective, _ssast)(encoder, store, normalisation, settings)
     if settings.from_ is not None:
         _take_heads(objective, settings.from_, heads=settings.heads)
     encoder.gradient_checkpointing = settings.gradient_checkpointing
@@ -172,7 +179,7 @@ def _objective(
         std=normalisation.std,
         padding=normalisation.padding,
         normalize=normalisation.by,
-        objective={name: chosen[name] for name in (_RECONSTRUCTION if rebuilds else _SSAST)},
+        objective={name: chosen[name] for name in _KEPT.get(settings.objective, _SSAST)},
         provenance={
             "verb": "pretrain",
             "version": __version__,
@@ -184,7 +191,10 @@ def _objective(
     return objective, description
 
 
-def _ssast(encoder: SpectrogramEncoder, normalisation: Normalisation, settings: PretrainSettings) -> SSASTObjective:
+def _ssast(
+    encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
+) -> SSASTObjective:
+    del store
     from tymbal.objectives.ssast import SSASTObjective
 
     return SSASTObjective(
@@ -206,10 +216,11 @@ def _ssast(encoder: SpectrogramEncoder, normalisation: Normalisation, settings: 
 
 
 def _reconstruction(
-    encoder: SpectrogramEncoder, normalisation: Normalisation, settings: PretrainSettings
+    encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
 ) -> ReconstructionObjective:
     from tymbal.objectives.reconstruction import ReconstructionObjective
 
+    del store
     return ReconstructionObjective(
         encoder,
         normalisation=normalisation,
@@ -218,6 +229,32 @@ def _reconstruction(
         seed=settings.seed,
         **{name: getattr(settings, name) for name in _MASKS},
     )
+
+
+def _contrastive(
+    encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
+) -> ContrastiveObjective:
+    from tymbal.objectives.contrastive import ContrastiveObjective
+    from tymbal.training.views import clip_numbers
+
+    return ContrastiveObjective(
+        encoder,
+        normalisation=normalisation,
+        clips=clip_numbers(store),
+        temperature=settings.temperature,
+        projection=settings.projection,
+        mask=settings.view_mask,
+        mask_ratio=settings.view_mask_ratio,
+        chunk=settings.chunk,
+        seed=settings.seed,
+    )
+
+
+_HEADS: dict[str, Callable[..., PretrainingObjective]] = {
+    "reconstruction": _reconstruction,
+    "contrastive": _contrastive,
+}
+"""What puts an objective, its heads with random weights, on an encoder; the others are SSAST's."""
 
 
 def _encoder(
@@ -246,7 +283,7 @@ def _encoder(
     return encoder, origin
 
 
-def _take_heads(objective: SSASTObjective | ReconstructionObjective, source: str, *, heads: int | None) -> None:
+def _take_heads(objective: PretrainingObjective, source: str, *, heads: int | None) -> None:
     """Goes on with the heads of an earlier pretraining, where they are those of this objective."""
     from tymbal.models.folder import open_checkpoint
 

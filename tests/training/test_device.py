@@ -100,7 +100,7 @@ def test_choose_precision__on_a_gpu(supported: bool, monkeypatch: pytest.MonkeyP
 FAULTS = """
 import resource
 import torch
-from tymbal.training.device import tune_malloc
+from tymbal.machine import tune_malloc
 
 layers = torch.nn.Sequential(torch.nn.Linear(4, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 4))
 batch = torch.randn(10_000, 4)  # activations of 40 MB: above 32 MB, glibc always asks the kernel

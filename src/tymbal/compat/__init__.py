@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tymbal.compat.pairs import PreGeneratedSpectrogramDataset
     from tymbal.compat.precomputed import PrecomputedDataset
 
-__all__ = ["PrecomputedDataset"]
+__all__ = ["PreGeneratedSpectrogramDataset", "PrecomputedDataset"]
+
+_ORIGIN = {
+    "PreGeneratedSpectrogramDataset": "tymbal.compat.pairs",
+    "PrecomputedDataset": "tymbal.compat.precomputed",
+}
 
 
 def __getattr__(name: str) -> Any:
     # The command line lies in this package too, and must not wait for torch.
-    if name != "PrecomputedDataset":
+    if name not in _ORIGIN:
         raise AttributeError(f"module 'tymbal.compat' has no attribute {name!r}")
-    from tymbal.compat.precomputed import PrecomputedDataset
-
-    return PrecomputedDataset
+    return getattr(importlib.import_module(_ORIGIN[name]), name)

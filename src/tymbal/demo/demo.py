@@ -256,7 +256,7 @@ def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthe
         tell(f"\nJoining held-out clips into a recording of {plan.recording:g} s, to be searched as a whole")
         rate = features.sample_rate
         events = join_clips(manifest, recording, seconds=plan.recording, sample_rate=rate, seed=_SEED)
-    hop = round(store.frames * features.frame_shift / 2, 2)
+    hop = round(store.frames * features.shift_samples / features.sample_rate / 2, 2)
     walk.step("predict", walk.folder / "classifier", recording, output="predictions.csv", hop=hop)
     return count_found(walk.folder / "predictions.csv", events, background=BACKGROUND if synthetic else None)
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.features.bank import filter_bank
+from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.inference.windows import Window
 from tymbal.models.description import ModelDescription
 
@@ -24,7 +25,7 @@ class FrontEnd:
 
     def __init__(self, description: ModelDescription, device: torch.device | str = "cpu") -> None:
         self._description, self._device = description, torch.device(device)
-        self._fbank = KaldiFbank(description.features)
+        self._fbank = filter_bank(description.features)
 
     def __call__(self, windows: Sequence[Window], *, length: int) -> tuple[Tensor, Tensor]:
         """Computes normalised spectrograms.

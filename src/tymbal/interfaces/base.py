@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tymbal.errors import AudioError
-from tymbal.features.kaldi import KaldiFbank
+from tymbal.features.bank import filter_bank
 from tymbal.inference.encode import Encoded, check_layer, column_seconds, encode
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel, load_model
@@ -67,7 +67,7 @@ class WaveformEncoder(nn.Module):
         self.hop_seconds = self._hop / features.sample_rate
         self._columns = config.grid[1]
         self._piece = features.samples_of((self._columns - 1) * config.stride[1] + config.patch[1])
-        self._fbank = KaldiFbank(features)
+        self._fbank = filter_bank(features)
         self.eval()
 
     def columns(self, audio: Tensor) -> Columns:

@@ -60,11 +60,12 @@ def _summary(description: ModelDescription) -> str:
 def _shape(description: ModelDescription) -> str:
     encoder, features = description.encoder, description.features
     seconds = features.samples_of(encoder.frames) / features.sample_rate
+    ms = 1000 / features.sample_rate
     rows = {
         "sound": f"{features.sample_rate:,} Hz, mono",
         "clip": f"{encoder.frames} frames ({seconds:.2f} s); other lengths work in Tymbal",
-        "spectrogram": f"log-mel, {features.mel_bins} bins, a frame of {features.frame_length * 1000:g} ms every "
-        f"{features.frame_shift * 1000:g} ms",
+        "spectrogram": f"log-mel, {features.mel_bins} bins, a frame of {ms * features.window_samples:.4g} ms every "
+        f"{ms * features.shift_samples:.4g} ms",
         "normalisation": _normalisation(description),
         "padding": f"{description.padding:g} before normalisation",
         "encoder": f"width {encoder.width}, {encoder.depth} blocks, {encoder.heads} heads, patches of "

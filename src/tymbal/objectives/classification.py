@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tymbal.features.kaldi import KaldiFbank
+from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.objectives import scores
@@ -77,7 +77,7 @@ class ClassificationObjective(nn.Module):
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
         self.augmentation = augmentation
-        self._fbank = None if features is None else KaldiFbank(features)
+        self._fbank = None if features is None else filter_bank(features)
         self.ensemble = ensemble
         self.seed = seed
         self.monitor: tuple[str, bool] = (best_by, best_by != "loss")

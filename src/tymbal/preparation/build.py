@@ -29,9 +29,9 @@ from tymbal.store.format import Shard, shard_name
 from tymbal.store.writer import Entry, ShardWriter, open_shard
 
 if TYPE_CHECKING:
-    from tymbal.features.kaldi import KaldiFbank
+    from tymbal.features.bank import FilterBank
 
-__all__ = ["Built", "Task", "build_shard", "read_sidecar"]
+__all__ = ["Built", "Task", "build_shard", "check_waveform", "one_thread", "read_sidecar", "write_sidecar"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Built:
         failures: Windows and files that are not in it.
         windows: Number of windows of the task.
         number: Of the shard.
+        files: Names and bytes of the files that it wrote instead of a shard.
     """
 
     shard: Shard
@@ -78,6 +79,7 @@ class Built:
     failures: tuple[Failure, ...]
     windows: int
     number: int
+    files: tuple[tuple[str, int], ...] = ()
 
 
 def build_shard(task: Task) -> Built:
@@ -86,7 +88,7 @@ def build_shard(task: Task) -> Built:
     path = Path(task.store) / name
     entries: list[Entry] = []
     failures: list[Failure] = []
-    with _one_thread(), open_shard(path, frames=task.frames, mels=task.features.mel_bins) as writer:
+    with one_thread(), open_shard(path, frames=task.frames, mels=task.features.mel_bins) as writer:
         for _, windows in groupby(task.windows, key=lambda window: window.file):
             _append_file(writer, tuple(windows), task, entries, failures)
     if not entries:
@@ -95,15 +97,21 @@ def build_shard(task: Task) -> Built:
     built = Built(
         Shard(name, len(entries), size), tuple(entries), writer.moments, tuple(failures), len(task.windows), task.number
     )
+    write_sidecar(task.work, built)
+    return built
+
+
+def write_sidecar(work: str | Path, built: Built) -> None:
+    """Says what became of a shard; once it is there, the shard is done."""
     value = {
         "shard": vars(built.shard),
         "entries": [vars(entry) for entry in built.entries],
         "moments": vars(built.moments),
         "failures": [vars(failure) for failure in built.failures],
         "windows": built.windows,
+        "files": built.files,
     }
-    write_text(_sidecar(task.work, task.number), json.dumps(value))
-    return built
+    write_text(_sidecar(work, built.number), json.dumps(value))
 
 
 def read_sidecar(store: Path, work: Path, number: int) -> Built | None:
@@ -119,11 +127,18 @@ def read_sidecar(store: Path, work: Path, number: int) -> Built | None:
         failures=tuple(Failure(**failure) for failure in value["failures"]),
         windows=value["windows"],
         number=number,
+        files=tuple((name, size) for name, size in value.get("files", ())),
     )
+    if not all(_is_whole(store / name, size) for name, size in built.files):
+        return None
     path = store / built.shard.file
-    if built.shard.rows and not (path.is_file() and path.stat().st_size == built.shard.bytes):
+    if built.shard.rows and not built.files and not _is_whole(path, built.shard.bytes):
         return None
     return built
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def _sidecar(work: str | Path, number: int) -> Path:
@@ -148,7 +163,7 @@ def _append_file(
             failures.append(Failure.of(error, window.file))
             return
         try:
-            _check(waveform, window, task)
+            check_waveform(waveform, window, task)
         except AudioError as error:
             failures.append(Failure.of(error, window.file))
             continue
@@ -170,11 +185,18 @@ def _append_file(
         )
 
 
-def _check(waveform: Waveform, window: Window, task: Task) -> None:
+def check_waveform(waveform: Waveform, window: Window, task: Task) -> None:
+    """Refuses what is too short or silent.
+
+    Raises:
+        AudioError: It is.
+    """
     seconds = len(waveform) / task.features.sample_rate
     where = "it" if window.whole else f"the part from {window.start:g} s on"
-    shortest = max(task.min_seconds, task.features.frame_length)
-    if seconds < task.min_seconds or len(waveform) < task.features.window_samples:
+    features = task.features
+    least = 1 if features.is_centred else features.window_samples
+    shortest = max(task.min_seconds, least / features.sample_rate)
+    if seconds < task.min_seconds or len(waveform) < least:
         raise problem("too short", f"{where} is {seconds:.3f} s long, less than {shortest:g} s", window.file)
     swing = float(np.ptp(waveform)) / 2
     if swing < 10 ** (task.silence_db / 20):
@@ -183,14 +205,14 @@ def _check(waveform: Waveform, window: Window, task: Task) -> None:
 
 
 @lru_cache(maxsize=4)
-def _fbank(features: FeatureSettings) -> KaldiFbank:
-    from tymbal.features.kaldi import KaldiFbank
+def _fbank(features: FeatureSettings) -> FilterBank:
+    from tymbal.features.bank import filter_bank
 
-    return KaldiFbank(features)
+    return filter_bank(features)
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Processes run side by side, one a core: more threads than that only get in each other's way."""
     import torch
 

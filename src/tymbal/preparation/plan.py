@@ -61,17 +61,24 @@ class Plan:
         seconds: Length of a window.
         frames: Frames of a spectrogram, padding included.
         shard_rows: Windows a shard.
+        by_split: No shard holds windows of several splits.
     """
 
     windows: tuple[Window, ...]
     seconds: float
     frames: int
     shard_rows: int
+    by_split: bool = False
 
     def shards(self) -> Iterator[tuple[Window, ...]]:
         """The windows of each shard, in order."""
-        for start in range(0, len(self.windows), self.shard_rows):
-            yield self.windows[start : start + self.shard_rows]
+        parts = [self.windows]
+        if self.by_split:
+            splits = dict.fromkeys(window.split for window in self.windows)
+            parts = [tuple(window for window in self.windows if window.split == split) for split in splits]
+        for part in parts:
+            for start in range(0, len(part), self.shard_rows):
+                yield part[start : start + self.shard_rows]
 
     def files(self) -> list[str]:
         """All files, in order."""
@@ -79,7 +86,8 @@ class Plan:
 
     def digest(self) -> str:
         """Tells one plan from another: blake2b of everything in it, 16 hexadecimal digits."""
-        digest = hashlib.blake2b(repr((self.seconds, self.frames, self.shard_rows)).encode(), digest_size=8)
+        shape = (self.seconds, self.frames, self.shard_rows, *(["by split"] if self.by_split else []))
+        digest = hashlib.blake2b(repr(shape).encode(), digest_size=8)
         for window in self.windows:
             digest.update(repr(window).encode())
         return digest.hexdigest()
@@ -99,17 +107,17 @@ def make_plan(clips: Sequence[Clip], lengths: Mapping[str, float], settings: Pre
     spans = [_span(clip, lengths[clip.file]) for clip in clips]
     seconds = _window_seconds([end - start for start, end in spans], settings)
     frames = _frames(seconds, settings)
-    read = settings.samples_of(frames) / settings.sample_rate
+    read = seconds if settings.views else settings.samples_of(frames) / settings.sample_rate
     windows = [
         window
         for clip, (start, end) in zip(clips, spans, strict=True)
         for window in _windows(clip, start, end, seconds=seconds, read=read, settings=settings)
     ]
-    row_bytes = frames * settings.mel_bins * 2
+    row_bytes = frames * settings.mel_bins * 2 * max(2 * settings.views, 1)
     rows = max(settings.shard_mib * 2**20 // row_bytes, 1)
     # Many small shards keep many processes busy; a large data set has them anyway.
     few = max(len(windows) // _SHARDS_AT_LEAST, _ROWS_AT_LEAST)
-    return Plan(tuple(_by_file(windows)), seconds, frames, min(rows, few))
+    return Plan(tuple(_by_file(windows)), seconds, frames, min(rows, few), by_split=settings.views > 0)
 
 
 def window_starts(length: float, *, window: float, hop: float, min_fill: float) -> list[float]:
@@ -171,9 +179,11 @@ def _frames(seconds: float, settings: PrepareSettings) -> int:
     whole = settings.frames_of(round(seconds * settings.sample_rate))
     if whole == 0 and settings.window is not None:
         raise SettingsError(
-            f"window is {seconds:g} s, shorter than one frame of {settings.frame_length:g} s",
+            f"window is {seconds:g} s, shorter than one frame of {settings.window_samples / settings.sample_rate:g} s",
             advice="Set a longer window, or a shorter frame_length.",
         )
+    if settings.views:
+        return settings.frames or whole
     return settings.frames or max(-(-whole // _FRAME_MULTIPLE), 1) * _FRAME_MULTIPLE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,18 @@ from tymbal.errors import StoreError
 from tymbal.files import PARTIAL, write_json
 from tymbal.preparation.clips import Listed
 from tymbal.preparation.plan import Plan
-from tymbal.settings import FeatureSettings, PrepareSettings
+from tymbal.settings import FeatureSettings, PrepareSettings, ViewSettings
 from tymbal.store.format import DESCRIPTION, INDEX, SHARDS, WORK, Description
-from tymbal.store.store import Store
+from tymbal.store.open import open_store
+from tymbal.store.pair_files import METADATA, PART_METADATA, read_metadata
+from tymbal.views.config import augmentation_mapping, chosen_augmentation
 
-__all__ = ["FAILURES", "Record", "check_output", "read_failures", "refuse_changes"]
+__all__ = ["FAILURES", "Record", "check_output", "is_complete", "read_failures", "refuse_changes"]
 
 FAILURES = "failures.csv"
 _RECORD = "plan.json"
-_NO_MATTER = frozenset({"workers"})
+_NO_MATTER = frozenset({"workers", "part", "preview", "force", "executor", "scheduler"})
+_DRAWN = frozenset({"augmentations", "num_waveform_augs", "num_spectrogram_augs"})
 _AGAIN = "Choose another output folder, or delete this one to begin anew."
 
 
@@ -80,14 +83,14 @@ def check_output(store: Path, settings: PrepareSettings) -> None:
     """
     if store.exists() and not store.is_dir():
         raise StoreError("is a file, not a folder", path=store, advice="Choose another output folder.")
-    if (store / DESCRIPTION).is_file():
-        _refuse_settings(Description.read(store).settings, settings, store, "was made")
+    if is_complete(store):
+        _refuse_settings(_made_with(store), settings, store, "was made")
         return
     record = Record.read(store)
     if record is not None:
         _refuse_settings(record.settings, settings, store, "was begun")
     elif store.is_dir():
-        ours = {WORK, SHARDS, INDEX, FAILURES}
+        ours = {WORK, SHARDS, INDEX, FAILURES, "train", "val", "test", *PART_METADATA}
         strange = [path.name for path in store.iterdir() if path.name.removesuffix(PARTIAL) not in ours]
         if strange:
             raise StoreError(
@@ -103,8 +106,11 @@ def refuse_changes(store: Path, record: Record) -> None:
     Raises:
         StoreError: Its files, or what is known of them, are others.
     """
-    if (store / DESCRIPTION).is_file():
-        opened = Store.open(store)
+    if (store / METADATA).is_file():
+        told = read_metadata(store)[1].get("tymbal", {})
+        digest, files = told.get("plan"), set(told.get("files", ()))
+    elif (store / DESCRIPTION).is_file():
+        opened = open_store(store)
         digest = opened.description.provenance.get("plan")
         files = {*pc.unique(opened.index["file"]).to_pylist(), *(failure.file for failure in read_failures(store))}
     else:
@@ -123,6 +129,17 @@ def refuse_changes(store: Path, record: Record) -> None:
     )
 
 
+def is_complete(store: Path) -> bool:
+    """Whether a folder holds all that a preparation wanted to put there."""
+    return (store / DESCRIPTION).is_file() or (store / METADATA).is_file()
+
+
+def _made_with(store: Path) -> dict[str, Any]:
+    if (store / METADATA).is_file():
+        return dict(read_metadata(store)[1].get("tymbal", {}).get("settings", {}))
+    return Description.read(store).settings
+
+
 def read_failures(store: Path) -> list[Failure]:
     """What was left out of a store."""
     path = store / FAILURES
@@ -133,7 +150,22 @@ def read_failures(store: Path) -> list[Failure]:
 
 
 def _relevant(settings: PrepareSettings) -> dict[str, Any]:
-    return {key: value for key, value in to_mapping(settings).items() if key not in _NO_MATTER}
+    given = {key: value for key, value in to_mapping(settings).items() if key not in _NO_MATTER | _DRAWN}
+    if not settings.views:
+        return {key: value for key, value in given.items() if key not in ViewSettings.__dataclass_fields__}
+    # What a file of augmentations says, so that a change in it is seen, setting by setting.
+    return {**given, **_flat(augmentation_mapping(chosen_augmentation(settings)))}
+
+
+def _flat(mapping: Mapping[str, Any], prefix: str = "augmentations") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in mapping.items():
+        name = f"{prefix}.{key}"
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, name)
+        else:
+            found[name] = value
+    return found
 
 
 def _refuse_settings(before: dict[str, Any], settings: PrepareSettings, store: Path, how: str) -> None:

@@ -13,7 +13,7 @@ from multiprocessing.connection import wait as wait_for
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from tymbal.machine import cores
+from tymbal.machine import cores, tune_malloc
 from tymbal.stopping import shielded, survive_in_worker
 
 __all__ = ["Crew"]
@@ -99,6 +99,7 @@ def _start_worker() -> None:
     # Ctrl-C reaches every process of a terminal; the parent decides, and waits for what is being written.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     survive_in_worker()
+    tune_malloc()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_die_with, args=(parent.sentinel,), daemon=True).start()

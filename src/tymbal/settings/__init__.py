@@ -9,6 +9,7 @@ Units are seconds, Hz, and fractions between 0 and 1. `None` means "chosen for y
 
 from __future__ import annotations
 
+from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.settings.checks import SIZES, parse_patch
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
@@ -19,9 +20,11 @@ from tymbal.settings.using import (
     ProbeSettings,
     SimilarSettings,
 )
+from tymbal.settings.views import ViewSettings
 
 __all__ = [
     "SIZES",
+    "AugmentationSettings",
     "ConvertSettings",
     "EmbedSettings",
     "FeatureSettings",
@@ -35,5 +38,6 @@ __all__ = [
     "SimilarSettings",
     "SoundSettings",
     "TrainingSettings",
+    "ViewSettings",
     "parse_patch",
 ]

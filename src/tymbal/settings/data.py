@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from tymbal.settings.checks import check, check_pattern
+from tymbal.settings.views import ViewSettings
 
 __all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings", "SoundSettings"]
 
@@ -57,21 +58,28 @@ class ScanSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSettings:
-    """How a waveform becomes a spectrogram (Kaldi's filter bank, as AST and SSAST compute it).
+    """How a waveform becomes a spectrogram.
 
     Attributes:
+        filter_bank: Whose spectrogram: `kaldi`, as AST and SSAST compute it, or `librosa`, a centred power spectrum
+            through librosa's mel filters. Both are natural logarithms of energies.
         sample_rate: Rate in Hz to which every file is resampled.
         mel_bins: Number of mel bins.
-        frame_length: Length of a frame in seconds.
-        frame_shift: Time between two frames in seconds.
+        frame_length: Length of a frame in seconds, with `kaldi`.
+        frame_shift: Time between two frames in seconds, with `kaldi`.
+        n_fft: Length of a frame in samples, with `librosa`.
+        hop_length: Samples between two frames, with `librosa`.
         low_freq: Lower edge of the lowest mel bin in Hz.
         high_freq: Upper edge of the highest mel bin in Hz; 0 is half the sample rate.
     """
 
+    filter_bank: Literal["kaldi", "librosa"] = "kaldi"
     sample_rate: int = 16_000
     mel_bins: int = 128
     frame_length: float = 0.025
     frame_shift: float = 0.010
+    n_fft: int = 2048
+    hop_length: int = 512
     low_freq: float = 20.0
     high_freq: float = 0.0
 
@@ -80,6 +88,8 @@ class FeatureSettings:
         check(self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
         check(self.frame_shift > 0, "frame_shift", self.frame_shift, "a time in seconds above 0")
         check(self.frame_length > 0, "frame_length", self.frame_length, "a time in seconds above 0")
+        check(self.n_fft >= 16, "n_fft", self.n_fft, "16 samples or more")
+        check(1 <= self.hop_length <= self.n_fft, "hop_length", self.hop_length, f"1 to {self.n_fft} samples")
         high = self.high_freq or self.sample_rate / 2
         check(0 <= self.low_freq < high, "low_freq", self.low_freq, f"at least 0 and below {high:g} Hz")
         check(high <= self.sample_rate / 2, "high_freq", self.high_freq, f"at most {self.sample_rate / 2:g} Hz")
@@ -87,45 +97,87 @@ class FeatureSettings:
     @property
     def window_samples(self) -> int:
         """Samples in a frame (Kaldi truncates)."""
-        return int(self.sample_rate * self.frame_length)
+        return self.n_fft if self.is_centred else int(self.sample_rate * self.frame_length)
 
     @property
     def shift_samples(self) -> int:
         """Samples between two frames."""
-        return int(self.sample_rate * self.frame_shift)
+        return self.hop_length if self.is_centred else int(self.sample_rate * self.frame_shift)
+
+    @property
+    def is_centred(self) -> bool:
+        """Whether frames are centred on their time, reaching past both ends of the sound."""
+        return self.filter_bank == "librosa"
 
     def frames_of(self, samples: int) -> int:
-        """Whole frames in `samples` samples; 0 where they are shorter than one frame."""
+        """Frames in `samples` samples; 0 where they are shorter than one whole frame that is not centred."""
+        if self.is_centred:
+            return 1 + samples // self.hop_length if samples else 0
         return 0 if samples < self.window_samples else 1 + (samples - self.window_samples) // self.shift_samples
 
     def samples_of(self, frames: int) -> int:
         """Fewest samples that give `frames` frames."""
+        if self.is_centred:
+            return max((frames - 1) * self.hop_length, 1)
         return self.window_samples + (frames - 1) * self.shift_samples
 
 
+_CHOSEN: Any = None
+"""Stands for a default that depends on whether views are made, until `PrepareSettings` puts it in."""
+
+_PLAIN = {"filter_bank": "kaldi", "sample_rate": 16_000, "low_freq": 20.0, "validation": 0.1, "longer": "windows"}
+_VIEWS = {
+    "filter_bank": "librosa",
+    "sample_rate": 22_050,
+    "low_freq": 0.0,
+    "validation": 0.2,
+    "longer": "crop-start",
+    "window": 3.0,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
-class PrepareSettings(ScanSettings, FeatureSettings):
+class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     """Sound files to a store of spectrograms.
 
     Attributes:
+        filter_bank: As in `FeatureSettings`. Left out, it is `kaldi`, with views `librosa`.
+        sample_rate: Rate in Hz to which every file is resampled. Left out, it is 16,000, with views 22,050.
+        low_freq: Lower edge of the lowest mel bin in Hz. Left out, it is 20, with views 0.
+        validation: Fraction of clips (or groups) for validation. Left out, it is 0.1, with views 0.2.
+        seed: Seed of the split and of views.
         window: Length of a clip in seconds. `None` is the length of `frames` where that is set, else the longest
-            clip's length, at most 10.24 s.
+            clip's length, at most 10.24 s, with views 3 s.
         hop: Seconds from one window to the next in a longer file. `None` is the window: no overlap.
-        longer: What happens to a file longer than the window: cut into windows, or cropped to one.
+        longer: What happens to a file longer than the window: cut into `windows`, or cropped to one. Left out, it is
+            `windows`, with views `crop-start`.
         frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
-            fit; real sound fills the difference where there is any, else silence.
+            fit; real sound fills the difference where there is any, else silence. Views are not rounded up.
         min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
         shard_mib: Size of a shard file in MiB.
+        executor: Where shards are built: in `processes` of this machine, or on a `dask` cluster whose workers see the
+            same paths.
+        scheduler: Address of the cluster's scheduler, or the file that it writes.
     """
 
+    filter_bank: Literal["kaldi", "librosa"] = _CHOSEN
+    sample_rate: int = _CHOSEN
+    low_freq: float = _CHOSEN
+    validation: float = _CHOSEN
     window: float | None = None
     hop: float | None = None
-    longer: Literal["windows", "crop-start", "crop-centre"] = "windows"
+    longer: Literal["windows", "crop-start", "crop-centre"] = _CHOSEN
     frames: int | None = None
     min_fill: float = 0.5
     shard_mib: int = 64
+    executor: Literal["processes", "dask"] = "processes"
+    scheduler: str | None = None
 
     def __post_init__(self) -> None:
+        for name, value in (_VIEWS if self.views else _PLAIN).items():
+            if getattr(self, name) is None and not (name == "window" and self.frames):
+                object.__setattr__(self, name, value)
+        ViewSettings.__post_init__(self)
         ScanSettings.__post_init__(self)
         FeatureSettings.__post_init__(self)
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")

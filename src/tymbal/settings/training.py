@@ -141,7 +141,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     Attributes:
         objective: What is learned: `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it,
             `joint` does both (SSAST, Gong et al. 2022); `reconstruction` rebuilds the whole spectrogram from one with
-            masked stretches and bands, and brings other defaults along (those behind a semicolon).
+            masked stretches and bands, and brings other defaults along (those behind a semicolon); `contrastive` tells
+            the two views of each clip from those of all others (SimCLR, Chen et al. 2020).
         from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
             a script has saved of such an encoder.
         size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
@@ -169,11 +170,22 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
         mse_weight: Weight of the mpg loss in `joint`.
         normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
+        views: Where the views of `contrastive` come from: `generated` before (tymbal prepare --views), or `fresh` from
+            waveforms in every epoch. `auto` takes what is there; sound becomes waveforms.
+        augmentations: YAML file that says how fresh views are drawn. `None` is configs/audio_augmentation_config.yaml
+            where it is there, else the defaults.
+        temperature: What cosines are divided by, in `contrastive`.
+        projection: Width of the projection that views are compared in, in `contrastive`.
+        view_mask: What the encoder sees of each view, in `contrastive`: all of it, or `crossed`: of one view whole
+            columns of time are hidden, of the other whole rows of frequency, and only the rest is encoded.
+        view_mask_ratio: Fraction of columns, and of rows, that is hidden then.
+        chunk: Clips that are encoded at once, in `contrastive`; a larger batch is computed again by parts in the
+            backward pass, so that it takes no more memory. `None` is the whole batch.
     """
 
     recipes: ClassVar[tuple[Recipe, ...]] = (RECONSTRUCTION,)
 
-    objective: Literal["joint", "mpc", "mpg", "reconstruction"] = "joint"
+    objective: Literal["joint", "mpc", "mpg", "reconstruction", "contrastive"] = "joint"
     from_: str | None = None
     size: Literal["tiny", "small", "base"] = "small"
     width: int | None = None
@@ -197,6 +209,13 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     mask_padding: bool = False
     mse_weight: float = 10.0
     normalize_targets: bool = False
+    views: Literal["auto", "generated", "fresh"] = "auto"
+    augmentations: str | None = None
+    temperature: float = 0.1
+    projection: int = 128
+    view_mask: Literal["none", "crossed"] = "none"
+    view_mask_ratio: float = 0.5
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
@@ -213,6 +232,10 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
         check(self.decoder_depth >= 1, "decoder_depth", self.decoder_depth, "1 or more")
         check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
+        check(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        check(self.projection >= 1, "projection", self.projection, "1 or more")
+        check(0 < self.view_mask_ratio < 1, "view_mask_ratio", self.view_mask_ratio, "a fraction between 0 and 1")
+        check(self.chunk is None or self.chunk >= 1, "chunk", self.chunk, "1 or more")
         check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
         check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
         width, _, heads = self.shape

@@ -51,7 +51,10 @@ class SpectrogramSource(ABC):
     Attributes:
         path: Where they come from.
         index: id, file, start, end, frames, labels, group, split, shard and row of each.
+        dtype: Of what `gather` gives.
     """
+
+    dtype: np.dtype[Any] = np.dtype(np.float16)
 
     def __init__(self, path: Path, index: pa.Table, *, label_names: Sequence[str] | None = None) -> None:
         self.path = path
@@ -88,6 +91,11 @@ class SpectrogramSource(ABC):
     @abstractmethod
     def padding(self) -> float:
         """Log-mel value behind the end of a short spectrogram."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of what a row number stands for."""
+        return self.frames, self.mels
 
     @abstractmethod
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
@@ -181,12 +189,12 @@ class SpectrogramSource(ABC):
 
     def _memory(self, rows: int, out: npt.NDArray[np.float16] | None, pool: Any) -> npt.NDArray[np.float16]:
         """Where a batch goes: `out`, if it is of the right kind, or memory of the pool."""
-        shape = (rows, self.frames, self.mels)
+        shape = (rows, *self.row_shape)
         if out is None:
-            lent: npt.NDArray[np.float16] = pool.empty(shape, np.float16)
+            lent: npt.NDArray[np.float16] = pool.empty(shape, self.dtype)
             return lent
-        if out.shape != shape or out.dtype != np.float16 or not out.flags.c_contiguous:
-            raise ValueError(f"out is {out.dtype} {out.shape}, not C-contiguous float16 {shape}")
+        if out.shape != shape or out.dtype != self.dtype or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, not C-contiguous {self.dtype} {shape}")
         return out
 
     @property

@@ -3,7 +3,8 @@
     store/
       store.json       schema version, features, shape, shards, statistics, settings, provenance; written last
       index.parquet    one row a spectrogram, in the order of the shards
-      shards/00000.npy float16 [rows, frames, mels]
+      shards/00000.npy float16 [rows, frames, mels]; of a store of pairs of views [rows, 2, frames, mels];
+                       of a store of waveforms int16 [rows, samples]
       failures.csv     what was left out, and why
     work/            while it is being prepared: what it was begun with, and a sidecar a finished shard
 
@@ -32,6 +33,8 @@ __all__ = [
     "NPY_HEADER",
     "SCHEMA",
     "SHARDS",
+    "SPECTROGRAMS",
+    "WAVEFORMS",
     "WORK",
     "Description",
     "Shard",
@@ -39,6 +42,7 @@ __all__ = [
 ]
 
 SCHEMA = 1
+SPECTROGRAMS, WAVEFORMS = "spectrograms", "waveforms"
 DESCRIPTION = "store.json"
 INDEX = "index.parquet"
 SHARDS = "shards"
@@ -59,9 +63,11 @@ INDEX_SCHEMA = pa.schema(
         ("split", pa.string()),
         ("shard", pa.int32()),
         ("row", pa.int32()),
+        ("version", pa.int32()),
     ]
 )
-"""Columns of the index: `start` and `end` in seconds of the file, `frames` of real sound, `row` within the shard."""
+"""Columns of the index: `start` and `end` in seconds of the file, `frames` of real sound, `row` within the shard,
+`version` of the clip, null but for views."""
 
 
 def shard_name(number: int) -> str:
@@ -94,6 +100,8 @@ class Description:
         settings: The settings of the verb that made the store.
         provenance: Versions, time and source.
         padding: Log-mel value behind the end of a short spectrogram.
+        views: Spectrograms a row: 1, or 2 in a store of pairs of views.
+        kind: `spectrograms` or `waveforms`.
     """
 
     features: FeatureSettings | None
@@ -107,6 +115,8 @@ class Description:
     settings: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     padding: float = LOG_FLOOR
+    views: int = 1
+    kind: str = SPECTROGRAMS
 
     def write(self, store: Path) -> None:
         """Writes `store.json`, whole or not at all."""
@@ -117,7 +127,9 @@ class Description:
                 "features": None if self.features is None else dataclasses.asdict(self.features),
                 "frames": self.frames,
                 "mels": self.mels,
-                "dtype": "float16",
+                "views": self.views,
+                "kind": self.kind,
+                "dtype": _DTYPES[self.kind],
                 "padding": self.padding,
                 "count": self.count,
                 "shards": [dataclasses.asdict(shard) for shard in self.shards],
@@ -156,8 +168,9 @@ class Description:
 
     @classmethod
     def _from_json(cls, value: dict[str, Any]) -> Description:
-        if value["dtype"] != "float16":
-            raise ValueError(f"dtype is {value['dtype']!r}, not float16")
+        kind = value.get("kind", SPECTROGRAMS)
+        if value["dtype"] != _DTYPES[kind]:
+            raise ValueError(f"dtype is {value['dtype']!r}, not {_DTYPES[kind]}")
         statistics = value["statistics"]
         return cls(
             features=None if value["features"] is None else FeatureSettings(**value["features"]),
@@ -171,9 +184,12 @@ class Description:
             settings=dict(value["settings"]),
             provenance=dict(value["provenance"]),
             padding=float(value.get("padding", LOG_FLOOR)),
+            views=int(value.get("views", 1)),
+            kind=kind,
         )
 
 
+_DTYPES = {SPECTROGRAMS: "float16", WAVEFORMS: "int16"}
 _AGAIN = "Make the store again with `tymbal prepare`."
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from tymbal.errors import StoreError
 from tymbal.store.pt_archive import Archive, read_archive
 
-__all__ = ["Examined", "Place", "examine", "load_spectrogram", "read_at"]
+__all__ = ["DAMAGE", "Examined", "Place", "examine", "load_spectrogram", "read_at"]
 
 _ADVICE = {
     "missing": "Correct the list or data_dir, or put the file there.",
@@ -41,7 +41,7 @@ _ADVICE = {
     "empty": "Write it again from its sound, or take it off the list.",
 }
 
-_DAMAGE = (
+DAMAGE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -218,7 +218,7 @@ def _spectrogram(data: bytes, path: str, *, mels: int, layout: str) -> Tensor:
         raise _failure("empty", "it has no bytes", path)
     try:
         content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _refusal(error, path, is_pickle=data[:1] == b"\x80") from None
     tensor = _only_spectrogram(content, path, mels)
     shape = list(tensor.shape)

@@ -194,5 +194,6 @@ def _index(good: Sequence[tuple[PtFile, Record]], frames: int) -> pa.Table:
         "split": [file.split for file, _ in good],
         "shard": [0] * len(good),
         "row": list(range(len(good))),
+        "version": [None] * len(good),
     }
     return pa.table(columns, schema=INDEX_SCHEMA)

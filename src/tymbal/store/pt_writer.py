@@ -30,7 +30,7 @@ from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.pt_list import HEADER, UNSPLIT, Header, stem_of
 
-__all__ = ["write_pt"]
+__all__ = ["unique_stems", "write_pt"]
 
 _LABELS = "labels.csv"
 _BATCH = 64
@@ -63,7 +63,7 @@ def write_pt(folder: str | os.PathLike[str], store: SpectrogramSource) -> None:
         for name, rows in _lists(store).items():
             (aside / name).mkdir()
             entries = store.index.take(rows).to_pylist()
-            stems = _stems(entries)
+            stems = unique_stems(entries)
             data = [_entry(entry, stem, mids) for entry, stem in zip(entries, stems, strict=True)]
             for start in range(0, len(rows), _BATCH):
                 part = rows[start : start + _BATCH]
@@ -84,7 +84,7 @@ def _lists(store: SpectrogramSource) -> dict[str, np.ndarray[Any, Any]]:
     return {str(name): np.flatnonzero(splits == name) for name in dict.fromkeys(splits.tolist())}
 
 
-def _stems(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def unique_stems(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each file that no other has, also where case does not count: the sound file's, if that will do."""
     plain = [stem_of(entry["file"]) for entry in entries]
     count = Counter(stem.lower() for stem in plain)

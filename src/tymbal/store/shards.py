@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import mmap
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,24 +34,24 @@ class MappedShard:
     Args:
         path: The file.
         rows: Spectrograms in it.
-        frames: Frames of a spectrogram.
-        mels: Mel bins.
+        shape: Of a row: [frames, mels], [views, frames, mels] or [samples].
+        dtype: Of its values, two bytes each.
 
     Raises:
         StoreError: The file cannot be opened, or its header does not say this shape.
     """
 
-    def __init__(self, path: Path, rows: int, frames: int, mels: int) -> None:
+    def __init__(self, path: Path, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float16) -> None:
         self.path = path
-        self.row_bytes = frames * mels * 2
+        self.row_bytes = math.prod(shape) * 2
         self._file = _open(path)
         try:
-            _check_header(path, (rows, frames, mels))
+            _check_header(path, (rows, *shape), np.dtype(dtype))
             self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         except BaseException:
             os.close(self._file)
             raise
-        self.array: npt.NDArray[np.float16] = np.ndarray((rows, frames, mels), np.float16, self._map, NPY_HEADER)
+        self.array: npt.NDArray[Any] = np.ndarray((rows, *shape), dtype, self._map, NPY_HEADER)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
@@ -107,16 +109,16 @@ def _open(path: Path) -> int:
         raise StoreError(f"cannot be opened: {error.strerror}", path=path, advice=advice) from error
 
 
-def _check_header(path: Path, wanted: tuple[int, int, int]) -> None:
+def _check_header(path: Path, wanted: tuple[int, ...], kind: np.dtype[Any]) -> None:
     with path.open("rb") as file:
         try:
             np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
             raise StoreError(f"is no .npy file: {error}", path=path, advice=_AGAIN) from error
-        if (shape, fortran, dtype, file.tell()) != (wanted, False, np.dtype(np.float16), NPY_HEADER):
+        if (shape, fortran, dtype, file.tell()) != (wanted, False, kind, NPY_HEADER):
             raise StoreError(
-                f"holds {dtype} {list(shape)}, the store's description says float16 {list(wanted)}",
+                f"holds {dtype} {list(shape)}, the store's description says {kind} {list(wanted)}",
                 path=path,
                 advice=_AGAIN,
             )

@@ -6,6 +6,7 @@ is asked for, so a store of a terabyte opens as fast as a small one and travels 
 
 from __future__ import annotations
 
+import math
 import os
 from bisect import bisect_right
 from collections import deque
@@ -22,7 +23,7 @@ from tymbal.errors import StoreError
 from tymbal.settings import FeatureSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.buffers import BufferPool
-from tymbal.store.format import DESCRIPTION, INDEX, INDEX_SCHEMA, Description
+from tymbal.store.format import DESCRIPTION, INDEX, INDEX_SCHEMA, SPECTROGRAMS, WAVEFORMS, Description
 from tymbal.store.hands import in_parts
 from tymbal.store.shards import MappedShard
 
@@ -38,8 +39,12 @@ class Store(SpectrogramSource):
     Attributes:
         path: The folder.
         description: What `store.json` says.
-        index: One row a spectrogram: id, file, start, end, frames, labels, group, split, shard, row.
+        index: One row a spectrogram: id, file, start, end, frames, labels, group, split, shard, row, version.
+        views: Spectrograms a row.
     """
+
+    views = 1
+    kind = SPECTROGRAMS
 
     def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
         super().__init__(path, index)
@@ -59,6 +64,14 @@ class Store(SpectrogramSource):
         """
         folder = Path(path)
         description = Description.read(folder)
+        if (description.kind, description.views) != (cls.kind, cls.views):
+            what = "pairs of augmented views" if description.views > 1 else "single spectrograms, not pairs of views"
+            raise StoreError(
+                f"holds {'waveforms' if description.kind == WAVEFORMS else what}",
+                path=folder,
+                advice="Pairs and waveforms are for contrastive pretraining (--objective contrastive), single "
+                "spectrograms for all else.",
+            )
         for shard in description.shards:
             file = folder / shard.file
             size = file.stat().st_size if file.is_file() else None
@@ -126,7 +139,7 @@ class Store(SpectrogramSource):
         wanted = self._listed(rows)
         out = self._memory(len(wanted), out, self._pool)
         places = [self._place(row) for row in wanted]
-        size = self.frames * self.mels * 2
+        size = math.prod(self.row_shape) * 2
 
         def copy(start: int, stop: int) -> None:
             for target, (shard, row) in zip(out[start:stop], places[start:stop], strict=True):
@@ -180,7 +193,7 @@ class Store(SpectrogramSource):
 
     def _shard(self, number: int) -> MappedShard:
         there = self.description.shards[number]
-        shard = MappedShard(self.path / there.file, there.rows, self.frames, self.mels)
+        shard = MappedShard(self.path / there.file, there.rows, self.row_shape, self.dtype)
         self._shards[number] = shard
         return shard
 
@@ -192,6 +205,9 @@ def _read_index(path: Path) -> pa.Table:
         raise StoreError("is missing", path=path, advice=_DAMAGED) from None
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"cannot be read: {error}", path=path, advice=_DAMAGED) from error
+    if "version" not in index.column_names:
+        # As written before there were views.
+        index = index.append_column("version", pa.nulls(index.num_rows, pa.int32()))
     missing = [name for name in INDEX_SCHEMA.names if name not in index.column_names]
     if missing:
         raise StoreError(f"has no column {', '.join(missing)}", path=path, advice=_DAMAGED)

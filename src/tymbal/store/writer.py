@@ -21,7 +21,8 @@ from tymbal.features.floor import LOG_FLOOR
 from tymbal.features.statistics import Moments
 from tymbal.files import replace_file
 from tymbal.settings import FeatureSettings
-from tymbal.store.format import INDEX, INDEX_SCHEMA, NPY_HEADER, Description, Shard, shard_name
+from tymbal.store.format import INDEX, INDEX_SCHEMA, NPY_HEADER, SPECTROGRAMS, Description, Shard, shard_name
+from tymbal.store.open import open_store
 from tymbal.store.store import Store
 
 __all__ = ["Entry", "ShardWriter", "finish_store", "open_shard", "write_store"]
@@ -40,6 +41,7 @@ class Entry:
         labels: Names of its labels.
         group: What must stay on one side of a split.
         split: train, validation, …
+        version: Of the clip, where its views are stored.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Entry:
     labels: tuple[str, ...] = ()
     group: str | None = None
     split: str | None = None
+    version: int | None = None
 
 
 class ShardWriter:
@@ -60,12 +63,23 @@ class ShardWriter:
         moments: Of all real frames written so far, as the store keeps them (float16).
     """
 
-    def __init__(self, file: BinaryIO, frames: int, mels: int, padding: float = LOG_FLOOR) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        frames: int,
+        mels: int,
+        padding: float = LOG_FLOOR,
+        *,
+        views: int = 1,
+        samples: int | None = None,
+    ) -> None:
         self.rows = 0
         self.moments = Moments()
         self._file = file
         self._padding = padding
-        self._row = np.full((frames, mels), padding, np.float16)
+        self._row: npt.NDArray[Any] = np.full((views, frames, mels)[views == 1 :], padding, np.float16)
+        if samples is not None:
+            self._row = np.zeros(samples, np.int16)
         self._header()
 
     def append(self, spectrogram: npt.NDArray[np.floating]) -> int:
@@ -82,6 +96,20 @@ class ShardWriter:
         self.rows += 1
         return real
 
+    def append_views(self, spectrograms: npt.NDArray[np.float16]) -> None:
+        """Writes the views of a clip [views, frames, mels], of the frames of the store."""
+        self._row[:] = spectrograms
+        self._file.write(self._row.reshape(-1).view(np.uint8).data)
+        self.moments = self.moments.merge(Moments.of(self._row))
+        self.rows += 1
+
+    def append_waveform(self, samples: npt.NDArray[np.int16], views: npt.NDArray[np.float16]) -> None:
+        """Writes a waveform [samples]; the moments are those of its views."""
+        self._row[:] = samples
+        self._file.write(self._row.view(np.uint8).data)
+        self.moments = self.moments.merge(Moments.of(views))
+        self.rows += 1
+
     def finish(self) -> None:
         """Writes the number of rows into the header."""
         self._file.seek(0)
@@ -89,7 +117,7 @@ class ShardWriter:
 
     def _header(self) -> None:
         shape = (self.rows, *self._row.shape)
-        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        header = {"descr": self._row.dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         if self._file.tell() != NPY_HEADER:
             raise ValueError(f"an .npy header of {self._file.tell()} bytes, not {NPY_HEADER}")
@@ -97,15 +125,22 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def open_shard(
-    path: str | os.PathLike[str], *, frames: int, mels: int, padding: float = LOG_FLOOR
+    path: str | os.PathLike[str],
+    *,
+    frames: int,
+    mels: int,
+    padding: float = LOG_FLOOR,
+    views: int = 1,
+    samples: int | None = None,
 ) -> Iterator[ShardWriter]:
     """Yields a writer; on success the shard stands at `path`, synced and of the right size, else nothing does."""
     with replace_file(path) as aside:
         with aside.open("wb") as file:
-            writer = ShardWriter(file, frames, mels, padding)
+            writer = ShardWriter(file, frames, mels, padding, views=views, samples=samples)
             yield writer
             writer.finish()
-        size, wanted = aside.stat().st_size, NPY_HEADER + writer.rows * frames * mels * 2
+        values = views * frames * mels if samples is None else samples
+        size, wanted = aside.stat().st_size, NPY_HEADER + writer.rows * values * 2
         if size != wanted:
             raise StoreError(
                 f"was written with {size} bytes instead of {wanted}", path=path, advice="Is the disk full?"
@@ -121,6 +156,8 @@ def finish_store(
     moments: Moments,
     mels: int | None = None,
     padding: float = LOG_FLOOR,
+    views: int = 1,
+    kind: str = SPECTROGRAMS,
     statistics: tuple[float, float] | None = None,
     settings: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -135,6 +172,8 @@ def finish_store(
         moments: Of all values of real frames.
         mels: Mel bins, where the features do not tell.
         padding: Log-mel value behind the end of a short spectrogram.
+        views: Spectrograms a row.
+        kind: `spectrograms` or `waveforms`.
         statistics: Mean and standard deviation that the store gives, instead of those of the moments.
         settings: Of the verb that made the store.
         provenance: Beside version and time, what is known of the origin.
@@ -163,6 +202,8 @@ def finish_store(
         std=std,
         real_frames=moments.count // mels,
         padding=padding,
+        views=views,
+        kind=kind,
         settings=dict(settings or {}),
         provenance={
             "tymbal": __version__,
@@ -170,7 +211,7 @@ def finish_store(
             **(provenance or {}),
         },
     ).write(store)
-    return Store.open(store)
+    return open_store(store)
 
 
 def write_store(

@@ -6,18 +6,13 @@ back to the kernel when it is freed, and faulting its pages in again costs more 
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
-import sys
-
 import torch
 
 from tymbal.errors import DeviceError, SettingsError
 from tymbal.training.cuda import cuda_trouble, local_gpu
 from tymbal.training.processes import processes
 
-__all__ = ["CUDA_OR_CPU", "choose_device", "choose_precision", "cpu_has_bf16", "tune_malloc"]
+__all__ = ["CUDA_OR_CPU", "choose_device", "choose_precision", "cpu_has_bf16"]
 
 
 CUDA_OR_CPU = "cuda-or-cpu"
@@ -112,25 +107,6 @@ def cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 natively (AVX512-BF16, AMX, Arm's BF16): emulated it is slower than float32."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "arm_bf16", "bf16"))
-
-
-def tune_malloc() -> bool:
-    """Lets glibc keep freed memory for the next step. For the command line, before the first tensor.
-
-    The same as starting with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=…`, which has precedence. It holds for the
-    whole process, which is why a library call never does it.
-
-    Returns:
-        Whether it took effect; on another C library nothing is done.
-    """
-    if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    if "MALLOC_MMAP_MAX_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
-        return True
-    # From malloc.h. -1 is the largest threshold: memory is never given back while the process runs.
-    trim_threshold, mmap_max = -1, -4
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
 
 
 def _has_bf16(device: torch.device) -> bool:

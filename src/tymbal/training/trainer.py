@@ -151,7 +151,8 @@ class TymbalTrainer(Trainer):
             collate_fn=whole_batch,
             num_workers=self.args.dataloader_num_workers,
             worker_init_fn=survive_in_worker,
-            pin_memory=self.args.dataloader_pin_memory,
+            # Views that were made on the device lie there already.
+            pin_memory=self.args.dataloader_pin_memory and not getattr(dataset, "on_device", False),
             # Its own, so that an evaluation draws nothing from the generator of the training.
             generator=torch.Generator().manual_seed(self.args.seed),
         )

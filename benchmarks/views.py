@@ -1,0 +1,206 @@
+"""How fast are pairs of augmented views made, from decoding to disk, against audiomentations and librosa?
+
+    python -m venv /tmp/peer && /tmp/peer/bin/pip install audiomentations librosa
+    python benchmarks/views.py --data ../shared/data/esc10 --peer /tmp/peer/bin/python
+
+A clip-version is a pair of views of 3 s at 22,050 Hz, with 3 changes of the waveform and 2 of the spectrogram each; a
+clip is decoded once for N = 5 of them, on either side. Both draw from the same nine changes of the waveform, work on
+one core and write to the disk; the start of Python and its libraries is left out, and so are the first clips. They
+take turns. The peer is the straightforward program that people write; without `--peer` it is left out, and the table
+says so.
+
+Below, what Tymbal's time goes into: each step alone on the same clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from _report import machine, ratios, table
+from tymbal.audio.decode import read
+from tymbal.machine import tune_malloc
+from tymbal.preparation.plan import Window
+from tymbal.preparation.views import ViewTask, build_views
+from tymbal.settings import FeatureSettings
+from tymbal.settings.augmentation import AugmentationSettings
+from tymbal.views.config import augmentation_from, augmentation_mapping
+from tymbal.views.draw import clip_key, draw, view_keys
+from tymbal.views.make import ViewMaker
+
+RATE, SECONDS = 22_050, 3.0
+FEATURES = FeatureSettings(filter_bank="librosa", sample_rate=RATE, low_freq=0.0)
+SAMPLES = round(RATE * SECONDS)
+ONLY_OURS = ("speed", "reverberation")
+PEER = "audiomentations + librosa"
+
+
+def main() -> None:
+    options = parse()
+    tune_malloc()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        files = sound_files(folder, options)
+        print(f"{len(files)} clips of {SECONDS:g} s, {options.versions} versions, {options.rounds} rounds, one core")
+        print(f"{machine()}, torch {torch.__version__}\n")
+        sides: dict[str, Callable[[], float]] = {
+            "spectral, packed": lambda: ours(folder, files, options.versions, mode="spectral", write="store"),
+            "spectral, .pt": lambda: ours(folder, files, options.versions, mode="spectral", write="pt"),
+            "exact, packed": lambda: ours(folder, files[: options.few], options.versions, mode="exact", write="store"),
+        }
+        if options.peer:
+            sides[PEER] = lambda: peer(folder, files[: options.few], options)
+        for side in sides.values():
+            side()  # the first time reads files from the disk and fills caches
+        rounds: dict[str, list[float]] = {name: [] for name in sides}
+        for _ in range(options.rounds):
+            for side_name, side in sides.items():
+                rounds[side_name].append(side())
+        print(report(rounds, peer=bool(options.peer)))
+        print("\n" + steps(files[: options.few], options.versions))
+
+
+def report(rounds: dict[str, list[float]], *, peer: bool) -> str:
+    against = PEER if peer else "exact, packed"
+    rows = [
+        [name, f"{statistics.median(rates):,.1f}", f"{ratios(rounds, name, against):.1f}"]
+        for name, rates in rounds.items()
+    ]
+    lines = [table(["", "clip-versions/s", f"of {against}"], rows)]
+    if not peer:
+        lines.append(f"{PEER}: left out. Give --peer the Python of an environment that has both.")
+    return "\n".join(lines)
+
+
+def settings() -> AugmentationSettings:
+    """The nine changes of the waveform that both sides have, and all of the spectrogram."""
+    mapping = augmentation_mapping(AugmentationSettings())
+    for name in ONLY_OURS:
+        del mapping["waveform"][name]
+    return augmentation_from(mapping)
+
+
+def ours(folder: Path, files: list[Path], versions: int, *, mode: str, write: str) -> float:
+    """Clip-versions a second, decoding to disk."""
+    store = folder / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    windows = tuple(
+        Window(id=file.stem, file=str(file), start=0.0, end=SECONDS, whole=True, labels=(), group=None, split="train")
+        for file in files
+    )
+    task = ViewTask(
+        store=str(store),
+        work=str(store / "work"),
+        number=0,
+        windows=windows,
+        features=FEATURES,
+        frames=FEATURES.frames_of(SAMPLES),
+        silence_db=-200.0,
+        min_seconds=0.01,
+        samples=SAMPLES,
+        versions=versions,
+        augmentations=settings(),
+        mode=mode,
+        stems=tuple(f"{number:05d}" for number in range(len(files))) if write == "pt" else (),
+    )
+    start = time.perf_counter()
+    built = build_views(task)
+    return len(built.entries) / (time.perf_counter() - start)
+
+
+def peer(folder: Path, files: list[Path], options: argparse.Namespace) -> float:
+    """The same of the peer, in a process of its own, its start left out."""
+    out = folder / "peer"
+    out.mkdir(exist_ok=True)
+    job = {
+        "files": [str(file) for file in files],
+        "output": str(out),
+        "versions": options.versions,
+        "sample_rate": RATE,
+        "seconds": SECONDS,
+    }
+    (folder / "job.json").write_text(json.dumps(job))
+    one = {**os.environ, **{f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}}
+    one.pop("PYTHONPATH", None)
+    command = [options.peer, str(Path(__file__).with_name("_views_peer.py")), str(folder / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, env=one, check=False)
+    if done.returncode != 0:
+        sys.exit(f"the peer cannot run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return len(files) * options.versions / json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+
+
+def steps(files: list[Path], versions: int) -> str:
+    """Milliseconds a clip-version of each step of the spectral mode, alone."""
+    maker = ViewMaker(settings(), FEATURES, SAMPLES)
+    waveforms = torch.zeros(len(files), SAMPLES)
+    clip = torch.zeros(2 * versions, dtype=torch.int64)
+    spent = dict.fromkeys(("decode and resample", "transform", "draw", "views", "to float16"), 0.0)
+    for repeat in range(2):  # the first one warms up
+        spent = dict.fromkeys(spent, 0.0)
+        for number, file in enumerate(files):
+            moments = [time.perf_counter()]
+            found = torch.from_numpy(read(file, sample_rate=RATE, end=SECONDS)[0])
+            waveforms[number, : len(found)] = found
+            moments.append(time.perf_counter())
+            clips = maker.transform(waveforms[number : number + 1])
+            moments.append(time.perf_counter())
+            keys = view_keys(repeat, torch.full((versions,), clip_key(file.stem)), torch.arange(versions))
+            draws = draw(maker.settings, keys, [version for version in range(versions) for _ in range(2)])
+            moments.append(time.perf_counter())
+            views = maker.views(clips, clip, draws, clips.mel[clip])
+            moments.append(time.perf_counter())
+            views.half().numpy()
+            moments.append(time.perf_counter())
+            for name, begin, end in zip(spent, moments, moments[1:], strict=False):
+                spent[name] += end - begin
+    count = len(files) * versions / 1000
+    rows = [[name, f"{seconds / count:.3f}"] for name, seconds in spent.items()]
+    return table(["spectral, step by step", "ms/clip-version"], rows)
+
+
+def sound_files(folder: Path, options: argparse.Namespace) -> list[Path]:
+    """Files from `--data`, or chirps in noise at 44,100 Hz."""
+    if options.data is not None:
+        files = sorted(path for path in options.data.rglob("*") if path.suffix in (".wav", ".ogg", ".flac"))
+        if not files:
+            sys.exit(f"{options.data}: no .wav, .ogg or .flac files there")
+        return files[:: max(len(files) // options.clips, 1)][: options.clips]
+    made = []
+    axis = np.arange(round(44_100 * SECONDS)) / 44_100
+    for number in range(options.clips):
+        random = np.random.default_rng(number)
+        chirp = np.sin(2 * np.pi * (random.uniform(100, 2000) + 300 * axis) * axis)
+        sound = 0.3 * chirp * (1 + np.sin(2 * np.pi * 4 * axis)) / 2 + random.normal(0, 0.02, len(axis))
+        made.append(folder / f"{number:05d}.flac")
+        soundfile.write(made[-1], sound, 44_100)
+    return made
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of sound; without it sound is made")
+    parser.add_argument("--peer", help="a Python that has audiomentations and librosa")
+    parser.add_argument("--clips", type=int, default=160)
+    parser.add_argument("--few", type=int, default=40, help="clips of the slow sides")
+    parser.add_argument("--versions", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where to write; the default is the system's temporary folder")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

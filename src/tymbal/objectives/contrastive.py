@@ -1,0 +1,266 @@
+"""Contrastive learning: two views of a clip shall be alike, and unlike those of all other clips.
+
+NT-Xent (Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations"): each view has to
+find the other one of its clip among all views of the batch, by the cosine of their projections over a temperature. Both
+directions count. Negatives come from all processes; other versions of the same clip are no negatives.
+
+With `mask="crossed"` each view is also masked, the first one in whole columns of time, the second in whole rows of
+frequency, and only what is visible is encoded: what both must agree on is then not to be found in the same places.
+
+A batch larger than memory is encoded in parts whose activations are computed again in the backward pass (gradient
+caching, Gao et al. 2021): the loss is that of the whole batch.
+
+Logged beside the loss: `alignment` and `uniformity` (Wang & Isola 2020), `acc`, how often the other view is the nearest
+neighbour, and `rank`, the effective rank of the embeddings (Roy & Vetterli 2007): 1 where all are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tymbal.errors import ModelError
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.objectives.randomness import bits, fold
+from tymbal.progress import tell
+
+__all__ = ["ContrastiveObjective", "ViewMask", "crossed_masks", "effective_rank", "nt_xent"]
+
+ViewMask = Literal["none", "crossed"]
+
+_EVALUATION = -1  # stands for the epoch in the keys of evaluation masks
+_TIME, _FREQUENCY = 50, 51  # streams of random numbers
+_COLLAPSED = 2.0
+
+
+class ContrastiveObjective(nn.Module):
+    """Two views of a clip against all others.
+
+    Args:
+        encoder: What is trained.
+        normalisation: How spectrograms are normalised for the encoder.
+        clips: A number a clip, of each row of the store, int64 [rows]: rows of one clip are no negatives of each other.
+        temperature: What cosines are divided by.
+        projection: Width of the projection.
+        mask: `crossed` shows the encoder only a part of each view.
+        mask_ratio: Fraction of columns, and of rows, that is hidden then.
+        chunk: Clips that are encoded at once; None is the whole batch.
+        seed: Seed of the masks.
+
+    Attributes:
+        monitor: Name of the metric that tells better models, and whether higher is better.
+    """
+
+    clips: Tensor
+
+    def __init__(
+        self,
+        encoder: SpectrogramEncoder,
+        *,
+        normalisation: Normalisation,
+        clips: Tensor,
+        temperature: float = 0.1,
+        projection: int = 128,
+        mask: ViewMask = "none",
+        mask_ratio: float = 0.5,
+        chunk: int | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        # Unused parameters stop distributed training.
+        self.encoder.mask_token.requires_grad = False
+        self.normalisation = normalisation
+        self.temperature = temperature
+        self.mask = mask
+        self.mask_ratio = mask_ratio
+        self.chunk = chunk
+        self.seed = seed
+        self.monitor: tuple[str, bool] = ("acc", True)
+        width = encoder.config.width
+        self.projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, projection))
+        self.register_buffer("clips", clips.long(), persistent=False)
+        self._warned = False
+
+    def forward(self, spectrogram: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
+        """Computes the loss of a batch.
+
+        Args:
+            spectrogram: Log-mel values of both views, any float type: [batch, 2, frames, mels].
+            row: Row of each clip in its store: int64 [batch].
+            epoch: Epoch of each clip: int64 [batch].
+
+        Returns:
+            `loss`, a float32 scalar, and `sums`, sums over the clips (`count` of them) of what `metrics` reports.
+        """
+        embeddings = torch.stack([self.embed(spectrogram[:, view], row, epoch, view=view) for view in range(2)])
+        with torch.autocast(embeddings.device.type, enabled=False):
+            projected = F.normalize(self._project(embeddings), dim=-1)
+            loss, hits = nt_xent(projected, self.clips[row], temperature=self.temperature, everywhere=self.training)
+        count = torch.full_like(loss, len(row), requires_grad=False)
+        return {"loss": loss, "sums": {"count": count, **self._figures(loss, hits, projected, embeddings)}}
+
+    def embed(self, views: Tensor, row: Tensor, epoch: Tensor, *, view: int) -> Tensor:
+        """Encodes one view of each clip: [batch, frames, mels] to the mean of its patch tokens, [batch, width]."""
+        size = len(views) if self.chunk is None else self.chunk
+        if size >= len(views):
+            return self._encode(views, row, epoch, view)
+        parts = zip(torch.split(views, size), torch.split(row, size), torch.split(epoch, size), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._encode(*part, view) for part in parts])
+        return torch.cat([cast(Tensor, checkpoint(self._encode, *part, view, use_reentrant=False)) for part in parts])
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Turns summed figures into `loss`, `acc`, `alignment`, `uniformity` and `rank`; warns of a collapse."""
+        count = float(sums["count"])
+        rank = effective_rank(torch.as_tensor(sums["moment"]))
+        figures = {name: float(sums[name]) / count for name in ("loss", "acc", "alignment", "uniformity")}
+        if rank < _COLLAPSED and count > 1 and not self._warned:
+            self._warned = True
+            tell(
+                f"The embeddings have collapsed: their effective rank is {rank:.2f}. Try a larger batch, a lower "
+                "learning rate or another temperature, and look at the views (tymbal prepare --preview).",
+                warning=True,
+            )
+        return {**figures, "rank": rank}
+
+    def head_state(self) -> dict[str, Tensor]:
+        """What is trained beside the encoder: the projection."""
+        return {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
+
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `head_state` gave.
+
+        Raises:
+            ModelError: Where a part is missing or has another shape.
+        """
+        for name, value in self.head_state().items():
+            if name not in state or state[name].shape != value.shape:
+                raise ModelError(f"{name} is missing or of another shape", advice="It is of another projection.")
+            value.copy_(state[name])
+
+    def _encode(self, views: Tensor, row: Tensor, epoch: Tensor, view: int) -> Tensor:
+        frames = torch.full_like(row, views.shape[1])
+        x = self.normalisation(views, frames)
+        visible = None
+        if self.mask == "crossed":
+            keys = fold(self.seed, epoch if self.training else torch.full_like(epoch, _EVALUATION), row)
+            grid = self.encoder.config.grid_of(views.shape[1])
+            visible = crossed_masks(keys, grid, ratio=self.mask_ratio)[view]
+        tokens = self.encoder(x, visible=visible).tokens[:, PREFIX_TOKENS:]
+        return cast(Tensor, tokens.float().mean(dim=1))
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        return cast(Tensor, self.projection(embeddings))
+
+    @torch.no_grad()
+    def _figures(self, loss: Tensor, hits: Tensor, projected: Tensor, embeddings: Tensor) -> dict[str, Tensor]:
+        """Sums over the clips of the batch; `moment` is that of the embeddings' directions, [width + 1, width + 1]."""
+        clips = projected.shape[1]
+        distances = (projected[0] - projected[1]).square().sum(dim=1)
+        flat = projected.flatten(0, 1)
+        gram = flat @ flat.T
+        others = ~torch.eye(len(flat), dtype=torch.bool, device=gram.device)
+        spread = (torch.where(others, (-4 * (1 - gram)).exp(), 0.0).sum() / others.sum()).log()
+        directions = F.normalize(embeddings.flatten(0, 1), dim=1)
+        directions = F.pad(directions, (0, 1), value=1.0)  # the last column counts and sums
+        return {
+            "loss": loss.detach() * clips,
+            "acc": hits.sum() / 2,
+            "alignment": distances.sum(),
+            "uniformity": spread * clips,
+            "moment": directions.T @ directions,
+        }
+
+
+def nt_xent(projected: Tensor, clips: Tensor, *, temperature: float, everywhere: bool = False) -> tuple[Tensor, Tensor]:
+    """The loss of telling the other view of each clip from all views of other clips.
+
+    Args:
+        projected: Both views of each clip, of length 1, float32 [2, batch, width].
+        clips: A number a clip, int64 [batch].
+        temperature: What cosines are divided by.
+        everywhere: Take the clips of all processes as negatives, where there are several.
+
+    Returns:
+        Mean cross entropy of both directions, and whether the other view is the nearest of all, bool [2 * batch].
+    """
+    own = projected.flatten(0, 1)
+    views, names = projected, clips
+    first = 0
+    if everywhere and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        views, names, first = _gathered(projected, clips)
+    everything, numbers = views.flatten(0, 1), names.repeat(2)
+    total = len(names)
+    place = first + torch.arange(len(clips), device=clips.device)
+    itself, other = torch.cat([place, total + place]), torch.cat([total + place, place])
+    scores = own @ everything.T / temperature
+    alike = clips.repeat(2)[:, None] == numbers[None, :]
+    alike = alike.scatter(1, other[:, None], False)  # noqa: FBT003
+    alike = alike.scatter(1, itself[:, None], True)  # noqa: FBT003
+    scores = scores.masked_fill(alike, -torch.inf)
+    return F.cross_entropy(scores, other), scores.argmax(dim=1) == other
+
+
+def crossed_masks(keys: Tensor, grid: tuple[int, int], *, ratio: float) -> tuple[Tensor, Tensor]:
+    """Visible patches of both views: of the first whole columns of time are hidden, of the second whole rows.
+
+    Args:
+        keys: A key a clip, int64 [batch].
+        grid: Rows (frequency) and columns (time) of patches.
+        ratio: Fraction of columns, and of rows, that is hidden; at least one stays.
+
+    Returns:
+        Numbers of the visible patches, ascending: int64 [batch, visible] of each view.
+    """
+    rows, columns = grid
+    row, column = torch.arange(rows, device=keys.device), torch.arange(columns, device=keys.device)
+    seen = _kept(keys, columns, ratio, _TIME)
+    first = (row[None, :, None] * columns + seen[:, None, :]).flatten(1)
+    seen = _kept(keys, rows, ratio, _FREQUENCY)
+    second = (seen[:, :, None] * columns + column[None, None, :]).flatten(1)
+    return first, second
+
+
+def effective_rank(moment: Tensor) -> float:
+    """Exponential of the entropy of the covariance's eigenvalues: the number of directions that are in use.
+
+    Args:
+        moment: Sum of the outer products of the embeddings, each with a 1 behind it, [width + 1, width + 1].
+    """
+    moment = moment.double()
+    mean = moment[:-1, -1] / moment[-1, -1]
+    covariance = moment[:-1, :-1] / moment[-1, -1] - mean[:, None] * mean[None, :]
+    values = torch.linalg.eigvalsh(covariance).clamp(min=0)
+    if float(values.sum()) < 1e-9:
+        return 1.0
+    share = values / values.sum()
+    return float(torch.exp(-(share * share.clamp(min=1e-30).log()).sum()))
+
+
+def _kept(keys: Tensor, count: int, ratio: float, stream: int) -> Tensor:
+    """Which of `count` stay, ascending: int64 [batch, kept]."""
+    kept = min(max(count - round(ratio * count), 1), count)
+    return bits(keys, count, stream=stream).argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
+
+
+def _gathered(projected: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Views and clips of all processes, and where those of this one begin; gradients flow to all of them."""
+    sizes = [torch.zeros(1, dtype=torch.int64, device=clips.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([len(clips)], device=clips.device))
+    counts = [int(size) for size in sizes]
+    missing = max(counts) - len(clips)  # where clips of a batch could not be read
+    views = cast(tuple[Tensor, ...], dist_nn.all_gather(F.pad(projected, (0, 0, 0, missing))))  # type: ignore[no-untyped-call]
+    names = [torch.empty(max(counts), dtype=torch.int64, device=clips.device) for _ in counts]
+    dist.all_gather(names, F.pad(clips, (0, missing)))
+    together = torch.cat([part[:, :count] for part, count in zip(views, counts, strict=True)], dim=1)
+    numbers = torch.cat([part[:count] for part, count in zip(names, counts, strict=True)])
+    return together, numbers, sum(counts[: dist.get_rank()])

@@ -1,0 +1,313 @@
+"""Settings of augmentation: what may be done to a sound and to its spectrogram, how often and how strongly.
+
+A range is two numbers, from which one is drawn uniformly. An augmentation that is absent (None) is never drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from tymbal.errors import SettingsError
+from tymbal.settings.checks import check
+
+__all__ = [
+    "SPECTROGRAM",
+    "WAVEFORM",
+    "AugmentationSettings",
+    "Background",
+    "BandPass",
+    "FrequencyMask",
+    "Gain",
+    "HighPass",
+    "LowPass",
+    "Mixup",
+    "Noise",
+    "PitchShift",
+    "Polarity",
+    "RandomResizedCrop",
+    "Reverberation",
+    "Roll",
+    "Shift",
+    "SpectrogramAugmentations",
+    "Speed",
+    "Strategy",
+    "TimeMask",
+    "TimeStretch",
+    "WaveformAugmentations",
+]
+
+Range = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Augmentation:
+    probability: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.probability <= 1, "probability", self.probability, "a fraction from 0 to 1")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, tuple):
+                lowest, highest = _LIMITS.get(item.name, (-1e9, 1e9))
+                good = len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+                check(good, item.name, value, f"two numbers in ascending order, from {lowest:g} to {highest:g}")
+
+
+_LIMITS = {
+    "rate": (0.25, 4.0),
+    "semitones": (-24.0, 24.0),
+    "fraction": (-1.0, 1.0),
+    "width": (0.0, 1.0),
+    "scale": (0.05, 1.0),
+    "share": (0.0, 0.9),
+    "cutoff": (1.0, 1e6),
+    "octaves": (0.1, 10.0),
+    "seconds": (0.01, 10.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gain(_Augmentation):
+    """Louder or softer, by dB."""
+
+    db: Range = (-12.0, 12.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(_Augmentation):
+    """White noise at a signal-to-noise ratio in dB."""
+
+    snr: Range = (5.0, 40.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Background(_Augmentation):
+    """Sound from the files of a folder, at a signal-to-background ratio in dB."""
+
+    folder: str = ""
+    snr: Range = (3.0, 30.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PitchShift(_Augmentation):
+    """Higher or lower at the same speed, by semitones."""
+
+    semitones: Range = (-4.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeStretch(_Augmentation):
+    """Faster (a rate above 1) or slower at the same pitch; what is missing at the end is silence."""
+
+    rate: Range = (0.8, 1.25)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed(_Augmentation):
+    """Played faster or slower, pitch and all: resampling."""
+
+    rate: Range = (0.9, 1.1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift(_Augmentation):
+    """Later or earlier, by a fraction of the clip: what leaves at one end comes in at the other."""
+
+    fraction: Range = (-0.3, 0.3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HighPass(_Augmentation):
+    """Without what lies below a cut-off in Hz (a Butterworth response of second order)."""
+
+    cutoff: Range = (20.0, 1000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowPass(_Augmentation):
+    """Without what lies above a cut-off in Hz (a Butterworth response of second order)."""
+
+    cutoff: Range = (1500.0, 8000.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandPass(_Augmentation):
+    """Only what lies around a centre in Hz, so many octaves wide (second order on both sides)."""
+
+    cutoff: Range = (300.0, 4000.0)
+    octaves: Range = (1.0, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polarity(_Augmentation):
+    """Upside down. A spectrogram does not show it; it is there for lists that have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reverberation(_Augmentation):
+    """A simple room: an exponential tail of so many seconds (to -60 dB), whose energy is so many dB of the sound's."""
+
+    seconds: Range = (0.1, 0.8)
+    db: Range = (-12.0, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeMask(_Augmentation):
+    """Silence in a stretch, up to so great a fraction of the frames."""
+
+    width: Range = (0.02, 0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrequencyMask(_Augmentation):
+    """Silence in a band, up to so great a fraction of the mel bins."""
+
+    width: Range = (0.02, 0.2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomResizedCrop(_Augmentation):
+    """A rectangle of so great a fraction of frames and of mel bins, resized to the whole (BYOL-A, Niizumi et al.)."""
+
+    scale: Range = (0.6, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixup(_Augmentation):
+    """Energies of another clip, by so great a share."""
+
+    share: Range = (0.05, 0.4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roll(_Augmentation):
+    """Turned around in time by a fraction of the clip: what leaves at one end comes in at the other."""
+
+    fraction: Range = (-0.5, 0.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaveformAugmentations:
+    """What may be done to a sound, in the order in which it is done."""
+
+    background: Background | None = None
+    noise: Noise | None = None
+    speed: Speed | None = None
+    pitch_shift: PitchShift | None = None
+    time_stretch: TimeStretch | None = None
+    shift: Shift | None = None
+    high_pass: HighPass | None = None
+    low_pass: LowPass | None = None
+    band_pass: BandPass | None = None
+    reverberation: Reverberation | None = None
+    gain: Gain | None = None
+    polarity: Polarity | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectrogramAugmentations:
+    """What may be done to a log-mel spectrogram, in the order in which it is done."""
+
+    mixup: Mixup | None = None
+    random_resized_crop: RandomResizedCrop | None = None
+    roll: Roll | None = None
+    frequency_mask: FrequencyMask | None = None
+    time_mask: TimeMask | None = None
+
+
+WAVEFORM = tuple(item.name for item in fields(WaveformAugmentations))
+SPECTROGRAM = tuple(item.name for item in fields(SpectrogramAugmentations))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """What distinguishes a version of a clip from the others; what is None is as in all of them.
+
+    Attributes:
+        num_waveform_augs: Augmentations of the sound drawn for a view.
+        num_spectrogram_augs: Augmentations of the spectrogram drawn for a view.
+        waveform: Names of those that are drawn from.
+        spectrogram: Names of those that are drawn from.
+    """
+
+    num_waveform_augs: int | None = None
+    num_spectrogram_augs: int | None = None
+    waveform: tuple[str, ...] | None = None
+    spectrogram: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for kind, known in (("waveform", WAVEFORM), ("spectrogram", SPECTROGRAM)):
+            for name in getattr(self, kind) or ():
+                check(name in known, kind, name, f"one of {', '.join(known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """How views are drawn: a configuration file of augmentations, `configs/audio_augmentation_config.yaml`.
+
+    Attributes:
+        num_waveform_augs: Augmentations of the sound drawn for a view, without repetition.
+        num_spectrogram_augs: Augmentations of the spectrogram drawn for a view, without repetition.
+        waveform: Those of the sound.
+        spectrogram: Those of the spectrogram.
+        strategies: How versions differ: version v takes strategy v, beginning anew behind the last. None is no
+            difference.
+    """
+
+    num_waveform_augs: int = 3
+    num_spectrogram_augs: int = 2
+    waveform: WaveformAugmentations = field(
+        default_factory=lambda: WaveformAugmentations(
+            noise=Noise(),
+            speed=Speed(),
+            pitch_shift=PitchShift(),
+            time_stretch=TimeStretch(),
+            shift=Shift(),
+            high_pass=HighPass(),
+            low_pass=LowPass(),
+            band_pass=BandPass(),
+            reverberation=Reverberation(),
+            gain=Gain(),
+            polarity=Polarity(),
+        )
+    )
+    spectrogram: SpectrogramAugmentations = field(
+        default_factory=lambda: SpectrogramAugmentations(
+            mixup=Mixup(),
+            random_resized_crop=RandomResizedCrop(),
+            roll=Roll(),
+            frequency_mask=FrequencyMask(),
+            time_mask=TimeMask(),
+        )
+    )
+    strategies: tuple[Strategy, ...] = ()
+
+    def __post_init__(self) -> None:
+        for strategy in (Strategy(), *self.strategies):
+            for kind in ("waveform", "spectrogram"):
+                there = self.names(kind, strategy)
+                count = self.count(kind, strategy)
+                name = f"num_{kind}_augs"
+                check(0 <= count <= len(there), name, count, f"0 to {len(there)}, as many as may be drawn")
+                missing = [one for one in there if getattr(getattr(self, kind), one) is None]
+                if missing:
+                    raise SettingsError(f"a strategy names {missing[0]}, which is not set under {kind}")
+        background = self.waveform.background
+        if background is not None and not background.folder:
+            raise SettingsError("background has no folder", advice="Set folder to one of sound files.")
+
+    def of_version(self, version: int) -> Strategy:
+        """The strategy of a version."""
+        return self.strategies[version % len(self.strategies)] if self.strategies else Strategy()
+
+    def names(self, kind: str, strategy: Strategy) -> tuple[str, ...]:
+        """Names of what may be drawn of a kind, `waveform` or `spectrogram`, in the order in which it is done."""
+        known = WAVEFORM if kind == "waveform" else SPECTROGRAM
+        chosen = getattr(strategy, kind)
+        there = [name for name in known if getattr(getattr(self, kind), name) is not None]
+        return tuple(there if chosen is None else [name for name in known if name in chosen])
+
+    def count(self, kind: str, strategy: Strategy) -> int:
+        """How many of a kind are drawn for a view."""
+        own = getattr(strategy, f"num_{kind}_augs")
+        return int(getattr(self, f"num_{kind}_augs") if own is None else own)

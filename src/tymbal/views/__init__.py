@@ -1,0 +1,1 @@
+"""Random changes to sounds and spectrograms, and pairs of views of a clip."""

@@ -1,0 +1,100 @@
+"""The complex spectrum behind a log-mel spectrogram, batched, and the way from its energy to mel bins."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from tymbal.features import kaldi, librosa
+from tymbal.settings import FeatureSettings
+
+__all__ = ["Spectrum"]
+
+_BLOCKS = 8
+
+
+class Spectrum:
+    """Waveforms to complex spectra, and energies to mel bins, as a filter bank has them.
+
+    Args:
+        features: The filter bank. Kaldi's frames lose no mean here: nearly the same, and linear.
+        device: Where to compute.
+
+    Attributes:
+        frequencies: Of the bins in Hz, [bins].
+    """
+
+    def __init__(self, features: FeatureSettings, device: torch.device | str = "cpu") -> None:
+        self.features = features
+        if features.is_centred:
+            filters = torch.from_numpy(librosa.mel_filters(features))
+            self._window = torch.hann_window(features.n_fft, device=device)
+            self._fft = features.n_fft
+        else:
+            filters = kaldi.mel_filters(features).T
+            self._window = torch.hann_window(features.window_samples, periodic=False, device=device)
+            self._fft = 2 * (filters.shape[1] - 1)
+        self.frequencies = torch.arange(filters.shape[1], device=device) * (features.sample_rate / self._fft)
+        # Low mel bins look at few bins and high ones at many: blocks leave out most of the zeros.
+        self._blocks: list[tuple[slice, Tensor]] = []
+        for rows in torch.arange(len(filters)).tensor_split(min(_BLOCKS, len(filters))):
+            part = filters[int(rows[0]) : int(rows[-1]) + 1]
+            used = part.any(0).nonzero().flatten()
+            bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
+            self._blocks.append((bins, part[:, bins].contiguous().to(device)))
+
+    def transform(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
+        """Waveforms [batch, samples] to real and imaginary part, float32 [batch, bins, frames] each."""
+        features = self.features
+        if features.is_centred:
+            spectrum = torch.stft(
+                waveforms, self._fft, features.hop_length, window=self._window, pad_mode="constant", return_complex=True
+            )
+        else:
+            changed = waveforms - waveforms.mean(1, keepdim=True)
+            changed[:, 1:] -= kaldi.PREEMPHASIS * changed[:, :-1].clone()
+            frames = changed.unfold(1, features.window_samples, features.shift_samples)
+            spectrum = torch.fft.rfft(frames * self._window, n=self._fft).transpose(1, 2)
+        return spectrum.real.contiguous(), spectrum.imag.contiguous()
+
+    def mel(self, energy: Tensor) -> Tensor:
+        """Energies [batch, bins, frames] to those of mel bins [batch, mels, frames]."""
+        with torch.autocast(energy.device.type, enabled=False):
+            return torch.cat([weights @ energy[:, bins] for bins, weights in self._blocks], dim=1)
+
+    def mel_at(self, energy: Tensor, factor: Tensor, response: Tensor | None) -> Tensor:
+        """Energies in mel bins, as if each bin lay at another frequency.
+
+        Args:
+            energy: [views, bins, frames], or [1, bins, frames] for all views.
+            factor: What the frequencies of each view are multiplied by, [views], on the CPU.
+            response: Power gain of each bin, where there are filters, [views, bins].
+
+        Returns:
+            [views, mels, frames]; the energy of a bin goes where its new frequency is, none is made or lost.
+        """
+        bins, views = len(self.frequencies), len(factor)
+        lowest, highest = float(factor.min()), float(factor.max())
+        position = torch.arange(bins, device=energy.device)[:, None] * factor.to(energy.device)
+        below = position.long()
+        share = (position - below).unsqueeze(2)
+        loud = None if response is None else response.T.unsqueeze(2)
+        result = []
+        for used, weights in self._blocks:
+            first = int((used.start - 1) / highest) if used.start else 0
+            reach = slice(first, min(math.ceil(used.stop / lowest), bins))
+            # Zeros at both ends of a block's triangles: what falls beside the block weighs nothing.
+            columns = F.pad(weights, (2, 2)).T.contiguous()
+            place = (below[reach] + 2 - used.start).clamp_(0, len(columns) - 2).flatten()
+            height = columns.index_select(0, place).view(-1, views, len(weights))
+            height.lerp_(columns.index_select(0, place + 1).view_as(height), share[reach])
+            if loud is not None:
+                height.mul_(loud[reach])
+            if len(energy) == 1:
+                result.append((height.flatten(1).T @ energy[0, reach]).view(views, len(weights), -1))
+            else:
+                result.append(height.permute(1, 2, 0) @ energy[:, reach])
+        return torch.cat(result, dim=1)

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from tymbal.errors import ModelError
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.objectives.contrastive import ContrastiveObjective, crossed_masks, effective_rank, nt_xent
+from tymbal.objectives.randomness import fold
+
+CONFIG = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=24, patch=(4, 4), stride=(4, 4))
+
+
+def objective(**settings: Any) -> ContrastiveObjective:
+    torch.manual_seed(0)
+    normal = Normalisation(mean=0.0, std=0.5, padding=-4.0)
+    return ContrastiveObjective(
+        SpectrogramEncoder(CONFIG), normalisation=normal, clips=torch.arange(64), projection=8, **settings
+    )
+
+
+def batch(count: int = 6, seed: int = 1) -> dict[str, torch.Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    clips = torch.randn(count, 1, 24, 16, generator=random)
+    views = clips + 0.2 * torch.randn(count, 2, 24, 16, generator=random)
+    return {
+        "spectrogram": views.half(),
+        "frames": torch.full((count,), 24),
+        "row": torch.arange(count),
+        "epoch": torch.zeros(count, dtype=torch.int64),
+    }
+
+
+def unit(count: int, width: int = 5, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(2, count, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def written_out(projected: torch.Tensor, clips: list[int], temperature: float) -> float:
+    views = [(clip, row) for row in projected for clip, row in zip(clips, row, strict=True)]
+    count, total = len(clips), 0.0
+    for place, (clip, own) in enumerate(views):
+        partner = (place + count) % (2 * count)
+        below = 0.0
+        for other, (name, vector) in enumerate(views):
+            if other == partner or name != clip:
+                below += math.exp(float(own @ vector) / temperature)
+        total -= math.log(math.exp(float(own @ views[partner][1]) / temperature) / below)
+    return total / len(views)
+
+
+@pytest.mark.parametrize("clips", [[0, 1, 2, 3], [0, 1, 0, 3]])
+def test_nt_xent__is_the_formula(clips: list[int]) -> None:
+    projected = unit(4)
+    loss, hits = nt_xent(projected, torch.tensor(clips), temperature=0.3)
+    assert float(loss) == pytest.approx(written_out(projected, clips, 0.3), rel=1e-5)
+    assert hits.shape == (8,)
+
+
+def test_nt_xent__is_symmetric_and_falls_with_alignment() -> None:
+    projected, clips = unit(5), torch.arange(5)
+    loss, _ = nt_xent(projected, clips, temperature=0.2)
+    assert float(nt_xent(projected.flip(0), clips, temperature=0.2)[0]) == pytest.approx(float(loss), rel=1e-6)
+    same, hits = nt_xent(projected[:1].repeat(2, 1, 1), clips, temperature=0.2)
+    assert same < loss
+    assert hits.all()
+
+
+def test_crossed_masks__hide_columns_of_one_view_and_rows_of_the_other() -> None:
+    keys = fold(1, torch.arange(50))
+    first, second = crossed_masks(keys, (4, 6), ratio=0.5)
+    assert first.shape == (50, 4 * 3)
+    assert second.shape == (50, 2 * 6)
+    for patches in first:
+        assert len(set((patches % 6).tolist())) == 3
+        assert patches.equal(patches.sort().values)
+    assert all(len(set((patches // 6).tolist())) == 2 for patches in second)
+    share = torch.zeros(6).index_add(0, (first % 6).flatten(), torch.ones(first.numel())) / first.numel()
+    assert ((share - 1 / 6).abs() < 0.05).all()
+
+
+@pytest.mark.parametrize("mask", ["none", "crossed"])
+def test_objective__learns_and_reports(mask: Any) -> None:
+    module = objective(mask=mask)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    before = None
+    for step in range(30):
+        inputs = batch()
+        inputs["epoch"] += step
+        out = module(**inputs)
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        before = before or float(out["loss"].detach())
+    figures = module.metrics(out["sums"])
+    assert figures["loss"] == pytest.approx(float(out["loss"]))
+    assert figures["loss"] < 0.7 * before
+    assert figures["acc"] > 0.6
+    assert 0 <= figures["alignment"] < 1
+    assert figures["uniformity"] < -0.5
+    assert 1 < figures["rank"] <= 12
+    unused = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    assert unused == []
+
+
+def test_objective__by_parts_is_the_same_as_at_once() -> None:
+    whole, parts = objective(mask="crossed"), objective(mask="crossed", chunk=4)
+    for module in (whole, parts):
+        module(**batch())["loss"].backward()
+    for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_objective__masks_depend_on_the_epoch_only_in_training() -> None:
+    module, inputs = objective(mask="crossed"), batch()
+    later = {**inputs, "epoch": inputs["epoch"] + 1}
+    assert float(module(**inputs)["loss"]) != float(module(**later)["loss"])
+    module.eval()
+    assert float(module(**inputs)["loss"]) == float(module(**later)["loss"])
+
+
+def test_rank__counts_directions_and_a_collapse_is_told(capsys: pytest.CaptureFixture) -> None:
+    vectors = F.pad(torch.eye(4).repeat(3, 1), (0, 1), value=1.0)
+    assert effective_rank(vectors.T @ vectors) == pytest.approx(3, rel=1e-6)  # four corners span three directions
+    same = F.pad(torch.ones(5, 4), (0, 1), value=1.0)
+    assert effective_rank(same.T @ same) == 1
+    module = objective()
+    for value in module.encoder.parameters():
+        torch.nn.init.zeros_(value)
+    sums = module(**batch())["sums"]
+    assert module.metrics(sums)["rank"] < 1.1
+    assert "have collapsed" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_head_state__comes_back() -> None:
+    module, other = objective(), objective()
+    torch.nn.init.ones_(module.projection[0].weight)
+    other.load_head_state(module.head_state())
+    assert other.projection[0].weight.equal(module.projection[0].weight)
+    with pytest.raises(ModelError, match="projection"):
+        other.load_head_state({})
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    # The second process could not read one of its clips.
+    projected = unit(5)[:, :3] if rank == 0 else unit(5)[:, 3:]
+    clips = torch.arange(5)[:3] if rank == 0 else torch.arange(5)[3:]
+    projected = projected.clone().requires_grad_()
+    loss, hits = nt_xent(projected, clips, temperature=0.3, everywhere=True)
+    (loss * len(clips)).backward()
+    torch.save((loss.detach() * len(clips), hits.sum(), projected.grad), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+def test_nt_xent__of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    projected = unit(5).requires_grad_()
+    loss, hits = nt_xent(projected, torch.arange(5), temperature=0.3)
+    (loss * 5).backward()
+    assert float(sum(part[0] for part in parts)) == pytest.approx(float(loss) * 5, rel=1e-5)
+    assert int(sum(part[1] for part in parts)) == int(hits.sum())
+    torch.testing.assert_close(torch.cat([part[2] for part in parts], dim=1), projected.grad)

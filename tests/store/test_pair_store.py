@@ -1,0 +1,148 @@
+"""Pairs of views in both forms: one dataset reads them, one converts into the other, damage is left out and named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import tymbal
+from pairs import FEATURES, FRAMES, pair_store
+from tymbal.compat import PreGeneratedSpectrogramDataset
+from tymbal.errors import SettingsError, StoreError
+from tymbal.store.dataset import StoreDataset
+from tymbal.store.pair_store import PairFileStore, open_pairs
+from tymbal.store.pairs import PairStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PairStore:
+    return pair_store(tmp_path / "store")
+
+
+@pytest.fixture
+def folder(store: PairStore, tmp_path: Path) -> Path:
+    assert "12 files" in tymbal.convert(store.path, tmp_path / "files").summary()
+    return tmp_path / "files"
+
+
+def metadata(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metadata.json").read_text())
+
+
+def test_convert__there_and_back_loses_nothing(store: PairStore, folder: Path, tmp_path: Path) -> None:
+    tymbal.convert(folder, tmp_path / "back")
+    back = open_pairs(tmp_path / "back")
+    assert isinstance(back, PairStore)
+    order = [back.index["id"].to_pylist().index(name) for name in store.index["id"].to_pylist()]
+    np.testing.assert_array_equal(back.gather(order), store.gather(store.rows()))
+    assert (back.mean, back.std, back.features) == (store.mean, store.std, FEATURES)
+    for column in ("id", "file", "labels", "split", "version", "frames", "start", "end"):
+        assert back.index[column].take(order).to_pylist() == store.index[column].to_pylist()
+    assert back.description.settings == store.description.settings
+    with pytest.raises(SettingsError, match="cannot become a model"):
+        tymbal.convert(store.path, tmp_path / "model", to="hf")
+
+
+def test_files__have_the_layout(folder: Path) -> None:
+    told = metadata(folder)
+    assert (len(told["train"]), len(told["val"])) == (10, 2)
+    assert told["config"] == {
+        "sample_rate": 8000,
+        "n_mels": 4,
+        "duration": 0.5,
+        "num_versions": 2,
+        "num_waveform_augs": 3,
+        "num_spectrogram_augs": 2,
+    }
+    names = [Path(entry["file"]).name for entry in told["train"] + told["val"]]
+    assert len(set(names)) == 12
+    assert "a_0_v1.pt" in names
+
+
+def test_dataset__gives_the_same_from_either_form(store: PairStore, folder: Path) -> None:
+    packed = PreGeneratedSpectrogramDataset(store.path, split="train")
+    files = PreGeneratedSpectrogramDataset(metadata(folder)["train"])
+    assert len(packed) == len(files) == 10
+    for index in (0, 9):
+        for one, other in zip(packed[index], files[index], strict=True):
+            assert one.shape == (1, 4, FRAMES)
+            assert one.dtype == torch.float32
+            assert one.equal(other)
+    np.testing.assert_array_equal(packed[0][1][0].T.numpy(), store.gather([0])[0, 1].astype(np.float32))
+    assert len(PreGeneratedSpectrogramDataset(folder, split="val")) == 2
+    view1, view2 = next(iter(DataLoader(packed, batch_size=4)))
+    assert view1.shape == view2.shape == (4, 1, 4, FRAMES)
+
+
+def test_files__are_found_after_their_folder_has_moved(folder: Path, tmp_path: Path) -> None:
+    moved = shutil.move(folder, tmp_path / "elsewhere")
+    assert len(PreGeneratedSpectrogramDataset(moved)) == 12
+    assert len(PreGeneratedSpectrogramDataset(metadata(Path(moved))["train"], root=moved)) == 10
+    with pytest.raises(StoreError, match="not one file"):
+        PreGeneratedSpectrogramDataset(metadata(Path(moved))["train"])
+
+
+def test_damage__is_left_out_and_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    entries = metadata(folder)["train"]
+    Path(entries[1]["file"]).unlink()
+    dataset = PreGeneratedSpectrogramDataset(entries)
+    assert len(dataset) == 9
+    bad = Path(entries[2]["file"])
+    bad.write_bytes(bad.read_bytes()[:200])
+    other = torch.load(entries[3]["file"], weights_only=True)
+    short = {name: other[name][..., :3] for name in ("view1", "view2")}
+    torch.save({**other, **short}, entries[3]["file"])
+    (view1, _), *rest = list(DataLoader(dataset, batch_size=5))
+    assert len(view1) == 3  # of 5: two are damaged, and no other clip stands in for them
+    assert sum(len(view1) for view1, _ in [*rest]) == 4
+    kinds = [failure.reason.partition(":")[0] for failure in dataset.failures]
+    assert kinds == ["missing", "unreadable", "wrong shape"]
+    assert bad.name in capsys.readouterr().err.replace("\n", "")
+    with pytest.raises(StoreError, match="cannot be read"):
+        dataset[1]
+    packed = tymbal.convert(folder, tmp_path / "packed")
+    assert "9 packed pairs" in packed.summary()
+
+
+def test_store_dataset__leaves_damaged_pairs_out_of_a_batch(folder: Path) -> None:
+    source = PairFileStore(folder)
+    dataset = StoreDataset(source, source.rows("train"))
+    Path(source.files[2]).write_bytes(b"no tensors")
+    batch = dataset.__getitems__([0, 1, 2, 3])
+    assert batch["spectrogram"].shape == (3, 2, FRAMES, 4)
+    assert batch["row"].tolist() == [0, 1, 3]
+
+
+def test_files__that_others_wrote_are_read(tmp_path: Path) -> None:
+    """Only the layout's own keys, a path of another machine, and no statistics."""
+    entries = []
+    for number in range(3):
+        view = torch.full((1, 4, FRAMES), float(number))
+        content = {"view1": view, "view2": -view, "audio_name": f"x{number}", "version": 0, "original_path": "x.wav"}
+        (tmp_path / "train").mkdir(exist_ok=True)
+        torch.save(content, tmp_path / "train" / f"x{number}_v0.pt")
+        file = f"data\\augmented_spectrograms\\train\\x{number}_v0.pt"
+        entries.append({"file": file, "audio_name": f"x{number}", "version": 0, "shape": [1, 4, FRAMES]})
+    (tmp_path / "metadata_train.json").write_text(json.dumps({"train": entries, "config": {"sample_rate": 22050}}))
+    source = open_pairs(tmp_path)
+    assert source.index["id"].to_pylist() == ["x0@v0", "x1@v0", "x2@v0"]
+    assert (source.mean, source.features) == (0.0, None)
+    assert source.gather([2])[0, :, 0, 0].tolist() == [2.0, -2.0]
+    again = pickle.loads(pickle.dumps(source))
+    assert again.gather([1])[0, 0, 0, 0] == 1
+
+
+def test_nothing__is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no pairs"):
+        open_pairs(tmp_path)
+    (tmp_path / "metadata.json").write_text("{]")
+    with pytest.raises(StoreError, match="is damaged"):
+        open_pairs(tmp_path)

@@ -1,0 +1,137 @@
+"""Fresh views: the same as generated ones but for the partners in mixup and the rounding of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch.utils.data import DataLoader
+
+import tymbal
+from training_setup import TINY
+from tymbal.errors import StoreError
+from tymbal.models.folder import load_model
+from tymbal.pretrain import pretrain
+from tymbal.settings.augmentation import AugmentationSettings
+from tymbal.store.dataset import whole_batch
+from tymbal.store.pairs import PairStore
+from tymbal.store.waves import WaveStore
+from tymbal.views.config import read_augmentation
+from tymbal.views.fresh import FreshViewDataset
+from tymbal.views.make import ViewMaker
+
+RATE = 8000
+SMALL: dict[str, Any] = {
+    "sample_rate": RATE, "window": 0.5, "mel_bins": 16, "n_fft": 256, "hop_length": 128, "workers": 1
+}  # fmt: skip
+LEARN: dict[str, Any] = {**TINY, "patch": "4x8", "objective": "contrastive", "max_steps": 4, "batch_size": 6}
+NO_MIXUP = """
+num_spectrogram_augs: 1
+spectrogram: {time_mask: {}, roll: {}}
+"""
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    time = np.arange(RATE // 2) / RATE
+    for number in range(20):
+        random = np.random.default_rng(number)
+        clip = 0.3 * np.sin(2 * np.pi * random.uniform(200, 3000) * time) + random.normal(0, 0.02, len(time))
+        soundfile.write(folder / f"{number:02d}.wav", clip, RATE, subtype="PCM_16")
+    (folder / "no_mixup.yaml").write_text(NO_MIXUP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def waves(sound: Path) -> WaveStore:
+    store = tymbal.prepare(sound, sound.parent / "waves", views=1, write="waveforms", **SMALL).store
+    assert isinstance(store, WaveStore)
+    return store
+
+
+def fresh(waves: WaveStore, settings: AugmentationSettings | None = None) -> FreshViewDataset:
+    assert waves.features is not None
+    maker = ViewMaker(settings or AugmentationSettings(), waves.features, waves.samples)
+    return FreshViewDataset(waves, waves.rows(), maker, seed=42)
+
+
+def test_waves__are_the_samples(waves: WaveStore, sound: Path) -> None:
+    assert (len(waves), waves.samples, waves.frames, waves.mels) == (20, RATE // 2, 32, 16)
+    batch = waves.waveforms([3, 0])
+    assert batch.dtype == np.int16
+    for row, samples in zip((3, 0), batch, strict=True):
+        expected = soundfile.read(waves.index["file"][row].as_py(), dtype="float32")[0]
+        np.testing.assert_allclose(samples / 32767, expected, atol=2e-5)
+    shard = waves.path / waves.description.shards[0].file
+    assert np.load(shard).dtype == np.int16
+    with pytest.raises(StoreError, match="holds waveforms"):
+        tymbal.Store.open(waves.path)
+
+
+def test_fresh__epochs_are_versions(waves: WaveStore, sound: Path, tmp_path: Path) -> None:
+    path = sound / "no_mixup.yaml"
+    generated = tymbal.prepare(sound, tmp_path / "pairs", views=3, augmentations=str(path), **SMALL).store
+    dataset = fresh(waves, read_augmentation(path))
+    assert isinstance(generated, PairStore)
+    names = generated.index["id"].to_pylist()
+    for epoch in (0, 2):
+        batch = dataset.__getitems__([epoch * 20 + place for place in range(20)])
+        rows = [names.index(f"{name}@v{epoch}") for name in waves.index["id"].to_pylist()]
+        difference = np.abs(generated.gather(rows).astype(np.float32) - batch["spectrogram"].float().numpy())
+        # Only where there is next to nothing does the rounding of samples to 16 bits show.
+        assert np.quantile(difference, 0.9) < 0.05
+        assert batch["epoch"].eq(epoch).all()
+
+
+def test_fresh__have_the_distribution_of_generated_views(waves: WaveStore, sound: Path, tmp_path: Path) -> None:
+    generated = tymbal.prepare(sound, tmp_path / "pairs", views=10, **SMALL).store
+    one = generated.gather(generated.rows()).astype(np.float32)
+    dataset = fresh(waves)
+    other = torch.cat([dataset.__getitems__([20 * e + i for i in range(20)])["spectrogram"] for e in range(10)]).numpy()
+    for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+        assert abs(np.quantile(one, quantile) - np.quantile(other, quantile)) < 0.4
+    np.testing.assert_allclose(one.mean((0, 1, 2)), other.astype(np.float32).mean((0, 1, 2)), atol=0.8)
+
+
+def test_fresh__differ_by_epoch_and_repeat_by_seed(waves: WaveStore) -> None:
+    dataset = fresh(waves)
+    first, again, later = (dataset.__getitems__(indices)["spectrogram"] for indices in ([0, 1], [0, 1], [20, 21]))
+    assert first.equal(again)
+    assert not first.equal(later)
+    loader = DataLoader(dataset, batch_sampler=[[0, 1], [22, 23]], collate_fn=whole_batch)
+    assert [batch["row"].tolist() for batch in loader] == [[0, 1], [2, 3]]
+
+
+def test_pretrain__on_waveforms_and_on_sound(waves: WaveStore, sound: Path, tmp_path: Path) -> None:
+    run = pretrain(waves.path, tmp_path / "one", **LEARN)
+    assert "eval_acc" in run.metrics
+    assert load_model(run.model).description.features == waves.features
+    again = pretrain(waves.path, tmp_path / "two", views="fresh", **LEARN)
+    states = [load_model(result.model).module.state_dict() for result in (run, again)]
+    assert all(states[0][name].equal(states[1][name]) for name in states[0])
+    with pytest.raises(StoreError, match="holds no pairs of views"):
+        pretrain(waves.path, tmp_path / "three", views="generated", **LEARN)
+
+
+def test_pretrain__makes_waveforms_of_sound_first(sound: Path, tmp_path: Path) -> None:
+    pretrain(sound, tmp_path / "run", **{**LEARN, "patch": "16x16", "max_steps": 1})
+    assert len(WaveStore.open(tmp_path / "run" / "store")) == 20
+    pairs = tymbal.prepare(sound, tmp_path / "pairs", views=1, **SMALL).path
+    with pytest.raises(StoreError, match="not waveforms"):
+        pretrain(pairs, tmp_path / "other", views="fresh", **LEARN)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_fresh__on_a_gpu_are_those_of_the_cpu(waves: WaveStore) -> None:
+    assert waves.features is not None
+    maker = ViewMaker(AugmentationSettings(), waves.features, waves.samples, device="cuda")
+    there = FreshViewDataset(waves, waves.rows(), maker, seed=42, device="cuda").__getitems__(list(range(20)))
+    here = fresh(waves).__getitems__(list(range(20)))
+    difference = (there["spectrogram"].cpu().float() - here["spectrogram"].float()).abs()
+    assert float(difference.quantile(0.99)) < 0.05
