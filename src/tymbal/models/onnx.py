@@ -109,10 +109,16 @@ def write_onnx(path: Path, loaded: LoadedModel, *, pooling: str = "mean") -> lis
         What a user should know of it, in sentences.
 
     Raises:
-        ModelError: onnxruntime computes something else from it.
+        ModelError: Its spectrograms are not Kaldi's, or onnxruntime computes something else from it.
         SettingsError: The extra `onnx` is not installed.
     """
     _check_installed()
+    if loaded.description.features.filter_bank != "kaldi":
+        raise ModelError(
+            f"the spectrograms of this model are {loaded.description.features.filter_bank}'s, and only Kaldi's can be "
+            "exported so far",
+            advice="Prepare with filter_bank kaldi, and train again.",
+        )
     model = WaveformModel(loaded, pooling=pooling).eval()
     description = loaded.description
     result = "scores" if description.labels else "embedding"
