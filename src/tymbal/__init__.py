@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tymbal.prepare import prepare
     from tymbal.pretrain import pretrain
     from tymbal.probe import probe
+    from tymbal.report import report
     from tymbal.store.store import Store
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "probe",
+    "report",
     "save_model",
     "scan",
 ]
@@ -86,6 +88,7 @@ _ORIGIN = {
     "prepare": "tymbal.prepare",
     "pretrain": "tymbal.pretrain",
     "probe": "tymbal.probe",
+    "report": "tymbal.report",
     "save_model": "tymbal.models.folder",
     "scan": "tymbal.audio.scan",
     **{name: "tymbal.errors" for name in __all__ if name.endswith("Error")},

@@ -32,6 +32,7 @@ from tymbal.settings import (
     PrepareSettings,
     PretrainSettings,
     ProbeSettings,
+    ReportSettings,
     ScanSettings,
 )
 from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
@@ -39,7 +40,7 @@ from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
 __all__ = ["app", "main"]
 
 _RESUME = {"always": True, "never": False}
-_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "demo"})
+_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "report", "demo"})
 _CONTINUES = frozenset({"prepare", "pretrain", "finetune", "ssast", "demo"})
 
 _WAY = Group("The way from sound to predictions", sort_key=0)
@@ -55,6 +56,7 @@ tymbal pretrain store -o run --size tiny --max-minutes 60
 tymbal probe    run labelled
 tymbal finetune labelled -o classifier --from run
 tymbal predict  classifier night.flac -o night.csv
+tymbal report   run
 ```
 
 `tymbal VERB --help` explains a verb and all its settings.
@@ -209,6 +211,22 @@ def predict(
         output: The table, a row a window and label (.csv).
     """
     _run("predict", model, list(files), output, common=common, settings=settings)
+
+
+@_verb(ReportSettings)
+def report(
+    *sources: Annotated[Path, Parameter(required=True)],
+    output: Annotated[Path | None, _OUTPUT] = None,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[ReportSettings | None, _FLAT] = None,
+) -> None:
+    """See what came out, on one page with pictures and sound that opens in any browser.
+
+    Args:
+        sources: Stores, folders of runs, tables of predictions (.csv).
+        output: The page (.html). Without it, report.html in the folder of the first source.
+    """
+    _run("report", list(sources), output, common=common, settings=settings)
 
 
 @app.command(group=_FORMATS, help_formatter=VerbHelp(ConvertSettings), help_epilogue="")

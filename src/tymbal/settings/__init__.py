@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from tymbal.settings.checks import SIZES, parse_patch
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings
+from tymbal.settings.looking import ReportSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
 from tymbal.settings.using import ConvertSettings, PredictSettings, ProbeSettings
 
@@ -24,6 +25,7 @@ __all__ = [
     "PretrainSettings",
     "ProbeSettings",
     "PtSettings",
+    "ReportSettings",
     "ScanSettings",
     "TrainingSettings",
     "parse_patch",
