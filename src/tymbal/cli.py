@@ -278,7 +278,7 @@ def demo(
     group_pattern: str | None = None,
     quiet: Annotated[bool, Parameter(alias="-q", negative=())] = False,
 ) -> None:
-    """Walk the whole way in minutes: scan, prepare, pretrain, probe, fine-tune, predict.
+    """Walk the whole way in minutes: scan, prepare, pretrain, probe, fine-tune, predict, report.
 
     Args:
         output: Folder for all that is written.

@@ -53,6 +53,8 @@ def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
             known[name]["validation" if key.startswith("eval_") else "training"].append((entry["epoch"], value))
     if not known:
         raise NotShownError("the run has logged nothing yet")
+    if known.get("top1") == known.get("accuracy"):  # where a clip has one label
+        known.pop("top1", None)
     order = sorted(known, key=lambda name: ([*_TITLES, name].index(name), name))
     order.sort(key=lambda name: name in _LAST)
     once = [name for name in order if max(map(len, known[name].values())) == 1]
@@ -122,7 +124,7 @@ def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | N
         found["epochs"] = f"{logged[-1]['epoch']:.1f}"
         found["time of training"] = duration(logged[-1]["seconds"])
     if result:
-        ended = {"steps": "all steps done", "patience": "no progress", "minutes": "time was up"}
+        ended = {"steps": "all done", "patience": "no progress", "minutes": "time was up"}
         found["ended"] = ended.get(result["ended"], result["ended"])
     else:
         found["ended"] = "not yet"

@@ -157,7 +157,7 @@ def cards(inner: Iterable[str]) -> str:
 
 def words(text: str) -> str:
     """Plain text as HTML whose long names may break behind an underscore, a stroke or a dot."""
-    return re.sub(r"([_/.])(?=\w)", r"\1<wbr>", escape(text))
+    return re.sub(r"([_/]|\.(?=[a-z]))(?=\w)", r"\1<wbr>", escape(text))
 
 
 class _Names:

@@ -34,7 +34,7 @@ class ReportSettings:
     examples: int = 12
     rebuilt: int = 3
     mistakes: int = 12
-    sounds: int = 18
+    sounds: int = 12
     sound_seconds: float = 3.0
     batch_size: int = 64
     device: str = "auto"
