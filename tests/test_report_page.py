@@ -74,6 +74,7 @@ def test_report__predictions_are_seen_along_their_recordings(way: Path) -> None:
     text = result.output.read_text()
     assert Figures.of(text)["recordings"] == "16"
     assert text.count('class="card"') == 3
+    assert text.count('<table class="strips"') == 8
     assert "8 more recordings are not drawn" in text
 
 

@@ -8,6 +8,7 @@ from html import escape
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from tymbal.errors import SettingsError
 from tymbal.reporting.charts import COLOURS, Point, scatter
@@ -47,10 +48,12 @@ def embedding_map(
     """
     if len(rows) < _FEWEST:
         raise NotShownError(f"{len(rows)} clips are too few for a map")
-    plane = _plane(vectors, method=settings.map, seed=settings.seed)
+    with threadpool_limits(1):  # more threads wait for each other, on a busy machine for a minute
+        plane = _plane(vectors, method=settings.map, seed=settings.seed)
     labels = [(clips.labels(row) or [""])[0] for row in rows.tolist()]
     counted = Counter(label for label in labels if label)
-    names = [name for name, _ in counted.most_common(COLOURS if len(counted) <= COLOURS else COLOURS - 1)]
+    # In the order of the alphabet, so that maps of the same clips have the same colours.
+    names = sorted(name for name, _ in counted.most_common(COLOURS if len(counted) <= COLOURS else COLOURS - 1))
     groups = {name: place for place, name in enumerate(names)}
     shown = names + ([_OTHER] if len(counted) > len(names) else [])
     players = _players(clips, rows, labels, most=settings.sounds)

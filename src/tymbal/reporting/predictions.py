@@ -9,13 +9,14 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from tymbal.audio.decode import info, read
 from tymbal.errors import SettingsError, TymbalError
 from tymbal.features.kaldi import KaldiFbank
-from tymbal.reporting.charts import Line, histogram, lines
+from tymbal.reporting.charts import histogram
 from tymbal.reporting.page import NotShownError, cards, words
-from tymbal.reporting.pictures import spectrogram
+from tymbal.reporting.pictures import image, png, spectrogram
 from tymbal.reporting.sounds import Sounds
 from tymbal.settings import FeatureSettings
 
@@ -24,7 +25,8 @@ __all__ = ["Predictions"]
 _COLUMNS = ("file", "start", "end", "label", "score")
 _MOST_LABELS = 40
 _MOST_RECORDINGS = 8
-_MOST_LINES = 4
+_MOST_STRIPS = 6
+_MOST_COLUMNS = 600
 _HIGHEST_RATE = 48_000
 
 Window = tuple[str, float, float]
@@ -126,33 +128,16 @@ class Predictions:
         Raises:
             NotShownError: There are no predictions.
         """
-        files = list(dict.fromkeys(window[0] for window in self.windows))
-        if not files:
+        inside: dict[str, dict[Window, list[tuple[float, str]]]] = defaultdict(dict)
+        for window, found in self.windows.items():
+            inside[window[0]][window] = found
+        if not inside:
             raise NotShownError("the table has no rows")
-        charts = [self._along(file) for file in files[:_MOST_RECORDINGS]]
-        rest = len(files) - len(charts)
+        drawn = [_along(file, inside[file]) for file in list(inside)[:_MOST_RECORDINGS]]
+        rest = len(inside) - len(drawn)
         more = f"<p>{rest:,} more recordings are not drawn.</p>" if rest else ""
-        return f'<div class="grid">{"".join(charts)}</div>{more}'
-
-    def _along(self, file: str) -> str:
-        inside = {
-            window: {label: score for score, label in found}
-            for window, found in self.windows.items()
-            if window[0] == file
-        }
-        strength: dict[str, float] = defaultdict(float)
-        for scores in inside.values():
-            for label, score in scores.items():
-                strength[label] += score**2
-        drawn = [
-            Line(
-                label,
-                [(start + end) / 2 for _, start, end in inside],
-                [scores.get(label, 0.0) for scores in inside.values()],
-            )
-            for label in sorted(strength, key=lambda label: -strength[label])[:_MOST_LINES]
-        ]
-        return lines(drawn, title=PurePath(file).name, x_label="seconds", bounds=(0.0, 1.0))
+        text = "The brighter, the higher the score of the label at that time; the strongest labels of each recording."
+        return f"<p>{text}</p>{''.join(drawn)}{more}"
 
     def surest(self, sounds: Sounds, *, most: int) -> str:
         """The windows with the highest scores, each label in its turn.
@@ -187,3 +172,29 @@ class Predictions:
         caption = f'<strong>{words(title)}</strong><span class="path">{words(where)}</span>'
         player = sounds.of(file, start, end)
         return f'<figure class="card">{picture}{player}<figcaption>{caption}</figcaption></figure>'
+
+
+def _along(file: str, inside: dict[Window, list[tuple[float, str]]]) -> str:
+    """A strip of brightness for each of the strongest labels, all over the same time."""
+    end = max(window[2] for window in inside)
+    columns = min(_MOST_COLUMNS, len(inside))
+    strips: dict[str, NDArray[np.float32]] = defaultdict(lambda: np.zeros(columns, np.float32))
+    for (_, start, stop), found in inside.items():
+        column = min(int((start + stop) / 2 / end * columns), columns - 1)
+        for score, label in found:
+            strips[label][column] = max(strips[label][column], score)
+    strongest = sorted(strips, key=lambda label: -float(np.square(strips[label]).sum()))[:_MOST_STRIPS]
+    name = PurePath(file).name
+    rows = "".join(
+        f'<tr><th scope="row">{words(label)}</th><td>'
+        + image(
+            png(strips[label][None], between=(0.0, 1.0)),
+            alt=f"Scores of {label} along {name}, at most {strips[label].max():.2f}",
+            width=columns,
+            height=1,
+        )
+        + "</td></tr>"
+        for label in strongest
+    )
+    foot = f'<tr><td></td><td class="soft ends"><span>0 s</span><span>{end:,.0f} s</span></td></tr>'
+    return f'<h4>{words(name)}</h4><table class="strips"><tbody>{rows}{foot}</tbody></table>'
