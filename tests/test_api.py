@@ -11,7 +11,7 @@ import pytest
 
 import tymbal
 
-VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "report", "convert", "demo")
+VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "report", "doctor", "convert", "demo")
 
 
 @pytest.mark.parametrize("name", tymbal.__all__)

@@ -59,7 +59,8 @@ def photograph(page: Path, output: Path) -> None:
         print(f"no Chromium is here: {output} stays as it is")
         return
     shown = ", ".join(f"#pretraining-pretrained{name}" for name in ("", "-hidden-and-rebuilt", "-map-of-the-clips"))
-    only = f"<style>header, main section {{ display: none }} nav, .tiles {{ display: none }} {shown} {{ display: block }}</style></head>"
+    hidden = "header, nav, .tiles, main section { display: none }"
+    only = f"<style>{hidden} {shown} {{ display: block }}</style></head>"
     part = page.with_name("part.html")
     part.write_text(page.read_text(encoding="utf-8").replace("</head>", only, 1), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,2060"]

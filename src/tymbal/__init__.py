@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tymbal.audio.scan import scan
     from tymbal.convert import convert
     from tymbal.demo.demo import demo
+    from tymbal.doctor import doctor
     from tymbal.errors import (
         AudioError,
         CheckpointError,
@@ -64,6 +65,7 @@ __all__ = [
     "__version__",
     "convert",
     "demo",
+    "doctor",
     "finetune",
     "load_model",
     "predict",
@@ -82,6 +84,7 @@ _ORIGIN = {
     "Store": "tymbal.store.store",
     "convert": "tymbal.convert",
     "demo": "tymbal.demo.demo",
+    "doctor": "tymbal.doctor",
     "finetune": "tymbal.finetune",
     "load_model": "tymbal.models.folder",
     "predict": "tymbal.predict",

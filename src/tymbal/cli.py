@@ -27,6 +27,7 @@ from tymbal.errors import TymbalError
 from tymbal.progress import quietly, say
 from tymbal.settings import (
     ConvertSettings,
+    DoctorSettings,
     FinetuneSettings,
     PredictSettings,
     PrepareSettings,
@@ -227,6 +228,25 @@ def report(
         output: The page (.html). Without it, report.html in the folder of the first source.
     """
     _run("report", list(sources), output, common=common, settings=settings)
+
+
+@_verb(DoctorSettings)
+def doctor(
+    store: Path | None = None,
+    /,
+    *,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[DoctorSettings | None, _FLAT] = None,
+) -> None:
+    """See what this machine can do, what is missing, and how long an epoch would take.
+
+    Args:
+        store: A store to check, and to estimate an epoch for.
+    """
+    from tymbal.training.device import tune_malloc
+
+    tune_malloc()
+    _run("doctor", store, common=common, settings=settings)
 
 
 @app.command(group=_FORMATS, help_formatter=VerbHelp(ConvertSettings), help_epilogue="")

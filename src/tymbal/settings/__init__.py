@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from tymbal.settings.checks import SIZES, parse_patch
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings
-from tymbal.settings.looking import ReportSettings
+from tymbal.settings.looking import DoctorSettings, ReportSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
 from tymbal.settings.using import ConvertSettings, PredictSettings, ProbeSettings
 
 __all__ = [
     "SIZES",
     "ConvertSettings",
+    "DoctorSettings",
     "FeatureSettings",
     "FinetuneSettings",
     "PredictSettings",

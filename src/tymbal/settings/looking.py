@@ -1,13 +1,13 @@
-"""Settings of what is there to be looked at: reports."""
+"""Settings of what is there to be looked at: reports, and what the machine can do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from tymbal.settings.checks import check
+from tymbal.settings.checks import check, parse_patch
 
-__all__ = ["ReportSettings"]
+__all__ = ["DoctorSettings", "ReportSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +47,33 @@ class ReportSettings:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("examples", "rebuilt", "mistakes"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorSettings:
+    """What this machine can do.
+
+    Attributes:
+        size: Named size of the encoder that is tried, as in pretraining.
+        patch: Mel bins x frames of its patches, as in pretraining.
+        encode: What the encoder sees, as in pretraining.
+        batch_size: Clips a step; fewer are tried where a step takes long.
+        seconds: About how long is tried; 0 tries nothing.
+        precision: As in training.
+        device: As in training.
+        json: Print JSON.
+    """
+
+    size: Literal["tiny", "small", "base"] = "small"
+    patch: str = "16x16"
+    encode: Literal["all", "visible"] = "all"
+    batch_size: int = 64
+    seconds: float = 10.0
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        parse_patch(self.patch)
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check(self.seconds >= 0, "seconds", self.seconds, "a time in seconds, 0 or more")
