@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -108,9 +109,9 @@ def _learn(frames: int, mels: int, settings: DoctorSettings) -> tuple[float, int
 
     clips = min(2, settings.batch_size)
     step(clips)  # the first step makes room and chooses kernels
-    while clips < settings.batch_size and _seconds(lambda: step(clips)) < _LONGEST_STEP / 2:
+    while clips < settings.batch_size and _seconds(partial(step, clips)) < _LONGEST_STEP / 2:
         clips = min(2 * clips, settings.batch_size)
-    return clips * _often(lambda: step(clips), settings.seconds * _SHARES["step"]), clips
+    return clips * _often(partial(step, clips), settings.seconds * _SHARES["step"]), clips
 
 
 def _noise(clips: int, frames: int, mels: int, device: torch.device) -> dict[str, Tensor]:
