@@ -11,7 +11,8 @@ import pytest
 
 import tymbal
 
-VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "embed", "similar", "convert", "demo")
+VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "report", "embed", "similar")
+VERBS += ("doctor", "convert", "demo")
 
 
 @pytest.mark.parametrize("name", tymbal.__all__)

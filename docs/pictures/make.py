@@ -1,9 +1,14 @@
-"""Draws the picture of the README from a run of the demo: `make pictures`, or `python docs/pictures/make.py demo`."""
+"""Draws the pictures of the README from a run of the demo: `make pictures`, or `python docs/pictures/make.py demo`.
+
+The report is photographed by Chromium, where there is one.
+"""
 
 from __future__ import annotations
 
 import argparse
 import csv
+import shutil
+import subprocess
 from collections import defaultdict
 from pathlib import Path
 
@@ -44,6 +49,26 @@ def main() -> None:
     # A palette is a fifth of the size, and nobody sees the difference.
     Image.open(arguments.output).convert("RGB").quantize(96).save(arguments.output, optimize=True)
     print(arguments.output)
+    photograph(arguments.demo / "report.html", arguments.output.with_name("report.png"))
+
+
+def photograph(page: Path, output: Path) -> None:
+    """A part of the report: what was rebuilt, and the map."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        print(f"no Chromium is here: {output} stays as it is")
+        return
+    shown = ", ".join(f"#pretraining-pretrained{name}" for name in ("", "-hidden-and-rebuilt", "-map-of-the-clips"))
+    hidden = "header, nav, .tiles, main section { display: none }"
+    only = f"<style>{hidden} {shown} {{ display: block }}</style></head>"
+    part = page.with_name("part.html")
+    part.write_text(page.read_text(encoding="utf-8").replace("</head>", only, 1), encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,2060"]
+    look = ["--blink-settings=preferredColorScheme=1", f"--screenshot={output.resolve()}"]
+    subprocess.run([chromium, *flags, *look, part.resolve().as_uri()], check=True, capture_output=True)  # noqa: S603
+    part.unlink()
+    Image.open(output).convert("RGB").quantize(256, kmeans=2).save(output, optimize=True)
+    print(output)
 
 
 def draw_clip(figure: mpl.figure.SubFigure, store: Store) -> None:

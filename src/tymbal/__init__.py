@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tymbal.audio.scan import scan
     from tymbal.convert import convert
     from tymbal.demo.demo import demo
+    from tymbal.doctor import doctor
     from tymbal.embed import embed
     from tymbal.errors import (
         AudioError,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from tymbal.prepare import prepare
     from tymbal.pretrain import pretrain
     from tymbal.probe import probe
+    from tymbal.report import report
     from tymbal.similar import similar
     from tymbal.store.store import Store
 
@@ -65,6 +67,7 @@ __all__ = [
     "__version__",
     "convert",
     "demo",
+    "doctor",
     "embed",
     "finetune",
     "load_model",
@@ -72,6 +75,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "probe",
+    "report",
     "save_model",
     "scan",
     "similar",
@@ -84,6 +88,7 @@ _ORIGIN = {
     "Store": "tymbal.store.store",
     "convert": "tymbal.convert",
     "demo": "tymbal.demo.demo",
+    "doctor": "tymbal.doctor",
     "embed": "tymbal.embed",
     "finetune": "tymbal.finetune",
     "load_model": "tymbal.models.folder",
@@ -91,6 +96,7 @@ _ORIGIN = {
     "prepare": "tymbal.prepare",
     "pretrain": "tymbal.pretrain",
     "probe": "tymbal.probe",
+    "report": "tymbal.report",
     "save_model": "tymbal.models.folder",
     "scan": "tymbal.audio.scan",
     "similar": "tymbal.similar",

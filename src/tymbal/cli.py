@@ -27,12 +27,14 @@ from tymbal.errors import SettingsError, TymbalError
 from tymbal.progress import quietly, say
 from tymbal.settings import (
     ConvertSettings,
+    DoctorSettings,
     EmbedSettings,
     FinetuneSettings,
     PredictSettings,
     PrepareSettings,
     PretrainSettings,
     ProbeSettings,
+    ReportSettings,
     ScanSettings,
     SimilarSettings,
 )
@@ -41,7 +43,7 @@ from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
 __all__ = ["app", "main"]
 
 _RESUME = {"always": True, "never": False}
-_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "embed", "similar", "demo"})
+_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "embed", "similar", "report", "doctor", "demo"})
 _CONTINUES = frozenset({"prepare", "pretrain", "finetune", "predict", "embed", "ssast", "demo"})
 
 _WAY = Group("The way from sound to predictions", sort_key=0)
@@ -57,6 +59,7 @@ tymbal pretrain store -o run --size tiny --max-minutes 60
 tymbal probe    run labelled
 tymbal finetune labelled -o classifier --from run
 tymbal predict  classifier night.flac -o night.csv
+tymbal report   run classifier night.csv
 tymbal embed    run recordings -o recordings.parquet
 tymbal similar  run clip.wav recordings.parquet
 ```
@@ -259,6 +262,38 @@ def similar(
     _run("similar", model, clip, index, output, common=common, settings=settings)
 
 
+@_verb(ReportSettings)
+def report(
+    *sources: Annotated[Path, Parameter(required=True)],
+    output: Annotated[Path | None, _OUTPUT] = None,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[ReportSettings | None, _FLAT] = None,
+) -> None:
+    """See what came out, on one page with pictures and sound that opens in any browser.
+
+    Args:
+        sources: Stores, folders of runs, tables of predictions (.csv).
+        output: The page (.html). Without it, report.html in the folder of the first source.
+    """
+    _run("report", list(sources), output, common=common, settings=settings)
+
+
+@_verb(DoctorSettings)
+def doctor(
+    store: Path | None = None,
+    /,
+    *,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[DoctorSettings | None, _FLAT] = None,
+) -> None:
+    """See what this machine can do, what is missing, and how long an epoch would take.
+
+    Args:
+        store: A store to check, and to estimate an epoch for.
+    """
+    _run("doctor", store, common=common, settings=settings)
+
+
 @app.command(group=_FORMATS, help_formatter=VerbHelp(ConvertSettings), help_epilogue="")
 def convert(
     source: str,
@@ -308,7 +343,7 @@ def demo(
     group_pattern: str | None = None,
     quiet: Annotated[bool, Parameter(alias="-q", negative=())] = False,
 ) -> None:
-    """Walk the whole way in minutes: scan, prepare, pretrain, probe, fine-tune, predict.
+    """Walk the whole way in minutes: scan, prepare, pretrain, probe, fine-tune, predict, report.
 
     Args:
         output: Folder for all that is written.

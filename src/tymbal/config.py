@@ -31,6 +31,7 @@ from tymbal import settings as stages
 from tymbal._version import __version__
 from tymbal.errors import SettingsError
 from tymbal.files import write_text
+from tymbal.machine import machine
 from tymbal.values import convert, nearest, plain, shown
 
 __all__ = [
@@ -71,12 +72,14 @@ class RunFile:
         arguments: Its source, output and the like, by parameter name.
         settings: Its resolved settings, by YAML key.
         versions: Versions of Tymbal and of what it stands on, when it ran.
+        machine: What it ran on.
     """
 
     verb: str
     arguments: dict[str, Any]
     settings: dict[str, Any]
-    versions: dict[str, str]
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    machine: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLike | None = None) -> Settings:
@@ -258,6 +261,7 @@ def write_run_yaml(run: PathLike, verb: str, arguments: Mapping[str, Any], setti
         "arguments": given,
         "settings": chosen,
         "versions": versions(),
+        "machine": machine(),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_yaml(path, content, comment=f"Repeat with: tymbal {verb} --config {RUN_FILE} -o ANOTHER_FOLDER")
@@ -293,7 +297,7 @@ def _parse_run(content: Mapping[str, Any], path: Path) -> RunFile:
     missing = sorted(_RUN_KEYS - content.keys())
     if missing:
         raise SettingsError(f"this is not the record of a run: it lacks {', '.join(missing)}", path=path)
-    parts = {key: content.get(key) or {} for key in ("arguments", "settings", "versions")}
+    parts = {key: content.get(key) or {} for key in ("arguments", "settings", "versions", "machine")}
     for key, value in parts.items():
         if not isinstance(value, dict):
             raise SettingsError(f"'{key}' is not a mapping", path=path)

@@ -6,8 +6,9 @@ import ctypes
 import os
 import platform
 import sys
+from pathlib import Path
 
-__all__ = ["cores", "tune_malloc"]
+__all__ = ["cores", "machine", "memory", "processor", "tune_malloc"]
 
 
 def cores() -> int:
@@ -32,3 +33,32 @@ def tune_malloc() -> bool:
     trim_threshold, mmap_max = -1, -4
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, -1))
+
+
+def memory() -> int | None:
+    """Bytes of main memory that are built in; None where the system does not say."""
+    if not hasattr(os, "sysconf") or not {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def processor() -> str:
+    """The name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str]:
+    """What a figure of speed needs beside it; of GPUs what is known without loading anything."""
+    found = {"system": f"{platform.system()} {platform.machine()}", "processor": processor(), "cores": str(cores())}
+    size = memory()
+    if size is not None:
+        found["memory"] = f"{size / 2**30:.0f} GiB"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpu"] = str(torch.cuda.get_device_name())
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -37,12 +38,25 @@ def test_demo__wingbeats_the_whole_way_and_again(tiny, tmp_path, capsys):
     text = result.summary()
     assert "54 clips of a device that was never trained on (trap), 9 classes" in text
     assert (tmp_path / "demo" / "summary.txt").read_text() == text + "\n"
-    for place in ("store/store.json", "pretrained/model", "classifier/model", "probe.csv", "predictions.csv"):
+    for place in (
+        "store/store.json",
+        "pretrained/model",
+        "classifier/model",
+        "probe.csv",
+        "predictions.csv",
+        "report.html",
+    ):
         assert (tmp_path / "demo" / place).exists()
     seconds = json.loads((tmp_path / "demo" / "seconds.json").read_text())
-    assert set(seconds) == {"scan", "prepare", "pretrain", "probe", "finetune", "from-random", "predict"}
+    assert set(seconds) == {"scan", "prepare", "pretrain", "probe", "finetune", "from-random", "predict", "report"}
     shown = capsys.readouterr().err
     assert f"$ tymbal scan {tmp_path / 'demo' / 'wingbeats'} -o {tmp_path / 'demo' / 'manifest.csv'}" in shown
+
+    assert f"{tmp_path / 'demo' / 'report.html'}" in text
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert all(f'<section id="{part}' in page for part in ("store", "pretraining", "fine-tuning", "predictions"))
+    reasons = set(re.findall("Not shown: ([^<]*)", page))
+    assert reasons <= {"fewer than two logged steps do not tell a speed."}
 
     again = tymbal.demo(tmp_path / "demo", short=True)
     assert again.report.scores == result.report.scores

@@ -67,7 +67,7 @@ def demo(
     label_pattern: str | None = None,
     group_pattern: str | None = None,
 ) -> DemoResult:
-    """Walks the whole way: scan, prepare, pretrain, probe, fine-tune, predict.
+    """Walks the whole way: scan, prepare, pretrain, probe, fine-tune, predict, report.
 
     Without labels the way ends after pretraining. Of a large folder a random part is taken.
 
@@ -106,6 +106,7 @@ def demo(
         scores=scores,
         found=found,
     )
+    _show(walk)
     write_text(walk.folder / "summary.txt", report.text(walk.folder) + "\n")
     return DemoResult(folder=walk.folder, report=report)
 
@@ -138,7 +139,8 @@ class _Walk:
         place = self.folder / output
         flags = [word for key, value in settings.items() for word in _flag(key, value)]
         # A manifest that is not written yet is shown as the folder that it was made of.
-        words = [str(argument if isinstance(argument, str | Path) else argument.root) for argument in arguments]
+        given = [each for argument in arguments for each in (argument if isinstance(argument, list) else [argument])]
+        words = [str(each if isinstance(each, str | Path) else each.root) for each in given]
         command = shlex.join(["tymbal", verb, *words, "-o", str(place), *flags])
         tell(f"\n$ {command}")
         start = time.monotonic()
@@ -259,6 +261,12 @@ def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthe
     hop = round(store.frames * features.shift_samples / features.sample_rate / 2, 2)
     walk.step("predict", walk.folder / "classifier", recording, output="predictions.csv", hop=hop)
     return count_found(walk.folder / "predictions.csv", events, background=BACKGROUND if synthetic else None)
+
+
+def _show(walk: _Walk) -> None:
+    """One page with the pictures, of all that there is."""
+    parts = [walk.folder / name for name in ("store", "pretrained", "classifier", "predictions.csv")]
+    walk.step("report", [part for part in parts if part.exists()], output="report.html", map_clips=400, sounds=9)
 
 
 def _can_classify(store: Store) -> bool:

@@ -131,6 +131,7 @@ class Report:
 
     def _places(self, folder: Path) -> str:
         places = {
+            "report.html": "all of it as pictures and sound: open it with a browser",
             "manifest.csv": "every clip: duration, label, group, split",
             "store": "the spectrograms",
             "pretrained/model": "the pretrained encoder",

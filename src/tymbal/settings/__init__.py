@@ -12,6 +12,7 @@ from __future__ import annotations
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.settings.checks import SIZES, parse_patch
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
+from tymbal.settings.looking import DoctorSettings, ReportSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
 from tymbal.settings.using import (
     ConvertSettings,
@@ -26,6 +27,7 @@ __all__ = [
     "SIZES",
     "AugmentationSettings",
     "ConvertSettings",
+    "DoctorSettings",
     "EmbedSettings",
     "FeatureSettings",
     "FinetuneSettings",
@@ -34,6 +36,7 @@ __all__ = [
     "PretrainSettings",
     "ProbeSettings",
     "PtSettings",
+    "ReportSettings",
     "ScanSettings",
     "SimilarSettings",
     "SoundSettings",

@@ -1,0 +1,1 @@
+"""What this machine can do: what is installed, and how fast it works."""

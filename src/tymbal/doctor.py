@@ -1,0 +1,210 @@
+"""What this machine can do, what is missing, and how long a training would take: `tymbal doctor`.
+
+    tymbal doctor                        versions, devices, decoders, disk, and a trial of some seconds
+    tymbal doctor store --size base      the same on this store: minutes an epoch
+
+It changes nothing and writes nothing. What it finds wrong it says with what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tymbal import config as configuration
+from tymbal.environment import check_companions
+from tymbal.errors import TymbalError
+from tymbal.machine import cores
+from tymbal.progress import duration, tell
+from tymbal.settings import DoctorSettings
+
+if TYPE_CHECKING:
+    from tymbal.checkup.trial import Trial
+    from tymbal.store.store import Store
+
+__all__ = ["DoctorResult", "doctor"]
+
+_WIDTH = 79
+_LITTLE_DISK = 5 * 10**9
+_LONG_EPOCH = 2 * 3600
+_SMALLER = {"base": "small", "small": "tiny"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorResult:
+    """What was found.
+
+    Attributes:
+        software: Versions.
+        hardware: Processor, memory, GPUs, and what would be used.
+        decoders: What reads sound.
+        free_disk: Free bytes where the store is, or here.
+        store: What the store is; empty where none was given or it cannot be read.
+        trial: What was measured; None where nothing was tried.
+        epoch_seconds: How long an epoch of pretraining on the store would take; None without one.
+        size: The encoder that was tried.
+        advice: What is wrong or could be better, and what to do.
+        as_json: Whether the summary is JSON.
+    """
+
+    software: dict[str, str]
+    hardware: dict[str, str]
+    decoders: dict[str, str]
+    free_disk: int
+    store: dict[str, str] = field(default_factory=dict)
+    trial: Trial | None = None
+    epoch_seconds: float | None = None
+    size: str = "small"
+    advice: tuple[str, ...] = ()
+    as_json: bool = False
+
+    def summary(self) -> str:
+        """All of it, for a terminal of 80 columns or as JSON."""
+        if self.as_json:
+            values = {name: value for name, value in asdict(self).items() if name != "as_json"}
+            return json.dumps(values, indent=2, ensure_ascii=False)
+        parts = [_block("Software", self.software), _block("Machine", self.hardware), _block("Decoders", self.decoders)]
+        parts.append(_block("Disk", {"free": f"{self.free_disk / 1e9:,.1f} GB"}))
+        if self.store:
+            parts.append(_block("Store", self.store))
+        if self.trial is not None:
+            parts.append(_block("Trial", self._measured(self.trial)))
+        if self.epoch_seconds is not None:
+            parts.append(f"This store, size {self.size}, this machine: {duration(self.epoch_seconds)} an epoch.")
+        advice = [_wrapped(f"- {text}", "  ") for text in self.advice]
+        parts.append("\n".join(["What to do", *advice]) if advice else "Nothing is wrong.")
+        return "\n\n".join(parts)
+
+    def _measured(self, trial: Trial) -> dict[str, str]:
+        hours = trial.features * 60 / 3600
+        found = {"features": f"{hours:,.1f} hours of sound in a minute on one core"}
+        if trial.loading is not None:
+            found["loading"] = f"{trial.loading:,.0f} clips a second"
+        found["pretraining"] = f"{trial.step:,.1f} clips a second of {trial.frames} frames, size {self.size}"
+        found["batch size"] = f"{trial.batch_size}"
+        return found
+
+
+def doctor(store: str | Path | None = None, *, config: str | Path | None = None, **settings: Any) -> DoctorResult:
+    """Looks at this machine, and tries for some seconds what it can do.
+
+    A store that cannot be read, or an installation that does not work together, is a finding and no error.
+
+    Args:
+        store: A store to check and to estimate an epoch for.
+        config: YAML file with settings.
+        **settings: See `tymbal.settings.DoctorSettings`.
+
+    Raises:
+        DeviceError: The device that was asked for is not there.
+        SettingsError: Size or patch do not fit the clips of the store.
+    """
+    from tymbal.checkup.machine_facts import decoders, free_disk, hardware, software
+    from tymbal.checkup.trial import try_out
+
+    chosen = configuration.resolve(DoctorSettings, settings, config=config)
+    advice: list[str] = []
+    try:
+        check_companions()
+    except TymbalError as error:
+        advice.append(str(error))
+    opened, facts = _opened(store, advice)
+    trial = None
+    if chosen.seconds:
+        tell(f"Trying features, loading and size {chosen.size} for about {duration(chosen.seconds)}")
+        trial = try_out(opened, chosen)
+    epoch = None
+    if trial is not None and opened is not None:
+        splits = set(opened.index["split"].to_pylist())
+        epoch = len(opened.rows("train" if "train" in splits else None)) / trial.clips_per_second
+    free = free_disk(Path(store or "."))
+    advice += _advice(chosen, trial, epoch, free)
+    return DoctorResult(
+        software=software(),
+        hardware=hardware(chosen.device),
+        decoders=decoders(),
+        free_disk=free,
+        store=facts,
+        trial=trial,
+        epoch_seconds=epoch,
+        size=chosen.size,
+        advice=tuple(advice),
+        as_json=chosen.json,
+    )
+
+
+def _opened(path: str | Path | None, advice: list[str]) -> tuple[Store | None, dict[str, str]]:
+    """The store, if it is whole and holds finite values where it was looked at; else what is wrong is said."""
+    import numpy as np
+
+    from tymbal.errors import StoreError
+    from tymbal.store.store import Store
+
+    if path is None:
+        return None, {}
+    try:
+        store = Store.open(path)
+        rows = np.unique(np.linspace(0, len(store) - 1, 64).astype(np.int64))
+        broken = rows[~np.isfinite(store.gather(rows).astype(np.float32)).all(axis=(1, 2))]
+    except StoreError as error:
+        advice.append(str(error))
+        return None, {}
+    if len(broken):
+        advice.append(f"{path}: row {broken[0]} holds values that are not finite. Prepare the store again.")
+        return None, {}
+    size = sum(shard.bytes for shard in store.description.shards)
+    return store, {
+        "clips": f"{len(store):,} of {store.frames} frames x {store.mels} mel bins",
+        "size": f"{size / 1e9:,.2f} GB in {len(store.description.shards):,} shards, none missing or cut short",
+        "looked at": f"{len(rows)} clips, all finite",
+    }
+
+
+def _advice(settings: DoctorSettings, trial: Trial | None, epoch: float | None, free: int) -> list[str]:
+    from tymbal.training.device import choose_device, choose_precision, cpu_has_bf16
+
+    device, why = choose_device(settings.device)
+    found: list[str] = []
+    if "built without CUDA, though" in why or "driver is too old" in why or "has no code for" in why:
+        found.append(f"The GPU is not used: {why}. Install the PyTorch that fits it (pytorch.org says which).")
+    if device.type == "cpu" and not cpu_has_bf16():
+        found.append("This processor computes float32 only; a newer one, or a GPU, is 2 to 50 times faster.")
+    if device.type == "cpu" and cores() == 1:
+        found.append("This process may use one core: ask the queue for more (--cpus-per-task).")
+    if free < _LITTLE_DISK:
+        found.append(f"Only {free / 1e9:.1f} GB are free here: a run writes checkpoints of several times its model.")
+    if trial is None:
+        return found
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if device.type == "cpu" and busy > cores() + 1:
+        found.append(f"Other programs keep {busy:.0f} cores busy, of {cores()}: alone it would be faster.")
+    if trial.loading is not None and trial.loading < 3 * trial.step:
+        found.append("Loading holds the training up: copy the store to a local disk or to memory (/dev/shm).")
+    if trial.batch_size < settings.batch_size:
+        found.append(
+            f"A batch of {settings.batch_size} clips takes longer than some seconds: {trial.batch_size} were tried."
+        )
+    if epoch is not None and epoch > _LONG_EPOCH:
+        smaller = f"--size {_SMALLER[settings.size]}, " if settings.size in _SMALLER else ""
+        visible = "" if settings.encode == "visible" else "--encode visible, "
+        found.append(f"An epoch takes {duration(epoch)}: try {smaller}{visible}shorter clips, or a GPU.")
+    dtype, _ = choose_precision(settings.precision, device)
+    if device.type == "cuda" and dtype is None:
+        found.append("The GPU is used in float32: --precision fp16 is about twice as fast.")
+    return found
+
+
+def _block(title: str, values: Mapping[str, str]) -> str:
+    wide = max(map(len, values)) + 2
+    return "\n".join(
+        [title, *(_wrapped(f"  {name:{wide}}{value}", " " * (wide + 2)) for name, value in values.items())]
+    )
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

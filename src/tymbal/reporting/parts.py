@@ -1,0 +1,275 @@
+"""The part of a report that one source makes: a store, a run of pretraining or fine-tuning, or predictions."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from html import escape
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tymbal import config as configuration
+from tymbal.config import RUN_FILE, RunFile
+from tymbal.errors import SettingsError, StoreError
+from tymbal.evaluation.baseline import baseline_features
+from tymbal.inference.embed import embed_store
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.folder import load_model
+from tymbal.reporting.answers import Answers, ask
+from tymbal.reporting.clips import Clips
+from tymbal.reporting.curves import learning_curves, run_tiles, speed
+from tymbal.reporting.embedding_map import choose_rows, embedding_map
+from tymbal.reporting.page import Part, Section, details, section, table, tiles
+from tymbal.reporting.predictions import Predictions
+from tymbal.reporting.rebuilt import rebuilt_clips
+from tymbal.reporting.sounds import Sounds
+from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
+from tymbal.settings import PtSettings, ReportSettings
+from tymbal.store.base import SpectrogramSource
+from tymbal.store.format import DESCRIPTION
+from tymbal.store.store import Store
+from tymbal.training.callbacks import MetricsFile
+from tymbal.training.device import choose_device
+
+__all__ = ["Desk", "part_of"]
+
+_FAILURES = "failures.csv"
+_RUNS = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the parts of a page share.
+
+    Attributes:
+        numbers: Numbers that nothing on the page has yet.
+        stores: Stores that are on the page.
+    """
+
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    stores: set[Path] = field(default_factory=set)
+
+
+def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
+    """Tells what is given, and shows it.
+
+    Args:
+        source: A store, a run folder or a table of predictions.
+        settings: The settings of the report.
+        desk: What the parts of the page share.
+
+    Raises:
+        SettingsError: It is nothing that there is a report for.
+        StoreError: It is a store that cannot be read.
+    """
+    if (source / DESCRIPTION).is_file():
+        return _store_part(Store.open(source), settings, desk)
+    if (source / RUN_FILE).is_file():
+        record = configuration.read_run_yaml(source)
+        if record.verb in _RUNS:
+            return _run_part(source, record, settings, desk)
+    if source.is_file() and source.suffix == ".csv":
+        return _predictions_part(Predictions.read(source), settings, desk)
+    raise SettingsError(
+        "there is nothing to report on" if source.exists() else "there is no such file or folder",
+        path=source,
+        advice="Give a store, the folder of a run of pretrain or finetune, or the .csv table of predict.",
+    )
+
+
+def _store_part(store: Store, settings: ReportSettings, desk: Desk) -> Part:
+    desk.stores.add(store.path.resolve())
+    clips = Clips(store, _sounds(settings, store.path.parent, desk.numbers))
+    mapped = Clips(store, _sounds(settings, store.path.parent, desk.numbers))
+
+    def draw_map() -> str:
+        rows = choose_rows(mapped, most=settings.map_clips, seed=settings.seed)
+        what = "Mean and spread of the mel bins (no model has a part in it)"
+        return embedding_map(baseline_features(store, rows), mapped, rows, settings, what=what)
+
+    sections = [
+        section("Labels", lambda: balance(store)),
+        section("Lengths and origin", lambda: lengths(store)),
+        section("Some clips", lambda: _with_remark(examples(clips, most=settings.examples, seed=settings.seed), clips)),
+        section("Map of the clips", lambda: _with_remark(draw_map(), mapped)),
+        section("Copies", lambda: copies(clips)),
+        section("Left out", lambda: left_out(store.path / _FAILURES)),
+        section("Settings", lambda: _facts(store.description.settings, store.description.provenance)),
+    ]
+    return _part("Store", store.path, store_tiles(store), sections)
+
+
+def _run_part(run: Path, record: RunFile, settings: ReportSettings, desk: Desk) -> Part:
+    logged = MetricsFile.read(run / "metrics.jsonl")
+    result = run / "result.json"
+    ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
+    with tempfile.TemporaryDirectory(prefix="tymbal-report-") as folder:
+        seen = _Run(run, record, settings, Path(folder), desk)
+        own = (_classified if record.verb == "finetune" else _rebuilt)(seen, logged)
+        sections = [
+            section("Learning curves", lambda: learning_curves(logged)),
+            *own,
+            section("Map of the clips", seen.map),
+            *seen.labels(),
+            section("Left out", lambda: left_out(run / _FAILURES)),
+            section("Speed", lambda: speed(logged)),
+            section("Settings", lambda: _facts(record.settings, record.versions, record.machine)),
+        ]
+    return _part(_RUNS[record.verb], run, run_tiles(logged, ended), sections)
+
+
+def _rebuilt(seen: _Run, logged: list[dict[str, Any]]) -> list[Section]:
+    def draw() -> str:
+        store = seen.store
+        splits = set(store.index["split"].to_pylist())
+        rows = store.rows("validation" if "validation" in splits else None)
+        some = np.random.default_rng(seen.settings.seed).permutation(rows)[: seen.settings.rebuilt]
+        return rebuilt_clips(seen.path, seen.clips, np.sort(some), logged)
+
+    return [section("Hidden and rebuilt", draw)]
+
+
+def _classified(seen: _Run, _: list[dict[str, Any]]) -> list[Section]:
+    def mistakes() -> str:
+        shown = seen.answers.mistakes(seen.clips, most=seen.settings.mistakes)
+        return _with_remark(shown, seen.clips)
+
+    return [
+        section("Confusion", lambda: seen.answers.confusion()),  # noqa: PLW0108 - asked when it is drawn
+        section("Surest mistakes", mistakes),
+        section("Class by class", lambda: seen.answers.by_class()),  # noqa: PLW0108 - likewise
+    ]
+
+
+def _predictions_part(found: Predictions, settings: ReportSettings, desk: Desk) -> Part:
+    sounds = _sounds(settings, found.path.parent, desk.numbers)
+
+    def surest() -> str:
+        drawn = found.surest(sounds, most=settings.mistakes)
+        return drawn + _remark(sounds)
+
+    sections = [
+        section("Labels", found.labels),
+        section("How sure", found.sureness),
+        section("Along the recordings", found.over_time),
+        section("Surest windows", surest),
+        section("Left out", lambda: left_out(found.path.with_name(_FAILURES))),
+    ]
+    return _part("Predictions", found.path, found.tiles(), sections)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the sections of a run have in common; each thing is read when it is first asked for.
+
+    Attributes:
+        path: The run folder.
+        record: Its run.yaml.
+        settings: The settings of the report.
+        scratch: An empty folder.
+        desk: What the parts of the page share.
+    """
+
+    path: Path
+    record: RunFile
+    settings: ReportSettings
+    scratch: Path
+    desk: Desk
+
+    @cached_property
+    def store(self) -> SpectrogramSource:
+        """The clips that the run learned from."""
+        given = self.settings.data or self.record.arguments.get("store") or self.record.arguments.get("source")
+        # A folder that holds run and store may have moved as a whole.
+        places = [self.path / "store"]
+        if given is not None:
+            places += [Path(given), self.path.parent / Path(given).name]
+        for place in places:
+            if (place / DESCRIPTION).is_file():
+                return Store.open(place)
+        if given is None or not Path(given).exists():
+            raise StoreError(
+                "the clips of the run are not there any more", path=given, advice="Say where they are: --data STORE."
+            )
+        from tymbal.training.source import open_source
+
+        chosen = configuration.from_mapping(
+            PtSettings,
+            {
+                each.name: self.record.settings[each.name]
+                for each in fields(PtSettings)
+                if each.name in self.record.settings
+            },
+        )
+        return open_source(given, self.scratch, load_model(self.path).description.features, chosen)
+
+    @cached_property
+    def clips(self) -> Clips:
+        """They, to be drawn."""
+        return Clips(self.store, _sounds(self.settings, self.store.path.parent, self.desk.numbers))
+
+    @cached_property
+    def answers(self) -> Answers:
+        """What the classifier says about the validation clips."""
+        device = choose_device(self.settings.device)[0]
+        return ask(load_model(self.path), self.store, batch_size=self.settings.batch_size, device=device)
+
+    def labels(self) -> list[Section]:
+        """The labels, unless the store has its own part of the page."""
+        found = section("Labels", lambda: balance(self.store))
+        return [] if "store" in vars(self) and self.store.path.resolve() in self.desk.stores else [found]
+
+    def map(self) -> str:
+        """A map of what the model makes of the clips."""
+        loaded = load_model(self.path)
+        module = loaded.module
+        encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
+        mapped = Clips(self.store, _sounds(self.settings, self.store.path.parent, self.desk.numbers))
+        rows = choose_rows(mapped, most=self.settings.map_clips, seed=self.settings.seed)
+        vectors: NDArray[np.float32] = embed_store(
+            encoder,
+            self.store,
+            rows,
+            description=loaded.description,
+            poolings=["mean"],
+            batch_size=self.settings.batch_size,
+            device=choose_device(self.settings.device)[0],
+        )["mean"]
+        return _with_remark(embedding_map(vectors, mapped, rows, self.settings, what="Embeddings of the model"), mapped)
+
+
+def _part(kind: str, path: Path, figures: Mapping[str, str], sections: list[Section]) -> Part:
+    lead = f'<p class="path">{escape(str(path))}</p>{tiles(figures)}'
+    return Part(f"{kind}: {path.resolve().name}", lead, tuple(sections))
+
+
+def _sounds(settings: ReportSettings, beside: Path, numbers: Iterator[int]) -> Sounds:
+    return Sounds(most=settings.sounds, seconds=settings.sound_seconds, beside=beside, numbers=numbers)
+
+
+def _with_remark(body: str, clips: Clips) -> str:
+    return body + _remark(clips.sounds)
+
+
+def _remark(sounds: Sounds) -> str:
+    text = sounds.remark()
+    return f'<p class="soft screen">{escape(text)}</p>' if text else ""
+
+
+def _facts(*parts: Mapping[str, Any]) -> str:
+    """Settings, versions and the like, those first that were settled by hand or are worth knowing."""
+    rows = [(str(name), _said(value)) for part in parts for name, value in part.items()]
+    return details(f"{len(rows)} settings, versions and the like", table(("name", "value"), rows))
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "" if value is None else str(value)

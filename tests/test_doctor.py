@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tymbal
+from tones import tone_store
+from tymbal.errors import DeviceError, SettingsError
+
+QUICK = {"size": "tiny", "patch": "8x8", "batch_size": 4, "seconds": 0.05, "device": "cpu"}
+
+
+def test_doctor__store_model_and_machine_give_minutes_an_epoch(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store")
+    result = tymbal.doctor(tmp_path / "store", **QUICK)
+    trial = result.trial
+    assert trial is not None
+    assert trial.frames == 32
+    assert trial.batch_size == 4
+    assert 0 < trial.clips_per_second < trial.step
+    assert result.epoch_seconds == pytest.approx(36 / trial.clips_per_second)
+    assert trial.features > 100
+    text = result.summary()
+    assert max(map(len, text.splitlines())) < 80
+    assert "This store, size tiny, this machine: " in text
+    assert "48 of 32 frames x 16 mel bins" in text
+    assert text.count("\n\n") == 7
+
+
+def test_doctor__json_has_everything(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    found = json.loads(tymbal.doctor(tmp_path / "store", **QUICK, json=True).summary())
+    assert set(found["software"]) >= {"tymbal", "torch", "torch build", "transformers", "python"}
+    assert set(found["hardware"]) >= {"processor", "cores", "processor does", "trains on", "precision"}
+    assert found["hardware"]["trains on"] == "cpu (asked for)"
+    assert "FLAC" in found["decoders"]["libsndfile"]
+    assert found["free_disk"] > 0
+    assert found["trial"]["step"] > 0
+    assert found["epoch_seconds"] > 0
+
+
+def test_doctor__without_a_store_and_without_a_trial(tmp_path: Path) -> None:
+    result = tymbal.doctor(seconds=0, device="cpu")
+    assert result.trial is None
+    assert result.epoch_seconds is None
+    assert result.store == {}
+
+
+@pytest.mark.parametrize("what", ["shard", "values", "nothing"])
+def test_doctor__a_store_that_is_not_whole_is_a_finding(tmp_path: Path, what: str) -> None:
+    store = tone_store(tmp_path / "store", clips=6, validation=2)
+    shard = tmp_path / "store" / store.description.shards[0].file
+    content = bytearray(shard.read_bytes())
+    if what == "shard":
+        shard.write_bytes(content[:-100])
+    elif what == "values":
+        content[128:130] = b"\x00\x7c"  # infinity in float16
+        shard.write_bytes(content)
+    path = tmp_path / ("other" if what == "nothing" else "store")
+    result = tymbal.doctor(path, seconds=0, device="cpu")
+    said = {"shard": "bytes, not", "values": "row 0 holds values that are not finite", "nothing": "no such folder"}
+    assert any(said[what] in text and str(path) in text for text in result.advice)
+    assert result.store == {}
+
+
+def test_doctor__slow_steps_and_long_epochs_get_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tymbal.checkup import trial
+
+    tone_store(tmp_path / "store")
+    slow = trial.Trial(features=900.0, loading=0.004, step=0.002, batch_size=2, frames=32)
+    monkeypatch.setattr(trial, "try_out", lambda *_: slow)
+    result = tymbal.doctor(tmp_path / "store", **QUICK | {"size": "base"})
+    advice = "\n".join(result.advice)
+    assert "try --size small, --encode visible, shorter clips, or a GPU" in advice
+    assert "Loading holds the training up" in advice
+    assert "2 were tried" in advice
+
+
+def test_doctor__what_cannot_be_tried_is_refused(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=6, validation=2)
+    with pytest.raises(SettingsError):
+        tymbal.doctor(tmp_path / "store", **QUICK | {"patch": "64x64"})
+    with pytest.raises(DeviceError):
+        tymbal.doctor(device="cuda:77", seconds=0)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tymbal
+from browser import look, needs_browser
+from tones import FEATURES, tone_folder
+from training_setup import TINY
+from tymbal.config import to_keywords
+from tymbal.errors import SettingsError
+
+SMALL = {"map_clips": 40, "examples": 4, "sounds": 3, "rebuilt": 2, "mistakes": 3, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole way, with a damaged file, a copy and a pair of mistaken labels on it."""
+    folder = tmp_path_factory.mktemp("way")
+    sound = tone_folder(folder / "sound", clips=5)
+    (sound / "train" / "high" / "torn.wav").write_bytes(b"RIFF")
+    (sound / "validation" / "low" / "copy.wav").write_bytes((sound / "train" / "high" / "0.wav").read_bytes())
+    tymbal.prepare(sound, folder / "store", frames=32, **to_keywords(FEATURES))
+    shared = {**TINY, "epochs": 2, "batch_size": 8}
+    tymbal.pretrain(folder / "store", folder / "run", **shared)
+    tuning = {key: shared[key] for key in ("epochs", "batch_size", "log_every", "device", "precision")}
+    tymbal.finetune(folder / "store", folder / "classifier", from_=str(folder / "run"), **tuning)
+    tymbal.predict(folder / "classifier", sound / "validation", folder / "found.csv", device="cpu")
+    return folder
+
+
+def test_report__store_says_what_is_in_it(way: Path, tmp_path: Path) -> None:
+    result = tymbal.report(way / "store", tmp_path / "page.html", **SMALL)
+    text = result.output.read_text()
+    assert list(result.sections) == ["Store: store"]
+    assert "31" in Figures.of(text)["clips"]
+    assert Figures.of(text)["with a label"] == "31"
+    assert "1 of these groups lie on both sides of the split" in text
+    assert "1 of these groups have different labels" in text
+    assert "torn.wav" in text.replace("<wbr>", "")
+    assert text.count("<audio") == 6  # three among the examples, three on the map
+    assert "Not shown" not in text
+
+
+def test_report__pretraining_shows_what_was_rebuilt_at_each_checkpoint(way: Path, tmp_path: Path) -> None:
+    text = tymbal.report(way / "run", tmp_path / "page.html", **SMALL).output.read_text()
+    steps = sorted(path.name for path in (way / "run" / "checkpoints").iterdir())
+    assert len(steps) == 2
+    assert text.count("what the encoder saw") == 2 * 2  # its caption and its alternative text, of two clips
+    errors = [float(error) for error in re.findall(r"epoch [\d.]+: ([\d.]+)</figcaption>", text)]
+    assert len(errors) == 2 * 2
+    assert all(0 < error < 10 for error in errors)
+    assert "Not shown" not in text
+
+
+def test_report__fine_tuning_counts_what_is_confused(way: Path, tmp_path: Path) -> None:
+    text = tymbal.report(way / "classifier", tmp_path / "page.html", **SMALL).output.read_text()
+    matrix = text.split('class="confusion"')[1].split("</table>")[0]
+    assert sum(map(int, re.findall(r'<td style="[^"]*">(\d+)</td>', matrix))) == 16
+    shares = [float(share) for share in re.findall(r"<strong>“[^(]*\((\d+)%\)”", text)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares
+    assert len(re.findall(r"<div>is (?:high|middle|low) \(", text)) == len(shares)
+
+
+def test_report__predictions_are_seen_along_their_recordings(way: Path) -> None:
+    result = tymbal.report(way / "found.csv", **SMALL)
+    assert result.output == way / "found.html"
+    text = result.output.read_text()
+    assert Figures.of(text)["recordings"] == "16"
+    assert text.count('class="card"') == 3
+    assert text.count('<table class="strips"') == 8
+    assert "8 more recordings are not drawn" in text
+
+
+def test_report__missing_things_are_named_and_the_rest_is_there(way: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.yaml").write_text((way / "run" / "run.yaml").read_text().replace(str(way / "store"), "/gone/store"))
+    lines = [
+        {"step": 1, "epoch": 0.5, "seconds": 1.0, "loss": 2.0},
+        {"step": 2, "epoch": 1.0, "seconds": 2.0, "loss": None},
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = tymbal.report(run, **SMALL).output.read_text()
+    assert Figures.of(text)["ended"] == "not yet"
+    assert "Values that are not finite are left out of loss" in text
+    reasons = re.findall(r"Not shown: ([^<]*)", text)
+    assert len(reasons) == 5
+    assert sum("the clips of the run are not there any more (/gone/store)" in reason for reason in reasons) == 2
+    assert (run / "report.html").stat().st_size < 60_000
+
+
+def test_report__what_is_no_source_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no such file or folder"):
+        tymbal.report(tmp_path / "nothing")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(SettingsError, match="no table of predictions"):
+        tymbal.report(tmp_path / "table.csv")
+    with pytest.raises(SettingsError, match=r"\.html"):
+        tymbal.report(tmp_path, tmp_path / "page.pdf")
+
+
+def test_report__names_from_files_and_labels_are_text_not_markup(tmp_path: Path) -> None:
+    from tymbal.settings import FeatureSettings
+    from tymbal.store.writer import Entry, write_store
+
+    evil = '<script>alert("x")</script>'
+    values = np.random.default_rng(0).normal(size=(9, 16, 16)).astype(np.float32)
+    clips = [
+        (value, Entry(id=str(n), file=f"{evil}{n}.wav", start=0.0, end=0.2, frames=16, labels=(evil,), group=evil))
+        for n, value in enumerate(values)
+    ]
+    write_store(tmp_path / "store", clips, features=FeatureSettings(mel_bins=16), frames=16)
+    text = tymbal.report(tmp_path / "store", **SMALL).output.read_text()
+    assert text.count("<script") == 1
+    assert "alert" in text
+
+
+def test_report__fetches_nothing(way: Path, tmp_path: Path) -> None:
+    text = tymbal.report([way / "store", way / "run"], tmp_path / "page.html", **SMALL).output.read_text()
+    links = re.findall(r'(?:src|href|url)\s*[=(]\s*["\']?([^"\')\s>]+)', text)
+    assert links
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert all(f'id="{link[1:]}"' in text for link in links if link.startswith("#"))
+    pictures = re.findall(r"<img[^>]*>", text)
+    assert all(re.search(r'alt="[^"]{10,}"', picture) for picture in pictures)
+    names = re.findall(r'\bid="([^"]*)"', text)
+    assert len(names) == len(set(names))
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 500])
+def test_report__browser_shows_all_pictures_and_plays_sound(way: Path, tmp_path: Path, width: int) -> None:
+    page = tymbal.report(
+        [way / "store", way / "run", way / "classifier", way / "found.csv"], tmp_path / "page.html", **SMALL
+    ).output
+    seen = look(page, width=width, picture=tmp_path / "page.png", script=_PLAY)
+    assert seen["troubles"] == []
+    assert seen["broken"] == 0
+    assert seen["pictures"] == page.read_text().count("<img")
+    assert seen["asked"] == []
+    assert seen["wide"] == []
+    assert seen["found"]["seconds"] == pytest.approx([0.335] * len(seen["found"]["seconds"]), abs=0.15)
+    assert len(seen["found"]["seconds"]) == page.read_text().count("<audio")
+    assert seen["found"]["said"].startswith("Playing: ")
+    assert seen["found"]["dim"] > 0
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+_PLAY = """
+const sounds = [...document.querySelectorAll("audio")];
+await Promise.all(sounds.map((each) => each.readyState ? 0 : new Promise((done) => each.onloadedmetadata = done)));
+const map = document.querySelector(".map");
+map.querySelector("[data-sound]").dispatchEvent(new Event("click"));
+map.querySelector(".legend button").click();
+return {
+  seconds: sounds.map((each) => each.duration),
+  said: map.querySelector("[aria-live]").textContent,
+  dim: map.querySelectorAll(".dim").length,
+};
+"""
+
+
+class Figures(HTMLParser):
+    """The figures that stand out on a page, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+        self._tag = self._name = ""
+
+    @classmethod
+    def of(cls, text: str) -> dict[str, str]:
+        parser = cls()
+        parser.feed(text)
+        return parser.found
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self._tag = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._tag == "dt":
+            self._name = data
+        elif self._tag == "dd" and self._name:
+            self.found.setdefault(self._name, data)
+        self._tag = ""
