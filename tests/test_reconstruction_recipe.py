@@ -146,6 +146,15 @@ def test_clip_seconds__windows_of_any_length(seconds: float, clips: int, tmp_pat
     assert load_model(tmp_path / "run").description.encoder.frames == store.frames
 
 
+def test_target_length__is_the_length_of_windows_too(tmp_path: Path):
+    (tmp_path / "sound").mkdir()
+    for n in range(4):
+        soundfile.write(tmp_path / "sound" / f"{n}.wav", noise(3.0, seed=n), 16_000)
+    pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE, target_length=64, validation_fraction=0.25)
+    store = tymbal.Store.open(tmp_path / "run" / "store")
+    assert (store.frames, len(store)) == (64, 4 * 5)  # of 0.655 s; the last one is kept, because most of it is sound
+
+
 def test_patience__needs_something_to_validate_on(tmp_path: Path):
     (tmp_path / "sound").mkdir()
     soundfile.write(tmp_path / "sound" / "one.wav", noise(3.0), 16_000)
