@@ -110,6 +110,8 @@ def test_recipe__leaves_a_model_folder_and_its_figures(run: Path):
     assert described.objective["time_masks"] == 2
     assert "mask_ratio" not in described.objective
     assert described.provenance["metrics"]["eval_mse"] == metrics["eval_mse"]
+    evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "eval_mse" in line]
+    assert metrics["eval_mse"] == min(each["eval_mse"] for each in evaluations)  # the lowest is the best
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"mse", "masked_mse"} <= logged[0].keys()
 
