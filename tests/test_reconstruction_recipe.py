@@ -56,7 +56,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(sound: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run") / "run"
-    pretrain(sound, run, **RECIPE)
+    pretrain(sound, run, **RECIPE, normalize="dataset")  # as stock extractors do, which gives a preprocessor_config
     return run
 
 
@@ -110,6 +110,8 @@ def test_recipe__leaves_a_model_folder_and_its_figures(run: Path):
     assert described.objective["time_masks"] == 2
     assert "mask_ratio" not in described.objective
     assert described.provenance["metrics"]["eval_mse"] == metrics["eval_mse"]
+    evaluations = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if "eval_mse" in line]
+    assert metrics["eval_mse"] == min(each["eval_mse"] for each in evaluations)  # the lowest is the best
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"mse", "masked_mse"} <= logged[0].keys()
 
@@ -144,6 +146,15 @@ def test_clip_seconds__windows_of_any_length(seconds: float, clips: int, tmp_pat
     store = tymbal.Store.open(tmp_path / "run" / "store")
     assert len(store) == 2 * clips
     assert load_model(tmp_path / "run").description.encoder.frames == store.frames
+
+
+def test_target_length__is_the_length_of_windows_too(tmp_path: Path):
+    (tmp_path / "sound").mkdir()
+    for n in range(4):
+        soundfile.write(tmp_path / "sound" / f"{n}.wav", noise(3.0, seed=n), 16_000)
+    pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE, target_length=64, validation_fraction=0.25)
+    store = tymbal.Store.open(tmp_path / "run" / "store")
+    assert (store.frames, len(store)) == (64, 4 * 5)  # of 0.655 s; the last one is kept, because most of it is sound
 
 
 def test_patience__needs_something_to_validate_on(tmp_path: Path):

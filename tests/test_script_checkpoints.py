@@ -94,12 +94,24 @@ def test_pretrain__from_a_scripts_checkpoint(checkpoint: Path, ast: ASTModel, so
     assert (described.mean, described.std, described.padding) == (-4.2677393, 4.5689974, 0.0)
 
 
-def test_predict__with_a_scripts_classifier(ast: ASTModel, sound: Path, tmp_path: Path):
+def test_predict__with_a_scripts_classifier(
+    ast: ASTModel, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     script = nn.ModuleDict({"encoder": ast, "classifier": nn.Linear(64, 2)})
     torch.save(script.state_dict(), tmp_path / "exported.pth")
     tymbal.predict(str(tmp_path / "exported.pth"), [sound / "validation" / "aedes"], tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["label"] for row in rows} == {"LABEL_0", "LABEL_1"}
+    told = " ".join(capsys.readouterr().err.split())
+    assert "which does not tell: attention heads: 1, stride: 10x10, 16 kHz and AudioSet's mean" in told
+    assert "the final norm twice" in told
     tymbal.finetune(sound, tmp_path / "run", from_=str(tmp_path / "exported.pth"), **TRAINING)
     assert_taken(tmp_path / "run", ast)
+
+
+def test_convert__a_scripts_checkpoint_to_what_stock_transformers_loads(checkpoint: Path, ast: ASTModel):
+    output = checkpoint.with_name("model")
+    assert tymbal.convert(checkpoint, output, to="hf", heads=1).to == "a model for transformers and Tymbal"
+    theirs = ASTModel.from_pretrained(output)
+    assert all(value.equal(theirs.state_dict()[name]) for name, value in ast.state_dict().items())

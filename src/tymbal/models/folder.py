@@ -40,6 +40,7 @@ from tymbal.models.weights import (
     weights_in,
     write_weights,
 )
+from tymbal.progress import tell
 
 __all__ = [
     "CHECKPOINT_MANIFEST",
@@ -135,6 +136,9 @@ def load_model(
         ModelError: Where there is no model, it is damaged or unsafe, or of a kind that Tymbal does not know.
     """
     checkpoint = open_checkpoint(source, stride=stride, pooling=pooling, heads=heads)
+    assumed = checkpoint.description.provenance.get("assumed")
+    if checkpoint.door == "script" and assumed:
+        tell(f"Assumed of {source}, which does not tell: {assumed}")
     return LoadedModel(build(checkpoint, path=str(source)), checkpoint.description, checkpoint.objective)
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tymbal import config
 from tymbal.audio.manifest import Manifest
@@ -89,20 +89,25 @@ def settled(source: str | os.PathLike[str], settings: Chosen) -> Chosen:
     Raises:
         SettingsError: The user gave some, and not a recipe.
     """
-    path = Path(source)
-    is_store = (path / DESCRIPTION).is_file()
-    if not (is_store or (path.exists() and (settings.data_dir is not None or holds_pt(path)))):
+    path, wanted = Path(source), [name for name in _ONLY_SOUND if getattr(settings, name) is not None]
+    if not wanted or not path.exists():
         return settings
-    cls = type(settings)
-    chosen_by = {recipe.setting: getattr(settings, recipe.setting) for recipe in cls.recipes}
-    by_recipe = config.recipe_under(cls, chosen_by)
-    given = [name for name in _ONLY_SOUND if getattr(settings, name) not in (None, by_recipe.get(name))]
+    if not ((path / DESCRIPTION).is_file() or settings.data_dir is not None or holds_pt(path)):
+        return settings
+    by_recipe = _recipe(settings)
+    given = [name for name in wanted if getattr(settings, name) != by_recipe.get(name)]
     if given:
         raise SettingsError(
             f"{given[0]} is for sound: {path} holds spectrograms, whose clips are made",
             advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
         )
     return replace(settings, clip_seconds=None, sample_rate=None, group_pattern=None)
+
+
+def _recipe(settings: PtSettings) -> dict[str, Any]:
+    """Defaults of the recipe that the settings have chosen, if any."""
+    chosen = [each for each in getattr(type(settings), "recipes", ()) if getattr(settings, each.setting) == each.value]
+    return {name: value for recipe in chosen for name, value in recipe.defaults.items()}
 
 
 def _opened(store: Path, run: Path) -> Store:
@@ -129,7 +134,8 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         if settings.sample_rate is not None:
             keywords["sample_rate"] = settings.sample_rate
         keywords |= {"window": settings.clip_seconds, "group_pattern": settings.group_pattern}
-        cut = cut or settings.clip_seconds is not None
+        # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
+        cut = cut or settings.clip_seconds is not None or "clip_seconds" in _recipe(settings)
     sound: Path | Manifest = path
     if settings.data_val is not None:
         sound = _together(path, Path(settings.data_val))
