@@ -93,7 +93,8 @@ def features(options: argparse.Namespace) -> str:
 def models(folder: Path, options: argparse.Namespace, device: torch.device) -> str:
     """Embedding and predicting, stock and ours."""
     clips = write_clips(folder / "clips", options.clips)
-    model = write_model(folder / "model", SIZES[options.size] if not options.trial else (32, 2, 2))
+    size = SIZES[options.size] if not options.trial else (32, 2, 2)
+    model = write_model(folder / "model", size, stride=options.stride)
     stock = Stock(model, device, options.batch_size)
     settings = {"batch_size": options.batch_size, "device": options.device}
     compare(stock, clips, model, folder / "scores.csv", settings)
@@ -103,6 +104,7 @@ def models(folder: Path, options: argparse.Namespace, device: torch.device) -> s
         output = folder / ("out.npy" if verb == "embed" else "out.csv")
         return lambda files: getattr(tymbal, verb)(model, files, output, precision=precision, **settings)
 
+    what = f"{'trial' if options.trial else options.size}, stride {options.stride}, batches of {options.batch_size}"
     texts = []
     for verb, loop in (("predict", stock.scores), ("embed", stock.embeddings)):
         sides: dict[str, Callable[[Sequence[Path]], Any]] = {"stock, float32": loop}
@@ -112,7 +114,7 @@ def models(folder: Path, options: argparse.Namespace, device: torch.device) -> s
         costs = further_clips(sides, clips, options.rounds)
         texts.append(
             report(
-                f"{verb}, {options.size if not options.trial else 'trial'}, batches of {options.batch_size}",
+                f"{verb}, {what}",
                 costs,
                 against="stock, float32",
                 unit=("hours a minute", lambda cost: SECONDS / 60 / cost.seconds),
@@ -241,7 +243,7 @@ def write_clips(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def write_model(folder: Path, size: tuple[int, int, int]) -> Path:
+def write_model(folder: Path, size: tuple[int, int, int], *, stride: int) -> Path:
     """A stock model with random weights, and its feature extractor."""
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
@@ -253,6 +255,8 @@ def write_model(folder: Path, size: tuple[int, int, int]) -> Path:
         num_attention_heads=heads,
         intermediate_size=4 * width,
         num_labels=LABELS,
+        frequency_stride=stride,
+        time_stride=stride,
     )
     ASTForAudioClassification(config).save_pretrained(folder)
     ASTFeatureExtractor().save_pretrained(folder)
@@ -262,6 +266,9 @@ def write_model(folder: Path, size: tuple[int, int, int]) -> Path:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="base")
+    parser.add_argument(
+        "--stride", type=int, default=10, help="of the patches: 10 as AST fine-tunes, 16 as it pretrains"
+    )
     parser.add_argument("--clips", type=int, default=24, help="clips of each measurement with a model")
     parser.add_argument("--feature-clips", type=int, default=50, help="clips of each measurement of features")
     parser.add_argument("--batch-size", type=int, default=8, help="clips a batch, on both sides")

@@ -281,6 +281,19 @@ def test_predict__outputs_that_cannot_be(
         predict(classifier, files, tmp_path / name, **settings, **CPU)
 
 
+def test_predict__what_cannot_be_written_is_named(classifier: Path, tmp_path: Path) -> None:
+    recording = write(tmp_path / "a.wav", tone("low"))
+    with pytest.raises(SettingsError, match=r"cannot be written: .*\n.*free space"):
+        predict(classifier, recording, recording / "out.csv", **CPU)
+
+
+def test_predict__into_this_folder(classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    predict(classifier, write(tmp_path / "a.wav", tone("low")), ".", format="raven", **CPU)
+    assert [path.name for path in (tmp_path / "here").iterdir()] == ["a.selections.txt"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_predict__killed_it_continues_to_the_same_tables(classifier: Path, tmp_path: Path) -> None:
     folder = tmp_path / "nights"

@@ -36,8 +36,8 @@ _HEADINGS = {
 
 
 def shown_default(value: Any) -> str | None:
-    """A default as the help shows it: none for a switch that is off, and no Python punctuation."""
-    if value is None or value is False:
+    """A default as the help shows it: none for a switch that is off or an empty list, and no Python punctuation."""
+    if value is None or value is False or value == ():
         return None
     if value is True:
         return "on"

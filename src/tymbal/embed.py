@@ -127,10 +127,10 @@ def _run(
 ) -> EmbedResult:
     """Computes what is not there yet, and writes the table."""
     from tymbal.inference.embeddings import open_embeddings, rows_path
-    from tymbal.inference.spool import Spool
+    from tymbal.inference.spool import Spool, writing
 
     count = 0
-    with Spool(output, schema=found.spooled, record=record) as spool:
+    with writing(output), Spool(output, schema=found.spooled, record=record) as spool:
         done = spool.done(found.pieces)
         if done:
             tell(f"Continuing: {len(done):,} of {len(found.pieces):,} {found.unit} are done")
@@ -153,7 +153,8 @@ def _run(
         )
     listed = output.with_name("failures.csv")
     if failures or listed.exists():
-        write_failures(listed, failures)
+        with writing(listed):
+            write_failures(listed, failures)
     return EmbedResult(
         output=output,
         written=(output, rows_path(output)) if kind == "npy" else (output,),

@@ -101,7 +101,7 @@ def predict(
     from tymbal.inference.predictions import SCHEMA, Predictions, failures_path, output_format
     from tymbal.inference.recordings import find_recordings
     from tymbal.inference.score import Scorer
-    from tymbal.inference.spool import Spool
+    from tymbal.inference.spool import Spool, writing
     from tymbal.inference.walk import cut_for, walk
     from tymbal.models.folder import load_model
     from tymbal.training.device import choose_device, choose_precision
@@ -127,7 +127,7 @@ def predict(
     def score(windows: Sequence[Window]) -> Rows:
         return predictions.rows(scorer(windows, length=cut.length), windows)
 
-    with Spool(output, schema=SCHEMA, record=record) as spool:
+    with writing(output), Spool(output, schema=SCHEMA, record=record) as spool:
         done = spool.done(recordings)
         if done:
             tell(f"Continuing: {len(done):,} of {len(recordings):,} recordings are done")
@@ -147,7 +147,8 @@ def predict(
         )
     listed = failures_path(output, kind)
     if failures or listed.exists():
-        write_failures(listed, failures)
+        with writing(listed):
+            write_failures(listed, failures)
     return PredictResult(
         output=output,
         written=written,

@@ -194,3 +194,19 @@ def test_autocast__stays_close_and_keeps_float32_tokens():
         rounded = encoder(spectrogram, mask=torch.zeros(2, 6, dtype=torch.bool)).tokens
     assert rounded.dtype == torch.float32
     assert 0 < (rounded - exact).abs().mean() < 0.05
+
+
+def test_encoder__prefix_alone_is_that_of_all_tokens():
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(EncoderConfig(width=32, depth=3, heads=4, mels=32, frames=64))
+    spectrogram = torch.randn(2, 64, 32)
+    alone, all_ = (encoder(spectrogram, prefix_only=only).tokens for only in (True, False))
+    assert alone.shape == (2, PREFIX_TOKENS, 32)
+    torch.testing.assert_close(alone, all_[:, :PREFIX_TOKENS], atol=1e-6, rtol=1e-6)
+    used = [value for name, value in encoder.named_parameters() if name != "mask_token"]
+    for own, other in zip(
+        torch.autograd.grad(alone.square().sum(), used),
+        torch.autograd.grad(all_[:, :PREFIX_TOKENS].square().sum(), used),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)

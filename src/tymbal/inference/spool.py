@@ -34,7 +34,7 @@ from tymbal.files import PARTIAL, replace_file, write_json
 from tymbal.inference.recordings import Recording
 from tymbal.locking import locked
 
-__all__ = ["Outcome", "Spool"]
+__all__ = ["Outcome", "Spool", "writing"]
 
 _SECONDS = 20.0  # after which a part is closed: what a kill can cost beside the recording at hand
 _PIECE = 2**23  # bytes of rows that are held
@@ -72,6 +72,24 @@ class Outcome:
         return None if self.reason is None else Failure(self.file, self.reason, self.advice)
 
 
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """What cannot be read is an `AudioError` by now: within it, other errors of the system are about the output.
+
+    Raises:
+        SettingsError: The output cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(
+            f"cannot be written: {error.strerror or error}",
+            path=error.filename or output,
+            advice="Look at its permissions and at the free space of the disk. Then run the same command again: it "
+            "continues.",
+        ) from error
+
+
 class Spool:
     """Rows by recording; a context manager that holds the folder for one process.
 
@@ -85,7 +103,8 @@ class Spool:
     """
 
     def __init__(self, output: Path, *, schema: pa.Schema, record: Mapping[str, Any]) -> None:
-        self.folder = output.with_name(f"{output.name}.unfinished")
+        whole = output.absolute()
+        self.folder = whole.with_name(f"{whole.name}.unfinished")
         self._output = output
         self._schema = schema.insert(0, pa.field(_RECORDING, pa.int32()))
         self._record = dict(record)

@@ -60,7 +60,7 @@ class SpectrogramClassifier(nn.Module):
         Returns:
             [batch, pooled width].
         """
-        output = self.encoder(spectrogram)
+        output = self.encoder(spectrogram, prefix_only=self.pooling == "cls")
         real = None
         if self.skip_padding and frames is not None:
             real = self.encoder.config.real_columns(frames, output.grid[1])

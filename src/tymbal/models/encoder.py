@@ -225,6 +225,7 @@ class SpectrogramEncoder(nn.Module):
         mask: Tensor | None = None,
         visible: Tensor | None = None,
         hidden_states: bool = False,
+        prefix_only: bool = False,
     ) -> EncoderOutput:
         """Encodes normalised spectrograms.
 
@@ -233,6 +234,8 @@ class SpectrogramEncoder(nn.Module):
             mask: Patches that are replaced by the mask token: bool, [batch, patches].
             visible: Patches that are encoded at all, by number, in any order: int64, [batch, visible].
             hidden_states: Also give the output of every block.
+            prefix_only: Give the tokens in front of the patches alone, all that cls pooling looks at: the last block
+                then computes no others.
 
         Returns:
             Tokens after the final norm, with their grid.
@@ -251,11 +254,12 @@ class SpectrogramEncoder(nn.Module):
         grid = self.config.grid_of(spectrogram.shape[1])
         tokens = self._embed(self.patchify(spectrogram), self.positions(grid), mask=mask, visible=visible)
         states = [tokens] if hidden_states else []
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, 1):
+            only = PREFIX_TOKENS if prefix_only and number == len(self.blocks) else None
             if self.gradient_checkpointing and self.training:
-                tokens = cast(Tensor, checkpoint(block, tokens, use_reentrant=False))
+                tokens = cast(Tensor, checkpoint(block, tokens, only, use_reentrant=False))
             else:
-                tokens = block(tokens)
+                tokens = block(tokens, only)
             if hidden_states:
                 states.append(tokens)
         return EncoderOutput(self.norm(tokens), grid, tuple(states) if hidden_states else None)
@@ -288,9 +292,9 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(config.hidden_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [batch, tokens, width] to tokens of the same shape."""
-        tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
+    def forward(self, tokens: Tensor, only: int | None = None) -> Tensor:
+        """Tokens [batch, tokens, width] to tokens of the same shape, or to the first `only` of them."""
+        tokens = tokens[:, :only] + self.dropout(self.attention(self.norm1(tokens), only))
         return tokens + cast(Tensor, self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(tokens))))))
 
 
@@ -304,14 +308,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.projection = nn.Linear(config.width, config.width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens [batch, tokens, width] to tokens of the same shape."""
+    def forward(self, tokens: Tensor, only: int | None = None) -> Tensor:
+        """Tokens [batch, tokens, width] to tokens of the same shape, or to the first `only` of them."""
         batch, length, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
-        return cast(Tensor, self.projection(mixed.transpose(1, 2).reshape(batch, length, width)))
+        mixed = F.scaled_dot_product_attention(queries[:, :, :only], keys, values, dropout_p=dropout)
+        return cast(Tensor, self.projection(mixed.transpose(1, 2).flatten(2)))
 
 
 def resize_positions(
