@@ -277,7 +277,7 @@ def test_finetune__refuses_what_cannot_be_learned(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="several labels, which cross entropy cannot learn"):
         finetune(tmp_path / "several", tmp_path / "run2", loss="ce", **TINY)
     tone_store(tmp_path / "store", clips=6)
-    with pytest.raises(SettingsError, match="train is 3, but the encoder has 2 blocks"):
+    with pytest.raises(SettingsError, match="3 blocks are to be trained, but the encoder has 2"):
         finetune(tmp_path / "store", tmp_path / "run3", train="3", **TINY)
     with pytest.raises(ModelError, match="there is no such model"):
         finetune(tmp_path / "store", tmp_path / "run4", from_=str(tmp_path / "no where"), **TINY)

@@ -17,7 +17,6 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from tymbal.errors import SettingsError
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import tell
@@ -42,20 +41,8 @@ def freeze(model: SpectrogramClassifier, train: str) -> None:
     Raises:
         SettingsError: The encoder has fewer blocks.
     """
-    encoder = model.encoder
-    if train == "all":
-        return
-    last = 0 if train == "head" else int(train)
-    if last > encoder.config.depth:
-        raise SettingsError(
-            f"train is {train}, but the encoder has {encoder.config.depth} blocks",
-            advice=f"Set train to all, head, or at most {encoder.config.depth}.",
-        )
-    encoder.requires_grad_(requires_grad=False)
-    for block in encoder.blocks[encoder.config.depth - last :]:
-        block.requires_grad_(requires_grad=True)
-    # The final norm belongs to the last block: its output is what the head sees.
-    encoder.norm.requires_grad_(requires_grad=last > 0)
+    if train != "all":
+        model.encoder.freeze_below(0 if train == "head" else int(train))
 
 
 def layered_groups(objective: nn.Module, encoder: SpectrogramEncoder, settings: FinetuneSettings) -> list[Any]:
