@@ -169,6 +169,13 @@ def test_embed__killed_it_continues(encoder: Path, nights: Path, tmp_path: Path)
     assert not (tmp_path / "out.parquet.unfinished").exists()
 
 
+def test_embed__many_short_recordings_are_few_row_groups(encoder: Path, nights: Path, tmp_path: Path):
+    for number in range(50):
+        soundfile.write(nights / f"{number}.wav", tone("low", seed=number), RATE)
+    embed(encoder, nights, tmp_path / "out.parquet", **CPU)
+    assert pq.ParquetFile(tmp_path / "out.parquet").metadata.num_row_groups == 1
+
+
 def test_embed__its_file_says_how_it_was_made(encoder: Path, nights: Path, tmp_path: Path):
     embed(encoder, nights, tmp_path / "out.parquet", layer=1, **CPU)
     told = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"tymbal"])

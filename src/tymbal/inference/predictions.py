@@ -112,7 +112,7 @@ class Predictions:
         kind: The format.
 
     Attributes:
-        kept: The least score of each label that is spooled, [labels].
+        what: Which scores are spooled: those of `windows` or of `detections`.
 
     Raises:
         SettingsError: A threshold is for a label that the model does not have.
@@ -124,13 +124,14 @@ class Predictions:
         every, some = settings.threshold, settings.label_thresholds
         self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
         listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
-        self.kept = listed if kind in TABLES else self._detected
+        self.what = "windows" if kind in TABLES else "detections"
+        self._kept = listed if kind in TABLES else self._detected
 
     def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
         """The scores of a batch [windows, labels] that are kept, best first in each window."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self._settings.top]
         ordered = np.take_along_axis(scores, order, axis=1)
-        window, place = np.nonzero(ordered >= self.kept[order])
+        window, place = np.nonzero(ordered >= self._kept[order])
         starts, ends = (np.array([getattr(one, side) for one in windows], np.int64) for side in ("start", "end"))
         columns: dict[str, NDArray[Any]] = {
             "start": starts[window],
