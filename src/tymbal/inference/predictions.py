@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tymbal.audio.decode import sample_rate_of
 from tymbal.audio.timestamps import when
-from tymbal.errors import SettingsError
+from tymbal.errors import AudioError, SettingsError
 from tymbal.inference.annotations import (
     ANNOTATIONS,
     AnnotationFormat,
@@ -155,7 +156,8 @@ class Predictions:
             found = self._detect(self._scored(batches))
             path = output if alone else files[outcome.file]
             if kind == "raven":
-                count += write_raven(path, outcome.file, found, self._labels, band=self._band)
+                band = _heard(Path(outcome.file), self._band)
+                count += write_raven(path, outcome.file, found, self._labels, band=band)
             else:
                 count += write_audacity(path, found, self._labels)
         return count, (output,)
@@ -201,3 +203,12 @@ class Predictions:
             start, end, label, score = (batch.column(name).to_pylist() for name in SCHEMA.names)
             for first, behind, place, value in zip(start, end, label, score, strict=True):
                 yield Scored(first / self._rate, behind / self._rate, place, value)
+
+
+def _heard(file: Path, band: tuple[float, float]) -> tuple[float, float]:
+    """The part of the model's band that a recording can hold: Raven draws nothing above half its rate."""
+    try:
+        highest = sample_rate_of(file) / 2
+    except AudioError:  # gone since it was scored
+        return band
+    return band[0], min(band[1], highest)
