@@ -207,7 +207,7 @@ class _Clips(Material):
                 begin, behind, frames = (told.column(name).to_numpy() for name in ("start", "end", "frames"))
                 # Spectrograms of others do not tell where their sound ends: it is as long as its frames.
                 features = self._embedder.description.features
-                length = (features.window_samples + (frames - 1) * features.shift_samples) / features.sample_rate
+                length = np.array([features.samples_of(int(count)) for count in frames]) / features.sample_rate
                 behind = np.where(np.isnan(behind), begin + length, behind)
                 start = begin + batch.column("second").to_numpy()
                 end = behind if self._per == "window" else np.minimum(start + 1, behind)
