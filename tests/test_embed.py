@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import torch
 
 from small_model import small_model
 from tones import FEATURES, FRAMES, PITCHES, RATE, tone, tone_store
-from tymbal import embed
+from tymbal import convert, embed
 from tymbal.errors import AudioError, ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.inference.embed import embed_store
+from tymbal.inference.spool import Outcome, Spool
 from tymbal.models.folder import load_model
 from tymbal.models.pooling import pool
 from tymbal.settings import FeatureSettings
@@ -142,6 +144,46 @@ def test_embed__a_store(encoder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert pq.read_table(tmp_path / "seconds.parquet")["end"].to_pylist()[:2] == pytest.approx([0.2, 0.335])
 
 
+def test_embed__spectrograms_in_pt_files(encoder: Path, tmp_path: Path):
+    tone_store(tmp_path / "store")
+    convert(tmp_path / "store", tmp_path / "pt", to="pt")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in (tmp_path / "pt").rglob("*.pt"):
+        shutil.copy(file, plain / file.name)
+    for per, end in (("window", 0.335), ("second", 0.335)):
+        embed(encoder, plain, tmp_path / "plain.parquet", per=per, **CPU)
+        table = pq.read_table(tmp_path / "plain.parquet")
+        assert table["file"].to_pylist()[1] == str(plain / "high_1.pt")
+        # Nothing tells where the sound ends but its frames.
+        assert table["end"].to_pylist()[:2] == pytest.approx([FEATURES.samples_of(18) / RATE, end])
+    embed(encoder, tmp_path / "store", tmp_path / "store.parquet", **CPU)
+    embed(encoder, plain, tmp_path / "plain.parquet", **CPU)
+    ids = pq.read_table(tmp_path / "store.parquet")["id"].to_pylist()
+    order = np.argsort([place.replace("/", "_") + ".pt" for place in ids])
+    expected = vectors(tmp_path / "store.parquet")[order]
+    np.testing.assert_allclose(vectors(tmp_path / "plain.parquet"), expected, atol=1e-5)
+
+
+def test_embed__a_store_is_continued(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("tymbal.inference.sources._BLOCK", 20)
+    tone_store(tmp_path / "store")
+    embed(encoder, tmp_path / "store", tmp_path / "whole.npy", **CPU)
+    ended = Spool.end
+
+    def stop(spool: Spool, outcome: Outcome) -> None:
+        if outcome.place == "clips 40":
+            raise KeyboardInterrupt
+        ended(spool, outcome)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Spool, "end", stop)
+        embed(encoder, tmp_path / "store", tmp_path / "out.npy", **CPU)
+    embed(encoder, tmp_path / "store", tmp_path / "out.npy", **CPU)
+    assert "Continuing: 2 of 3 blocks of clips are done" in capsys.readouterr().err
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), np.load(tmp_path / "whole.npy"))
+
+
 def test_embed__bad_files_are_named_and_the_rest_done(encoder: Path, nights: Path, tmp_path: Path):
     (nights / "text.wav").write_text("this is no sound")
     result = embed(encoder, nights, tmp_path / "out.parquet", **CPU)
@@ -167,6 +209,13 @@ def test_embed__killed_it_continues(encoder: Path, nights: Path, tmp_path: Path)
     assert found.drop_columns(["embedding"]) == expected.drop_columns(["embedding"])
     np.testing.assert_allclose(vectors(tmp_path / "out.parquet"), vectors(tmp_path / "whole.parquet"), atol=1e-5)
     assert not (tmp_path / "out.parquet.unfinished").exists()
+
+
+def test_embed__many_short_recordings_are_few_row_groups(encoder: Path, nights: Path, tmp_path: Path):
+    for number in range(50):
+        soundfile.write(nights / f"{number}.wav", tone("low", seed=number), RATE)
+    embed(encoder, nights, tmp_path / "out.parquet", **CPU)
+    assert pq.ParquetFile(tmp_path / "out.parquet").metadata.num_row_groups == 1
 
 
 def test_embed__its_file_says_how_it_was_made(encoder: Path, nights: Path, tmp_path: Path):

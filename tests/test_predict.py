@@ -259,6 +259,9 @@ def test_predict__raven_and_audacity_have_a_file_a_recording(classifier: Path, t
     assert label[:2] == ["0.000000", "0.670000"]
     assert label[2].startswith("low ")
     assert not (tmp_path / "raven" / "bad.selections.txt").exists()
+    slow = write(tmp_path / "slow.wav", tone("low", seconds=1.0)[::2], rate=RATE // 2)
+    predict(classifier, slow, tmp_path / "slow.txt", format="raven", threshold=0.0, **CPU)
+    assert (tmp_path / "slow.txt").read_text().splitlines()[1].split("\t")[5:7] == ["20.0", "2000.0"]
     predict(classifier, tmp_path / "nights" / "a.wav", tmp_path / "one.txt", format="audacity", **CPU)
     assert (tmp_path / "one.txt").read_text().split("\t") == label
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictResult", "predict"]
 
-_NO_MATTER = frozenset({"batch_size", "device", "precision", "format", "merge", "gap", "threshold", "label_thresholds"})
+_NO_MATTER = frozenset({"batch_size", "device", "precision", "format", "merge", "gap"})
 """Settings that do not decide what is spooled, or that are recorded as what they come to."""
 
 
@@ -120,7 +120,7 @@ def predict(
         "verb": "predict",
         "model": scorer.fingerprint,
         "precision": str(dtype),
-        "thresholds": predictions.kept.tolist(),
+        "scores": predictions.what,
         **deciding,
     }
 

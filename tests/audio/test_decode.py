@@ -9,7 +9,7 @@ import soundfile
 import soxr
 from made_sounds import cut, tone, write_av
 
-from tymbal.audio.decode import info, read, stream
+from tymbal.audio.decode import info, read, sample_rate_of, stream
 from tymbal.errors import AudioError
 
 
@@ -366,3 +366,10 @@ def test_stream__truncated_file(write):
 def test_stream__start_behind_the_end(write):
     with pytest.raises(AudioError, match="ends before 3"):
         list(stream(write("a.wav"), sample_rate=8_000, start=3.0))
+
+
+def test_sample_rate_of__is_the_files_own(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(100, np.float32), 44_100)
+    assert sample_rate_of(tmp_path / "a.wav") == 44_100
+    with pytest.raises(AudioError, match="missing"):
+        sample_rate_of(tmp_path / "absent.wav")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tymbal.errors import SettingsError
+from tymbal.inference import pieces
 from tymbal.inference import spool as module
 from tymbal.inference.recordings import Recording
 from tymbal.inference.spool import Outcome, Spool
@@ -46,7 +47,7 @@ def test_spool__gives_rows_back_by_recording(
     tmp_path: Path, recordings: list[Recording], monkeypatch: pytest.MonkeyPatch, seconds: float, piece: int
 ):
     monkeypatch.setattr(module, "_SECONDS", seconds)
-    monkeypatch.setattr(module, "_PIECE", piece)
+    monkeypatch.setattr(pieces, "PIECE", piece)
     counts = [3, 0, 9000, 0, 0, 1]
     expected = {}
     with spooled(tmp_path) as spool:
@@ -130,7 +131,7 @@ def test_spool__another_run_is_not_continued(tmp_path: Path):
 
 
 def test_spool__holds_lists_of_numbers(tmp_path: Path, recordings: list[Recording], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(module, "_PIECE", 100)
+    monkeypatch.setattr(pieces, "PIECE", 100)
     schema = pa.schema([("start", pa.int64()), ("embedding", pa.list_(pa.float32(), 5))])
     values = np.arange(50, dtype=np.float32).reshape(10, 5)
     with Spool(tmp_path / "out.npy", schema=schema, record={}) as spool:

@@ -26,7 +26,7 @@ from tymbal.audio.readers import AudioInfo, AvReader, Reader, SoundfileReader, S
 from tymbal.audio.resample import Waveform, context_samples, reach, resample, resample_stream
 from tymbal.errors import AudioError
 
-__all__ = ["DISAGREEMENT", "AudioInfo", "Waveform", "info", "native_blocks", "read", "stream"]
+__all__ = ["DISAGREEMENT", "AudioInfo", "Waveform", "info", "native_blocks", "read", "sample_rate_of", "stream"]
 
 PathLike = str | os.PathLike[str]
 
@@ -46,6 +46,16 @@ def info(path: PathLike) -> AudioInfo:
         if frames is None:
             frames = sum(len(block) for block in reader.blocks())
         return _info(reader, frames)
+
+
+def sample_rate_of(path: PathLike) -> int:
+    """The rate of a sound file in Hz, without decoding it.
+
+    Raises:
+        AudioError: As `info`.
+    """
+    with _open(path).reader as reader:
+        return reader.sample_rate
 
 
 def read(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tymbal.errors import SettingsError, StoreError
 from tymbal.files import replace_file
+from tymbal.inference.pieces import PIECE
 
 __all__ = [
     "EmbeddingFormat",
@@ -75,7 +76,7 @@ def open_embeddings(
     if kind == "parquet":
         told = schema.with_metadata({_KEY: json.dumps(record).encode()})
         with replace_file(path) as aside, pq.ParquetWriter(aside, told, compression="zstd") as writer:
-            yield lambda rows: writer.write_table(rows.cast(told))
+            yield from _gathered(writer, told)
     elif kind == "csv":
         size = schema.field(COLUMN).type.list_size
         with _csv(path, [*_others(schema), *(f"{COLUMN}_{i}" for i in range(size))]) as writer:
@@ -121,10 +122,34 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def read_embeddings(path: Path, *, batch: int = 8192) -> Iterator[pa.RecordBatch]:
+def read_embeddings(path: Path) -> Iterator[pa.RecordBatch]:
     """The embeddings of a Parquet file in pieces."""
     with pq.ParquetFile(path) as file:
-        yield from file.iter_batches(batch_size=batch, columns=[COLUMN])
+        size = file.schema_arrow.field(COLUMN).type.list_size
+        yield from file.iter_batches(batch_size=max(1, PIECE // (4 * size)), columns=[COLUMN])
+
+
+def _gathered(writer: pq.ParquetWriter, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """Writes many small tables as few row groups: a short recording has one row."""
+    held: list[pa.Table] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        if held:
+            writer.write_table(pa.concat_tables(held).cast(schema))
+        held.clear()
+        size = 0
+
+    def write(rows: pa.Table) -> None:
+        nonlocal size
+        held.append(rows)
+        size += rows.nbytes
+        if size >= PIECE:
+            flush()
+
+    yield write
+    flush()
 
 
 def _others(schema: pa.Schema) -> list[str]:

@@ -100,7 +100,7 @@ def encode(
 def column_seconds(config: EncoderConfig, features: FeatureSettings, columns: int) -> Tensor:
     """The middle of each column of patches in seconds from the beginning of the sound, float64 [columns]."""
     first = torch.arange(columns, dtype=torch.float64) * config.stride[1]
-    middle = (first + (config.patch[1] - 1) / 2) * features.shift_samples + features.window_samples / 2
+    middle = (first + (config.patch[1] - 1) / 2) * features.shift_samples + features.samples_of(1) / 2
     return middle / features.sample_rate
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tymbal.audio.decode import sample_rate_of
 from tymbal.audio.timestamps import when
-from tymbal.errors import SettingsError
+from tymbal.errors import AudioError, SettingsError
 from tymbal.inference.annotations import (
     ANNOTATIONS,
     AnnotationFormat,
@@ -112,7 +113,7 @@ class Predictions:
         kind: The format.
 
     Attributes:
-        kept: The least score of each label that is spooled, [labels].
+        what: Which scores are spooled: those of `windows` or of `detections`.
 
     Raises:
         SettingsError: A threshold is for a label that the model does not have.
@@ -124,13 +125,14 @@ class Predictions:
         every, some = settings.threshold, settings.label_thresholds
         self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
         listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
-        self.kept = listed if kind in TABLES else self._detected
+        self.what = "windows" if kind in TABLES else "detections"
+        self._kept = listed if kind in TABLES else self._detected
 
     def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
         """The scores of a batch [windows, labels] that are kept, best first in each window."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self._settings.top]
         ordered = np.take_along_axis(scores, order, axis=1)
-        window, place = np.nonzero(ordered >= self.kept[order])
+        window, place = np.nonzero(ordered >= self._kept[order])
         starts, ends = (np.array([getattr(one, side) for one in windows], np.int64) for side in ("start", "end"))
         columns: dict[str, NDArray[Any]] = {
             "start": starts[window],
@@ -154,7 +156,8 @@ class Predictions:
             found = self._detect(self._scored(batches))
             path = output if alone else files[outcome.file]
             if kind == "raven":
-                count += write_raven(path, outcome.file, found, self._labels, band=self._band)
+                band = _heard(Path(outcome.file), self._band)
+                count += write_raven(path, outcome.file, found, self._labels, band=band)
             else:
                 count += write_audacity(path, found, self._labels)
         return count, (output,)
@@ -200,3 +203,12 @@ class Predictions:
             start, end, label, score = (batch.column(name).to_pylist() for name in SCHEMA.names)
             for first, behind, place, value in zip(start, end, label, score, strict=True):
                 yield Scored(first / self._rate, behind / self._rate, place, value)
+
+
+def _heard(file: Path, band: tuple[float, float]) -> tuple[float, float]:
+    """The part of the model's band that a recording can hold: Raven draws nothing above half its rate."""
+    try:
+        highest = sample_rate_of(file) / 2
+    except AudioError:  # gone since it was scored
+        return band
+    return band[0], min(band[1], highest)

@@ -85,7 +85,8 @@ def material(
         if (folder / "store.json").is_file():
             return _Clips(Store.open(folder), embedder, settings, path=path)
         if holds_pt(folder):
-            return _Clips(open_with(folder, PtSettings()), embedder, settings, path=path)
+            mels = embedder.description.features.mel_bins
+            return _Clips(open_with(folder, PtSettings(mel_bins=mels)), embedder, settings, path=path)
     return _Sounds(given, embedder, settings)
 
 
@@ -201,10 +202,15 @@ class _Clips(Material):
         """Tables of the clips in the order of the store."""
         for _, batches in spool.read(self.pieces):
             for batch in batches:
-                told = self._store.index.select(["id", "file", "start", "end", "labels"]).take(batch.column("row"))
-                begin, behind = (told.column(side).to_numpy() for side in ("start", "end"))
+                names = ["id", "file", "start", "end", "frames", "labels"]
+                told = self._store.index.select(names).take(batch.column("row"))
+                begin, behind, frames = (told.column(name).to_numpy() for name in ("start", "end", "frames"))
+                # Spectrograms of others do not tell where their sound ends: it is as long as its frames.
+                features = self._embedder.description.features
+                length = np.array([features.samples_of(int(count)) for count in frames]) / features.sample_rate
+                behind = np.where(np.isnan(behind), begin + length, behind)
                 start = begin + batch.column("second").to_numpy()
-                end = behind if self._per == "window" else np.fmin(start + 1, behind)
+                end = behind if self._per == "window" else np.minimum(start + 1, behind)
                 columns = {
                     "id": told.column("id"),
                     "file": told.column("file"),

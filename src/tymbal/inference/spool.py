@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,15 +30,14 @@ from tymbal.audio.failures import Failure
 from tymbal.config import diff
 from tymbal.errors import SettingsError
 from tymbal.files import PARTIAL, replace_file, write_json
+from tymbal.inference.pieces import RECORDING, Held, Pieces
 from tymbal.inference.recordings import Recording
 from tymbal.locking import locked
 
 __all__ = ["Outcome", "Spool", "writing"]
 
 _SECONDS = 20.0  # after which a part is closed: what a kill can cost beside the recording at hand
-_PIECE = 2**23  # bytes of rows that are held
 _KEY = "tymbal"
-_RECORDING = "recording"
 
 
 @dataclass(frozen=True)
@@ -106,12 +104,12 @@ class Spool:
         whole = output.absolute()
         self.folder = whole.with_name(f"{whole.name}.unfinished")
         self._output = output
-        self._schema = schema.insert(0, pa.field(_RECORDING, pa.int32()))
+        self._schema = schema.insert(0, pa.field(RECORDING, pa.int32()))
         self._record = dict(record)
         self._inside = contextlib.ExitStack()
         self._writer: pq.ParquetWriter | None = None
         self._part = contextlib.ExitStack()
-        self._held = _Held(self._schema)
+        self._held = Held(self._schema)
         self._outcomes: list[Outcome] = []
         self._opened = 0.0
         self._steady = True  # not in the middle of writing: what is stopped now can be kept
@@ -179,7 +177,7 @@ class Spool:
     def add(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Takes rows of the recording that will end next: a column each, as the schema has them."""
         count = len(next(iter(rows.values())))
-        columns = {_RECORDING: np.full(count, len(self._outcomes), np.int32), **rows}
+        columns = {RECORDING: np.full(count, len(self._outcomes), np.int32), **rows}
         for start in range(0, count, self._held.most):
             part = {name: values[start : start + self._held.most] for name, values in columns.items()}
             if not self._held.take(part):
@@ -203,7 +201,7 @@ class Spool:
         stamps = {str(recording.path): recording.stamp() for recording in recordings}
         for part in self._parts():
             file = pq.ParquetFile(part)
-            pieces = _Pieces(file)
+            pieces = Pieces(file, self._held.most)
             for number, outcome in enumerate(_outcomes(file)):
                 if stamps.get(outcome.file, ()) == outcome.stamp:
                     yield outcome, pieces.of(number)
@@ -236,72 +234,6 @@ class Spool:
         self._part.close()
         self._writer, self._outcomes = None, []
         self._steady = True
-
-
-class _Held:
-    """Rows in memory that is taken once: small pieces between the large ones of a batch would tear the heap apart.
-
-    Args:
-        schema: Columns: numbers, or lists of a fixed number of them.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self._schema = schema
-        shapes = [
-            (field.type.value_type, (field.type.list_size,))
-            if pa.types.is_fixed_size_list(field.type)
-            else (field.type, ())
-            for field in schema
-        ]
-        width = sum(kind.bit_width // 8 * math.prod(shape) for kind, shape in shapes)
-        self.most = max(1, _PIECE // width)
-        self._columns = [np.empty((self.most, *shape), kind.to_pandas_dtype()) for kind, shape in shapes]
-        self._count = 0
-
-    def take(self, rows: Mapping[str, NDArray[Any]]) -> bool:
-        """Takes rows, if there is room for them."""
-        behind = self._count + len(rows[_RECORDING])
-        if behind > self.most:
-            return False
-        for name, column in zip(self._schema.names, self._columns, strict=True):
-            column[self._count : behind] = rows[name]
-        self._count = behind
-        return True
-
-    def give(self) -> pa.Table:
-        """What is held; it has to be used before more is taken."""
-        parts = [column[: self._count] for column in self._columns]
-        self._count = 0
-        arrays = [
-            pa.array(part)
-            if part.ndim == 1
-            else pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), part.shape[1])
-            for part in parts
-        ]
-        return pa.Table.from_arrays(arrays, schema=self._schema)
-
-
-class _Pieces:
-    """The rows of a part, recording by recording, each piece read once."""
-
-    def __init__(self, file: pq.ParquetFile) -> None:
-        self._batches = file.iter_batches(batch_size=8192)
-        self._batch: pa.RecordBatch | None = None
-
-    def of(self, number: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a recording; those of the recordings before are passed over."""
-        while True:
-            if self._batch is None or not self._batch.num_rows:
-                self._batch = next(self._batches, None)
-            if self._batch is None:
-                return
-            numbers = self._batch.column(_RECORDING).to_numpy()
-            first, behind = np.searchsorted(numbers, (number, number + 1))
-            if behind > first:
-                yield self._batch.slice(first, behind - first).drop_columns([_RECORDING])
-            self._batch = self._batch.slice(behind)
-            if self._batch.num_rows:
-                return
 
 
 def _outcomes(file: pq.ParquetFile) -> list[Outcome]:

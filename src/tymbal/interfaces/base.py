@@ -109,10 +109,11 @@ class WaveformEncoder(nn.Module):
         features = self.loaded.description.features
         count = audio.shape[1]
         step = self._columns * self._hop
-        number = 1 + max(0, count - features.window_samples) // step
+        shortest = features.samples_of(1)
+        number = 1 + max(0, count - shortest) // step
         length = (number - 1) * step + self._piece
         padded = nn.functional.pad(audio.float(), (0, max(0, length - count)))
         pieces = padded.unfold(1, self._piece, step).flatten(0, 1)
-        left = [min(max(count - step * place, features.window_samples), self._piece) for place in range(number)]
+        left = [min(max(count - step * place, shortest), self._piece) for place in range(number)]
         frames = torch.tensor([features.frames_of(samples) for samples in left])
         return pieces, frames.repeat(len(audio)), count
