@@ -153,6 +153,9 @@ class PretrainSettings(PtSettings, TrainingSettings):
         mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
         mse_weight: Weight of the mpg loss in `joint`.
         normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
+        probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
+            evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours.
+        probe_every: Epochs from one such probe to the next.
     """
 
     objective: Literal["joint", "mpc", "mpg"] = "joint"
@@ -173,6 +176,8 @@ class PretrainSettings(PtSettings, TrainingSettings):
     mask_padding: bool = False
     mse_weight: float = 10.0
     normalize_targets: bool = False
+    probe_data: str | None = None
+    probe_every: float = 5.0
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
@@ -182,6 +187,7 @@ class PretrainSettings(PtSettings, TrainingSettings):
         check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
         check(self.decoder_depth >= 1, "decoder_depth", self.decoder_depth, "1 or more")
         check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
+        check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
         check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
         check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
         width, _, heads = self.shape

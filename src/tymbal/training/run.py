@@ -109,6 +109,7 @@ def train(
     groups: list[dict[str, Any]] | None = None,
     weights: NDArray[np.float64] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
+    watch: Callable[[Mapping[str, float], float], dict[str, float]] | None = None,
     finalise: Callable[[RunResult], None],
 ) -> RunResult:
     """Trains a module to the end of its plan, its patience or its minutes, or continues to do so.
@@ -126,6 +127,7 @@ def train(
         groups: Parameter groups for the optimizer, see `training.optimizer`. None treats all parameters alike.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
         on_evaluation: Told about every evaluation, in the first process only.
+        watch: Adds figures to those of every evaluation, told these and the epoch, in the first process only.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
             weights, where one is wanted, and then for the best.
 
@@ -161,6 +163,7 @@ def train(
             clock=clock,
             average=average,
             on_evaluation=on_evaluation,
+            watch=watch,
             groups=groups
             or parameter_groups(
                 module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -286,6 +289,7 @@ def _trainer(
     clock: Clock,
     average: WeightAverage | None,
     on_evaluation: Callable[[Evaluation], None] | None,
+    watch: Callable[[Mapping[str, float], float], dict[str, float]] | None,
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
     device, dtype = arithmetic
@@ -323,6 +327,7 @@ def _trainer(
         groups=groups,
         checkpoints=checkpoints,
         average=average,
+        watch=watch,
         skip=start.step * plan.accumulate,
         callbacks=callbacks,
     )

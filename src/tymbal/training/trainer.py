@@ -11,7 +11,7 @@ What is changed, and why (tried with transformers 5.23, accelerate 1.15, torch 2
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -77,6 +77,7 @@ class TymbalTrainer(Trainer):
         groups: Parameter groups for the optimizer.
         checkpoints: Where checkpoints go.
         average: The average of weights that goes into checkpoints, if any.
+        watch: Adds figures to those of an evaluation, told these and the epoch; in the first process only.
         skip: Batches that a resumed run has behind it.
         callbacks: What else happens.
     """
@@ -96,6 +97,7 @@ class TymbalTrainer(Trainer):
         groups: list[dict[str, Any]],
         checkpoints: Checkpoints,
         average: WeightAverage | None = None,
+        watch: Callable[[Mapping[str, float], float], dict[str, float]] | None = None,
         skip: int = 0,
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -115,6 +117,7 @@ class TymbalTrainer(Trainer):
         self._groups = groups
         self._checkpoints = checkpoints
         self._average = average
+        self._watch = watch
         self._skip = skip
         self._is_saving = False
         self._window = RunningSums()
@@ -217,11 +220,14 @@ class TymbalTrainer(Trainer):
         totals = running.take()
         if not totals:
             raise TrainingError("not one validation clip can be read any more", advice="Is the disk still there?")
-        metrics = cast(Objective, self._module).metrics(totals)
+        figures = cast(Objective, self._module).metrics(totals)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        if self._watch is not None and description == "Evaluation" and self.args.process_index == 0:
+            metrics |= self._watch(metrics, float(self.state.epoch or 0.0))
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            metrics=metrics,
             num_samples=len(cast(BatchDataset, dataloader.dataset)),
         )
 
