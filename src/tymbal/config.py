@@ -57,7 +57,7 @@ PathLike = str | os.PathLike[str]
 
 RUN_FILE = "run.yaml"
 
-PATHS = ("from", "data_dir", "data_val", "data_val_dir", "label_csv", "augmentations")
+PATHS = ("from", "data_dir", "data_val", "data_val_dir", "label_csv", "augmentations", "probe_data")
 """Settings that are paths, which `run.yaml` has in full."""
 
 _RUN_KEYS = frozenset({"verb", "arguments", "settings"})

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal._version import __version__
+from tymbal.errors import SettingsError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PretrainSettings, parse_patch
 from tymbal.training.processes import first_speaks
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
     from tymbal.training.folder import Resume, RunResult
+    from tymbal.training.watch import LabelProbe
 
     PretrainingObjective = SSASTObjective | ReconstructionObjective | ContrastiveObjective
 
@@ -94,9 +96,11 @@ def pretrain(
         TrainingError: The loss is not finite.
     """
     from tymbal.store.dataset import StoreDataset
+    from tymbal.training.folder import RunFolder
     from tymbal.training.run import begin, train
     from tymbal.training.source import open_source, settled
     from tymbal.training.views import open_views, view_dataset
+    from tymbal.training.watch import Watch
 
     chosen = settled(store, configuration.resolve(PretrainSettings, settings, config=config))
     run = Path(output)
@@ -107,6 +111,24 @@ def pretrain(
     data = open_views(store, run, chosen) if contrastive else open_source(store, run, _features(chosen), chosen)
     train_rows, validation_rows = _rows(data, every=chosen.every)
     objective, description = _objective(data, chosen)
+    probe = _probe(chosen, description)
+    if probe is not None and not len(validation_rows):
+        raise SettingsError(
+            "probe_data is read with evaluations, and there are no validation clips",
+            advice="Prepare the store with a validation split, or do without probe_data.",
+        )
+    watch = None
+    if len(validation_rows) and not contrastive:  # that watches itself, on views
+        metrics = RunFolder(run).metrics
+        watch = Watch(
+            objective.encoder,
+            description,
+            data,
+            validation_rows,
+            metrics=metrics,
+            monitor=objective.monitor,
+            probe=probe,
+        )
 
     def finalise(result: RunResult) -> None:
         from tymbal.models.folder import save_model
@@ -128,6 +150,7 @@ def pretrain(
         verb="pretrain",
         resume=resume,
         on_evaluation=on_evaluation,
+        watch=watch,
         finalise=finalise,
     )
 
@@ -281,6 +304,20 @@ def _encoder(
     check_features(store, origin, path=settings.from_)
     tell(f"Starting from {settings.from_}: {report}")
     return encoder, origin
+
+
+def _probe(settings: PretrainSettings, description: ModelDescription) -> LabelProbe | None:
+    """The probe that goes along with the training, if one is wanted."""
+    if settings.probe_data is None:
+        return None
+    from tymbal.evaluation.clips import labelled_clips
+    from tymbal.inference.embed import check_features
+    from tymbal.store.store import Store
+    from tymbal.training.watch import LabelProbe
+
+    store = Store.open(settings.probe_data)
+    check_features(store, description, path=settings.probe_data)
+    return LabelProbe(store, labelled_clips(store), settings.probe_every, settings.seed)
 
 
 def _take_heads(objective: PretrainingObjective, source: str, *, heads: int | None) -> None:

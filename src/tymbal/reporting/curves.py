@@ -25,6 +25,12 @@ _TITLES = {
     "f1": "macro F1",
     "mAP": "mean average precision",
     "auc": "area under the ROC curve",
+    "rank": "effective rank of embeddings",
+    "cosine": "mean cosine of pairs of clips",
+    "probe_accuracy": "linear probe: accuracy",
+    "probe_mAP": "linear probe: mean average precision",
+    "knn_accuracy": "nearest neighbours: accuracy",
+    "knn_mAP": "nearest neighbours: mean average precision",
     "learning_rate": "learning rate",
     "grad_norm": "norm of the gradient",
 }
@@ -42,8 +48,12 @@ def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
     """
     known: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     bad: set[str] = set()
+    alarms: list[str] = []
     for entry in logged:
         for key, value in entry.items():
+            if key.startswith("alarm_"):
+                alarms.append(f"{key.removeprefix('alarm_').replace('_', ' ')} at epoch {entry['epoch']:.1f}")
+                continue
             if key in _NOT_CURVES or key.endswith(_NOT_CURVES_END):
                 continue
             name = key.removeprefix("eval_")
@@ -66,8 +76,9 @@ def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
         for side, points in known[name].items()
     ]
     listed = table(("logged once", "clips", "value", "epoch"), single, numbers=(2, 3)) if single else ""
+    warnings = note(f"Alarms of the training: {', '.join(alarms)}.", warning=True) if alarms else ""
     drawn = f'<div class="grid">{"".join(charts)}</div>' if charts else ""
-    return drawn + listed + (note(remark, warning=True) if remark else "")
+    return warnings + drawn + listed + (note(remark, warning=True) if remark else "")
 
 
 def _chart(name: str, sides: Mapping[str, Sequence[tuple[float, float]]]) -> str:

@@ -181,6 +181,9 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         view_mask_ratio: Fraction of columns, and of rows, that is hidden then.
         chunk: Clips that are encoded at once, in `contrastive`; a larger batch is computed again by parts in the
             backward pass, so that it takes no more memory. `None` is the whole batch.
+        probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
+            evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours.
+        probe_every: Epochs from one such probe to the next.
     """
 
     recipes: ClassVar[tuple[Recipe, ...]] = (RECONSTRUCTION,)
@@ -216,6 +219,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     view_mask: Literal["none", "crossed"] = "none"
     view_mask_ratio: float = 0.5
     chunk: int | None = None
+    probe_data: str | None = None
+    probe_every: float = 5.0
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
@@ -236,6 +241,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         check(self.projection >= 1, "projection", self.projection, "1 or more")
         check(0 < self.view_mask_ratio < 1, "view_mask_ratio", self.view_mask_ratio, "a fraction between 0 and 1")
         check(self.chunk is None or self.chunk >= 1, "chunk", self.chunk, "1 or more")
+        check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
         check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
         check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
         width, _, heads = self.shape

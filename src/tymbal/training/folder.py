@@ -46,6 +46,8 @@ FREE = frozenset(
         "save_every",
         "keep_checkpoints",
         "report_to",
+        "probe_data",
+        "probe_every",
     }
 )
 """Settings that may differ from session to session of one run."""

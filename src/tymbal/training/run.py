@@ -116,6 +116,7 @@ def train(
     classes: Sequence[str] = (),
     weights: NDArray[np.float64] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
+    watch: Callable[[Mapping[str, float], float], dict[str, float]] | None = None,
     finalise: Callable[[RunResult], None],
 ) -> RunResult:
     """Trains a module to the end of its plan, its patience or its minutes, or continues to do so.
@@ -136,6 +137,7 @@ def train(
             `training.details.ByClass`.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
         on_evaluation: Told about every evaluation, in the first process only.
+        watch: Adds figures to those of every evaluation, told these and the epoch, in the first process only.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
             weights, where one is wanted, and then for the best.
 
@@ -178,6 +180,7 @@ def train(
             on_evaluation=on_evaluation,
             stages=stages,
             classes=classes,
+            watch=watch,
             groups=groups
             or parameter_groups(
                 module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -302,6 +305,7 @@ def _trainer(
     on_evaluation: Callable[[Evaluation], None] | None,
     stages: Stages | None,
     classes: Sequence[str],
+    watch: Callable[[Mapping[str, float], float], dict[str, float]] | None,
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
     device, dtype = arithmetic
@@ -348,6 +352,7 @@ def _trainer(
         checkpoints=checkpoints,
         average=average,
         details=details,
+        watch=watch,
         skip=start.step * plan.accumulate,
         callbacks=callbacks,
     )

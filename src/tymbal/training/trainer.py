@@ -11,7 +11,7 @@ What is changed, and why (tried with transformers 5.23, accelerate 1.15, torch 2
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -79,6 +79,7 @@ class TymbalTrainer(Trainer):
         checkpoints: Where checkpoints go.
         average: The average of weights that goes into checkpoints, if any.
         details: Told what evaluations find of each class, if that is wanted.
+        watch: Adds figures to those of an evaluation, told these and the epoch; in the first process only.
         skip: Batches that a resumed run has behind it.
         callbacks: What else happens.
     """
@@ -99,6 +100,7 @@ class TymbalTrainer(Trainer):
         checkpoints: Checkpoints,
         average: WeightAverage | None = None,
         details: ClassDetails | None = None,
+        watch: Callable[[Mapping[str, float], float], dict[str, float]] | None = None,
         skip: int = 0,
         callbacks: list[TrainerCallback],
     ) -> None:
@@ -119,6 +121,7 @@ class TymbalTrainer(Trainer):
         self._checkpoints = checkpoints
         self._average = average
         self._details = details
+        self._watch = watch
         self._skip = skip
         self._is_saving = False
         self._window = RunningSums()
@@ -224,11 +227,14 @@ class TymbalTrainer(Trainer):
             raise TrainingError("not one validation clip can be read any more", advice="Is the disk still there?")
         if self._details is not None:
             self._details.take(totals)
-        metrics = cast(Objective, self._module).metrics(totals)
+        figures = cast(Objective, self._module).metrics(totals)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        if self._watch is not None and description == "Evaluation" and self.args.process_index == 0:
+            metrics |= self._watch(metrics, float(self.state.epoch or 0.0))
         return EvalLoopOutput(
             predictions=np.empty(0),
             label_ids=None,
-            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            metrics=metrics,
             num_samples=len(cast(BatchDataset, dataloader.dataset)),
         )
 

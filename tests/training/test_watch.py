@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tones import tone_store
+from training_setup import TINY, make_store
+from tymbal import pretrain, report
+from tymbal.errors import ModelError, SettingsError
+from tymbal.training.callbacks import MetricsFile
+from tymbal.training.watch import alarms, mean_cosine, rank_me, undisturbed
+
+ACC = ("acc", True)
+
+
+def test_rank_me__counts_directions_that_are_used() -> None:
+    assert rank_me(np.eye(8)) == pytest.approx(8, rel=1e-3)
+    assert rank_me(np.ones((8, 5))) == pytest.approx(1, rel=1e-3)
+    assert rank_me(np.diag([1.0, 1.0, 0.0, 0.0])) == pytest.approx(2, rel=1e-3)
+
+
+def test_mean_cosine__is_that_of_all_pairs() -> None:
+    vectors = np.random.default_rng(0).normal(size=(6, 3)) + 1
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    pairs = [unit[i] @ unit[j] for i in range(6) for j in range(6) if i != j]
+    assert mean_cosine(vectors) == pytest.approx(np.mean(pairs))
+    assert mean_cosine(np.ones((4, 3))) == pytest.approx(1)
+
+
+def evaluation(acc: float = 0.5, *, rank: float = 9.0, cosine: float = 0.5, **more: float) -> dict[str, float]:
+    return {"eval_acc": acc, "eval_rank": rank, "eval_cosine": cosine, **more}
+
+
+def test_alarms__each_cause_once() -> None:
+    assert alarms([evaluation()], monitor=ACC) == []
+    assert alarms([evaluation(), evaluation(cosine=0.99995)], monitor=ACC) == ["collapse"]
+    assert alarms([evaluation(rank=9), evaluation(rank=4, cosine=0.995)], monitor=ACC) == ["collapse"]
+    assert alarms([evaluation(rank=9), evaluation(rank=4)], monitor=ACC) == []
+    assert alarms([evaluation(cosine=1.0, alarm_collapse=1.0), evaluation(cosine=1.0)], monitor=ACC) == []
+    assert alarms([{"eval_acc": 0.5}], monitor=ACC) == ["not_finite"]
+
+
+def test_alarms__plateau_is_eight_evaluations_without_progress() -> None:
+    rising = [evaluation(0.1 * number) for number in range(1, 5)]
+    still = [evaluation(0.39)] * 8
+    assert alarms(rising + still[:7], monitor=ACC) == []
+    assert alarms(rising + still, monitor=ACC) == ["plateau"]
+    assert alarms(rising + still, monitor=("acc", False)) == ["plateau"]
+    assert alarms(rising + [evaluation(0.05)] * 8, monitor=("acc", False)) == []
+
+
+def test_undisturbed__all_generators_are_put_back() -> None:
+    def state() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(1))  # noqa: NPY002
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    wanted = state()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+    with undisturbed():
+        state()
+    assert state() == wanted
+
+
+def test_pretrain__probe_is_logged_every_so_many_epochs_and_changes_no_weight(tmp_path: Path) -> None:
+    store = tone_store(tmp_path / "store")
+    settings = TINY | {"batch_size": 12}
+    plain = pretrain(store.path, tmp_path / "plain", **settings)
+    probed = pretrain(store.path, tmp_path / "probed", **settings, probe_data=str(store.path), probe_every=2)
+    weights = [(run.model / "model.safetensors").read_bytes() for run in (plain, probed)]
+    assert weights[0] == weights[1]
+    lines = [line for line in MetricsFile.read(tmp_path / "probed" / "metrics.jsonl") if "eval_acc" in line]
+    assert [round(line["epoch"]) for line in lines] == [1, 2, 3, 4]
+    assert ["eval_probe_accuracy" in line for line in lines] == [False, True, False, True]
+    assert all(0 <= lines[1][f"eval_{name}_accuracy"] <= 1 for name in ("probe", "knn"))
+    assert all(1 <= line["eval_rank"] <= 12 and -1 <= line["eval_cosine"] <= 1 for line in lines)
+    page = report(tmp_path / "probed", map="pca", device="cpu", data=str(store.path)).output.read_text()
+    assert "linear probe: accuracy" in page
+
+
+def test_pretrain__probe_goes_on_where_it_was_after_a_stop(tmp_path: Path) -> None:
+    store = tone_store(tmp_path / "store")
+    settings = TINY | {"batch_size": 12, "probe_data": str(store.path), "probe_every": 3}
+    pretrain(store.path, tmp_path / "whole", **settings)
+    pretrain(store.path, tmp_path / "cut", **settings, max_minutes=1e-6)
+    pretrain(store.path, tmp_path / "cut", **settings)
+    whole, cut = (
+        [
+            {
+                key: value
+                for key, value in line.items()
+                if key in {"step", "eval_rank", "eval_cosine"} or "accuracy" in key
+            }
+            for line in MetricsFile.read(tmp_path / name / "metrics.jsonl")
+            if "eval_acc" in line and line["step"] > 1
+        ]
+        for name in ("whole", "cut")
+    )
+    assert whole == cut
+    assert ["eval_probe_accuracy" in line for line in whole] == [False, False, True, False]
+
+
+def test_pretrain__collapse_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    from tymbal.training import watch
+
+    monkeypatch.setattr(watch, "mean_cosine", lambda _: 1.0)
+    make_store(tmp_path / "store")
+    pretrain(tmp_path / "store", tmp_path / "run", **TINY)
+    assert capsys.readouterr().err.count("All clips look alike to the encoder.") == 1
+    lines = MetricsFile.read(tmp_path / "run" / "metrics.jsonl")
+    assert sum("alarm_collapse" in line for line in lines) == 1
+
+
+def test_pretrain__probe_data_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    make_store(tmp_path / "store")
+    make_store(tmp_path / "whole", validation=0)
+    tone_store(tmp_path / "tones", clips=6, validation=2)
+    with pytest.raises(ModelError, match="other spectrograms"):
+        pretrain(tmp_path / "store", tmp_path / "run", **TINY, probe_data=str(tmp_path / "tones"))
+    with pytest.raises(SettingsError, match="no validation clips"):
+        store = tone_store(tmp_path / "untold", clips=6, validation=0)
+        pretrain(store.path, tmp_path / "other", **TINY, probe_data=str(tmp_path / "tones"))
