@@ -22,4 +22,4 @@ def test_notebook__runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert (tmp_path / "out" / "classifier" / "model" / "config.json").is_file()
-    assert (tmp_path / "out" / "scores.csv").read_text().startswith("file,start,end,label,score\n")
+    assert (tmp_path / "out" / "scores.csv").read_text().startswith("file,start,end,label,score,")
