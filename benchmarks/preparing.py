@@ -4,7 +4,8 @@
     python benchmarks/preparing.py                                   # synthetic sound
 
 Five-second clips at 44.1 kHz, 16-bit WAV, become a store of 16 kHz spectrograms. What bounds it is decoding, resampling
-and the filter bank of one core, measured alone on the same files, times the cores. `tymbal.prepare` does the same and
+and the filter bank of one core, measured alone on the same files, times the cores. Cores that work at once share memory
+and clock: what as many processes of nothing else reach together stands beside it. `tymbal.prepare` does the same and
 lists, plans, checks, takes statistics, writes and syncs beside it; its processes start anew each time.
 
 Both sides are timed in turns. The rate of a whole run contains the start of Python's processes, some seconds that do
@@ -16,6 +17,7 @@ Memory is the highest sum of the resident sizes of all processes, looked at ever
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -26,7 +28,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -71,16 +73,18 @@ def main() -> None:
 def measure(folder: Path, options: argparse.Namespace, workers: int) -> None:
     small, large = options.clips
     alone: list[Cost] = []
+    together: list[float] = []
     runs: dict[int, list[Cost]] = {small: [], large: []}
     for number in range(options.rounds):
         for count in options.clips:
             alone.append(run_alone(folder / str(large), options.alone))
+            together.append(run_together(folder / str(large), options.alone, workers))
             runs[count].append(run_prepare(folder / str(count), folder / "store", workers))
             print(f"round {number + 1}, {count:,} clips: {runs[count][-1].seconds:.1f} s", file=sys.stderr)
-    print(report(alone, runs, workers))
+    print(report(alone, together, runs, workers))
 
 
-def report(alone: list[Cost], runs: dict[int, list[Cost]], workers: int) -> str:
+def report(alone: list[Cost], together: list[float], runs: dict[int, list[Cost]], workers: int) -> str:
     small, large = runs
     bound = workers / statistics.median(cost.seconds for cost in alone)
     least = statistics.median(cost.processor for cost in alone)
@@ -94,6 +98,14 @@ def report(alone: list[Cost], runs: dict[int, list[Cost]], workers: int) -> str:
 
     rows = [
         line("decode + resample + fbank alone, times cores", workers, workers / bound, workers * least),
+        [
+            "  … of as many processes at once",
+            f"{(rate := statistics.median(together)):,.0f}",
+            f"{rate / bound:.2f}",
+            "",
+            "",
+            "",
+        ],
         *(
             line(f"prepare {n:,} clips, with its start", n, seconds[n], processor[n], f"{memory[n] / 2**20:,.0f}")
             for n in runs
@@ -145,6 +157,26 @@ def run_alone(folder: Path, count: int) -> Cost:
         waveform, _ = read(path, sample_rate=16_000)
         fbank(torch.from_numpy(waveform))
     return Cost((time.perf_counter() - start) / len(files), (time.process_time() - used) / len(files))
+
+
+def run_together(folder: Path, count: int, workers: int) -> float:
+    """Clips a second of as many processes as there are workers, each with `run_alone` to do."""
+    context = multiprocessing.get_context("spawn")
+    barrier, costs = context.Barrier(workers), context.Queue()
+    processes = [context.Process(target=_one_of_several, args=(folder, count, barrier, costs)) for _ in range(workers)]
+    for process in processes:
+        process.start()
+    seconds = [costs.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return sum(1 / each for each in seconds)
+
+
+def _one_of_several(folder: Path, count: int, barrier: Any, costs: Any) -> None:
+    torch.set_num_threads(1)
+    run_alone(folder, min(count, 20))  # what is needed is imported and cached
+    barrier.wait()
+    costs.put(run_alone(folder, count).seconds)
 
 
 def run_prepare(source: Path, store: Path, workers: int) -> Cost:
