@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tymbal.models.pooling import pool
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["check_features", "embed_store"]
+__all__ = ["check_features", "embed_layers", "embed_store"]
 
 
 def embed_store(
@@ -56,10 +56,51 @@ def embed_store(
         ModelError: The store's mel bins are not the encoder's.
         SettingsError: There is no such layer.
     """
-    _check_layer(encoder, layer)
+    found = embed_layers(
+        encoder,
+        store,
+        rows,
+        description=description,
+        poolings=poolings,
+        layers=[layer],
+        skip_padding=skip_padding,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+    return {how: found[how, layer] for how in poolings}
+
+
+def embed_layers(
+    encoder: SpectrogramEncoder,
+    store: SpectrogramSource,
+    rows: NDArray[np.int64],
+    *,
+    description: ModelDescription,
+    poolings: Sequence[str],
+    layers: Sequence[int | None],
+    skip_padding: bool = True,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, int | None], NDArray[np.float32]]:
+    """Embeds rows of a store from several layers in one pass; the arguments are those of `embed_store`.
+
+    Returns:
+        For each pooling and layer [clips, dimensions].
+
+    Raises:
+        ModelError: The store's mel bins are not the encoder's.
+        SettingsError: There is no such layer.
+    """
+    for layer in layers:
+        _check_layer(encoder, layer)
+    hidden = any(layer is not None for layer in layers)
     device = torch.device(device)
     encoder = encoder.to(device).eval()
-    found: dict[str, list[Tensor]] = {how: [] for how in poolings}
+    found: dict[tuple[str, int | None], list[Tensor]] = {(how, layer): [] for how in poolings for layer in layers}
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         store.announce(rows[start + batch_size : start + 2 * batch_size])
@@ -67,14 +108,14 @@ def embed_store(
         raw = torch.from_numpy(store.gather(part)).to(device)
         x = description.normalisation(raw, frames)
         with torch.inference_mode(), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            output = encoder(x, hidden_states=layer is not None)
-        tokens = output.tokens if output.hidden_states is None else output.hidden_states[layer]
+            output = encoder(x, hidden_states=hidden)
         real = encoder.config.real_columns(frames, output.grid[1]) if skip_padding else None
-        for how, parts in found.items():
+        for (how, layer), parts in found.items():
+            tokens = output.tokens if layer is None else cast(tuple[Tensor, ...], output.hidden_states)[layer]
             parts.append(pool(tokens.float(), how=how, grid=output.grid, real_columns=real).cpu())
         if progress is not None:
             progress.advance(len(part))
-    return {how: torch.cat(parts).numpy() for how, parts in found.items()}
+    return {place: torch.cat(parts).numpy() for place, parts in found.items()}
 
 
 def check_features(store: SpectrogramSource, description: ModelDescription, *, path: Any = None) -> None:
