@@ -81,6 +81,7 @@ def test_probe__folds_keep_groups_together(tmp_path: Path, monkeypatch: pytest.M
     assert {row.repeats for row in result.rows} == {4}
     assert result.figure("baseline") == 1.0
     assert result.confusion == ()
+    assert result.summary().splitlines()[0] == "3 classes, 48 clips in 4 folds"
 
 
 def test_probe__confusion_adds_up_to_the_accuracy(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ class ProbeResult:
         multilabel: Whether clips have several labels.
         confusion: How often the model's last layer, read by logistic regression, takes which class (row) for which
             (column); empty with several labels a clip, or folds.
+        folds: Into how many folds all these clips were split anew; None for the split of the store.
         written: Files that were written.
     """
 
@@ -65,6 +66,7 @@ class ProbeResult:
     classes: tuple[str, ...]
     multilabel: bool
     confusion: tuple[tuple[int, ...], ...] = ()
+    folds: int | None = None
     written: tuple[Path, ...] = ()
 
     def figure(self, features: str, *, pooling: str | None = None, reader: str = "logistic") -> float:
@@ -78,6 +80,8 @@ class ProbeResult:
     def summary(self) -> str:
         """The table, and what it was measured on."""
         head = f"{len(self.classes)} classes, learned from {self.train:,} clips, asked about {self.validation:,}"
+        if self.folds is not None:
+            head = f"{len(self.classes)} classes, {self.train + self.validation:,} clips in {self.folds} folds"
         lines = [head, "", table(self.rows, multilabel=self.multilabel), *self._confused()]
         return "\n".join([*lines, *(f"\nwritten: {path}" for path in self.written)])
 
@@ -141,6 +145,7 @@ def probe(
         classes=clips.classes,
         multilabel=clips.multilabel,
         confusion=confusion,
+        folds=None if chosen.folds is None else rows[0].repeats,
         written=() if output is None else (Path(output),),
     )
     if output is not None:

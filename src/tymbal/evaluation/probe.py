@@ -101,7 +101,8 @@ def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
     with_spread = any(row.spread is not None for row in rows)
     wide = 14 if with_spread else 10
     extra = f"{'layer':>6}" * with_layer + f"{'shots':>6}" * with_shots
-    head = f"{'features':<10}{'pooling':<10}{extra}{'dimensions':>10}"
+    dimensions_wide = 12 if extra else 10
+    head = f"{'features':<10}{'pooling':<10}{extra}{'dimensions':>{dimensions_wide}}"
     lines = [f"{head}{'logistic':>{wide + 2}}{'knn':>{wide}}   ({figure}, %)"]
     found: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
@@ -115,6 +116,6 @@ def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
         cells = f"{last if layer is None else layer:>6}" * with_layer
         cells += f"{'all' if shots is None else shots:>6}" * with_shots
         lines.append(
-            f"{features:<10}{pooling:<10}{cells}{dimensions:>10}{by['logistic']:>{wide + 2}}{by['knn']:>{wide}}"
+            f"{features:<10}{pooling:<10}{cells}{dimensions:>{dimensions_wide}}{by['logistic']:>{wide + 2}}{by['knn']:>{wide}}"
         )
     return "\n".join(lines)
