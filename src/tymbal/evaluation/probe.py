@@ -115,7 +115,6 @@ def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
         last = "-" if features == "baseline" else "last"
         cells = f"{last if layer is None else layer:>6}" * with_layer
         cells += f"{'all' if shots is None else shots:>6}" * with_shots
-        lines.append(
-            f"{features:<10}{pooling:<10}{cells}{dimensions:>{dimensions_wide}}{by['logistic']:>{wide + 2}}{by['knn']:>{wide}}"
-        )
+        begin = f"{features:<10}{pooling:<10}{cells}{dimensions:>{dimensions_wide}}"
+        lines.append(f"{begin}{by['logistic']:>{wide + 2}}{by['knn']:>{wide}}")
     return "\n".join(lines)
