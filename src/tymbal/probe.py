@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.models.description import ModelDescription
-    from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.models.folder import LoadedModel
     from tymbal.store.base import SpectrogramSource
 
@@ -247,6 +246,7 @@ def _embeddings(
     """Embeddings of the rows by encoder (`random`, `model`), pooling and layer; those of a lasting store are kept."""
     import torch
 
+    from tymbal.evaluation.kept import embed_kept
     from tymbal.models.encoder import SpectrogramEncoder
 
     module = loaded.module
@@ -260,7 +260,7 @@ def _embeddings(
     found: dict[tuple[str, str, int | None], NDArray[np.float32]] = {}
     with Progress(len(encoders) * len(rows), "Embedding", unit="clips") as progress:
         for name, each in encoders.items():
-            made = _embedded(
+            made = embed_kept(
                 each,
                 loaded.description,
                 store,
@@ -271,53 +271,6 @@ def _embeddings(
                 progress=progress,
             )
             found |= {(name, pooling, layer): values for (pooling, layer), values in made.items()}
-    return found
-
-
-def _embedded(
-    encoder: SpectrogramEncoder,
-    description: ModelDescription,
-    store: SpectrogramSource,
-    rows: NDArray[np.int64],
-    *,
-    layers: Sequence[int | None],
-    settings: ProbeSettings,
-    lasting: bool,
-    progress: Progress,
-) -> dict[tuple[str, int | None], NDArray[np.float32]]:
-    from tymbal.evaluation.cache import keep, kept, key_of
-    from tymbal.inference.embed import embed_layers
-    from tymbal.store.store import Store
-    from tymbal.training.device import choose_device, choose_precision
-
-    device, _ = choose_device(settings.device)
-    dtype, _ = choose_precision(settings.precision, device)
-    places = [(pooling, layer) for pooling in settings.pooling for layer in layers]
-    keys: dict[tuple[str, int | None], str] = {}
-    if settings.cache and lasting and isinstance(store, Store):
-        how = {"skip_padding": settings.skip_padding, "device": device.type, "dtype": str(dtype)}
-        common = key_of(encoder, description, store, rows, how)
-        keys = {(pooling, layer): f"{common}-{pooling}-{layer}" for pooling, layer in places}
-        held = {place: kept(key) for place, key in keys.items()}
-        known = {place: values for place, values in held.items() if values is not None and len(values) == len(rows)}
-        if len(known) == len(places):
-            progress.advance(len(rows))
-            return known
-    found = embed_layers(
-        encoder,
-        store,
-        rows,
-        description=description,
-        poolings=settings.pooling,
-        layers=layers,
-        skip_padding=settings.skip_padding,
-        batch_size=settings.batch_size,
-        device=device,
-        dtype=dtype,
-        progress=progress,
-    )
-    for place, key in keys.items():
-        keep(key, found[place])
     return found
 
 
