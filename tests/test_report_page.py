@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from html.parser import HTMLParser
@@ -94,6 +95,12 @@ def test_report__missing_things_are_named_and_the_rest_is_there(way: Path, tmp_p
     assert len(reasons) == 5
     assert sum("the clips of the run are not there any more (/gone/store)" in reason for reason in reasons) == 2
     assert (run / "report.html").stat().st_size < 60_000
+
+
+@pytest.mark.skipif(importlib.util.find_spec("umap") is not None, reason="umap is installed")
+def test_report__a_map_that_needs_an_extra_says_which(way: Path, tmp_path: Path) -> None:
+    text = tymbal.report(way / "store", tmp_path / "page.html", **SMALL, map="umap").output.read_text()
+    assert "Not shown: umap is not installed. pip install" in text
 
 
 def test_report__what_is_no_source_is_refused(tmp_path: Path) -> None:

@@ -11,18 +11,21 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
+from tymbal.evaluation.linear import grouped_folds
 from tymbal.evaluation.probe import ProbeRow, Question, table
+from tymbal.evaluation.repeats import draw_shots, together
 from tymbal.files import replace_file, write_json
 from tymbal.progress import Progress, tell
 from tymbal.settings import ProbeSettings
+from tymbal.store.format import DESCRIPTION
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +36,11 @@ if TYPE_CHECKING:
     from tymbal.models.folder import LoadedModel
     from tymbal.store.base import SpectrogramSource
 
+    Part = tuple[NDArray[np.int64], NDArray[np.int64]]
+
 __all__ = ["ProbeResult", "probe"]
+
+_MOST_PAIRS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,9 @@ class ProbeResult:
         validation: Clips asked.
         classes: Names of the labels.
         multilabel: Whether clips have several labels.
+        confusion: How often the model's last layer, read by logistic regression, takes which class (row) for which
+            (column); empty with several labels a clip, or folds.
+        folds: Into how many folds all these clips were split anew; None for the split of the store.
         written: Files that were written.
     """
 
@@ -54,6 +64,8 @@ class ProbeResult:
     validation: int
     classes: tuple[str, ...]
     multilabel: bool
+    confusion: tuple[tuple[int, ...], ...] = ()
+    folds: int | None = None
     written: tuple[Path, ...] = ()
 
     def figure(self, features: str, *, pooling: str | None = None, reader: str = "logistic") -> float:
@@ -67,8 +79,23 @@ class ProbeResult:
     def summary(self) -> str:
         """The table, and what it was measured on."""
         head = f"{len(self.classes)} classes, learned from {self.train:,} clips, asked about {self.validation:,}"
-        lines = [head, "", table(self.rows, multilabel=self.multilabel)]
+        if self.folds is not None:
+            head = f"{len(self.classes)} classes, {self.train + self.validation:,} clips in {self.folds} folds"
+        lines = [head, "", table(self.rows, multilabel=self.multilabel), *self._confused()]
         return "\n".join([*lines, *(f"\nwritten: {path}" for path in self.written)])
+
+    def _confused(self) -> list[str]:
+        pairs = [
+            (count, self.classes[true], self.classes[said])
+            for true, row in enumerate(self.confusion)
+            for said, count in enumerate(row)
+            if true != said and count
+        ]
+        if not pairs:
+            return []
+        worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
+        listed = "; ".join(f"{true} for {said} ({count})" for count, true, said in worst)
+        return ["", f"The model's probe takes most often {listed}."]
 
 
 def probe(
@@ -107,13 +134,17 @@ def probe(
         clips = labelled_clips(store)
         if clips.left_out:
             tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
-        rows = _all_rows(loaded, store, clips, chosen)
+        lasting = (Path(data) / DESCRIPTION).is_file()
+        rows = _all_rows(loaded, store, clips, chosen, lasting=lasting)
+        confusion = _confusion(rows, clips, store)
     result = ProbeResult(
         rows=tuple(rows),
         train=len(clips.train),
         validation=len(clips.validation),
         classes=clips.classes,
         multilabel=clips.multilabel,
+        confusion=confusion,
+        folds=None if chosen.folds is None else rows[0].repeats,
         written=() if output is None else (Path(output),),
     )
     if output is not None:
@@ -133,40 +164,91 @@ def opened_store(
 
 
 def _all_rows(
-    loaded: LoadedModel, store: SpectrogramSource, clips: LabelledClips, settings: ProbeSettings
+    loaded: LoadedModel, store: SpectrogramSource, clips: LabelledClips, settings: ProbeSettings, *, lasting: bool
 ) -> list[ProbeRow]:
     import numpy as np
 
     from tymbal.evaluation.baseline import baseline_features
 
-    question = Question(
-        train=clips.truth(store, clips.train),
-        validation=clips.truth(store, clips.validation),
-        groups=clips.groups(store, clips.train),
-        multilabel=clips.multilabel,
-        neighbours=settings.neighbours,
-        seed=settings.seed,
-    )
     rows = np.concatenate([clips.train, clips.validation])
-    found = question.ask(baseline_features(store, rows), name="baseline", pooling="moments")
-    for name, by_pooling in _embeddings(loaded, store, rows, settings).items():
-        for pooling, features in by_pooling.items():
-            found += question.ask(features, name=name, pooling=pooling)
+    truth, groups = clips.truth(store, rows), clips.groups(store, rows)
+    parts = _parts(clips, truth, groups, settings)
+
+    def ask(features: NDArray[np.floating[Any]], *, name: str, pooling: str, layer: int | None) -> list[ProbeRow]:
+        asked: list[ProbeRow] = []
+        for shots in (None, *settings.shots):
+            repeats = [
+                _question(truth, groups, inside, outside, multilabel=clips.multilabel, settings=settings).ask(
+                    features[np.concatenate([inside, outside])], name=name, pooling=pooling
+                )
+                for inside, outside in _drawn(truth, parts, shots, settings)
+            ]
+            merged = repeats[0] if len(repeats) == 1 else together(repeats)
+            asked += [replace(row, layer=layer, shots=shots) for row in merged]
+        return asked
+
+    found = ask(baseline_features(store, rows), name="baseline", pooling="moments", layer=None)
+    for (name, pooling, layer), features in _embeddings(loaded, store, rows, settings, lasting=lasting).items():
+        found += ask(features, name=name, pooling=pooling, layer=layer)
     return found
 
 
+def _parts(
+    clips: LabelledClips, truth: NDArray[np.bool_], groups: list[str] | None, settings: ProbeSettings
+) -> list[Part]:
+    """Places of the clips to learn from and to be asked: the store's split, or folds over both sides."""
+    import numpy as np
+
+    if settings.folds is None:
+        return [(np.arange(len(clips.train)), np.arange(len(clips.train), len(truth)))]
+    found = list(
+        grouped_folds(truth, multilabel=clips.multilabel, groups=groups, seed=settings.seed, most=settings.folds)
+    )
+    if not found:
+        raise SettingsError(
+            "there are too few clips or groups for folds", advice="Leave folds out to take the split of the store."
+        )
+    return found
+
+
+def _drawn(truth: NDArray[np.bool_], parts: list[Part], shots: int | None, settings: ProbeSettings) -> Iterator[Part]:
+    """The parts, or each several times with so few clips of each class to learn from."""
+    for inside, outside in parts:
+        if shots is None:
+            yield inside, outside
+            continue
+        for draw in range(settings.draws):
+            yield inside[draw_shots(truth[inside], shots, seed=settings.seed + draw)], outside
+
+
+def _question(
+    truth: NDArray[np.bool_],
+    groups: list[str] | None,
+    inside: NDArray[np.int64],
+    outside: NDArray[np.int64],
+    *,
+    multilabel: bool,
+    settings: ProbeSettings,
+) -> Question:
+    return Question(
+        train=truth[inside],
+        validation=truth[outside],
+        groups=None if groups is None else [groups[place] for place in inside],
+        multilabel=multilabel,
+        neighbours=settings.neighbours,
+        seed=settings.seed,
+    )
+
+
 def _embeddings(
-    loaded: LoadedModel, store: SpectrogramSource, rows: NDArray[np.int64], settings: ProbeSettings
-) -> dict[str, dict[str, NDArray[np.float32]]]:
-    """Embeddings of the rows by encoder (`random`, `model`) and pooling."""
+    loaded: LoadedModel, store: SpectrogramSource, rows: NDArray[np.int64], settings: ProbeSettings, *, lasting: bool
+) -> dict[tuple[str, str, int | None], NDArray[np.float32]]:
+    """Embeddings of the rows by encoder (`random`, `model`), pooling and layer; those of a lasting store are kept."""
     import torch
 
-    from tymbal.inference.embed import embed_store
+    from tymbal.evaluation.kept import embed_kept
     from tymbal.models.encoder import SpectrogramEncoder
-    from tymbal.training.device import choose_device, choose_precision
 
-    device, _ = choose_device(settings.device)
-    dtype, _ = choose_precision(settings.precision, device)
     module = loaded.module
     encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
     encoders = {"model": encoder}
@@ -174,23 +256,33 @@ def _embeddings(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             encoders = {"random": SpectrogramEncoder(encoder.config), "model": encoder}
+    layers = [settings.layer] if settings.layers == "last" else [*range(encoder.config.depth + 1), None]
+    found: dict[tuple[str, str, int | None], NDArray[np.float32]] = {}
     with Progress(len(encoders) * len(rows), "Embedding", unit="clips") as progress:
-        return {
-            name: embed_store(
+        for name, each in encoders.items():
+            made = embed_kept(
                 each,
+                loaded.description,
                 store,
                 rows,
-                description=loaded.description,
-                poolings=settings.pooling,
-                layer=settings.layer,
-                skip_padding=settings.skip_padding,
-                batch_size=settings.batch_size,
-                device=device,
-                dtype=dtype,
+                layers=layers,
+                settings=settings,
+                lasting=lasting,
                 progress=progress,
             )
-            for name, each in encoders.items()
-        }
+            found |= {(name, pooling, layer): values for (pooling, layer), values in made.items()}
+    return found
+
+
+def _confusion(rows: Sequence[ProbeRow], clips: LabelledClips, store: SpectrogramSource) -> tuple[tuple[int, ...], ...]:
+    import numpy as np
+
+    leading = [row for row in rows if row.features == "model" and row.reader == "logistic" and row.shots is None]
+    if clips.multilabel or leading[-1].scores is None:
+        return ()
+    counts = np.zeros((len(clips.classes),) * 2, np.int64)
+    np.add.at(counts, (clips.truth(store, clips.validation).argmax(1), leading[-1].scores.argmax(1)), 1)
+    return tuple(tuple(row) for row in counts.tolist())
 
 
 def _check_output(output: str | Path | None) -> None:
@@ -210,5 +302,6 @@ def _write(result: ProbeResult, output: Path, settings: ProbeSettings, *, model:
         return
     known = json.loads(json.dumps(flat), parse_constant=lambda _: None)
     facts = {"train": result.train, "validation": result.validation, "classes": list(result.classes)}
+    facts["confusion"] = result.confusion
     chosen = configuration.to_mapping(settings)
     write_json(output, {"model": model, "data": data, "settings": chosen, **facts, "rows": known})

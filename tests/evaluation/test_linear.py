@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from tymbal.evaluation.linear import STRENGTHS, _inner_folds, fit_logistic, neighbour_scores, quality
+from tymbal.evaluation.linear import STRENGTHS, fit_logistic, grouped_folds, neighbour_scores, quality
 
 
 def blobs(clips: int, classes: int, *, apart: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,18 +27,18 @@ def test_logistic__finds_what_is_linearly_apart(classes: int) -> None:
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def test_inner_folds__keep_groups_whole_and_ask_every_clip_once(multilabel: bool) -> None:
+def testgrouped_folds__keep_groups_whole_and_ask_every_clip_once(multilabel: bool) -> None:
     recordings = np.repeat(np.arange(24), 10)
     truth = one_hot(recordings % 2, 2)
     groups = [f"recording {number}" for number in recordings]
-    folds = list(_inner_folds(truth, multilabel=multilabel, groups=groups, seed=0))
+    folds = list(grouped_folds(truth, multilabel=multilabel, groups=groups, seed=0))
     assert len(folds) == 4
     assert sorted(np.concatenate([outside for _, outside in folds])) == list(range(240))
     for inside, outside in folds:
         assert not set(recordings[inside]) & set(recordings[outside])
     straddling = [
         set(recordings[inside]) & set(recordings[outside])
-        for inside, outside in _inner_folds(truth, multilabel=multilabel, groups=None, seed=0)
+        for inside, outside in grouped_folds(truth, multilabel=multilabel, groups=None, seed=0)
     ]
     assert all(straddling)
 

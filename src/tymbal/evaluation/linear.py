@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-__all__ = ["STRENGTHS", "Fitted", "fit_logistic", "neighbour_scores", "quality"]
+__all__ = ["STRENGTHS", "Fitted", "fit_logistic", "grouped_folds", "neighbour_scores", "quality"]
 
 Floats = NDArray[Any]
 Bools = NDArray[np.bool_]
@@ -154,7 +154,7 @@ def _choose(
     seed: int,
 ) -> float:
     """The strength with the best mean figure over the inner folds; 1 where there are too few clips for folds."""
-    folds = list(_inner_folds(truth, multilabel=multilabel, groups=groups, seed=seed))
+    folds = list(grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed))
     if not folds:
         return 1.0
     figure = "mAP" if multilabel else "accuracy"
@@ -168,14 +168,26 @@ def _choose(
     return strengths[int(np.argmax(reached))]
 
 
-def _inner_folds(
-    truth: Bools, *, multilabel: bool, groups: Sequence[str] | None, seed: int
+def grouped_folds(
+    truth: Bools, *, multilabel: bool, groups: Sequence[str] | None, seed: int, most: int = _FOLDS
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Folds over clips [clips, classes], whole groups on one side, classes in proportion where clips have one.
+
+    Args:
+        truth: Which clip has which label.
+        multilabel: Whether a clip may have several labels.
+        groups: The group of each clip; None or a single one is none.
+        seed: Seed of the split.
+        most: Folds; fewer where a class has fewer clips, or there are fewer groups.
+
+    Yields:
+        Places of the clips inside and outside of each fold; none where there are too few for two.
+    """
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     kinds = len(set(groups)) if groups is not None else 0
     smallest = int(truth.sum(axis=0)[truth.any(axis=0)].min(initial=len(truth)))
-    parts = min(_FOLDS, len(truth), len(truth) if multilabel else smallest, kinds if kinds > 1 else _FOLDS)
+    parts = min(most, len(truth), len(truth) if multilabel else smallest, kinds if kinds > 1 else most)
     if parts < 2:
         return
     splitter: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,11 @@ class ProbeRow:
         reader: `logistic` or `knn`.
         strength: scikit-learn's C, chosen inside the training clips; None for knn.
         figures: Accuracy, balanced accuracy and F1, or mAP and ROC AUC where clips have several labels.
+        layer: Blocks that the tokens went through; None is all and the final norm.
+        shots: Clips of each class that were learned from; None is all.
+        repeats: Folds or draws that the figures are means of.
+        spread: Standard deviation of the leading figure over these; None for one.
+        scores: Of the clips that were asked, [clips, classes]; None for means.
     """
 
     features: str
@@ -33,11 +38,16 @@ class ProbeRow:
     reader: str
     strength: float | None
     figures: dict[str, float]
+    layer: int | None = None
+    shots: int | None = None
+    repeats: int = 1
+    spread: float | None = None
+    scores: NDArray[np.floating[Any]] | None = field(default=None, compare=False, repr=False)
 
     def flat(self) -> dict[str, Any]:
         """As one row of a table."""
         row = asdict(self)
-        return {**{key: value for key, value in row.items() if key != "figures"}, **self.figures}
+        return {**{key: value for key, value in row.items() if key not in ("figures", "scores")}, **self.figures}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,18 +84,37 @@ class Question:
                 reader=reader,
                 strength=strength,
                 figures=quality(scores, self.validation, multilabel=self.multilabel),
+                scores=scores,
             )
             for reader, (strength, scores) in read.items()
         ]
 
 
 def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
-    """The rows as text, a line for each set of features, the leading figure of both readers in percent."""
+    """The rows as text, a line for each set of features, the leading figure of both readers in percent.
+
+    Layers and shots have a column where there are any, and means stand with their spread.
+    """
     figure = "mAP" if multilabel else "accuracy"
-    lines = [f"{'features':<10}{'pooling':<10}{'dimensions':>10}{'logistic':>12}{'knn':>10}   ({figure}, %)"]
-    found: dict[tuple[str, str, int], dict[str, float]] = {}
+    with_layer = any(row.layer is not None for row in rows)
+    with_shots = any(row.shots is not None for row in rows)
+    with_spread = any(row.spread is not None for row in rows)
+    wide = 14 if with_spread else 10
+    extra = f"{'layer':>6}" * with_layer + f"{'shots':>6}" * with_shots
+    dimensions_wide = 12 if extra else 10
+    head = f"{'features':<10}{'pooling':<10}{extra}{'dimensions':>{dimensions_wide}}"
+    lines = [f"{head}{'logistic':>{wide + 2}}{'knn':>{wide}}   ({figure}, %)"]
+    found: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
-        found.setdefault((row.features, row.pooling, row.dimensions), {})[row.reader] = 100 * row.figures[figure]
-    for (features, pooling, dimensions), by in found.items():
-        lines.append(f"{features:<10}{pooling:<10}{dimensions:>10}{by['logistic']:>12.1f}{by['knn']:>10.1f}")
+        value = f"{100 * row.figures[figure]:.1f}"
+        if row.spread is not None:
+            value += f" ± {100 * row.spread:.1f}"
+        place = (row.features, row.pooling, row.layer, row.shots, row.dimensions)
+        found.setdefault(place, {})[row.reader] = value
+    for (features, pooling, layer, shots, dimensions), by in found.items():
+        last = "-" if features == "baseline" else "last"
+        cells = f"{last if layer is None else layer:>6}" * with_layer
+        cells += f"{'all' if shots is None else shots:>6}" * with_shots
+        begin = f"{features:<10}{pooling:<10}{cells}{dimensions:>{dimensions_wide}}"
+        lines.append(f"{begin}{by['logistic']:>{wide + 2}}{by['knn']:>{wide}}")
     return "\n".join(lines)

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tymbal.errors import ModelError
-from tymbal.inference.encode import check_layer, encode
+from tymbal.inference.encode import check_layer, encode_layers
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["check_features", "embed_store"]
+__all__ = ["check_features", "embed_layers", "embed_store"]
 
 
 def embed_store(
@@ -56,22 +56,62 @@ def embed_store(
         ModelError: The store's mel bins are not the encoder's.
         SettingsError: There is no such layer.
     """
-    check_layer(encoder, layer)
+    found = embed_layers(
+        encoder,
+        store,
+        rows,
+        description=description,
+        poolings=poolings,
+        layers=[layer],
+        skip_padding=skip_padding,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        progress=progress,
+    )
+    return {how: found[how, layer] for how in poolings}
+
+
+def embed_layers(
+    encoder: SpectrogramEncoder,
+    store: SpectrogramSource,
+    rows: NDArray[np.int64],
+    *,
+    description: ModelDescription,
+    poolings: Sequence[str],
+    layers: Sequence[int | None],
+    skip_padding: bool = True,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, int | None], NDArray[np.float32]]:
+    """Embeds rows of a store from several layers in one pass; the arguments are those of `embed_store`.
+
+    Returns:
+        For each pooling and layer [clips, dimensions].
+
+    Raises:
+        ModelError: The store's mel bins are not the encoder's.
+        SettingsError: There is no such layer.
+    """
+    for layer in layers:
+        check_layer(encoder, layer)
     device = torch.device(device)
     encoder = encoder.to(device).eval()
-    found: dict[str, list[Tensor]] = {how: [] for how in poolings}
+    found: dict[tuple[str, int | None], list[Tensor]] = {(how, layer): [] for how in poolings for layer in layers}
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         store.announce(rows[start + batch_size : start + 2 * batch_size])
         frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
         raw = torch.from_numpy(store.gather(part)).to(device)
         x = description.normalisation(raw, frames)
-        encoded = encode(encoder, x, frames, layer=layer, skip_padding=skip_padding, dtype=dtype)
-        for how, parts in found.items():
-            parts.append(encoded.pooled(how).cpu())
+        encoded = encode_layers(encoder, x, frames, layers=layers, skip_padding=skip_padding, dtype=dtype)
+        for (how, layer), parts in found.items():
+            parts.append(encoded[layer].pooled(how).cpu())
         if progress is not None:
             progress.advance(len(part))
-    return {how: torch.cat(parts).numpy() for how, parts in found.items()}
+    return {place: torch.cat(parts).numpy() for place, parts in found.items()}
 
 
 def check_features(store: SpectrogramSource, description: ModelDescription, *, path: Any = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.pooling import pool
 from tymbal.settings import FeatureSettings
 
-__all__ = ["Encoded", "check_layer", "column_seconds", "encode"]
+__all__ = ["Encoded", "check_layer", "column_seconds", "encode", "encode_layers"]
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,28 @@ def encode(
         skip_padding: Pool over the patches that hold sound.
         dtype: Arithmetic, bfloat16 or float16; `None` is float32.
     """
+    return encode_layers(encoder, x, frames, layers=[layer], skip_padding=skip_padding, dtype=dtype)[layer]
+
+
+def encode_layers(
+    encoder: SpectrogramEncoder,
+    x: Tensor,
+    frames: Tensor,
+    *,
+    layers: Sequence[int | None],
+    skip_padding: bool = True,
+    dtype: torch.dtype | None = None,
+) -> dict[int | None, Encoded]:
+    """Encodes in one pass what `encode` does layer by layer; the arguments are its own."""
+    wanted = [layer for layer in layers if layer is not None]
     with torch.inference_mode(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
-        output = encoder(x, hidden_states=layer is not None)
-    tokens = output.tokens if output.hidden_states is None or layer is None else output.hidden_states[layer]
+        output = encoder(x, hidden_states=bool(wanted))
     real = encoder.config.real_columns(frames, output.grid[1]) if skip_padding else None
-    return Encoded(tokens.float(), output.grid, encoder.config.prefix_tokens, real)
+    found: dict[int | None, Tensor] = {layer: output.hidden_states[layer] for layer in wanted}
+    if None in layers:
+        found[None] = output.tokens
+    prefix = encoder.config.prefix_tokens
+    return {layer: Encoded(tokens.float(), output.grid, prefix, real) for layer, tokens in found.items()}
 
 
 def column_seconds(config: EncoderConfig, features: FeatureSettings, columns: int) -> Tensor:

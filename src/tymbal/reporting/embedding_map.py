@@ -100,7 +100,7 @@ def _plane(vectors: NDArray[np.floating], *, method: str, seed: int) -> NDArray[
             raise SettingsError("umap is not installed", advice="pip install 'tymbal[umap]', or --map tsne.")
         import umap
 
-        laid: NDArray[np.float64] = umap.UMAP(random_state=seed).fit_transform(principal)
+        laid: NDArray[np.float64] = umap.UMAP(random_state=seed, n_jobs=1).fit_transform(principal)
         return laid
     perplexity = min(30.0, (len(principal) - 1) / 3)
     found: NDArray[np.float64] = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(principal)

@@ -19,8 +19,13 @@ class ProbeSettings(PtSettings):
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
             apart, `cls` the class tokens. Several are read from one pass.
         layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
+        layers: `all` reads every layer, from the embedded patches on, beside the `last`.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         neighbours: Neighbours that vote.
+        shots: Also learn from so few clips of each class: `1 5 10 50`.
+        draws: How often such few clips are drawn anew.
+        folds: Split the labelled clips anew into so many folds, whole groups together, instead of the store's split.
+        cache: Keep embeddings in the user's cache folder ($TYMBAL_CACHE) for the next probe of the same.
         random: Also probe the same encoder with random weights.
         batch_size: Clips a batch.
         precision: As in training.
@@ -30,8 +35,13 @@ class ProbeSettings(PtSettings):
 
     pooling: tuple[Literal["mean", "rows", "cls"], ...] = ("rows",)
     layer: int | None = None
+    layers: Literal["last", "all"] = "last"
     skip_padding: bool = True
     neighbours: int = 10
+    shots: tuple[int, ...] = ()
+    draws: int = 5
+    folds: int | None = None
+    cache: bool = True
     random: bool = True
     batch_size: int = 64
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
@@ -42,6 +52,11 @@ class ProbeSettings(PtSettings):
         super().__post_init__()
         check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
         check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
+        both = self.layer is not None and self.layers == "all"
+        check(not both, "layer", self.layer, "None, where all layers are read")
+        check(min(self.shots, default=1) >= 1, "shots", self.shots, "numbers of 1 or more")
+        check(self.draws >= 1, "draws", self.draws, "1 or more")
+        check(self.folds is None or self.folds >= 2, "folds", self.folds, "2 or more")
         check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 

@@ -29,7 +29,7 @@ from tymbal.inference.embed import embed_store
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import tell
-from tymbal.store.base import SpectrogramSource
+from tymbal.store.base import DamagedRowsError, SpectrogramSource
 from tymbal.training.callbacks import MetricsFile
 
 __all__ = ["LabelProbe", "Watch", "alarms", "mean_cosine", "rank_me"]
@@ -136,7 +136,7 @@ class Watch:
         """
         before = MetricsFile.read(self._metrics)
         with undisturbed():
-            vectors = self._embed(self._store, self._rows)
+            vectors = self._look()
             found: dict[str, float] = {}
             if np.isfinite(vectors).all():
                 found = {"eval_rank": rank_me(vectors), "eval_cosine": mean_cosine(vectors)}
@@ -147,6 +147,14 @@ class Watch:
             found[f"alarm_{name}"] = 1.0
             tell(f"{name.replace('_', ' ').capitalize()} (epoch {epoch:.1f}): {_ADVICE[name]}", warning=True)
         return found
+
+    def _look(self) -> NDArray[np.float32]:
+        """Embeddings of the clips that can still be read."""
+        try:
+            return self._embed(self._store, self._rows)
+        except DamagedRowsError as error:
+            self._rows = np.setdiff1d(self._rows, list(error.rows))
+            return self._look()
 
     def _embed(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         device = self._encoder.position_embedding.device

@@ -1,0 +1,95 @@
+"""Embeddings that are kept from one probe to the next, in the user's cache folder.
+
+What they were made of is their name: a hash of the weights, the model's normalisation, the store's description and
+index, the rows and the settings. So nothing old is ever taken for something else, and deleting the folder costs only
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tymbal.files import replace_file
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.store.format import DESCRIPTION, INDEX
+from tymbal.store.store import Store
+
+__all__ = ["cache_folder", "keep", "kept", "key_of"]
+
+_SCHEMA = 1
+_ROOM = 2 * 10**9
+
+
+def cache_folder() -> Path:
+    """Where embeddings are kept: `$TYMBAL_CACHE`, else a folder of the user's cache."""
+    given = os.environ.get("TYMBAL_CACHE")
+    if given:
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tymbal"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "tymbal"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tymbal"
+
+
+def key_of(
+    encoder: SpectrogramEncoder,
+    description: ModelDescription,
+    store: Store,
+    rows: NDArray[np.int64],
+    settings: Mapping[str, Any],
+) -> str:
+    """The name of embeddings, by all that decides them."""
+    found = hashlib.blake2b(digest_size=20)
+    for name, value in encoder.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().numpy().tobytes())
+    facts = {"schema": _SCHEMA, **asdict(description.normalisation), **settings}
+    found.update(json.dumps([asdict(encoder.config), facts], sort_keys=True, default=str).encode())
+    for file in (DESCRIPTION, INDEX):
+        found.update((store.path / file).read_bytes())
+    for shard in store.description.shards:  # the same description over other values would be another store
+        found.update(str((store.path / shard.file).stat().st_mtime_ns).encode())
+    found.update(rows.tobytes())
+    return found.hexdigest()
+
+
+def kept(key: str) -> NDArray[np.float32] | None:
+    """What was kept under a name; None where there is nothing that can be read."""
+    path = cache_folder() / f"{key}.npy"
+    try:
+        values: NDArray[np.float32] = np.load(path, allow_pickle=False)
+        os.utime(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return values
+
+
+def keep(key: str, values: NDArray[np.float32]) -> None:
+    """Keeps embeddings, and lets go of those not used for longest where all take too much room.
+
+    A folder that cannot be written to keeps nothing.
+    """
+    folder = cache_folder()
+    try:
+        with replace_file(folder / f"{key}.npy") as aside, aside.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+        files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
+        held = 0
+        for path in files:
+            held += path.stat().st_size
+            if held > _ROOM:
+                path.unlink(missing_ok=True)
+    except OSError:
+        return
