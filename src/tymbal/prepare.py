@@ -42,7 +42,8 @@ from tymbal.progress import Progress, duration, tell
 from tymbal.settings import FeatureSettings, PrepareSettings
 from tymbal.store.format import WORK
 from tymbal.store.open import open_store
-from tymbal.store.pair_files import holds_pair_files, read_metadata
+from tymbal.store.pair_files import GENERATED, holds_pair_files, read_metadata
+from tymbal.store.pairs import PairStore
 from tymbal.store.store import Store
 from tymbal.store.waves import WaveStore
 
@@ -53,9 +54,6 @@ Result = TypeVar("Result")
 _HEADERS_AT_ONCE = 64
 
 _SPLIT_PARTS = ("train", "val")
-
-VIEWS_OUTPUT = "data/augmented_spectrograms"
-"""Where pairs of views go where nobody says."""
 
 _MANY_FILES = 512
 _MUCH_SOUND = 600.0
@@ -104,10 +102,11 @@ class PrepareResult:
         if isinstance(store, WaveStore):
             length = store.samples / features.sample_rate
             return [f"{store.path}: {len(store):,} waveforms of {length:g} s ({size:,.0f} MiB)"]
-        what = "pairs of views" if store.views > 1 else "spectrograms"
+        what, content = "spectrograms", f"{duration(seconds)} of sound, {size:,.0f} MiB"
+        if isinstance(store, PairStore):
+            what, content = "pairs of views", f"{size:,.0f} MiB"
         return [
-            f"{store.path}: {len(store):,} {what} of {store.frames} frames x {store.mels} mel bins "
-            f"({duration(seconds)} of sound, {size:,.0f} MiB)",
+            f"{store.path}: {len(store):,} {what} of {store.frames} frames x {store.mels} mel bins ({content})",
             f"mean {store.mean:.4f}, standard deviation {store.std:.4f}",
         ]
 
@@ -164,10 +163,11 @@ def prepare(
             return _preview(store, plan, chosen)
         record = Record.of(source, chosen, listed, plan)
         refuse_changes(store, record)
+        built: list[Built] = []
         if is_complete(store):
             tell(f"{store} is complete already")
         else:
-            with _writing(store), locked(store / WORK, _busy(store), part=chosen.part):
+            with _writing(store), _alone(store, chosen.part):
                 record.write(store)
                 built = _build(crew, store, plan, chosen)
                 if chosen.part is None or (chosen.part in _SPLIT_PARTS and chosen.write == "pt"):
@@ -200,7 +200,7 @@ def _preview(store: Path, plan: Plan, settings: PrepareSettings) -> PrepareResul
 def _default_output(settings: PrepareSettings) -> str:
     if not settings.views:
         raise SettingsError("output is missing", advice="Name the folder of the store.")
-    return VIEWS_OUTPUT
+    return GENERATED
 
 
 def _busy(store: Path) -> StoreError:
@@ -235,6 +235,17 @@ def _build(crew: Crew, store: Path, plan: Plan, settings: PrepareSettings) -> li
             versions = max(settings.views, 1) if settings.write != "waveforms" else 1
             progress.advance(one.windows, failed=one.windows - len(one.entries) // versions)
     return [one for one in built.values() if one is not None]
+
+
+@contextlib.contextmanager
+def _alone(store: Path, part: str | None) -> Iterator[None]:
+    """Locks a part of the work, or all of it and every part."""
+    work = store / WORK
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(work, _busy(store), part=part))
+        for other in sorted(work.glob("lock-*")) if part is None else ():
+            stack.enter_context(locked(work, _busy(store), part=other.name.removeprefix("lock-")))
+        yield
 
 
 @contextlib.contextmanager

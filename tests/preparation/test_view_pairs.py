@@ -20,6 +20,7 @@ import tymbal
 from tymbal.audio.decode import read
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.librosa import LibrosaMel
+from tymbal.locking import locked
 from tymbal.preparation import build, space, views
 from tymbal.settings import FeatureSettings
 from tymbal.store.pairs import PairStore
@@ -195,8 +196,21 @@ def test_parts__together_are_the_whole(store: Path, sound: Path, tmp_path: Path)
         shutil.copytree(one, tmp_path / "merged", dirs_exist_ok=True)
     merged = tymbal.prepare(sound, tmp_path / "merged", **SMALL)
     assert content(merged.path) == content(store)
+    assert "part 1/3 is done" in tymbal.prepare(sound, tmp_path / "merged", part="1/3", **SMALL).summary()
     with pytest.raises(SettingsError, match="K from 1 to N"):
         tymbal.prepare(sound, tmp_path / "none", part="4/3", **SMALL)
+
+
+def test_parts__are_done_side_by_side_and_the_whole_after_them(sound: Path, tmp_path: Path) -> None:
+    work = tmp_path / "out" / "work"
+    tymbal.prepare(sound, tmp_path / "out", part="2/3", **SMALL)
+    with locked(work, StoreError("is in use"), part="1/3"):
+        tymbal.prepare(sound, tmp_path / "out", part="2/3", **SMALL)
+        with pytest.raises(StoreError, match="another process"):
+            tymbal.prepare(sound, tmp_path / "out", part="1/3", **SMALL)
+        with pytest.raises(StoreError, match="another process"):
+            tymbal.prepare(sound, tmp_path / "out", **SMALL)
+    assert len(tymbal.prepare(sound, tmp_path / "out", **SMALL).store) == 80
 
 
 def test_a_split_alone__has_its_own_metadata(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,21 @@ def test_pretrain__makes_waveforms_of_sound_first(sound: Path, tmp_path: Path) -
         pretrain(pairs, tmp_path / "other", views="fresh", **LEARN)
 
 
+@pytest.mark.parametrize("write", ["store", "pt"])
+def test_pretrain__finds_the_views_that_were_generated_of_its_sound(
+    write: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tymbal.prepare(sound, views=1, write=write, **SMALL)
+    pretrain(sound, tmp_path / "run", **{**LEARN, "max_steps": 1})
+    assert "Its generated views are taken" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "run" / "store").exists()
+    (tmp_path / "other").mkdir()
+    soundfile.write(tmp_path / "other" / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
+    with pytest.raises(StoreError, match="holds no pairs"):
+        pretrain(tmp_path / "other", tmp_path / "run2", views="generated", **LEARN)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_fresh__on_a_gpu_are_those_of_the_cpu(waves: WaveStore) -> None:

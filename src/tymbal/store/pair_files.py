@@ -27,6 +27,7 @@ from tymbal.files import PARTIAL, write_text
 from tymbal.store.writer import Entry
 
 __all__ = [
+    "GENERATED",
     "METADATA",
     "PART_METADATA",
     "entry_of",
@@ -40,6 +41,10 @@ __all__ = [
 ]
 
 METADATA = "metadata.json"
+
+GENERATED = "data/augmented_spectrograms"
+"""Where pairs of views go, and are looked for, where nobody says."""
+
 _PART = "metadata_{}.json"
 _SPLITS = ("train", "val")
 

@@ -12,11 +12,14 @@ from torch import Tensor
 
 from tymbal.audio.failures import write_failures
 from tymbal.errors import StoreError
+from tymbal.progress import tell
 from tymbal.settings import PretrainSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import StoreDataset
-from tymbal.store.format import DESCRIPTION
+from tymbal.store.format import DESCRIPTION, Description
+from tymbal.store.pair_files import GENERATED, read_metadata
 from tymbal.store.pair_store import PairFileStore, find_pairs, open_pairs
+from tymbal.store.pairs import holds_pairs
 from tymbal.store.pt_list import holds_pt
 from tymbal.store.waves import WaveStore, holds_waves
 from tymbal.training.device import choose_device
@@ -34,14 +37,16 @@ def open_views(source: str | os.PathLike[str], run: Path, settings: PretrainSett
     """Opens pairs of views of either form, or waveforms; what was left out is named in the run's failures.csv.
 
     Args:
-        source: A store of pairs, a folder of `.pt` files with metadata, a store of waveforms, or sound, of which
-            waveforms are prepared into the run folder.
+        source: A store of pairs, a folder of `.pt` files with metadata, a store of waveforms; or sound, whose views
+            are taken from the usual place if they are there, else made of waveforms that are prepared into the run.
         run: The run folder.
         settings: Which of them is wanted.
 
     Raises:
         StoreError: It holds something else.
     """
+    if settings.views != "fresh":
+        source = _generated_of(source) or source
     generated, waves = find_pairs(source), holds_waves(source)
     other = not generated and (waves or _is_sound(source))
     if generated and settings.views != "fresh":
@@ -70,6 +75,21 @@ def view_dataset(store: SpectrogramSource, rows: npt.ArrayLike, settings: Pretra
         raise StoreError("does not say how spectrograms are computed", path=store.path, advice="Prepare it again.")
     maker = ViewMaker(read_augmentation(settings.augmentations), features, store.samples, device=device)
     return FreshViewDataset(store, rows, maker, seed=settings.seed, device=device)
+
+
+def _generated_of(source: str | os.PathLike[str]) -> Path | None:
+    """Pairs in the usual place, if they were made of this sound."""
+    place = Path(GENERATED)
+    if not _is_sound(source) or find_pairs(source) or not find_pairs(place):
+        return None
+    if holds_pairs(place):
+        origin = Description.read(place).provenance.get("source")
+    else:
+        origin = read_metadata(place)[1].get("tymbal", {}).get("source")
+    if origin is None or Path(origin) != Path(source).absolute():
+        return None
+    tell(f"Its generated views are taken: {place}")
+    return place
 
 
 def _is_sound(source: str | os.PathLike[str]) -> bool:

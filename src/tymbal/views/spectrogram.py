@@ -42,11 +42,14 @@ def _cropped(x: Tensor, draws: Draws) -> Tensor:
     # From a grid of -1 to 1: a part of it, somewhere inside.
     height, width = (draws.value(name, setting)[views] for setting in ("scale", "scale 2"))
     top, left = ((2 * draws.uniform(name, 2 + i)[views] - 1) * (1 - size) for i, size in enumerate((height, width)))
-    zero = torch.zeros_like(top)
-    transform = torch.stack([width, zero, left, zero, height, top], dim=1).view(-1, 2, 3).to(x.device)
     place = views.to(x.device)
     part = x.index_select(0, place).unsqueeze(1)
-    grid = F.affine_grid(transform, list(part.shape), align_corners=True)
+    lines, columns = (
+        (middle[:, None] + extent[:, None] * torch.linspace(-1, 1, count)).to(x.device)
+        for middle, extent, count in ((top, height, x.shape[1]), (left, width, x.shape[2]))
+    )
+    shape = (len(views), x.shape[1], x.shape[2])
+    grid = torch.stack([columns[:, None, :].expand(shape), lines[:, :, None].expand(shape)], dim=3)
     x[place] = F.grid_sample(part, grid, padding_mode="border", align_corners=True).squeeze(1)
     return x
 
