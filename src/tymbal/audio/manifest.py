@@ -66,6 +66,12 @@ class Clip:
         if not self.id:
             object.__setattr__(self, "id", clip_id(self.file, self.start, self.end))
 
+    def but(self, **changes: Any) -> Clip:
+        """A copy with other values, the same part of the same file; a tenth of the time of `replace`, for millions."""
+        copy = object.__new__(Clip)
+        copy.__dict__.update(self.__dict__ | changes)
+        return copy
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -160,6 +166,9 @@ def place(clip: Clip) -> str:
 
 def relative_path(file: str, root: Path) -> str:
     """The path of a file from `root`, with forward slashes on every system; the full path if it lies elsewhere."""
+    prefix = os.path.join(root, "")  # noqa: PTH118 - of a million files
+    if file.startswith(prefix):
+        return file[len(prefix) :].replace(os.sep, "/")
     path = Path(file)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 

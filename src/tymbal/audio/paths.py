@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from tymbal.audio.manifest import SPLITS, Clip, place
 from tymbal.errors import ManifestError, SettingsError
@@ -37,10 +36,10 @@ def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool
     if settings.label_pattern is not None:
         found, notes = _found(clips, settings.label_pattern, "label_pattern", "label")
         return [
-            replace(clip, labels=() if name is None else (name,)) for clip, name in zip(clips, found, strict=True)
+            clip.but(labels=() if name is None else (name,)) for clip, name in zip(clips, found, strict=True)
         ], notes
     if settings.labels == "none":
-        return [replace(clip, labels=()) for clip in clips], []
+        return [clip.but(labels=()) for clip in clips], []
     if settings.labels == "column" and not labelled:
         raise ManifestError("labels are to come from a column, but there is none", advice="Set labels to auto.")
     if labelled and settings.labels != "folder":
@@ -57,14 +56,14 @@ def group_clips(clips: Sequence[Clip], settings: ScanSettings) -> tuple[list[Cli
     if settings.group_pattern is None:
         return list(clips), []
     found, notes = _found(clips, settings.group_pattern, "group_pattern", "group")
-    return [replace(clip, group=name) for clip, name in zip(clips, found, strict=True)], notes
+    return [clip.but(group=name) for clip, name in zip(clips, found, strict=True)], notes
 
 
 def split_by_folders(clips: Sequence[Clip]) -> list[Clip]:
     """Gives clips the split whose folder (train, val, test, …) they lie in, where all of them lie in such folders."""
     if any(clip.split for clip in clips) or not _in_split_folders(clips):
         return list(clips)
-    return [replace(clip, split=SPLITS[_folders(clip)[0].lower()]) for clip in clips]
+    return [clip.but(split=SPLITS[_folders(clip)[0].lower()]) for clip in clips]
 
 
 def _folders(clip: Clip) -> list[str]:
@@ -84,15 +83,13 @@ def _by_folder(clips: Sequence[Clip], *, certain: bool) -> tuple[list[Clip], lis
         raise ManifestError("labels are to come from folders, but no file lies in one", advice="Set labels to none.")
     if not certain and (deep > 1 or len(classes) < 2):
         nested = "folders lie in folders, so none was taken for a label: set labels=folder (the outermost) or a pattern"
-        return [replace(clip, labels=()) for clip in clips], [nested] if deep > 1 else []
+        return [clip.but(labels=()) for clip in clips], [nested] if deep > 1 else []
     notes = [
         f"the folder {name!r} stands for several labels: {' and '.join(_split(name))}"
         for name in sorted(classes)
         if "," in name
     ]
-    return [
-        replace(clip, labels=_split(path[0]) if path else ()) for clip, path in zip(clips, folders, strict=True)
-    ], notes
+    return [clip.but(labels=_split(path[0]) if path else ()) for clip, path in zip(clips, folders, strict=True)], notes
 
 
 def _split(name: str) -> tuple[str, ...]:

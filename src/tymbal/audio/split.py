@@ -11,7 +11,6 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 
 from tymbal.audio.manifest import Clip, place
 from tymbal.errors import ManifestError, SettingsError
@@ -31,7 +30,7 @@ def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
     """
     clips = list(clips)
     if settings.split == "none":
-        return [replace(clip, split=None) for clip in clips]
+        return [clip.but(split=None) for clip in clips]
     if settings.validation_pattern is not None:
         return _by_pattern(clips, settings.validation_pattern)
     if settings.split == "keep":
@@ -42,7 +41,7 @@ def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
             )
         return clips
     if settings.split == "auto" and any(clip.split == "validation" for clip in clips):
-        return [replace(clip, split=clip.split or "train") for clip in clips]
+        return [clip.but(split=clip.split or "train") for clip in clips]
     return _drawn(clips, settings)
 
 
@@ -55,9 +54,7 @@ def _by_pattern(clips: list[Clip], pattern: str) -> list[Clip]:
                 f"validation_pattern {pattern!r} finds {what}",
                 advice=f"It is searched in paths like {place(clips[0])}",
             )
-    return [
-        clip if clip.split == "test" else replace(clip, split=side) for clip, side in zip(clips, sides, strict=True)
-    ]
+    return [clip if clip.split == "test" else clip.but(split=side) for clip, side in zip(clips, sides, strict=True)]
 
 
 def _drawn(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
@@ -68,7 +65,7 @@ def _drawn(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
         units[unit_of(clip)].append(clip)
     chosen = _choose(units, settings)
     return [
-        clip if clip.split == "test" else replace(clip, split="validation" if unit_of(clip) in chosen else "train")
+        clip if clip.split == "test" else clip.but(split="validation" if unit_of(clip) in chosen else "train")
         for clip in clips
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tymbal.audio.failures import Failure
@@ -106,6 +106,6 @@ def _split(clips: list[Clip], headers: dict[str, Header], settings: PrepareSetti
     """Splits, keeping files with the same bytes on one side."""
     if not clips:
         return []
-    marked = [replace(clip, hash=clip.hash or headers[clip.file].fingerprint) for clip in clips]
+    marked = [clip.but(hash=clip.hash or headers[clip.file].fingerprint) for clip in clips]
     split = assign_splits(marked, settings.scan())
-    return [replace(clip, split=side.split) for clip, side in zip(clips, split, strict=True)]
+    return [clip.but(split=side.split) for clip, side in zip(clips, split, strict=True)]
