@@ -27,6 +27,9 @@ from tymbal.store.store import Store
 
 __all__ = ["Entry", "ShardWriter", "finish_store", "open_shard", "write_store"]
 
+_BEHIND = 8 << 20
+"""Bytes after which the kernel is asked to begin writing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -81,6 +84,7 @@ class ShardWriter:
         if samples is not None:
             self._row = np.zeros(samples, np.int16)
         self._header()
+        self._handed = 0
 
     def append(self, spectrogram: npt.NDArray[np.floating]) -> int:
         """Writes one spectrogram [real frames, mels], padded or cut to the frames of the store.
@@ -91,7 +95,7 @@ class ShardWriter:
         real = min(len(spectrogram), len(self._row))
         self._row[:real] = spectrogram[:real]
         self._row[real:] = self._padding
-        self._file.write(self._row.reshape(-1).view(np.uint8).data)
+        self._write()
         self.moments = self.moments.merge(Moments.of(self._row[:real]))
         self.rows += 1
         return real
@@ -99,16 +103,25 @@ class ShardWriter:
     def append_views(self, spectrograms: npt.NDArray[np.float16]) -> None:
         """Writes the views of a clip [views, frames, mels], of the frames of the store."""
         self._row[:] = spectrograms
-        self._file.write(self._row.reshape(-1).view(np.uint8).data)
+        self._write()
         self.moments = self.moments.merge(Moments.of(self._row))
         self.rows += 1
 
     def append_waveform(self, samples: npt.NDArray[np.int16], views: npt.NDArray[np.float16]) -> None:
         """Writes a waveform [samples]; the moments are those of its views."""
         self._row[:] = samples
-        self._file.write(self._row.view(np.uint8).data)
+        self._write()
         self.moments = self.moments.merge(Moments.of(views))
         self.rows += 1
+
+    def _write(self) -> None:
+        self._file.write(self._row.reshape(-1).view(np.uint8).data)
+        end = self._file.tell()
+        if end - self._handed >= _BEHIND and hasattr(os, "posix_fadvise"):
+            # Linux begins to write such pages and goes on; the sync at the end then finds little left to wait for.
+            self._file.flush()
+            os.posix_fadvise(self._file.fileno(), self._handed, end - self._handed, os.POSIX_FADV_DONTNEED)
+            self._handed = end
 
     def finish(self) -> None:
         """Writes the number of rows into the header."""
