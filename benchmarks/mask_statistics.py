@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from _ssast_reference import draw_cluster
 from tymbal.objectives.masks import make_masks
-from tymbal.objectives.randomness import fold
+from tymbal.randomness import fold
 
 GRID, COUNT = (8, 64), 400
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "pictures" / "masks.png"

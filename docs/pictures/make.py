@@ -22,7 +22,7 @@ from tymbal.audio.decode import read
 from tymbal.demo.wingbeats import BACKGROUND
 from tymbal.features.kaldi import KaldiFbank
 from tymbal.objectives.masks import make_masks
-from tymbal.objectives.randomness import fold
+from tymbal.randomness import fold
 from tymbal.settings import FeatureSettings
 from tymbal.store.store import Store
 

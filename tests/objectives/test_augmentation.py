@@ -5,7 +5,7 @@ import torch
 
 from tymbal.features.kaldi import KaldiFbank
 from tymbal.objectives.augmentation import Augmentation, mixing_shares
-from tymbal.objectives.randomness import fold
+from tymbal.randomness import fold
 from tymbal.settings import FeatureSettings
 
 FRAMES = torch.tensor([8, 8, 4, 8])

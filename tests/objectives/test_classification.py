@@ -10,7 +10,7 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.augmentation import Augmentation, spec_augment
 from tymbal.objectives.classification import ClassificationObjective
-from tymbal.objectives.randomness import fold
+from tymbal.randomness import fold
 
 NORMALISATION = Normalisation(mean=-5.0, std=2.0, padding=-10.0)
 

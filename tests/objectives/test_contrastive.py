@@ -13,7 +13,7 @@ from tymbal.errors import ModelError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.contrastive import ContrastiveObjective, crossed_masks, effective_rank, nt_xent
-from tymbal.objectives.randomness import fold
+from tymbal.randomness import fold
 
 CONFIG = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=24, patch=(4, 4), stride=(4, 4))
 

@@ -7,7 +7,7 @@ import torch
 
 from tymbal.errors import SettingsError
 from tymbal.objectives.masks import count_from, make_masks
-from tymbal.objectives.randomness import fold
+from tymbal.randomness import fold
 
 DRAWS = 6000
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.objectives.randomness import uniform
+from tymbal.randomness import uniform
 
 __all__ = ["Augmentation", "mixing_shares", "spec_augment", "spec_mask"]
 

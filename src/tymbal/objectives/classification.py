@@ -21,7 +21,7 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.objectives import scores
 from tymbal.objectives.augmentation import Augmentation
 from tymbal.objectives.ensemble import Ensemble
-from tymbal.objectives.randomness import fold
+from tymbal.randomness import fold
 from tymbal.settings import FeatureSettings
 
 __all__ = ["BestBy", "ClassificationObjective"]

@@ -29,8 +29,8 @@ from torch.utils.checkpoint import checkpoint
 from tymbal.errors import ModelError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
-from tymbal.objectives.randomness import bits, fold
 from tymbal.progress import tell
+from tymbal.randomness import bits, fold
 
 __all__ = ["ContrastiveObjective", "ViewMask", "crossed_masks", "effective_rank", "nt_xent"]
 

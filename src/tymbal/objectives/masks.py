@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tymbal.errors import SettingsError
-from tymbal.objectives.randomness import BITS, bits
+from tymbal.randomness import BITS, bits
 
 __all__ = ["CLUSTER", "Masks", "count_from", "make_masks"]
 

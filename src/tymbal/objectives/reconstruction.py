@@ -31,7 +31,7 @@ from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.augmentation import spec_mask
 from tymbal.objectives.heads import load_heads
-from tymbal.objectives.randomness import EVALUATION, fold
+from tymbal.randomness import EVALUATION, fold
 
 __all__ = ["ReconstructionObjective"]
 

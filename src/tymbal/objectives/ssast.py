@@ -28,7 +28,7 @@ from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.decoder import VisibleDecoder
 from tymbal.objectives.heads import load_heads
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
-from tymbal.objectives.randomness import EVALUATION, fold
+from tymbal.randomness import EVALUATION, fold
 
 __all__ = ["TASKS", "SSASTObjective", "contrast", "rebuild"]
 

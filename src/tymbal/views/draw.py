@@ -1,7 +1,7 @@
 """Which augmentations a view gets, and how strong: a function of seed, clip, version and view, and of nothing else.
 
 So one core, eight cores and a cluster draw the same, in any order, and so does a run that was stopped
-(`tymbal.objectives.randomness`). Every augmentation has its own numbers, whether it is drawn or not: adding one to a
+(`tymbal.randomness`). Every augmentation has its own numbers, whether it is drawn or not: adding one to a
 configuration does not change what the others do where they are still drawn.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tymbal.objectives.randomness import fold, uniform
+from tymbal.randomness import fold, uniform
 from tymbal.settings.augmentation import SPECTROGRAM, WAVEFORM, AugmentationSettings
 
 __all__ = ["VIEWS", "Draws", "clip_key", "draw", "view_keys"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tymbal.objectives.randomness import bits, fold, uniform
+from tymbal.randomness import bits, fold, uniform
 
 
 def test_uniform__is_a_function_of_the_key_alone():
