@@ -320,7 +320,7 @@ class Attention(nn.Module):
 
 
 def _by_clip_is_faster(keys: Tensor) -> bool:
-    """Whether the products are better written out: torch's fused attention is no faster in bf16 than in float32 on a CPU."""
+    """Whether products are better written out: on CPUs torch's fused attention is no faster in bf16 than in float32."""
     inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     return inference and keys.device.type == "cpu" and keys.dtype == torch.bfloat16
 
