@@ -6,7 +6,7 @@
 For ESC-10 (tested on fold 5) and spoken digits (tested on two speakers), for each seed, through Tymbal's public verbs
 alone:
 
-- pretraining on the training clips without their labels, by `reconstruction` and by `joint`, for the same processor time;
+- pretraining on the training clips without labels, by `reconstruction` and by `joint`, for the same processor time;
 - fine-tuning from either, and from random weights, on 1, 5, 10 and all clips of each class: equal steps and settings;
 - fine-tuning from random weights on all clips for the time of pretraining and fine-tuning together.
 
