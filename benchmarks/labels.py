@@ -12,7 +12,7 @@ alone:
 
 The few clips of a class are drawn by the seed, the same for all three. Nothing is learned from the tested clips, no
 epoch and no setting is chosen by them: each model is measured once, at the end of its budget. Settings were chosen
-with `--tested dev`: inside the training clips, on fold 4 and on the speakers jackson and nicolas.
+with `--tested dev`: inside the training clips, on the speakers jackson and nicolas.
 
 Budgets are processor time of one thread, turned into steps once, by timing a few, so that other work on the machine
 does not change them. Figures are appended to `figures.jsonl` in the output folder as they come; the same command
@@ -129,18 +129,19 @@ class Trial:
         if self.figures.have(**key):
             return
         run = self.folder / f"finetune-{cell.replace(', ', '-').replace(' ', '-')}-{seed}"
-        settings = self._finetuning() | ({"from_": source} if source else self._shape())
+        settings = self._finetuning(shots) | ({"from_": source} if source else self._shape())
         result = tymbal.finetune(self.store(shots, seed), run, max_steps=steps, **settings, **self._common(seed))
         self.figures.add(**key, accuracy=result.metrics["eval_accuracy"], steps=steps)
         shutil.rmtree(run)
 
-    def _finetuning(self) -> dict[str, Any]:
-        return {"pooling": self.arguments.pooling, "batch_size": self.arguments.batch_size} | self.arguments.finetune
+    def _finetuning(self, shots: int | None) -> dict[str, Any]:
+        chosen = self.arguments.finetune if shots is None else self.arguments.few
+        return {"pooling": self.arguments.pooling, "batch_size": self.arguments.batch_size} | chosen
 
     def _finetuning_steps(self, shots: int | None) -> int:
         if shots is not None:
             return int(self.arguments.few_steps)
-        settings = self._finetuning() | self._shape()
+        settings = self._finetuning(None) | self._shape()
         return self._steps("finetune", tymbal.finetune, settings, self.arguments.finetune_minutes)
 
     def _shape(self) -> dict[str, Any]:
@@ -210,9 +211,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", choices=list(DATA), help="one data set")
     parser.add_argument("--tested", default="test", choices=["test", "dev"], help="dev: only to choose settings")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--pretrain-minutes", type=float, default=2.5, help="processor minutes of each pretraining")
-    parser.add_argument("--finetune-minutes", type=float, default=1.0, help="and of fine-tuning on all labels")
-    parser.add_argument("--few-steps", type=int, default=100, help="steps of fine-tuning on a few clips a class")
+    parser.add_argument("--pretrain-minutes", type=float, default=1.5, help="processor minutes of each pretraining")
+    parser.add_argument("--finetune-minutes", type=float, default=0.75, help="and of fine-tuning on all labels")
+    parser.add_argument("--few-steps", type=int, default=60, help="steps of fine-tuning on a few clips a class")
     parser.add_argument("--steps", type=int, help="steps of each longer training, instead of minutes")
     parser.add_argument("--shots", type=_shots, default=SHOTS, help="as in 1,5,10,all")
     parser.add_argument("--starts", type=_names, default=STARTS, help="as in scratch,reconstruction,joint")
@@ -226,7 +227,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pretrain", type=json.loads, default=PRETRAIN, help="settings of both, as JSON")
     parser.add_argument("--reconstruction", type=json.loads, default={}, help="more of reconstruction")
     parser.add_argument("--joint", type=json.loads, default={"encode": "visible"}, help="more of joint")
-    parser.add_argument("--finetune", type=json.loads, default=FINETUNE, help="settings of fine-tuning")
+    parser.add_argument("--finetune", type=json.loads, default=FINETUNE, help="settings of fine-tuning on all labels")
+    parser.add_argument("--few", type=json.loads, default=FEW, help="and on a few clips a class")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clips", type=int, help="about so many clips of each data set, evenly taken")
     parser.add_argument("--short", action="store_true", help="under a minute: proves the machinery, teaches nothing")
@@ -247,7 +249,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 PRETRAIN = {"learning_rate": 1e-3, "batch_size": 64, "accumulate": 1, "schedule": "cosine", "warmup": 0.1}
-FINETUNE = {"learning_rate": 5e-4}
+FINETUNE = {"learning_rate": 1e-3}
+FEW = {"learning_rate": 2e-4, "head_lr_factor": 10.0}
 
 
 def main() -> None:
