@@ -210,16 +210,3 @@ def test_encoder__prefix_alone_is_that_of_all_tokens():
         strict=True,
     ):
         torch.testing.assert_close(own, other, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("only", [None, 2])
-def test_attention__clip_by_clip_in_bf16_is_torchs_own(only):
-    attention = small_encoder().blocks[0].attention
-    tokens = torch.randn(3, 37, 32)
-    queries, keys, values = attention.qkv(tokens).view(3, 37, 3, 2, 16).permute(2, 0, 3, 1, 4).unbind(0)
-    mixed = F.scaled_dot_product_attention(queries[:, :, :only], keys, values).transpose(1, 2).flatten(2)
-    expected = attention.projection(mixed)
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        found = attention(tokens, only)
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), expected, atol=0.02 * expected.abs().max().item(), rtol=0)

@@ -8,7 +8,7 @@ SSAST's timm encoder compute. What it adds:
 - clips of any length: position embeddings are resized, in two dimensions, to the grid at hand;
 - masked tokens (`mask`: replaced by a learned token, as in SSAST) and visible tokens only (`visible`: the others are
   never computed, as in MAE, He et al. 2022);
-- `torch.nn.functional.scaled_dot_product_attention`, gradient checkpointing, `torch.compile` without graph breaks.
+- fused attention, gradient checkpointing, `torch.compile` without graph breaks.
 
 Patches are numbered frequency first: patch `k = row * columns + column`, row 0 holding the lowest mel bins. Inside a
 patch, too, mel bins come before frames. Both are the order of SSAST and Hugging Face.
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tymbal.errors import ModelError, SettingsError
+from tymbal.models.attention import attend
 
 __all__ = ["PREFIX_TOKENS", "Block", "EncoderConfig", "EncoderOutput", "SpectrogramEncoder", "resize_positions"]
 
@@ -314,35 +315,8 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        attend = _attend_by_clip if _by_clip_is_faster(keys) else F.scaled_dot_product_attention
-        mixed = attend(queries[:, :, :only], keys, values, dropout_p=dropout)
+        mixed = attend(queries[:, :, :only], keys, values, dropout)
         return cast(Tensor, self.projection(mixed.transpose(1, 2).flatten(2)))
-
-
-def _by_clip_is_faster(keys: Tensor) -> bool:
-    """Whether products are better written out: on CPUs torch's fused attention is no faster in bf16 than in float32."""
-    inference = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return inference and keys.device.type == "cpu" and keys.dtype == torch.bfloat16
-
-
-def _attend_by_clip(queries: Tensor, keys: Tensor, values: Tensor, *, dropout_p: float) -> Tensor:
-    """Scaled dot-product attention, one clip after the other, so that the weights of one clip are all that is held.
-
-    Args:
-        queries: [batch, heads, wanted, width of a head].
-        keys: [batch, heads, tokens, width of a head].
-        values: As the keys.
-        dropout_p: Dropout of the weights.
-
-    Returns:
-        [batch, heads, wanted, width of a head].
-    """
-    mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
-    queries, keys = queries * queries.shape[-1] ** -0.5, keys.transpose(2, 3)
-    for clip, out in enumerate(mixed):
-        weights = F.dropout(torch.bmm(queries[clip], keys[clip]).softmax(-1), dropout_p)
-        torch.bmm(weights, values[clip], out=out)
-    return mixed
 
 
 def resize_positions(

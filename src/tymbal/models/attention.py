@@ -1,0 +1,77 @@
+"""Scaled dot-product attention, by the fastest way that a device has.
+
+That is torch's own, but for bf16 on a CPU: there its forward pass takes as long as in float32, and its backward pass
+longer. Products written out use what the processor has for bf16; on one with AVX512-BF16 both passes together take 0.27
+(58 tokens) to 0.70 (1,214) of the time. Some clips are computed at once, few enough that memory stays small; where they
+are too many for that, weights are computed again in the backward pass, as torch's own does, instead of being held.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+__all__ = ["attend"]
+
+_WEIGHTS_AT_ONCE = 2**24
+"""Attention weights (32 MiB in bf16) that are computed together, and up to which a call's are held for the backward."""
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
+    """Mixes the values of each query by the softmax of its scaled products with the keys.
+
+    Args:
+        queries: [batch, heads, wanted, width of a head].
+        keys: [batch, heads, tokens, width of a head].
+        values: As the keys.
+        dropout: Dropout of the weights.
+
+    Returns:
+        [batch, heads, wanted, width of a head].
+    """
+    if keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and not dropout and not torch.compiler.is_compiling():
+        return cast(Tensor, _WrittenOut.apply(queries, keys, values))  # type: ignore[no-untyped-call]
+    return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+
+
+class _WrittenOut(torch.autograd.Function):
+    """The products, some clips at once; arguments as of `attend`."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
+        parts = _parts(queries, keys)
+        for part in parts:
+            weights = _weights(queries[part], keys[part])
+            mixed[part] = weights @ values[part]
+        ctx.save_for_backward(queries, keys, values, *([weights] if len(parts) == 1 else []))
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        queries, keys, values, *kept = ctx.saved_tensors
+        (gradient,) = gradients
+        scale = queries.shape[-1] ** -0.5
+        of_queries, of_keys, of_values = (torch.empty_like(x) for x in (queries, keys, values))
+        for part in _parts(queries, keys):
+            weights = kept[0] if kept else _weights(queries[part], keys[part])
+            of_values[part] = weights.transpose(2, 3) @ gradient[part]
+            of_weights = gradient[part] @ values[part].transpose(2, 3)
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype) * scale
+            of_queries[part] = of_scores @ keys[part]
+            of_keys[part] = of_scores.transpose(2, 3) @ queries[part]
+        return of_queries, of_keys, of_values
+
+
+def _parts(queries: Tensor, keys: Tensor) -> list[slice]:
+    """Clips that are computed at once."""
+    batch, heads, wanted, _ = queries.shape
+    step = max(1, _WEIGHTS_AT_ONCE // (heads * wanted * keys.shape[2]))
+    return [slice(start, start + step) for start in range(0, batch, step)]
+
+
+def _weights(queries: Tensor, keys: Tensor) -> Tensor:
+    return torch.softmax((queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3), -1)
