@@ -4,7 +4,8 @@
       config.json               what transformers wants to know, and under `tymbal` our own description
       model.safetensors         the weights
       objective.safetensors     the mask token and the heads of the pretraining objective, where there are any
-      preprocessor_config.json  how transformers makes the spectrograms, where it can
+      preprocessor_config.json  how transformers makes the spectrograms, where it can; where its own extractor cannot,
+      feature_extraction_tymbal.py  is the one that does, for those who trust it
       labels.json               names of the labels in the order of the scores, where there are any
       README.md                 the model card
 
@@ -27,7 +28,7 @@ from tymbal.files import replace_folder, write_json, write_text
 from tymbal.models.card import model_card
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
-from tymbal.models.doors import huggingface, scripts, ssast
+from tymbal.models.doors import extractor, huggingface, scripts, ssast
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.script_classifier import SCRIPT_POOLING, ScriptClassifier
 from tymbal.models.weights import (
@@ -94,7 +95,7 @@ def save_model(
     """
     encoder = _check(module, description)
     obstacle = huggingface.obstacle(description.encoder, description.pooling)
-    preprocessor = huggingface.to_preprocessor(description)
+    preprocessor = extractor.to_preprocessor(description)
     if obstacle is None:
         config, state = huggingface.to_config(description), huggingface.to_state(module)
     else:
@@ -108,10 +109,12 @@ def save_model(
         if objective:
             write_weights(aside / "objective.safetensors", objective)
         if preprocessor is not None:
-            write_json(aside / "preprocessor_config.json", preprocessor)
+            write_json(aside / extractor.PREPROCESSOR, preprocessor)
+            if not extractor.is_stock(preprocessor):
+                write_text(aside / extractor.REMOTE_CODE, extractor.remote_code())
         if description.labels:
             write_json(aside / "labels.json", list(description.labels))
-        card = model_card(description, obstacle=obstacle, preprocessor=preprocessor is not None)
+        card = model_card(description, obstacle=obstacle, preprocessor=preprocessor)
         write_text(aside / "README.md", card)
 
 
