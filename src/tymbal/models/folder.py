@@ -48,6 +48,7 @@ __all__ = [
     "LoadedModel",
     "ModelDescription",
     "build",
+    "classifier_of",
     "load_model",
     "open_checkpoint",
     "save_model",
@@ -158,13 +159,14 @@ def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | Spectrog
     fill(encoder, tensors, path=path)
     if not checkpoint.head:
         return encoder.eval()
-    classifier = _classifier(encoder, description)
+    classifier = classifier_of(encoder, description)
     head = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
     fill(classifier, {**head, **checkpoint.head}, path=path)
     return classifier.eval()
 
 
-def _classifier(encoder: SpectrogramEncoder, description: ModelDescription) -> SpectrogramClassifier:
+def classifier_of(encoder: SpectrogramEncoder, description: ModelDescription) -> SpectrogramClassifier:
+    """The classifier that is described, around an encoder, with a head that has no weights of its own yet."""
     if description.pooling == SCRIPT_POOLING:
         return ScriptClassifier(encoder, len(description.labels))
     return SpectrogramClassifier(
