@@ -94,7 +94,7 @@ def finetune(
     from tymbal.training.folder import RunFolder
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source, settled
+    from tymbal.training.source import open_source, settled, thinning
 
     chosen = settled(source, configuration.resolve(FinetuneSettings, settings, config=config))
     run = Path(output)
@@ -102,7 +102,7 @@ def finetune(
     if finished is not None:
         return finished
     store = open_source(source, run, _features(chosen), chosen)
-    clips = _clips(source, store, chosen)
+    clips = _clips(source, store, chosen, every=thinning(store, run, chosen))
     objective, description = _objective(store, clips, chosen)
     encoder = objective.model.encoder
     freeze(objective.model, chosen.train)
@@ -159,19 +159,19 @@ def _features(settings: FinetuneSettings) -> FeatureSettings:
     return open_checkpoint(settings.from_, heads=settings.heads).description.features
 
 
-def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings) -> LabelledClips:
+def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings, *, every: int) -> LabelledClips:
     from tymbal.audio.tables import table_classes
     from tymbal.evaluation.clips import labelled_clips
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
     table = table_classes(settings.label_csv) if settings.classes == "table" and settings.label_csv else None
-    clips = labelled_clips(store, multilabel=multilabel, classes=table, every=settings.every)
+    clips = labelled_clips(store, multilabel=multilabel, classes=table, every=every)
     if clips.left_out:
         tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
     for folder in _empty_class_folders(Path(source)):
         tell(f"{folder} holds no sound: the class is not learned from it", warning=True)
-    if settings.every > 1:
-        tell(f"Of every class and split one clip in {settings.every} is taken")
+    if every > 1:
+        tell(f"Of every class and split one clip in {every} is taken")
     kind = "any number of labels a clip" if clips.multilabel else "one label a clip"
     tell(
         f"{len(clips.classes)} classes, {kind}: {len(clips.train):,} clips to learn from, "
