@@ -19,6 +19,7 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
+from tymbal.store.store import Store
 from tymbal.training.sound import SoundDataset
 
 TINY = {
@@ -190,6 +191,17 @@ def test_finetune__one_clip_in_so_many_of_every_class(
     learned, asked = (5, 3) if multilabel else (6, 3)
     assert f"{learned} clips to learn from, {asked} to validate on" in said
     assert load_model(result.run).description.labels == ("high", "low", "middle")
+
+
+def test_finetune__of_sound_prepares_one_clip_in_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tone_folder(tmp_path / "sound", clips=11)
+    given = {**TINY, "every": 10, "max_steps": 1, "sample_rate": 8000, "mel_bins": 16, "target_length": FRAMES}
+    result = finetune(folder, tmp_path / "run", **given)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Of every class and split one clip in 10 is prepared" in said
+    assert "6 clips to learn from, 6 to validate on" in said
+    kept = Store.open(result.run / "store").index["id"].to_pylist()
+    assert len(kept) == 12  # of 66: the first and the eleventh of each class and split
 
 
 def test_finetune__log_is_for_people(tmp_path: Path) -> None:

@@ -106,8 +106,36 @@ def test_predict__with_a_scripts_classifier(
     told = " ".join(capsys.readouterr().err.split())
     assert "which does not tell: attention heads: 1, stride: 10x10, 16 kHz and AudioSet's mean" in told
     assert "the final norm twice" in told
-    tymbal.finetune(sound, tmp_path / "run", from_=str(tmp_path / "exported.pth"), **TRAINING)
+
+
+def test_finetune__goes_on_with_a_scripts_classifier(
+    ast: ASTModel, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    script = nn.ModuleDict({"encoder": ast, "classifier": nn.Linear(64, 2)})
+    safetensors.torch.save_file(dict(script.state_dict()), tmp_path / "exported.safetensors")
+    exported = str(tmp_path / "exported.safetensors")
+    tymbal.finetune(sound, tmp_path / "run", from_=exported, **TRAINING)
     assert_taken(tmp_path / "run", ast)
+    first = load_model(tmp_path / "run")
+    assert first.module.head.weight.equal(script["classifier"].weight)
+    assert (first.description.labels, first.description.pooling) == (("aedes", "culex"), "all-normed-twice")
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    assert "| pooling | all-normed-twice |" in card
+    assert "| head | that of the source, pooling by all-normed-twice; its labels have no names" in card
+    assert "are taken in their order for aedes, culex" in " ".join(capsys.readouterr().err.split())
+    clip = sound / "validation" / "aedes" / "0.wav"
+    for name, model in (("before", exported), ("after", str(tmp_path / "run"))):
+        tymbal.predict(model, clip, tmp_path / f"{name}.csv", precision="float32", device="cpu")
+    before, after = ((tmp_path / f"{name}.csv").read_text() for name in ("before", "after"))
+    assert before.replace("LABEL_0", "aedes").replace("LABEL_1", "culex") == after
+    tymbal.finetune(sound, tmp_path / "again", from_=tmp_path / "run", **{**TRAINING, "learning_rate": 1e-2})
+    again = load_model(tmp_path / "again")
+    assert again.description.pooling == "all-normed-twice"
+    assert not again.module.head.weight.equal(first.module.head.weight)
+    assert not again.module.encoder.norm.weight.equal(first.module.encoder.norm.weight)
+    tymbal.finetune(sound, tmp_path / "mean", from_=exported, pooling="mean", **TRAINING)
+    assert load_model(tmp_path / "mean").description.pooling == "mean"
+    assert "head: new, since that of the source pools by all-normed-twice" in " ".join(capsys.readouterr().err.split())
 
 
 def test_convert__a_scripts_checkpoint_to_what_stock_transformers_loads(checkpoint: Path, ast: ASTModel):

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.features.normalisation import Normalisation
+    from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
-    from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.augmentation import Augmentation
     from tymbal.objectives.classification import ClassificationObjective
     from tymbal.objectives.ensemble import Ensemble
@@ -45,16 +45,20 @@ class _Start:
     """What training begins with.
 
     Attributes:
-        encoder: The encoder, with weights.
+        model: The classifier, its encoder with weights.
         features: How the spectrograms are made.
         normalisation: How they are normalised.
         objective: How it was pretrained, where that is known.
+        head: What became of the head of the weights that it starts from, where they have one.
+        head_eps: Epsilon of the head's norm where it is not the encoder's.
     """
 
-    encoder: SpectrogramEncoder
+    model: SpectrogramClassifier
     features: FeatureSettings
     normalisation: Normalisation
     objective: dict[str, Any] | None = None
+    head: str | None = None
+    head_eps: float | None = None
 
 
 @first_speaks()
@@ -90,7 +94,7 @@ def finetune(
     from tymbal.training.folder import RunFolder
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source, settled
+    from tymbal.training.source import open_source, settled, thinning
 
     chosen = settled(source, configuration.resolve(FinetuneSettings, settings, config=config))
     run = Path(output)
@@ -98,7 +102,7 @@ def finetune(
     if finished is not None:
         return finished
     store = open_source(source, run, _features(chosen), chosen)
-    clips = _clips(source, store, chosen)
+    clips = _clips(source, store, chosen, every=thinning(store, run, chosen))
     objective, description = _objective(store, clips, chosen)
     encoder = objective.model.encoder
     freeze(objective.model, chosen.train)
@@ -155,19 +159,19 @@ def _features(settings: FinetuneSettings) -> FeatureSettings:
     return open_checkpoint(settings.from_, heads=settings.heads).description.features
 
 
-def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings) -> LabelledClips:
+def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings, *, every: int) -> LabelledClips:
     from tymbal.audio.tables import table_classes
     from tymbal.evaluation.clips import labelled_clips
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
     table = table_classes(settings.label_csv) if settings.classes == "table" and settings.label_csv else None
-    clips = labelled_clips(store, multilabel=multilabel, classes=table, every=settings.every)
+    clips = labelled_clips(store, multilabel=multilabel, classes=table, every=every)
     if clips.left_out:
         tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
     for folder in _empty_class_folders(Path(source)):
         tell(f"{folder} holds no sound: the class is not learned from it", warning=True)
-    if settings.every > 1:
-        tell(f"Of every class and split one clip in {settings.every} is taken")
+    if every > 1:
+        tell(f"Of every class and split one clip in {every} is taken")
     kind = "any number of labels a clip" if clips.multilabel else "one label a clip"
     tell(
         f"{len(clips.classes)} classes, {kind}: {len(clips.train):,} clips to learn from, "
@@ -191,22 +195,15 @@ def _objective(
     """The classifier with its loss, and what its model folder will say."""
     import torch
 
-    from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.classification import ClassificationObjective
 
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        start = _start(store, settings)
-        model = SpectrogramClassifier(
-            start.encoder,
-            len(clips.classes),
-            pooling=settings.pooling,
-            skip_padding=settings.skip_padding,
-            dropout=settings.dropout,
-        )
-    start.encoder.gradient_checkpointing = settings.gradient_checkpointing
+        start = _start(store, clips.classes, settings)
+    model = start.model
+    model.encoder.gradient_checkpointing = settings.gradient_checkpointing
     best_by = settings.best_by
     if best_by == "auto":
         best_by = "mAP" if clips.multilabel else "accuracy"
@@ -230,17 +227,20 @@ def _objective(
         "data": str(store.path),
         "settings": configuration.to_mapping(settings),
     }
+    if start.head is not None:
+        provenance["head"] = start.head
     description = ModelDescription(
-        encoder=start.encoder.config,
+        encoder=model.encoder.config,
         features=start.features,
         mean=start.normalisation.mean,
         std=start.normalisation.std,
         padding=start.normalisation.padding,
         normalize=start.normalisation.by,
         labels=clips.classes,
-        pooling=settings.pooling,
+        pooling=model.pooling,
         skip_padding=model.skip_padding,
         multilabel=clips.multilabel,
+        head_eps=start.head_eps,
         objective=start.objective,
         provenance=provenance,
     )
@@ -297,10 +297,10 @@ def _ensemble(clips: LabelledClips) -> Ensemble:
     return Ensemble(torch.from_numpy(clips.validation), len(clips.classes), multilabel=clips.multilabel)
 
 
-def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
+def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSettings) -> _Start:
     from tymbal.inference.embed import check_features
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-    from tymbal.models.warmstart import warm_start
+    from tymbal.models.warm_classifier import HeadChoice, warm_start_classifier
     from tymbal.training.source import features_of, normalisation_of
 
     width, depth, heads = settings.shape
@@ -309,23 +309,32 @@ def _start(store: SpectrogramSource, settings: FinetuneSettings) -> _Start:
     wanted = EncoderConfig(
         width=width, depth=depth, heads=heads, mels=store.mels, frames=store.frames, patch=patch, stride=stride
     )
+    head = HeadChoice(
+        labels=labels,
+        pooling=None if settings.pooling == "auto" else settings.pooling,
+        skip_padding=settings.skip_padding,
+        dropout=settings.dropout,
+        new=settings.new_head,
+    )
     if settings.from_ is None:
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads, patches of {settings.patch}")
         return _Start(
-            encoder=SpectrogramEncoder(wanted),
+            model=head.draw(SpectrogramEncoder(wanted)),
             features=features_of(store),
             normalisation=normalisation_of(settings, store),
         )
-    encoder, report, source = warm_start(
-        settings.from_, config=wanted, keep_stride=settings.stride is None, source_heads=settings.heads
+    warm = warm_start_classifier(
+        settings.from_, config=wanted, head=head, keep_stride=settings.stride is None, source_heads=settings.heads
     )
-    check_features(store, source, path=settings.from_)
-    tell(f"Starting from {settings.from_}: {report}")
+    check_features(store, warm.source, path=settings.from_)
+    tell(f"Starting from {settings.from_}: {warm.report}")
     return _Start(
-        encoder=encoder,
-        features=features_of(store, source),
-        normalisation=normalisation_of(settings, store, source),
-        objective=source.objective,
+        model=warm.module,
+        features=features_of(store, warm.source),
+        normalisation=normalisation_of(settings, store, warm.source),
+        objective=warm.source.objective,
+        head=warm.report.head,
+        head_eps=warm.head_eps,
     )
 
 

@@ -98,7 +98,7 @@ def pretrain(
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.folder import RunFolder
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source, settled
+    from tymbal.training.source import open_source, settled, thinning
     from tymbal.training.views import open_views, view_dataset
     from tymbal.training.watch import Watch
 
@@ -109,7 +109,7 @@ def pretrain(
         return finished
     contrastive = chosen.objective == "contrastive"
     data = open_views(store, run, chosen) if contrastive else open_source(store, run, _features(chosen), chosen)
-    train_rows, validation_rows = _rows(data, every=chosen.every)
+    train_rows, validation_rows = _rows(data, every=thinning(data, run, chosen))
     objective, description = _objective(data, chosen)
     probe = _probe(chosen, description)
     if probe is not None and not len(validation_rows):

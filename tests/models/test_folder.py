@@ -223,4 +223,5 @@ def test_save_model__normalisation_by_clip_and_pooling_without_padding_come_back
     assert loaded.description == description
     assert loaded.module.skip_padding
     assert "those of each clip's own sound" in (tmp_path / "model" / "README.md").read_text()
-    assert not (tmp_path / "model" / "preprocessor_config.json").exists()  # transformers normalises by fixed numbers
+    preprocessor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
+    assert (preprocessor["mean"], preprocessor["normalize_by"]) == (None, "clip")  # not by fixed numbers, as stock ones

@@ -113,3 +113,23 @@ def test_plan__digest_tells_any_change() -> None:
 def test_plan__window_below_a_frame() -> None:
     with pytest.raises(SettingsError, match=r"window is 0.02 s, shorter than one frame of 0.025 s"):
         plan_of(1.0, window=0.02)
+
+
+def test_plan__one_clip_in_so_many_of_every_split_and_class() -> None:
+    kinds = [("train", "ant")] * 7 + [("train", "bee")] * 2 + [("validation", "ant")] * 4 + [("train", None)] * 3
+    clips = [
+        Clip(f"/sound/{i}.wav", id=f"{i}", split=split, labels=() if label is None else (label,))
+        for i, (split, label) in enumerate(kinds)
+    ]
+    lengths = [1.0] * len(clips)
+    assert [one.id for one in plan_of(*lengths, clips=clips, every=3).windows] == ["0", "3", "6", "7", "9", "12", "13"]
+    assert len(plan_of(*lengths, clips=clips, every=1).windows) == 16
+    # Windows of a long file are clips, and the length of a clip is that of all.
+    plan = plan_of(10.0, 20.0, window=2.0, every=4)
+    assert [(one.file, one.start) for one in plan.windows] == [
+        ("/sound/0.wav", 0),
+        ("/sound/0.wav", 8),
+        ("/sound/1.wav", 6),
+        ("/sound/1.wav", 14),
+    ]
+    assert plan_of(1.0, 3.0, every=2).seconds == 3.0

@@ -7,19 +7,20 @@ from typing import Any
 
 from tymbal._version import __version__
 from tymbal.models.description import ModelDescription
+from tymbal.models.doors.extractor import REMOTE_CODE, is_stock
 
 __all__ = ["model_card"]
 
 _MANY_LABELS = 20
 
 
-def model_card(description: ModelDescription, *, obstacle: str | None, preprocessor: bool) -> str:
+def model_card(description: ModelDescription, *, obstacle: str | None, preprocessor: Mapping[str, Any] | None) -> str:
     """Writes the card.
 
     Args:
         description: The model.
         obstacle: Why transformers cannot load it; `None` where it can.
-        preprocessor: Whether transformers' feature extractor computes its spectrograms.
+        preprocessor: How transformers computes its spectrograms; `None` where it cannot.
 
     Returns:
         Markdown, with the head that the Hugging Face hub reads.
@@ -59,11 +60,10 @@ def _summary(description: ModelDescription) -> str:
 
 def _shape(description: ModelDescription) -> str:
     encoder, features = description.encoder, description.features
-    seconds = features.samples_of(encoder.frames) / features.sample_rate
     ms = 1000 / features.sample_rate
     rows = {
         "sound": f"{features.sample_rate:,} Hz, mono",
-        "clip": f"{encoder.frames} frames ({seconds:.2f} s); other lengths work in Tymbal",
+        "clip": f"{encoder.frames} frames ({_seconds(description):.2f} s); other lengths work in Tymbal",
         "spectrogram": f"log-mel, {features.mel_bins} bins, a frame of {ms * features.window_samples:.4g} ms every "
         f"{ms * features.shift_samples:.4g} ms",
         "normalisation": _normalisation(description),
@@ -76,13 +76,17 @@ def _shape(description: ModelDescription) -> str:
     return _table("What it takes and is", rows)
 
 
+def _seconds(description: ModelDescription) -> float:
+    return description.features.samples_of(description.encoder.frames) / description.features.sample_rate
+
+
 def _normalisation(description: ModelDescription) -> str:
     if description.normalize == "clip":
         return "(x - mean) / (2 * standard deviation), those of each clip's own sound"
     return f"(x - {description.mean:g}) / (2 * {description.std:g})"
 
 
-def _use(description: ModelDescription, obstacle: str | None, *, preprocessor: bool) -> str:
+def _use(description: ModelDescription, obstacle: str | None, *, preprocessor: Mapping[str, Any] | None) -> str:
     command = (
         "tymbal predict MODEL recordings/ -o scores.csv"
         if description.labels
@@ -104,8 +108,14 @@ model = tymbal.load_model("MODEL")  # .module, a torch module; .description, all
 """
     if obstacle is not None:
         return f"{text}\ntransformers cannot load it: {obstacle}.\n"
+    return text + _use_with_transformers(description, preprocessor)
+
+
+def _use_with_transformers(description: ModelDescription, preprocessor: Mapping[str, Any] | None) -> str:
     auto = "AutoModelForAudioClassification" if description.labels else "AutoModel"
-    text += f"""
+    own = preprocessor is not None and not is_stock(preprocessor)
+    trust = ", trust_remote_code=True" if own else ""
+    text = f"""
 With transformers:
 
 ```python
@@ -113,19 +123,25 @@ from transformers import {"AutoFeatureExtractor, " if preprocessor else ""}{auto
 
 model = {auto}.from_pretrained("MODEL")
 """
-    if preprocessor:
-        text += """extractor = AutoFeatureExtractor.from_pretrained("MODEL")
-outputs = model(**extractor(waveform, sampling_rate=16000, return_tensors="pt"))
+    if preprocessor is None:
+        return (
+            f"{text}```\n\nIts spectrograms come from Tymbal: transformers knows no extractor for librosa's, so that "
+            "there is no `preprocessor_config.json`.\n"
+        )
+    text += f"""extractor = AutoFeatureExtractor.from_pretrained("MODEL"{trust})
+outputs = model(**extractor(waveform, sampling_rate={description.features.sample_rate}, return_tensors="pt"))
+```
 """
-    text += "```\n"
-    if preprocessor:
+    if not own:
         return (
             f"{text}\nGive whole clips there: its extractor pads shorter ones with zeros, which are louder than "
             "silence, and the model does not take other lengths.\n"
         )
     return (
-        f"{text}\nIts spectrograms come from Tymbal: the extractor of transformers knows no other frames, rates and "
-        "frequency limits than its own, and normalises by fixed numbers.\n"
+        f"{text}\nIts spectrograms are made and normalised as transformers' own extractor cannot do it. That is why "
+        f"`{REMOTE_CODE}` lies here, a page of Python, and why `trust_remote_code` is needed: read it first. "
+        f"Shorter clips are padded as in Tymbal. Of longer ones it takes the first "
+        f"{_seconds(description):.2f} s; `tymbal predict` takes all of them, window by window.\n"
     )
 
 

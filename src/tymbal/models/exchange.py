@@ -16,7 +16,7 @@ from torch import Tensor
 from tymbal.audio.tables import read_label_names
 from tymbal.errors import ModelError, SettingsError
 from tymbal.models.description import ModelDescription
-from tymbal.models.doors import huggingface, scripts, ssast
+from tymbal.models.doors import extractor, huggingface, scripts, ssast
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model, save_model
 from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
@@ -117,6 +117,14 @@ def _described(description: ModelDescription, settings: ConvertSettings) -> Mode
 
 def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
     notes = []
+    preprocessor = extractor.to_preprocessor(description)
+    if preprocessor is None:
+        notes.append("transformers has no extractor for librosa's spectrograms: make them with Tymbal.")
+    elif not extractor.is_stock(preprocessor):
+        notes.append(
+            "Its spectrograms are not those of transformers' own extractor: load the one in the folder, "
+            f"{extractor.REMOTE_CODE}, with trust_remote_code=True."
+        )
     if heads:
         notes.append(
             "The mask token and the heads of its pretraining lie in objective.safetensors, which transformers does "

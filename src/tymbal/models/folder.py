@@ -4,7 +4,8 @@
       config.json               what transformers wants to know, and under `tymbal` our own description
       model.safetensors         the weights
       objective.safetensors     the mask token and the heads of the pretraining objective, where there are any
-      preprocessor_config.json  how transformers makes the spectrograms, where it can
+      preprocessor_config.json  how transformers makes the spectrograms, where it can; where its own extractor cannot,
+      feature_extraction_tymbal.py  is the one that does, for those who trust it
       labels.json               names of the labels in the order of the scores, where there are any
       README.md                 the model card
 
@@ -27,7 +28,7 @@ from tymbal.files import replace_folder, write_json, write_text
 from tymbal.models.card import model_card
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
-from tymbal.models.doors import huggingface, scripts, ssast
+from tymbal.models.doors import extractor, huggingface, scripts, ssast
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.script_classifier import SCRIPT_POOLING, ScriptClassifier
 from tymbal.models.weights import (
@@ -47,6 +48,7 @@ __all__ = [
     "LoadedModel",
     "ModelDescription",
     "build",
+    "classifier_of",
     "load_model",
     "open_checkpoint",
     "save_model",
@@ -94,7 +96,7 @@ def save_model(
     """
     encoder = _check(module, description)
     obstacle = huggingface.obstacle(description.encoder, description.pooling)
-    preprocessor = huggingface.to_preprocessor(description)
+    preprocessor = extractor.to_preprocessor(description)
     if obstacle is None:
         config, state = huggingface.to_config(description), huggingface.to_state(module)
     else:
@@ -108,10 +110,12 @@ def save_model(
         if objective:
             write_weights(aside / "objective.safetensors", objective)
         if preprocessor is not None:
-            write_json(aside / "preprocessor_config.json", preprocessor)
+            write_json(aside / extractor.PREPROCESSOR, preprocessor)
+            if not extractor.is_stock(preprocessor):
+                write_text(aside / extractor.REMOTE_CODE, extractor.remote_code())
         if description.labels:
             write_json(aside / "labels.json", list(description.labels))
-        card = model_card(description, obstacle=obstacle, preprocessor=preprocessor is not None)
+        card = model_card(description, obstacle=obstacle, preprocessor=preprocessor)
         write_text(aside / "README.md", card)
 
 
@@ -155,13 +159,14 @@ def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | Spectrog
     fill(encoder, tensors, path=path)
     if not checkpoint.head:
         return encoder.eval()
-    classifier = _classifier(encoder, description)
+    classifier = classifier_of(encoder, description)
     head = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
     fill(classifier, {**head, **checkpoint.head}, path=path)
     return classifier.eval()
 
 
-def _classifier(encoder: SpectrogramEncoder, description: ModelDescription) -> SpectrogramClassifier:
+def classifier_of(encoder: SpectrogramEncoder, description: ModelDescription) -> SpectrogramClassifier:
+    """The classifier that is described, around an encoder, with a head that has no weights of its own yet."""
     if description.pooling == SCRIPT_POOLING:
         return ScriptClassifier(encoder, len(description.labels))
     return SpectrogramClassifier(

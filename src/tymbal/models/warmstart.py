@@ -16,9 +16,9 @@ from tymbal.errors import ModelError
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder, resize_positions
 from tymbal.models.folder import open_checkpoint
-from tymbal.models.weights import fill
+from tymbal.models.weights import Checkpoint, fill
 
-__all__ = ["TransferReport", "warm_start"]
+__all__ = ["TransferReport", "warm_encoder", "warm_start"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class TransferReport:
         new: Weights that the source lacks.
         left: Weights of the source that were not used.
         assumed: What the source does not tell, in words.
+        head: What became of the head of a classifier, in words.
     """
 
     taken: tuple[str, ...]
@@ -38,6 +39,7 @@ class TransferReport:
     new: tuple[str, ...]
     left: tuple[str, ...]
     assumed: str | None = None
+    head: str | None = None
 
     def __str__(self) -> str:
         parts = [f"{len(self.taken)} weights taken"]
@@ -47,6 +49,8 @@ class TransferReport:
                 parts.append(f"{len(names)} {word} ({shown})")
         if self.assumed:
             parts.append(f"assumed: {self.assumed}")
+        if self.head:
+            parts.append(f"head: {self.head}")
         return "; ".join(parts)
 
 
@@ -78,11 +82,19 @@ def warm_start(
         ModelError: Where the source is no model, is damaged, or its patches do not fit the wanted spectrograms.
     """
     checkpoint = open_checkpoint(source, stride=source_stride, heads=source_heads)
+    encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride, cut=cut)
+    return encoder, report, checkpoint.description
+
+
+def warm_encoder(
+    checkpoint: Checkpoint, *, path: str, config: EncoderConfig, keep_stride: bool = False, cut: bool | None = None
+) -> tuple[SpectrogramEncoder, TransferReport]:
+    """As `warm_start`, from a checkpoint that was read from `path`."""
     origin = checkpoint.description.encoder
     if config.mels < origin.patch[0]:
         raise ModelError(
             f"its patches of {origin.patch[0]}x{origin.patch[1]} do not fit spectrograms of {config.mels} mel bins",
-            path=source,
+            path=path,
             advice=f"Prepare the sound with {origin.mels} mel bins, or start from another model.",
         )
     target = replace(
@@ -97,18 +109,18 @@ def warm_start(
     resized: tuple[str, ...] = ()
     if target.grid != origin.grid:
         by_cutting = checkpoint.door == "ssast" if cut is None else cut
-        positions = _positions(tensors, origin, path=str(source))
+        positions = _positions(tensors, origin, path=path)
         tensors["position_embedding"] = resize_positions(positions, origin.grid, target.grid, cut=by_cutting)
         resized = ("position_embedding",)
     encoder = SpectrogramEncoder(target)
     new = () if "mask_token" in tensors else ("mask_token",)
     for name in new:
         tensors[name] = encoder.state_dict()[name]
-    fill(encoder, tensors, path=str(source))
+    fill(encoder, tensors, path=path)
     taken = tuple(name for name in encoder.state_dict() if name not in resized and name not in new)
     left = (*checkpoint.head, *checkpoint.objective, *checkpoint.left)
     assumed = checkpoint.description.provenance.get("assumed") if checkpoint.door in ("ssast", "script") else None
-    return encoder, TransferReport(taken, resized, new, left, assumed), checkpoint.description
+    return encoder, TransferReport(taken, resized, new, left, assumed)
 
 
 def _positions(tensors: dict[str, Tensor], origin: EncoderConfig, *, path: str) -> Tensor:

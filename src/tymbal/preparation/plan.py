@@ -7,6 +7,7 @@ way: so a preparation that was stopped continues with the same shards, and one p
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -99,7 +100,7 @@ def make_plan(clips: Sequence[Clip], lengths: Mapping[str, float], settings: Pre
     Args:
         clips: What to prepare.
         lengths: Seconds of each file.
-        settings: Window, hop, frames and size of a shard.
+        settings: Window, hop, frames, which clips, and size of a shard.
 
     Raises:
         SettingsError: The window is shorter than one frame.
@@ -113,6 +114,7 @@ def make_plan(clips: Sequence[Clip], lengths: Mapping[str, float], settings: Pre
         for clip, (start, end) in zip(clips, spans, strict=True)
         for window in _windows(clip, start, end, seconds=seconds, read=read, settings=settings)
     ]
+    windows = _thinned(windows, settings.every)
     row_bytes = frames * settings.mel_bins * 2 * max(2 * settings.views, 1)
     rows = max(settings.shard_mib * 2**20 // row_bytes, 1)
     # Many small shards keep many processes busy; a large data set has them anyway.
@@ -185,6 +187,20 @@ def _frames(seconds: float, settings: PrepareSettings) -> int:
     if settings.views:
         return settings.frames or whole
     return settings.frames or max(-(-whole // _FRAME_MULTIPLE), 1) * _FRAME_MULTIPLE
+
+
+def _thinned(windows: list[Window], every: int) -> list[Window]:
+    """One window in `every` of each split and first label, from the first of them on: so no class gets lost."""
+    if every == 1:
+        return windows
+    seen: Counter[tuple[str | None, tuple[str, ...]]] = Counter()
+    kept = []
+    for window in windows:
+        kind = (window.split, window.labels[:1])
+        if seen[kind] % every == 0:
+            kept.append(window)
+        seen[kind] += 1
+    return kept
 
 
 def _by_file(windows: Iterable[Window]) -> list[Window]:

@@ -154,6 +154,7 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
             fit; real sound fills the difference where there is any, else silence. Views are not rounded up.
         min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
+        every: Prepare one clip in so many of every split (with labels, of every class), to try something out.
         shard_mib: Size of a shard file in MiB.
         executor: Where shards are built: in `processes` of this machine, or on a `dask` cluster whose workers see the
             same paths.
@@ -169,6 +170,7 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     longer: Literal["windows", "crop-start", "crop-centre"] = _CHOSEN
     frames: int | None = None
     min_fill: float = 0.5
+    every: int = 1
     shard_mib: int = 64
     executor: Literal["processes", "dask"] = "processes"
     scheduler: str | None = None
@@ -184,6 +186,7 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
         check(self.frames is None or self.frames >= 1, "frames", self.frames, "1 or more")
         check(0 < self.min_fill <= 1, "min_fill", self.min_fill, "a fraction above 0, at most 1")
+        check(self.every >= 1, "every", self.every, "1 or more")
         check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
 
     def features(self) -> FeatureSettings:

@@ -284,8 +284,12 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
             the patch makes patches overlap.
         pooling: What the head sees: `mean` of the patch tokens, `all` the mean of patch and class tokens alike, `rows`
             the mean over time with frequency rows kept apart, `cls` the class tokens as in stock Hugging Face models,
-            `attention` a mean of the patch tokens whose weights are learned.
-        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
+            `attention` a mean of the patch tokens whose weights are learned. `auto` is as the head that is taken over
+            has it, else mean.
+        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip. `None` is as
+            the head that is taken over has it, else true.
+        new_head: Draw a new head also where the weights to start from are those of a classifier of the same labels,
+            whose head is otherwise taken over.
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
         layer_decay: What the learning rate is multiplied by from each layer of the encoder to the one below it, down to
@@ -326,8 +330,9 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     heads: int | None = None
     patch: str = "16x16"
     stride: str | None = None
-    pooling: Literal["mean", "all", "rows", "cls", "attention"] = "mean"
-    skip_padding: bool = True
+    pooling: Literal["auto", "mean", "all", "rows", "cls", "attention"] = "auto"
+    skip_padding: bool | None = None
+    new_head: bool = False
     train: str = "all"
     head_lr_factor: float = 1.0
     layer_decay: float = 1.0

@@ -15,6 +15,7 @@ from tymbal.errors import SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation, NormalizeBy
 from tymbal.models.description import ModelDescription
+from tymbal.progress import tell
 from tymbal.settings import (
     FeatureSettings,
     FinetuneSettings,
@@ -31,7 +32,7 @@ from tymbal.store.pt_store import PtStore
 from tymbal.store.store import Store
 from tymbal.training.processes import on_first, processes
 
-__all__ = ["RECORD", "features_of", "normalisation_of", "open_source", "settled"]
+__all__ = ["RECORD", "features_of", "normalisation_of", "open_source", "settled", "thinning"]
 
 Chosen = TypeVar("Chosen", PretrainSettings, FinetuneSettings)
 
@@ -81,6 +82,11 @@ def open_source(
             advice=f"Prepare it once: tymbal prepare {path} -o STORE. Then train from STORE.",
         )
     return _opened(_prepared(path, run, features, settings), run)
+
+
+def thinning(store: SpectrogramSource, run: Path, settings: TrainingSettings) -> int:
+    """One clip in how many is still to be taken: what was prepared into the run was thinned on the way."""
+    return 1 if store.path.absolute() == (run / "store").absolute() else settings.every
 
 
 def settled(source: str | os.PathLike[str], settings: Chosen) -> Chosen:
@@ -136,6 +142,9 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         keywords |= {"window": settings.clip_seconds, "group_pattern": settings.group_pattern}
         # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
         cut = cut or settings.clip_seconds is not None or "clip_seconds" in _recipe(settings)
+    every = settings.every if isinstance(settings, TrainingSettings) else 1
+    if every > 1:
+        tell(f"Of every class and split one clip in {every} is prepared")
     sound: Path | Manifest = path
     if settings.data_val is not None:
         sound = _together(path, Path(settings.data_val))
@@ -146,6 +155,7 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         validation=settings.validation_fraction,
         frames=settings.target_length,
         longer="windows" if cut else "crop-start",
+        every=every,
         **keywords,
     )
     return run / "store"

@@ -105,7 +105,9 @@ def _prepared(source: str | os.PathLike[str], run: Path, settings: PretrainSetti
             path=source,
             advice=f"Prepare it once: tymbal prepare {source} -o STORE --views 1 --write waveforms",
         )
-    prepare(source, run / "store", views=1, write="waveforms", augmentations=settings.augmentations)
+    prepare(
+        source, run / "store", views=1, write="waveforms", augmentations=settings.augmentations, every=settings.every
+    )
     shutil.copyfile(run / "store" / FAILURES, run / FAILURES)
     return run / "store"
 

@@ -38,7 +38,6 @@ __all__ = [
     "obstacle",
     "read",
     "to_config",
-    "to_preprocessor",
     "to_state",
 ]
 
@@ -194,30 +193,6 @@ def to_config(description: ModelDescription) -> dict[str, Any]:
     return config
 
 
-def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
-    """The `preprocessor_config.json` of a model; `None` where ASTFeatureExtractor does not compute its features.
-
-    Its filter bank has fixed windows; without torchaudio they are fixed in samples, so that only 16 kHz is safe. It
-    normalises by fixed numbers.
-    """
-    features = description.features
-    if features != FeatureSettings(mel_bins=features.mel_bins) or description.normalize != "dataset":
-        return None
-    return {
-        "do_normalize": True,
-        "feature_extractor_type": "ASTFeatureExtractor",
-        "feature_size": 1,
-        "max_length": description.encoder.frames,
-        "mean": description.mean,
-        "num_mel_bins": features.mel_bins,
-        "padding_side": "right",
-        "padding_value": 0.0,
-        "return_attention_mask": False,
-        "sampling_rate": features.sample_rate,
-        "std": description.std,
-    }
-
-
 def fetch(name: str) -> Path:
     """Downloads a model from the Hugging Face hub (configuration and safetensors only), or finds it in the cache.
 
@@ -262,7 +237,7 @@ def describe(
         "pooling": "cls" if labels else None,
         "multilabel": config.get("problem_type") == "multi_label_classification",
     }
-    if preprocessor is not None:
+    if preprocessor is not None and preprocessor.get("mean", AUDIOSET_MEAN) is not None:  # null in our own extractor's
         normalised = preprocessor.get("do_normalize", True)
         told["mean"] = float(preprocessor.get("mean", AUDIOSET_MEAN)) if normalised else 0.0
         told["std"] = float(preprocessor.get("std", AUDIOSET_STD)) if normalised else 0.5
