@@ -249,8 +249,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 PRETRAIN = {"learning_rate": 1e-3, "batch_size": 64, "accumulate": 1, "schedule": "cosine", "warmup": 0.1}
-FINETUNE = {"learning_rate": 1e-3}
-FEW = {"learning_rate": 2e-4, "head_lr_factor": 10.0}
+FINETUNE = {"learning_rate": 5e-4, "head_start": "probe"}
+FEW = {"learning_rate": 2e-4, "head_start": "probe"}
 
 
 def main() -> None:

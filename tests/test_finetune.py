@@ -108,6 +108,14 @@ def test_finetune__mixing_waveforms_needs_the_files(tmp_path: Path) -> None:
         finetune(store.path, tmp_path / "run", mixup=0.5, mixup_of="waveform", max_steps=1, **TINY)
 
 
+def test_finetune__a_head_that_begins_as_a_probe_fits_before_training(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=30, validation=4)
+    still = {**TINY, "from_": pretrained(tmp_path / "model"), "pooling": "rows", "max_steps": 1, "learning_rate": 1e-9}
+    random = finetune(tmp_path / "store", tmp_path / "random", **still)
+    fitted = finetune(tmp_path / "store", tmp_path / "probe", head_start="probe", **still)
+    assert fitted.metrics["eval_accuracy"] >= 0.9 > random.metrics["eval_accuracy"] + 0.2
+
+
 def test_finetune__overlapping_patches(tmp_path: Path) -> None:
     source = pretrained(tmp_path / "model")
     tone_store(tmp_path / "store", clips=6, validation=2)
@@ -339,6 +347,7 @@ EVERYTHING = {
     "batch_sizes": (12, 6, 8),
     "accumulate": 2,
     "pooling": "attention",
+    "head_start": "probe",
     "dropout": 0.1,
     "layer_decay": 0.7,
     "unfreeze_every": 1,

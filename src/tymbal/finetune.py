@@ -51,6 +51,7 @@ class _Start:
         objective: How it was pretrained, where that is known.
         head: What became of the head of the weights that it starts from, where they have one.
         head_eps: Epsilon of the head's norm where it is not the encoder's.
+        new_head: Whether the head's weights are random.
     """
 
     model: SpectrogramClassifier
@@ -59,6 +60,7 @@ class _Start:
     objective: dict[str, Any] | None = None
     head: str | None = None
     head_eps: float | None = None
+    new_head: bool = True
 
 
 @first_speaks()
@@ -103,8 +105,10 @@ def finetune(
         return finished
     store = open_source(source, run, _features(chosen), chosen)
     clips = _clips(source, store, chosen, every=thinning(store, run, chosen))
-    objective, description = _objective(store, clips, chosen)
+    objective, description, new_head = _objective(store, clips, chosen)
     encoder = objective.model.encoder
+    if chosen.head_start == "probe" and new_head and not _has_begun(run):
+        _fit_head(objective, store, clips, chosen)
     freeze(objective.model, chosen.train)
 
     def finalise(result: RunResult) -> None:
@@ -191,8 +195,8 @@ def _empty_class_folders(source: Path) -> list[Path]:
 
 def _objective(
     store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
-) -> tuple[ClassificationObjective, ModelDescription]:
-    """The classifier with its loss, and what its model folder will say."""
+) -> tuple[ClassificationObjective, ModelDescription, bool]:
+    """The classifier with its loss, what its model folder will say, and whether its head is new."""
     import torch
 
     from tymbal.models.description import ModelDescription
@@ -244,7 +248,37 @@ def _objective(
         objective=start.objective,
         provenance=provenance,
     )
-    return objective, description
+    return objective, description, start.new_head
+
+
+def _has_begun(run: Path) -> bool:
+    """Whether weights come from a checkpoint anyway."""
+    from tymbal.training.checkpoints import Checkpoints
+    from tymbal.training.folder import RunFolder
+
+    return Checkpoints(RunFolder(run).checkpoints).newest() is not None
+
+
+def _fit_head(
+    objective: ClassificationObjective, store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
+) -> None:
+    from tymbal.evaluation.head import fit_head
+    from tymbal.training.device import choose_device, choose_precision
+
+    device, _ = choose_device(settings.device)
+    fitted = fit_head(
+        objective.model,
+        store,
+        clips.train,
+        clips.truth(store, clips.train),
+        normalisation=objective.normalisation,
+        multilabel=clips.multilabel,
+        groups=clips.groups(store, clips.train),
+        seed=settings.seed,
+        device=device,
+        dtype=choose_precision(settings.precision, device)[0],
+    )
+    tell(f"The head begins as a logistic regression on {len(clips.train):,} clips, C = {fitted.strength:g}")
 
 
 def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> Tensor | None:
@@ -335,6 +369,7 @@ def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSe
         objective=warm.source.objective,
         head=warm.report.head,
         head_eps=warm.head_eps,
+        new_head="head.weight" in warm.report.new,
     )
 
 

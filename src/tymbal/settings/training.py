@@ -290,6 +290,9 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
             the head that is taken over has it, else true.
         new_head: Draw a new head also where the weights to start from are those of a classifier of the same labels,
             whose head is otherwise taken over.
+        head_start: What a new head begins as: `random` weights, or a `probe`, a logistic regression on what the encoder
+            gives before training. A head that fits from the first step on changes a pretrained encoder less (Kumar et
+            al. 2022).
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
         layer_decay: What the learning rate is multiplied by from each layer of the encoder to the one below it, down to
@@ -333,6 +336,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     pooling: Literal["auto", "mean", "all", "rows", "cls", "attention"] = "auto"
     skip_padding: bool | None = None
     new_head: bool = False
+    head_start: Literal["random", "probe"] = "random"
     train: str = "all"
     head_lr_factor: float = 1.0
     layer_decay: float = 1.0

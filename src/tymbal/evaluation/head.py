@@ -1,0 +1,110 @@
+"""A classifier's head before training: a logistic regression on what its encoder gives then.
+
+Fine-tuned together with a random head, a pretrained encoder is first changed by what that head asks of it, and worse on
+sound from elsewhere for it; a head that fits from the first step on asks for little (Kumar et al. 2022, Fine-tuning can
+distort pretrained features and underperform out-of-distribution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tymbal.evaluation.linear import Fitted, fit_logistic
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.progress import Progress
+from tymbal.store.base import SpectrogramSource
+
+__all__ = ["fit_head"]
+
+_MOST = 5_000
+"""Clips that are embedded at most: enough for a start."""
+
+_ABSENT = -10.0
+"""Bias of a class without examples."""
+
+
+def fit_head(
+    model: SpectrogramClassifier,
+    store: SpectrogramSource,
+    rows: NDArray[np.int64],
+    truth: NDArray[np.bool_],
+    *,
+    normalisation: Normalisation,
+    multilabel: bool = False,
+    groups: Sequence[str] | None = None,
+    seed: int = 42,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Fitted:
+    """Puts a logistic regression on the training clips in the place of a classifier's linear layer.
+
+    Args:
+        model: The classifier; it is moved to the device.
+        store: Where the spectrograms are.
+        rows: The training clips, [clips]; of many, some are drawn.
+        truth: Which of them has which label, [clips, labels].
+        normalisation: How spectrograms are normalised for the encoder.
+        multilabel: Whether a clip may have several labels, or none.
+        groups: The group of each clip; regularisation is chosen by clips of other groups.
+        seed: Seed of what is drawn and of the inner split.
+        batch_size: Clips a batch.
+        device: Where to compute.
+        dtype: Arithmetic, bfloat16 or float16; `None` is float32.
+
+    Returns:
+        The regression.
+    """
+    if len(rows) > _MOST:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(rows), _MOST, replace=False))
+        rows, truth = rows[drawn], truth[drawn]
+        groups = None if groups is None else [groups[place] for place in drawn]
+    model = model.to(device)
+    features = _features(model, store, rows, normalisation, batch_size=batch_size, dtype=dtype)
+    fitted = fit_logistic(features, truth, multilabel=multilabel, groups=groups, seed=seed)
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(fitted.weight.T))
+        model.head.bias.copy_(torch.from_numpy(np.maximum(fitted.bias, _ABSENT)))
+    return fitted
+
+
+def _features(
+    model: SpectrogramClassifier,
+    store: SpectrogramSource,
+    rows: NDArray[np.int64],
+    normalisation: Normalisation,
+    *,
+    batch_size: int,
+    dtype: torch.dtype | None,
+) -> NDArray[np.float64]:
+    """What the linear layer sees of the clips, [clips, pooled width]."""
+    found: list[Tensor] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0].double().cpu())
+
+    device, training = model.head.weight.device, model.training
+    model.eval()
+    hook = model.head.register_forward_pre_hook(look)
+    try:
+        with (
+            Progress(len(rows), "Fitting the head", unit="clips") as progress,
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            for start in range(0, len(rows), batch_size):
+                part = rows[start : start + batch_size]
+                frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
+                spectrogram = torch.from_numpy(store.gather(part)).to(device)
+                model(normalisation(spectrogram, frames), frames=frames)
+                progress.advance(len(part))
+    finally:
+        hook.remove()
+        model.train(training)
+    return torch.cat(found).numpy()
