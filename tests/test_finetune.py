@@ -201,6 +201,14 @@ def test_finetune__one_clip_in_so_many_of_every_class(
     assert load_model(result.run).description.labels == ("high", "low", "middle")
 
 
+def test_finetune__names_a_class_only_in_validation_before_it_prepares(tmp_path: Path) -> None:
+    folder = tone_folder(tmp_path / "sound", clips=1)
+    (folder / "train" / "low" / "0.wav").rename(folder / "train" / "high" / "1.wav")
+    with pytest.raises(StoreError, match=r"no clip to learn from has the label that validation clips have: low\n"):
+        finetune(folder, tmp_path / "run", **TINY)
+    assert not (tmp_path / "run" / "store").exists()
+
+
 def test_finetune__of_sound_prepares_one_clip_in_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tone_folder(tmp_path / "sound", clips=11)
     given = {**TINY, "every": 10, "max_steps": 1, "sample_rate": 8000, "mel_bins": 16, "target_length": FRAMES}

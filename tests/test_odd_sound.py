@@ -61,9 +61,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_finetune__takes_what_is_odd_and_names_what_is_bad(folder: Path, tmp_path: Path) -> None:
+def test_finetune__takes_what_is_odd_and_names_what_is_bad(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     result = finetune(folder / "sound", tmp_path / "run", from_=folder / "model", max_steps=2, **TINY)
     named = failures(result.run / "failures.csv")
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"3 files or parts of files were left out: {result.run / 'failures.csv'} says why" in said
     assert named.keys() == {"silence.wav", "not a number.wav", "empty.wav"}
     assert "silent" in named["silence.wav"]
     assert "finite" in named["not a number.wav"]

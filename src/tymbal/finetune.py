@@ -17,7 +17,7 @@ from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
-from tymbal.settings import FeatureSettings, FinetuneSettings, parse_patch
+from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, parse_patch
 from tymbal.training.processes import first_speaks, processes
 
 if TYPE_CHECKING:
@@ -96,13 +96,15 @@ def finetune(
     from tymbal.training.folder import RunFolder
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
-    from tymbal.training.source import open_source, settled, thinning
+    from tymbal.training.source import is_sound, open_source, settled, thinning
 
     chosen = settled(source, configuration.resolve(FinetuneSettings, settings, config=config))
     run = Path(output)
     finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
+    if chosen.classes == "seen" and chosen.data_val is None and is_sound(source, chosen):
+        _check_labels(source, chosen)
     store = open_source(source, run, _features(chosen), chosen)
     clips = _clips(source, store, chosen, every=thinning(store, run, chosen))
     objective, description, new_head = _objective(store, clips, chosen)
@@ -161,6 +163,16 @@ def _features(settings: FinetuneSettings) -> FeatureSettings:
     from tymbal.models.folder import open_checkpoint
 
     return open_checkpoint(settings.from_, heads=settings.heads).description.features
+
+
+def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
+    """Refuses classes that occur only in validation, where folders or a list tell, before sound is prepared."""
+    from tymbal.evaluation.clips import refuse_unlearned
+    from tymbal.preparation.clips import given_labels
+
+    labels = given_labels(source, PrepareSettings(label_csv=settings.label_csv))
+    if labels.get("train"):
+        refuse_unlearned(sorted(labels.get("validation", set()) - labels["train"]), path=str(source))
 
 
 def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings, *, every: int) -> LabelledClips:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from tymbal.errors import StoreError
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["LabelledClips", "labelled_clips"]
+__all__ = ["LabelledClips", "labelled_clips", "refuse_unlearned"]
 
 _NAMED = 10  # classes that a message names
 
@@ -99,6 +100,21 @@ def labelled_clips(
     return LabelledClips(rows["train"], rows["validation"], tuple(classes), columns, multilabel, left_out)
 
 
+def refuse_unlearned(labels: Sequence[str], *, path: str | Path) -> None:
+    """Refuses labels that occur only in validation, where there are any.
+
+    Raises:
+        StoreError: It names them.
+    """
+    if labels:
+        more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+        raise StoreError(
+            f"no clip to learn from has the label that validation clips have: {', '.join(labels[:_NAMED])}{more}",
+            path=path,
+            advice="Move clips of it into the training part, correct a misspelt name, or leave it out.",
+        )
+
+
 def _thinned(truth: NDArray[np.bool_], every: int) -> NDArray[np.int64]:
     """Positions of one clip in `every` of each first label, ascending, of [clips, labels]."""
     first = np.where(truth.any(axis=1), truth.argmax(axis=1), -1)
@@ -127,14 +143,7 @@ def _check(
             advice="Give folders of sound named as their classes, or a manifest with the columns file and label, and a "
             "split that leaves clips on both sides (--validation 0.2).",
         )
-    unknown = [store.labels[column] for column in np.flatnonzero(asked & ~taught)]
-    if unknown:
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        raise StoreError(
-            f"no clip to learn from has the label that validation clips have: {', '.join(unknown[:_NAMED])}{more}",
-            path=store.path,
-            advice="Move clips of it into the training part, correct a misspelt name, or leave it out.",
-        )
+    refuse_unlearned([store.labels[column] for column in np.flatnonzero(asked & ~taught)], path=store.path)
     if int(taught.sum()) < fewest:
         raise StoreError(
             f"all clips have the same label, {store.labels[int(taught.argmax())]}: there is nothing to tell apart",

@@ -15,7 +15,7 @@ from tymbal.audio.split import assign_splits
 from tymbal.preparation.headers import Header
 from tymbal.settings import PrepareSettings
 
-__all__ = ["Listed", "list_clips"]
+__all__ = ["Listed", "given_labels", "list_clips"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,22 @@ def list_clips(
         failures=[failures[file] for file in files if file in failures],
         notes=[*listing.notes, *label_notes, *group_notes],
     )
+
+
+def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSettings) -> dict[str | None, set[str]]:
+    """Labels by the split that the source itself gives to their clips (None: no split), before a file is opened.
+
+    Raises:
+        ManifestError: As `list_clips`.
+    """
+    clips: Iterable[Clip] | None = _scanned(source)
+    if clips is None:
+        listing = read_source(source, label_csv=settings.label_csv)
+        clips = split_by_folders(label_clips(listing.clips, settings, labelled=listing.labelled)[0])
+    found: dict[str | None, set[str]] = {}
+    for clip in clips:
+        found.setdefault(clip.split, set()).update(clip.labels)
+    return found
 
 
 def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:

@@ -32,7 +32,7 @@ from tymbal.store.pt_store import PtStore
 from tymbal.store.store import Store
 from tymbal.training.processes import on_first, processes
 
-__all__ = ["RECORD", "features_of", "normalisation_of", "open_source", "settled", "thinning"]
+__all__ = ["RECORD", "features_of", "is_sound", "normalisation_of", "open_source", "settled", "thinning"]
 
 Chosen = TypeVar("Chosen", PretrainSettings, FinetuneSettings)
 
@@ -84,6 +84,13 @@ def open_source(
     return _opened(_prepared(path, run, features, settings), run)
 
 
+def is_sound(source: str | os.PathLike[str], settings: PtSettings) -> bool:
+    """Whether there are sound files or a list of them, not spectrograms."""
+    path = Path(source)
+    spectrograms = (path / DESCRIPTION).is_file() or settings.data_dir is not None or holds_pt(path)
+    return path.exists() and not spectrograms
+
+
 def thinning(store: SpectrogramSource, run: Path, settings: TrainingSettings) -> int:
     """One clip in how many is still to be taken: what was prepared into the run was thinned on the way."""
     return 1 if store.path.absolute() == (run / "store").absolute() else settings.every
@@ -96,9 +103,7 @@ def settled(source: str | os.PathLike[str], settings: Chosen) -> Chosen:
         SettingsError: The user gave some, and not a recipe.
     """
     path, wanted = Path(source), [name for name in _ONLY_SOUND if getattr(settings, name) is not None]
-    if not wanted or not path.exists():
-        return settings
-    if not ((path / DESCRIPTION).is_file() or settings.data_dir is not None or holds_pt(path)):
+    if not wanted or not path.exists() or is_sound(path, settings):
         return settings
     by_recipe = _recipe(settings)
     given = [name for name in wanted if getattr(settings, name) != by_recipe.get(name)]
@@ -148,7 +153,7 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
     sound: Path | Manifest = path
     if settings.data_val is not None:
         sound = _together(path, Path(settings.data_val))
-    prepare(
+    prepared = prepare(
         sound,
         run / "store",
         label_csv=settings.label_csv,
@@ -158,6 +163,9 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         every=every,
         **keywords,
     )
+    if prepared.failures:
+        count = len(prepared.failures)
+        tell(f"{count:,} files or parts of files were left out: {run / FAILURES} says why", warning=True)
     return run / "store"
 
 
