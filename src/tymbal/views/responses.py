@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from tymbal.views.draw import Draws
 
-__all__ = ["FILTERS", "ROOM_DECAY", "power_response", "room"]
+__all__ = ["FILTERS", "ROOM_DECAY", "lowest_edge", "power_response", "room"]
 
 FILTERS = ("high_pass", "low_pass", "band_pass")
 
@@ -27,18 +28,30 @@ def power_response(draws: Draws, frequencies: Tensor) -> Tensor:
     Returns:
         float32 [views, bins], on the device of the frequencies.
     """
-    high = draws.value("high_pass", "cutoff")
-    low = draws.value("low_pass", "cutoff")
-    centre = draws.value("band_pass", "cutoff")
-    half = 2 ** (draws.value("band_pass", "octaves") / 2)
-    edges = torch.stack([high, centre / half, low, centre * half], dim=1).to(frequencies.device)
+    fourth = frequencies.square().square()
     result = torch.ones(len(draws), frequencies.shape[-1], device=frequencies.device)
-    for edge in edges[:, 2:].T:
-        result = result / (1 + (frequencies / edge[:, None]).square().square())
-    for edge in edges[:, :2].T:
-        ratio = (frequencies / edge[:, None]).clamp(max=1e8).square().square()
-        result = result * (ratio / (1 + ratio))
+    for name, is_high, edge in _edges(draws):
+        views = draws.views(name)
+        place = views.to(frequencies.device)
+        scale = edge[views].pow(-4).to(frequencies.device)[:, None]
+        ratio = (fourth if frequencies.ndim == 1 else fourth.index_select(0, place)) * scale
+        result[place] *= ratio / (1 + ratio) if is_high else 1 / (1 + ratio)
     return result
+
+
+def lowest_edge(draws: Draws) -> float:
+    """The lowest edge in Hz of all filters of the views; infinite where there are none."""
+    edges = (edge[draws.views(name)] for name, _, edge in _edges(draws))
+    return min((float(edge.min()) for edge in edges if len(edge)), default=math.inf)
+
+
+def _edges(draws: Draws) -> Iterator[tuple[str, bool, Tensor]]:
+    """Augmentation, whether it takes what lies below its edge, and the edge in Hz of each view, [views]."""
+    centre, half = draws.value("band_pass", "cutoff"), 2 ** (draws.value("band_pass", "octaves") / 2)
+    yield "high_pass", True, draws.value("high_pass", "cutoff")
+    yield "low_pass", False, draws.value("low_pass", "cutoff")
+    yield "band_pass", True, centre / half
+    yield "band_pass", False, centre * half
 
 
 def room(draws: Draws) -> tuple[Tensor, Tensor]:

@@ -35,18 +35,21 @@ class Clips:
     """Transformed clips, which any number of views can be made of.
 
     Attributes:
-        real: Real part of their spectra, [clips, bins, frames].
-        imaginary: Imaginary part.
-        energy: Sum of the squares of both.
+        spectrum: Their spectra, complex64 [clips, frames, bins].
+        energy: Of the bins, float32 [clips, bins, frames].
         mel: Energies of mel bins, [clips, mels, frames].
         level: Root mean square of the waveforms, [clips].
     """
 
-    real: Tensor
-    imaginary: Tensor
+    spectrum: Tensor
     energy: Tensor
     mel: Tensor
     level: Tensor
+
+    def part(self, place: int) -> Clips:
+        """One of the clips, by itself."""
+        one = slice(place, place + 1)
+        return Clips(self.spectrum[one], self.energy[one], self.mel[one], self.level[one])
 
 
 class SpectralViews:
@@ -69,10 +72,13 @@ class SpectralViews:
 
     def transform(self, waveforms: Tensor) -> Clips:
         """Transforms waveforms, float32 [clips, samples] on the device."""
-        real, imaginary = self.spectrum.transform(waveforms)
-        energy = torch.addcmul(real.square(), imaginary, imaginary)
-        level = waveforms.square().mean(dim=1).sqrt()
-        return Clips(real, imaginary, energy, self.spectrum.mel(energy), level)
+        spectrum = self.spectrum.transform(waveforms)
+        energy = self.spectrum.energy(spectrum)
+        return Clips(spectrum, energy, self.spectrum.mel(energy), waveforms.square().mean(dim=1).sqrt())
+
+    def mel(self, waveforms: Tensor) -> Tensor:
+        """Energies in mel bins of waveforms [clips, samples] on the device: [clips, mels, frames]."""
+        return self.spectrum.mel(self.spectrum.energy(self.spectrum.transform(waveforms)))
 
     def __call__(self, clips: Clips, clip: Tensor, draws: Draws) -> Tensor:
         """Makes views, up to their energies in mel bins.
@@ -118,19 +124,19 @@ class SpectralViews:
     def _overlaid(self, clips: Clips, clip: Tensor, draws: Draws, over: Tensor) -> Tensor:
         """Energies of views with sounds laid over them, [over, bins, frames]."""
         source = clip[over].to(self._device)
-        real, imaginary = clips.real.index_select(0, source), clips.imaginary.index_select(0, source)
+        # A single clip is not copied for each of its views.
+        spectrum = torch.view_as_real(clips.spectrum if len(clips.level) == 1 else clips.spectrum[source])
         for name, bank in self._picks.items():
-            views = draws.views(name)
-            if not len(views):
+            if not len(draws.views(name)):
                 continue
-            picked = bank.pick(draws.uniform(name, 1)[views]).to(self._device)
-            ratio = 10 ** (-draws.value(name, "snr")[views] / 20)
+            # Views without it get it too, 200 dB below the clip.
+            picked = bank.pick(draws.uniform(name, 1)[over]).to(self._device)
+            ratio = 10 ** (-draws.value(name, "snr")[over] / 20)
             there = self._banks[name]
-            height = ratio.to(self._device) * clips.level[clip[views].to(self._device)] / there.level[picked]
-            place = torch.searchsorted(over, views).to(self._device)
-            for own, other in ((real, there.real), (imaginary, there.imaginary)):
-                own.index_add_(0, place, other.index_select(0, picked).mul_(height[:, None, None]))
-        return real.square_().addcmul_(imaginary, imaginary)
+            height = ratio.to(self._device) * clips.level[source] / there.level[picked]
+            sounds = torch.view_as_real(there.spectrum.index_select(0, picked))
+            spectrum = torch.addcmul(spectrum, sounds, height[:, None, None, None])
+        return self.spectrum.energy(torch.view_as_complex(spectrum))
 
     def _along_time(self, mel: Tensor, draws: Draws) -> Tensor:
         """Faster, slower, later and earlier: interpolates magnitudes between frames, as a phase vocoder does."""

@@ -46,19 +46,22 @@ class Spectrum:
             bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
             self._blocks.append((bins, part[:, bins].contiguous().to(device)))
 
-    def transform(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms [batch, samples] to real and imaginary part, float32 [batch, bins, frames] each."""
+    def transform(self, waveforms: Tensor) -> Tensor:
+        """Waveforms [batch, samples] to their spectra, complex64 [batch, frames, bins]."""
         features = self.features
         if features.is_centred:
-            spectrum = torch.stft(
-                waveforms, self._fft, features.hop_length, window=self._window, pad_mode="constant", return_complex=True
-            )
+            frames = F.pad(waveforms, (self._fft // 2, self._fft // 2)).unfold(1, self._fft, features.hop_length)
         else:
             changed = waveforms - waveforms.mean(1, keepdim=True)
             changed[:, 1:] -= kaldi.PREEMPHASIS * changed[:, :-1].clone()
             frames = changed.unfold(1, features.window_samples, features.shift_samples)
-            spectrum = torch.fft.rfft(frames * self._window, n=self._fft).transpose(1, 2)
-        return spectrum.real.contiguous(), spectrum.imag.contiguous()
+        return torch.fft.rfft(frames * self._window, n=self._fft)
+
+    @staticmethod
+    def energy(spectrum: Tensor) -> Tensor:
+        """Spectra [batch, frames, bins] to energies, float32 [batch, bins, frames]."""
+        real, imaginary = torch.view_as_real(spectrum).unbind(3)
+        return torch.addcmul(real.square(), imaginary, imaginary).transpose(1, 2)
 
     def mel(self, energy: Tensor) -> Tensor:
         """Energies [batch, bins, frames] to those of mel bins [batch, mels, frames]."""
