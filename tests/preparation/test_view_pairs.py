@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib
 import json
 import shutil
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -102,14 +102,15 @@ def test_plain_verbs__refuse_pairs_and_the_other_way_round(store: Path, sound: P
         PairStore.open(plain.path)
 
 
-@pytest.mark.parametrize("write", ["store", "pt"])
+@pytest.mark.parametrize(("write", "mode"), [("store", "spectral"), ("store", "exact"), ("pt", "spectral")])
 def test_workers__write_the_same_bytes(
-    write: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: str, mode: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["tymbal.prepare"], "_MUCH_SOUND", 0.0)
+    monkeypatch.setattr(importlib.import_module("tymbal.prepare"), "_MUCH_SOUND", 0.0)
     monkeypatch.chdir(tmp_path)
-    one = tymbal.prepare(sound, "one/out", write=write, **SMALL).path
-    two = tymbal.prepare(sound, "two/out", write=write, **{**SMALL, "workers": 2}).path
+    settings = {**SMALL, "write": write, "view_mode": mode}
+    one = tymbal.prepare(sound, "one/out", **settings).path
+    two = tymbal.prepare(sound, "two/out", **{**settings, "workers": 2}).path
     first, second = content(one), content(two)
     if write == "pt":
         assert first.pop("metadata.json").replace(b"one/out", b"two/out") == second.pop("metadata.json")

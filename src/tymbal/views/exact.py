@@ -26,7 +26,9 @@ _OVER = ("background", "noise")
 _SAME = 1e-6
 _MARGIN = 256  # samples that the resampler looks at behind the last that is wanted
 _PERIODS = 3
-_FAST = sorted(2**two * 3**three * 5**five for two in range(5, 28) for three in range(4) for five in range(3))
+_FAST: list[int] = sorted(
+    2**two * 3**three * 5**five for two in range(5, 28) for three in range(4) for five in range(3)
+)
 """Lengths without a prime factor above 5."""
 
 
@@ -106,7 +108,8 @@ def _through_filters(x: Tensor, draws: Draws, rate: int, noise: Bank | None = No
     torch.view_as_real(spectrum).mul_(response.unsqueeze(2))
     if room is not None:
         spectrum.addcmul_(spectrum, torch.fft.rfft(room, n=size))
-    return torch.fft.irfft(spectrum, n=size)[:, :samples]
+    result: Tensor = torch.fft.irfft(spectrum, n=size)
+    return result[:, :samples]
 
 
 def _echoes(draws: Draws, samples: int, rate: int, noise: Bank) -> Tensor:

@@ -14,6 +14,8 @@ __all__ = ["FILTERS", "ROOM_DECAY", "lowest_edge", "power_response", "room"]
 
 FILTERS = ("high_pass", "low_pass", "band_pass")
 
+_LEAST = 0.1  # Hz
+
 ROOM_DECAY = math.log(1e6)
 """Energy falls by 60 dB in the seconds that a reverberation is given."""
 
@@ -28,21 +30,21 @@ def power_response(draws: Draws, frequencies: Tensor) -> Tensor:
     Returns:
         float32 [views, bins], on the device of the frequencies.
     """
-    fourth = frequencies.square().square()
-    result = torch.ones(len(draws), frequencies.shape[-1], device=frequencies.device)
+    # Not quite 0 Hz, where a filter that does nothing would be infinity times nothing.
+    fourth = frequencies.clamp(min=_LEAST).square().square()
+    inverse = fourth.reciprocal()
+    loss = torch.ones(len(draws), frequencies.shape[-1], device=frequencies.device)
     for name, is_high, edge in _edges(draws):
-        views = draws.views(name)
-        place = views.to(frequencies.device)
-        scale = edge[views].pow(-4).to(frequencies.device)[:, None]
-        ratio = (fourth if frequencies.ndim == 1 else fourth.index_select(0, place)) * scale
-        result[place] *= ratio / (1 + ratio) if is_high else 1 / (1 + ratio)
-    return result
+        if draws.have(name).any():
+            scale = edge.pow(4 if is_high else -4).to(frequencies.device)[:, None]
+            loss.addcmul_(loss, (inverse if is_high else fourth) * scale)
+    return loss.reciprocal_()
 
 
 def lowest_edge(draws: Draws) -> float:
     """The lowest edge in Hz of all filters of the views; infinite where there are none."""
-    edges = (edge[draws.views(name)] for name, _, edge in _edges(draws))
-    return min((float(edge.min()) for edge in edges if len(edge)), default=math.inf)
+    edges = (edge[draws.views(name)] for name, _, edge in _edges(draws) if draws.have(name).any())
+    return min((float(edge.min()) for edge in edges), default=math.inf)
 
 
 def _edges(draws: Draws) -> Iterator[tuple[str, bool, Tensor]]:
