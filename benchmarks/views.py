@@ -7,7 +7,8 @@ A clip-version is a pair of views of 3 s at 22,050 Hz, with 3 changes of the wav
 clip is decoded once for N = 5 of them, on either side. Both draw from the same nine changes of the waveform, work on
 one core and write to the disk; the start of Python and its libraries is left out, and so are the first clips. They
 take turns. The peer is the straightforward program that people write; without `--peer` it is left out, and the table
-says so.
+says so. Ratios are of processor time, which other work on the machine disturbs little; the rates by the clock stand
+beside them.
 
 Below, what Tymbal's time goes into: each step alone on the same clips.
 """
@@ -25,6 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -39,13 +41,20 @@ from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.views.config import augmentation_from, augmentation_mapping
 from tymbal.views.draw import clip_key, draw, view_keys
-from tymbal.views.make import ViewMaker
+from tymbal.views.make import Mode, ViewMaker
 
 RATE, SECONDS = 22_050, 3.0
 FEATURES = FeatureSettings(filter_bank="librosa", sample_rate=RATE, low_freq=0.0)
 SAMPLES = round(RATE * SECONDS)
 ONLY_OURS = ("speed", "reverberation")
 PEER = "audiomentations + librosa"
+
+
+class Rate(NamedTuple):
+    """Clip-versions a second, by the clock and of processor time."""
+
+    clock: float
+    processor: float
 
 
 def main() -> None:
@@ -57,7 +66,7 @@ def main() -> None:
         files = sound_files(folder, options)
         print(f"{len(files)} clips of {SECONDS:g} s, {options.versions} versions, {options.rounds} rounds, one core")
         print(f"{machine()}, torch {torch.__version__}\n")
-        sides: dict[str, Callable[[], float]] = {
+        sides: dict[str, Callable[[], Rate]] = {
             "spectral, packed": lambda: ours(folder, files, options.versions, mode="spectral", write="store"),
             "spectral, .pt": lambda: ours(folder, files, options.versions, mode="spectral", write="pt"),
             "exact, packed": lambda: ours(folder, files[: options.few], options.versions, mode="exact", write="store"),
@@ -66,7 +75,7 @@ def main() -> None:
             sides[PEER] = lambda: peer(folder, files[: options.few], options)
         for side in sides.values():
             side()  # the first time reads files from the disk and fills caches
-        rounds: dict[str, list[float]] = {name: [] for name in sides}
+        rounds: dict[str, list[Rate]] = {name: [] for name in sides}
         for _ in range(options.rounds):
             for side_name, side in sides.items():
                 rounds[side_name].append(side())
@@ -74,13 +83,19 @@ def main() -> None:
         print("\n" + steps(files[: options.few], options.versions))
 
 
-def report(rounds: dict[str, list[float]], *, peer: bool) -> str:
+def report(rounds: dict[str, list[Rate]], *, peer: bool) -> str:
     against = PEER if peer else "exact, packed"
+    processor = {name: [rate.processor for rate in rates] for name, rates in rounds.items()}
     rows = [
-        [name, f"{statistics.median(rates):,.1f}", f"{ratios(rounds, name, against):.1f}"]
+        [
+            name,
+            f"{statistics.median(rate.clock for rate in rates):,.1f}",
+            f"{statistics.median(processor[name]):,.1f}",
+            f"{ratios(processor, name, against):.1f}",
+        ]
         for name, rates in rounds.items()
     ]
-    lines = [table(["", "clip-versions/s", f"of {against}"], rows)]
+    lines = [table(["clip-versions", "a second", "a processor second", f"of {against}"], rows)]
     if not peer:
         lines.append(f"{PEER}: left out. Give --peer the Python of an environment that has both.")
     return "\n".join(lines)
@@ -94,8 +109,8 @@ def settings() -> AugmentationSettings:
     return augmentation_from(mapping)
 
 
-def ours(folder: Path, files: list[Path], versions: int, *, mode: str, write: str) -> float:
-    """Clip-versions a second, decoding to disk."""
+def ours(folder: Path, files: list[Path], versions: int, *, mode: str, write: str) -> Rate:
+    """From decoding to disk."""
     store = folder / "store"
     shutil.rmtree(store, ignore_errors=True)
     windows = tuple(
@@ -117,12 +132,12 @@ def ours(folder: Path, files: list[Path], versions: int, *, mode: str, write: st
         mode=mode,
         stems=tuple(f"{number:05d}" for number in range(len(files))) if write == "pt" else (),
     )
-    start = time.perf_counter()
-    built = build_views(task)
-    return len(built.entries) / (time.perf_counter() - start)
+    start, busy = time.perf_counter(), time.process_time()
+    made = len(build_views(task).entries)
+    return Rate(made / (time.perf_counter() - start), made / (time.process_time() - busy))
 
 
-def peer(folder: Path, files: list[Path], options: argparse.Namespace) -> float:
+def peer(folder: Path, files: list[Path], options: argparse.Namespace) -> Rate:
     """The same of the peer, in a process of its own, its start left out."""
     out = folder / "peer"
     out.mkdir(exist_ok=True)
@@ -140,36 +155,43 @@ def peer(folder: Path, files: list[Path], options: argparse.Namespace) -> float:
     done = subprocess.run(command, capture_output=True, text=True, env=one, check=False)
     if done.returncode != 0:
         sys.exit(f"the peer cannot run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return len(files) * options.versions / json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+    spent = json.loads(done.stdout.strip().splitlines()[-1])
+    made = len(files) * options.versions
+    return Rate(made / spent["seconds"], made / spent["busy"])
 
 
 def steps(files: list[Path], versions: int) -> str:
-    """Milliseconds a clip-version of each step of the spectral mode, alone."""
-    maker = ViewMaker(settings(), FEATURES, SAMPLES)
-    waveforms = torch.zeros(len(files), SAMPLES)
+    """Milliseconds of processor time a clip-version of each step alone, in either mode."""
+    modes: tuple[Mode, ...] = ("spectral", "exact")
+    spent = [steps_of(ViewMaker(settings(), FEATURES, SAMPLES, mode=mode), files, versions) for mode in modes]
+    rows = [[name, *(f"{found[name]:.3f}" for found in spent)] for name in spent[0]]
+    return table(["step by step, ms a clip-version", *modes], rows)
+
+
+def steps_of(maker: ViewMaker, files: list[Path], versions: int) -> dict[str, float]:
     clip = torch.zeros(2 * versions, dtype=torch.int64)
-    spent = dict.fromkeys(("decode and resample", "transform", "draw", "views", "to float16"), 0.0)
+    names = ("decode and resample", "draw", "transform", "views", "to float16")
+    spent = dict.fromkeys(names, 0.0)
     for repeat in range(2):  # the first one warms up
-        spent = dict.fromkeys(spent, 0.0)
-        for number, file in enumerate(files):
-            moments = [time.perf_counter()]
+        spent = dict.fromkeys(names, 0.0)
+        for file in files:
+            moments = [time.process_time()]
+            waveform = torch.zeros(1, SAMPLES)
             found = torch.from_numpy(read(file, sample_rate=RATE, end=SECONDS)[0])
-            waveforms[number, : len(found)] = found
-            moments.append(time.perf_counter())
-            clips = maker.transform(waveforms[number : number + 1])
-            moments.append(time.perf_counter())
+            waveform[0, : len(found)] = found
+            moments.append(time.process_time())
             keys = view_keys(repeat, torch.full((versions,), clip_key(file.stem)), torch.arange(versions))
             draws = draw(maker.settings, keys, [version for version in range(versions) for _ in range(2)])
-            moments.append(time.perf_counter())
-            views = maker.views(clips, clip, draws, clips.mel[clip])
-            moments.append(time.perf_counter())
+            moments.append(time.process_time())
+            clips = maker.transform(waveform)
+            moments.append(time.process_time())
+            views = maker.views(waveform if maker.mode == "exact" else clips, clip, draws, clips.mel[clip])
+            moments.append(time.process_time())
             views.half().numpy()
-            moments.append(time.perf_counter())
-            for name, begin, end in zip(spent, moments, moments[1:], strict=False):
+            moments.append(time.process_time())
+            for name, begin, end in zip(names, moments, moments[1:], strict=False):
                 spent[name] += end - begin
-    count = len(files) * versions / 1000
-    rows = [[name, f"{seconds / count:.3f}"] for name, seconds in spent.items()]
-    return table(["spectral, step by step", "ms/clip-version"], rows)
+    return {name: seconds / (len(files) * versions) * 1000 for name, seconds in spent.items()}
 
 
 def sound_files(folder: Path, options: argparse.Namespace) -> list[Path]:

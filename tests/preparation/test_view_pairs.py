@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import errno
+import importlib
+import io
 import json
+import re
 import shutil
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from PIL import Image
 
 import tymbal
 from tymbal.audio.decode import read
@@ -102,14 +106,15 @@ def test_plain_verbs__refuse_pairs_and_the_other_way_round(store: Path, sound: P
         PairStore.open(plain.path)
 
 
-@pytest.mark.parametrize("write", ["store", "pt"])
+@pytest.mark.parametrize(("write", "mode"), [("store", "spectral"), ("store", "exact"), ("pt", "spectral")])
 def test_workers__write_the_same_bytes(
-    write: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write: str, mode: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["tymbal.prepare"], "_MUCH_SOUND", 0.0)
+    monkeypatch.setattr(importlib.import_module("tymbal.prepare"), "_MUCH_SOUND", 0.0)
     monkeypatch.chdir(tmp_path)
-    one = tymbal.prepare(sound, "one/out", write=write, **SMALL).path
-    two = tymbal.prepare(sound, "two/out", write=write, **{**SMALL, "workers": 2}).path
+    settings = {**SMALL, "write": write, "view_mode": mode}
+    one = tymbal.prepare(sound, "one/out", **settings).path
+    two = tymbal.prepare(sound, "two/out", **{**settings, "workers": 2}).path
     first, second = content(one), content(two)
     if write == "pt":
         assert first.pop("metadata.json").replace(b"one/out", b"two/out") == second.pop("metadata.json")
@@ -278,16 +283,32 @@ def test_sidecar__of_a_lost_file_is_not_believed(sound: Path, tmp_path: Path, mo
     assert build.read_sidecar(tmp_path / "out", tmp_path / "out" / "work", 0) is None
 
 
+def test_preview__plays_each_view_as_the_exact_mode_makes_it(sound: Path, tmp_path: Path) -> None:
+    """In both modes the same is heard; it is as loud beside its clip as it was drawn."""
+    only_gain = tmp_path / "gain.yaml"
+    only_gain.write_text("{num_waveform_augs: 1, num_spectrogram_augs: 0, waveform: {gain: {db: [-6, -6]}}}")
+    heard = {}
+    for mode in ("spectral", "exact"):
+        settings = {**SMALL, "view_mode": mode, "augmentations": only_gain}
+        page = (tymbal.prepare(sound, tmp_path / mode, preview=True, **settings).path / "index.html").read_text()
+        codes = re.findall(r"data:audio/flac;base64,([^\"]+)", page)
+        heard[mode] = [soundfile.read(io.BytesIO(base64.b64decode(code)))[0] for code in codes]
+    np.testing.assert_array_equal(heard["spectral"], heard["exact"])
+    clip, view = heard["exact"][:2]
+    assert float(np.abs(clip).max()) == pytest.approx(0.9, abs=1e-3)
+    np.testing.assert_allclose(view, clip * 10 ** (-6 / 20), atol=1e-4)
+
+
 @pytest.mark.parametrize("mode", ["spectral", "exact"])
 def test_preview__shows_clips_beside_their_views(mode: str, sound: Path, store: Path, tmp_path: Path) -> None:
     result = tymbal.prepare(sound, tmp_path / "out", preview=True, view_mode=mode, **SMALL)
     assert result.path == tmp_path / "out-preview"
     assert not (tmp_path / "out").exists()
     page = (result.path / "index.html").read_text()
-    assert page.count("<img") == 6 * 2 * 3
-    assert "pitch shift" in page
-    assert page.count("<audio") == len(list((result.path / "sound").iterdir())) == (36 if mode == "exact" else 12)
-    picture = (result.path / "pairs.png").read_bytes()
-    width, height = (int.from_bytes(picture[place : place + 4], "big") for place in (16, 20))
-    assert (width, height) == (3 * 64 + 12, 12 * 32 + 11 * 6)
+    assert page.count("<img") == page.count("<audio") == 6 * (1 + 2 * 2)
+    assert "semitones" in page
+    assert ("made sample by sample" in page) == (mode == "spectral")
+    assert sorted(path.name for path in result.path.iterdir()) == ["index.html", "pairs.png"]
+    with Image.open(result.path / "pairs.png") as picture:
+        assert picture.size == (5 * (2 * 32 + 8) + 8, 24 + 6 * (24 + 2 * 16 + 8))
     assert "index.html" in result.summary()

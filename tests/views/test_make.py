@@ -18,6 +18,7 @@ from tymbal.settings.augmentation import (
     WAVEFORM,
     AugmentationSettings,
     Background,
+    HighPass,
     PitchShift,
     Reverberation,
     Roll,
@@ -28,8 +29,9 @@ from tymbal.settings.augmentation import (
     WaveformAugmentations,
 )
 from tymbal.views.draw import Draws, draw, view_keys
-from tymbal.views.exact import phase_vocoder
 from tymbal.views.make import ViewMaker
+from tymbal.views.responses import power_response
+from tymbal.views.vocoder import Vocoder
 
 RATE, SAMPLES = 22_050, 22_050
 FEATURES = FeatureSettings(filter_bank="librosa", sample_rate=RATE, low_freq=0.0, mel_bins=64)
@@ -238,12 +240,55 @@ def test_mixup__adds_energies_by_share() -> None:
 def test_vocoder__keeps_pitch_and_level() -> None:
     tone = 0.3 * torch.sin(2 * math.pi * 1000 * torch.arange(SAMPLES) / RATE)
     for rate in (0.7, 1.0, 1.5):
-        result = phase_vocoder(tone, rate)
+        result = Vocoder(tone).stretched(rate)
         assert len(result) == round(SAMPLES / rate)
         assert float(result.square().mean() / tone.square().mean()) == pytest.approx(1, rel=1e-4)
         spectrum = torch.fft.rfft(result[2000:-2000]).abs()
         assert float(spectrum.argmax()) * RATE / (len(result) - 4000) == pytest.approx(1000, abs=5)
-    torch.testing.assert_close(phase_vocoder(tone, 1.0), tone, atol=2e-2, rtol=0)
+    torch.testing.assert_close(Vocoder(tone).stretched(1.0), tone, atol=2e-2, rtol=0)
+
+
+def test_vocoder__a_part_is_the_beginning_of_the_whole() -> None:
+    waveform = sounds(1)[0]
+    vocoder = Vocoder(waveform)
+    whole, part = vocoder.stretched(0.8), vocoder.stretched(0.8, 9000)
+    assert len(part) == 9000
+    level = float((part / whole[:9000]).median())
+    assert 0.8 < level < 1.25
+    torch.testing.assert_close(part, level * whole[:9000], atol=1e-5, rtol=1e-3)
+
+
+def test_vocoder__silence_stays_silence_and_ends() -> None:
+    assert not Vocoder(torch.zeros(SAMPLES)).stretched(1.3).any()
+    waveform = sounds(1)[0]
+    waveform[: SAMPLES // 2] = 0
+    slower = Vocoder(waveform).stretched(0.5)
+    assert float(slower[: SAMPLES - 4096].abs().max()) < 1e-3
+    assert float(slower[SAMPLES:].square().mean() / waveform[SAMPLES // 2 :].square().mean()) == pytest.approx(
+        1, abs=0.1
+    )
+
+
+@pytest.mark.parametrize("name", ["high_pass", "low_pass", "band_pass"])
+def test_exact__filters_as_if_the_clip_stood_in_endless_silence(name: str) -> None:
+    clips = sounds(3)
+    settings = only(name)
+    draws = draw(settings, view_keys(0, torch.arange(3), torch.zeros(3, dtype=torch.int64)), [0] * 6)
+    clip = torch.arange(3).repeat_interleave(2)
+    made = ViewMaker(settings, FEATURES, SAMPLES, mode="exact").waveforms(clips, clip, draws)
+    size = 8 * SAMPLES
+    response = power_response(draws, torch.fft.rfftfreq(size, 1 / RATE)).sqrt()
+    expected = torch.fft.irfft(torch.fft.rfft(clips[clip], n=size) * response, n=size)[:, :SAMPLES]
+    assert float((made - expected).square().mean() / expected.square().mean()) < 1e-5
+
+
+def test_power_response__falls_by_three_decibels_at_its_edge_and_by_twelve_an_octave() -> None:
+    settings = only("high_pass", HighPass(cutoff=(200.0, 200.0)))
+    draws = draw(settings, view_keys(0, torch.arange(1), torch.zeros(1, dtype=torch.int64)), [0, 0])
+    response = power_response(draws, torch.tensor([0.0, 50.0, 100.0, 200.0, 5000.0]))[0]
+    torch.testing.assert_close(response, torch.tensor([0.0, 1 / 257, 1 / 17, 0.5, 1.0]), atol=1e-4, rtol=0)
+    neither = draw(NONE, view_keys(0, torch.arange(1), torch.zeros(1, dtype=torch.int64)), [0, 0])
+    assert power_response(neither, torch.tensor([0.0, 1e5])).equal(torch.ones(2, 2))
 
 
 def test_all_augmentations__are_there() -> None:

@@ -21,7 +21,7 @@ Build = Callable[[Any], Built]
 
 _ENDING = re.compile(r"\.\w{2,5}(?=#|$)")
 
-_SHOWN, _VERSIONS_SHOWN = 6, 2
+_SHOWN, _VERSIONS_SHOWN, _STRATEGIES_SHOWN = 6, 3, 6
 
 _PT_OVERHEAD = 2600  # bytes of a .pt file beside its values, its entry in the metadata among them
 
@@ -78,11 +78,14 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
 
 
 def preview_task(store: Path, plan: Plan, settings: PrepareSettings) -> ViewTask:
-    """Some windows of a plan, spread over all, in two versions."""
+    """Some windows of a plan, spread over all, in some versions, or one of each strategy."""
+    from tymbal.views.config import chosen_augmentation
+
     count = min(len(plan.windows), _SHOWN)
     windows = tuple(plan.windows[place * len(plan.windows) // count] for place in range(count))
     few = replace(plan, windows=windows, by_split=False, shard_rows=count)
-    shown = replace(settings, part=None, write="store", views=min(settings.views, _VERSIONS_SHOWN))
+    versions = max(_VERSIONS_SHOWN, min(len(chosen_augmentation(settings).strategies), _STRATEGIES_SHOWN))
+    shown = replace(settings, part=None, write="store", views=min(settings.views, versions))
     _, tasks = make_tasks(store, few, shown)
     return cast(ViewTask, tasks[0])
 

@@ -86,7 +86,6 @@ def make_pairs(
     import torch
 
     from tymbal.views.draw import VIEWS, clip_key, draw, view_keys
-    from tymbal.views.spectral import Clips
 
     count, each = len(names), versions * VIEWS
     sound = torch.from_numpy(waveforms)
@@ -97,14 +96,14 @@ def make_pairs(
         view_keys(seed, keys.repeat_interleave(versions), numbers.repeat(count)),
         numbers.repeat_interleave(VIEWS).repeat(count).tolist(),
     )
-    transformed = maker.transform(sound)
+    transformed = None if maker.mode == "exact" else maker.transform(sound)
+    mel = maker.clean(sound) if transformed is None else transformed.mel
     clip = torch.zeros(each, dtype=torch.int64)
     for place in range(count):
         own = draws.part(place * each, (place + 1) * each)
         step = 1 + (own.uniform("mixup", 1) * max(count - 1, 1)).long()
-        partners = transformed.mel[(place + step) % count]
-        one = slice(place, place + 1)
-        source = sound[one] if maker.mode == "exact" else Clips(*(part[one] for part in vars(transformed).values()))
+        partners = mel[(place + step) % count]
+        source = sound[place : place + 1] if transformed is None else transformed.part(place)
         views = maker.views(source, clip, own, partners)
         yield views.reshape(versions, VIEWS, *views.shape[1:]).numpy()
 

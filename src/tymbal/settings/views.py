@@ -28,8 +28,7 @@ class ViewSettings:
             training makes fresh views each epoch.
         part: Only a part of the work: `train`, `val`, or `3/8` for the third of eight parts. The same command without
             it does what is missing, checks and completes.
-        preview: Only show some clips beside their views, as a page in the folder OUTPUT-preview; in `exact` mode they
-            can be listened to.
+        preview: Only show some clips beside their views, to see and hear, as a page in the folder OUTPUT-preview.
         force: Go on although the disk seems too small.
     """
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -60,7 +62,6 @@ class Draws:
     """What happens to some views.
 
     Attributes:
-        settings: Ranges and probabilities.
         active: Which augmentations a view gets, bool [views, augmentations], on the CPU.
         numbers: Uniform numbers from 0 to below 1, float32 [views, augmentations, 4], on the CPU.
         values: What they are in the ranges of the settings, and what does nothing where a view does not get the
@@ -84,8 +85,19 @@ class Draws:
 
     def views(self, *names: str) -> Tensor:
         """Numbers of the views that get one of these augmentations, ascending, int64 [n], on the CPU."""
-        columns = self.active.numpy()[:, [_PLACES[name] for name in names]]
-        return torch.from_numpy(np.flatnonzero(columns.any(axis=1)))
+        return torch.from_numpy(np.flatnonzero(self.have(*names)))
+
+    def have(self, *names: str) -> npt.NDArray[np.bool_]:
+        """Which views get one of these augmentations, [views]."""
+        wanted = sum(1 << _PLACES[name] for name in names)
+        found: npt.NDArray[np.bool_] = (self._bits & wanted) != 0
+        return found
+
+    @cached_property
+    def _bits(self) -> npt.NDArray[np.int64]:
+        """The active augmentations of each view as the bits of a number, [views]."""
+        bits: npt.NDArray[np.int64] = self.active.numpy() @ (1 << np.arange(len(_NAMES)))
+        return bits
 
     def uniform(self, name: str, column: int) -> Tensor:
         """One of the numbers of an augmentation, float32 [views]."""

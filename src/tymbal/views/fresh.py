@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from tymbal.store.waves import FULL_SCALE, WaveStore
 from tymbal.views.draw import VIEWS, clip_key, draw, view_keys
 from tymbal.views.make import ViewMaker
-from tymbal.views.spectral import Clips
 
 __all__ = ["FreshViewDataset", "fresh_pairs"]
 
@@ -48,9 +47,8 @@ def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Ten
     result = torch.empty(count, VIEWS, clips.mel.shape[2], clips.mel.shape[1], dtype=torch.float16)
     both = torch.zeros(VIEWS, dtype=torch.int64)
     for place in range(count):
-        one, own = slice(place, place + 1), slice(place * VIEWS, (place + 1) * VIEWS)
-        source = Clips(*(part[one] for part in vars(clips).values()))
-        views = maker.views(source, both, draws.part(own.start, own.stop), clips.mel[partner[own]])
+        own = slice(place * VIEWS, (place + 1) * VIEWS)
+        views = maker.views(clips.part(place), both, draws.part(own.start, own.stop), clips.mel[partner[own]])
         result[place] = views
     return result
 

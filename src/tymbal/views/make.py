@@ -53,7 +53,7 @@ class ViewMaker:
     @torch.no_grad()
     def clean(self, waveforms: Tensor) -> Tensor:
         """Energies of clips [clips, samples] in mel bins, as partners for mixup: [clips, mels, frames]."""
-        return self.transform(waveforms).mel
+        return self._spectral.mel(waveforms)
 
     @torch.no_grad()
     def transform(self, waveforms: Tensor) -> Clips:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,18 +36,21 @@ class Clips:
     """Transformed clips, which any number of views can be made of.
 
     Attributes:
-        real: Real part of their spectra, [clips, bins, frames].
-        imaginary: Imaginary part.
-        energy: Sum of the squares of both.
+        spectrum: Their spectra, complex64 [clips, frames, bins].
+        energy: Of the bins, float32 [clips, bins, frames].
         mel: Energies of mel bins, [clips, mels, frames].
         level: Root mean square of the waveforms, [clips].
     """
 
-    real: Tensor
-    imaginary: Tensor
+    spectrum: Tensor
     energy: Tensor
     mel: Tensor
     level: Tensor
+
+    def part(self, place: int) -> Clips:
+        """One of the clips, by itself."""
+        one = slice(place, place + 1)
+        return Clips(self.spectrum[one], self.energy[one], self.mel[one], self.level[one])
 
 
 class SpectralViews:
@@ -69,10 +73,13 @@ class SpectralViews:
 
     def transform(self, waveforms: Tensor) -> Clips:
         """Transforms waveforms, float32 [clips, samples] on the device."""
-        real, imaginary = self.spectrum.transform(waveforms)
-        energy = torch.addcmul(real.square(), imaginary, imaginary)
-        level = waveforms.square().mean(dim=1).sqrt()
-        return Clips(real, imaginary, energy, self.spectrum.mel(energy), level)
+        spectrum = self.spectrum.transform(waveforms)
+        energy = self.spectrum.energy(spectrum)
+        return Clips(spectrum, energy, self.spectrum.mel(energy), waveforms.square().mean(dim=1).sqrt())
+
+    def mel(self, waveforms: Tensor) -> Tensor:
+        """Energies in mel bins of waveforms [clips, samples] on the device: [clips, mels, frames]."""
+        return self.spectrum.mel(self.spectrum.energy(self.spectrum.transform(waveforms)))
 
     def __call__(self, clips: Clips, clip: Tensor, draws: Draws) -> Tensor:
         """Makes views, up to their energies in mel bins.
@@ -86,51 +93,49 @@ class SpectralViews:
             float32 [views, mels, frames].
         """
         mel = clips.mel.index_select(0, clip.to(self._device))
-        over = draws.views(*_OVER)
-        if len(over):
-            energy = self._overlaid(clips, clip, draws, over)
-            mel[over.to(self._device)] = self._in_mel(energy, draws.at(over))
-        changed = draws.views(*_FREQUENCY, *FILTERS)
-        changed = changed[~torch.isin(changed, over)]
-        if len(changed):
-            # All views of a single clip are one product with its energy.
-            energy = (
-                clips.energy if len(clips.level) == 1 else clips.energy.index_select(0, clip[changed].to(self._device))
-            )
-            mel[changed.to(self._device)] = self._in_mel(energy, draws.at(changed))
+        over, moved, filtered = (draws.have(*names) for names in (_OVER, _FREQUENCY, FILTERS))
+        for chosen in (over & moved, over & ~moved, moved & ~over, filtered & ~moved & ~over):
+            views = torch.from_numpy(np.flatnonzero(chosen))
+            if len(views):
+                mel[views.to(self._device)] = self._changed(clips, clip[views], draws.at(views))
         mel = self._along_time(mel, draws)
         mel = self._in_room(mel, draws)
         if len(draws.views("gain")):
             mel *= (10 ** (draws.value("gain", "db") / 10)).to(self._device)[:, None, None]
         return mel
 
-    def _in_mel(self, energy: Tensor, draws: Draws) -> Tensor:
-        """Energies [views or 1, bins, frames] behind filters, at their new frequencies, in mel bins."""
+    def _changed(self, clips: Clips, clip: Tensor, draws: Draws) -> Tensor:
+        """Energies in mel bins of views that all have, or all have not, sounds over them or other frequencies."""
+        source = clip.to(self._device)
+        if draws.have(*_OVER)[0]:
+            energy = self._overlaid(clips, source, draws)
+        else:
+            # All views of a single clip are products with its one energy.
+            energy = clips.energy if len(clips.level) == 1 else clips.energy.index_select(0, source)
+        is_moved, is_filtered = draws.have(*_FREQUENCY)[0], draws.have(*FILTERS).any()
+        if not is_moved:
+            response = power_response(draws, self.spectrum.frequencies) if is_filtered else None
+            return self.spectrum.mel(energy, response)
         factor = draws.value("speed", "rate") * 2 ** (draws.value("pitch_shift", "semitones") / 12)
         response = None
-        if len(draws.views(*FILTERS)):
-            frequencies = self.spectrum.frequencies * factor.to(self._device)[:, None]
-            response = power_response(draws, frequencies)
-        elif not len(draws.views(*_FREQUENCY)):
-            return self.spectrum.mel(energy)
+        if is_filtered:
+            response = power_response(draws, self.spectrum.frequencies * factor.to(self._device)[:, None])
         return self.spectrum.mel_at(energy, factor, response)
 
-    def _overlaid(self, clips: Clips, clip: Tensor, draws: Draws, over: Tensor) -> Tensor:
-        """Energies of views with sounds laid over them, [over, bins, frames]."""
-        source = clip[over].to(self._device)
-        real, imaginary = clips.real.index_select(0, source), clips.imaginary.index_select(0, source)
+    def _overlaid(self, clips: Clips, source: Tensor, draws: Draws) -> Tensor:
+        """Energies of views with sounds laid over them, [views, bins, frames]."""
+        spectrum = torch.view_as_real(clips.spectrum if len(clips.level) == 1 else clips.spectrum[source])
         for name, bank in self._picks.items():
-            views = draws.views(name)
-            if not len(views):
+            if not draws.have(name).any():
                 continue
-            picked = bank.pick(draws.uniform(name, 1)[views]).to(self._device)
-            ratio = 10 ** (-draws.value(name, "snr")[views] / 20)
+            # Views without it get it too, 200 dB below the clip.
+            picked = bank.pick(draws.uniform(name, 1)).to(self._device)
+            ratio = 10 ** (-draws.value(name, "snr") / 20)
             there = self._banks[name]
-            height = ratio.to(self._device) * clips.level[clip[views].to(self._device)] / there.level[picked]
-            place = torch.searchsorted(over, views).to(self._device)
-            for own, other in ((real, there.real), (imaginary, there.imaginary)):
-                own.index_add_(0, place, other.index_select(0, picked).mul_(height[:, None, None]))
-        return real.square_().addcmul_(imaginary, imaginary)
+            height = ratio.to(self._device) * clips.level[source] / there.level[picked]
+            sounds = torch.view_as_real(there.spectrum.index_select(0, picked))
+            spectrum = torch.addcmul(spectrum, sounds, height[:, None, None, None])
+        return self.spectrum.energy(torch.view_as_complex(spectrum))
 
     def _along_time(self, mel: Tensor, draws: Draws) -> Tensor:
         """Faster, slower, later and earlier: interpolates magnitudes between frames, as a phase vocoder does."""

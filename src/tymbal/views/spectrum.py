@@ -46,24 +46,41 @@ class Spectrum:
             bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
             self._blocks.append((bins, part[:, bins].contiguous().to(device)))
 
-    def transform(self, waveforms: Tensor) -> tuple[Tensor, Tensor]:
-        """Waveforms [batch, samples] to real and imaginary part, float32 [batch, bins, frames] each."""
+    def transform(self, waveforms: Tensor) -> Tensor:
+        """Waveforms [batch, samples] to their spectra, complex64 [batch, frames, bins]."""
         features = self.features
         if features.is_centred:
-            spectrum = torch.stft(
-                waveforms, self._fft, features.hop_length, window=self._window, pad_mode="constant", return_complex=True
-            )
+            frames = F.pad(waveforms, (self._fft // 2, self._fft // 2)).unfold(1, self._fft, features.hop_length)
         else:
             changed = waveforms - waveforms.mean(1, keepdim=True)
             changed[:, 1:] -= kaldi.PREEMPHASIS * changed[:, :-1].clone()
             frames = changed.unfold(1, features.window_samples, features.shift_samples)
-            spectrum = torch.fft.rfft(frames * self._window, n=self._fft).transpose(1, 2)
-        return spectrum.real.contiguous(), spectrum.imag.contiguous()
+        spectrum: Tensor = torch.fft.rfft(frames * self._window, n=self._fft)
+        return spectrum
 
-    def mel(self, energy: Tensor) -> Tensor:
-        """Energies [batch, bins, frames] to those of mel bins [batch, mels, frames]."""
+    @staticmethod
+    def energy(spectrum: Tensor) -> Tensor:
+        """Spectra [batch, frames, bins] to energies, float32 [batch, bins, frames]."""
+        real, imaginary = torch.view_as_real(spectrum).unbind(3)
+        return torch.addcmul(real.square(), imaginary, imaginary).transpose(1, 2)
+
+    def mel(self, energy: Tensor, response: Tensor | None = None) -> Tensor:
+        """Energies in mel bins, behind filters where there are some.
+
+        Args:
+            energy: [views, bins, frames], or [1, bins, frames] for all views.
+            response: Power gain of each bin, [views, bins].
+
+        Returns:
+            [views, mels, frames].
+        """
         with torch.autocast(energy.device.type, enabled=False):
-            return torch.cat([weights @ energy[:, bins] for bins, weights in self._blocks], dim=1)
+            if response is None:
+                parts = [weights @ energy[:, bins] for bins, weights in self._blocks]
+            else:
+                loud = response.unsqueeze(1)
+                parts = [_product(weights * loud[:, :, bins], energy[:, bins]) for bins, weights in self._blocks]
+            return torch.cat(parts, dim=1)
 
     def mel_at(self, energy: Tensor, factor: Tensor, response: Tensor | None) -> Tensor:
         """Energies in mel bins, as if each bin lay at another frequency.
@@ -93,8 +110,12 @@ class Spectrum:
             height.lerp_(columns.index_select(0, place + 1).view_as(height), share[reach])
             if loud is not None:
                 height.mul_(loud[reach])
-            if len(energy) == 1:
-                result.append((height.flatten(1).T @ energy[0, reach]).view(views, len(weights), -1))
-            else:
-                result.append(height.permute(1, 2, 0) @ energy[:, reach])
+            result.append(_product(height.permute(1, 2, 0), energy[:, reach]))
         return torch.cat(result, dim=1)
+
+
+def _product(height: Tensor, energy: Tensor) -> Tensor:
+    """Weights [views, mels, bins] times energies, [views, bins, frames] or [1, bins, frames] for all views."""
+    if len(energy) == 1:
+        return (height.flatten(0, 1) @ energy[0]).view(*height.shape[:2], -1)
+    return height @ energy
