@@ -25,14 +25,12 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shlex
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -41,70 +39,11 @@ os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 
 import tymbal
+from _learning import DATA, Figures, accuracies, keep_arguments, machine, some_of
 
 POOLINGS = ("rows", "mean", "cls")
 NEVER = 1_000_000
 _TIMED = 40
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set.
-
-    Attributes:
-        title: Its name in the table.
-        folder: Its folder below `--data`.
-        prepare: Settings of `tymbal.prepare`.
-    """
-
-    title: str
-    folder: str
-    prepare: dict[str, Any]
-
-
-DATA = {
-    "esc10": Data(
-        "ESC-10, fold 5",
-        "esc10",
-        {"window": 5.0, "frames": 512, "group_pattern": r"/(\d-\d+)-", "validation_pattern": r"/5-"},
-    ),
-    "digits": Data(
-        "digits, theo and yweweler",
-        "fsdd",
-        {
-            "window": 1.12,
-            "frames": 112,
-            "longer": "crop-start",
-            "label_pattern": r"(\d)_[a-z]+_\d+\.wav",
-            "group_pattern": r"_([a-z]+)_",
-            "validation_pattern": r"_(theo|yweweler)_",
-        },
-    ),
-}
-
-
-class Figures:
-    """The figures so far, one JSON object a line; a figure that is there is not computed again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-        if path.exists():
-            # A line that a kill cut short is computed again.
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            self.rows = [json.loads(line) for line in lines if line.endswith("\n")]
-            path.write_text("".join(line for line in lines if line.endswith("\n")), encoding="utf-8")
-
-    def have(self, **key: Any) -> list[dict[str, Any]]:
-        """Those that agree with the key."""
-        return [row for row in self.rows if all(row.get(name) == value for name, value in key.items())]
-
-    def add(self, **row: Any) -> None:
-        """Keeps one, on the disk too, and shows it."""
-        self.rows.append(row)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{row['data']:>7} seed {row['seed']}  {row['cell']:<28} {row['accuracy']:6.1%}", file=sys.stderr)
 
 
 class Matrix:
@@ -121,18 +60,8 @@ class Matrix:
         data = DATA[self.name]
         source: Any = self.arguments.data / data.folder
         if self.arguments.clips:
-            source = self._some(source, data.prepare)
+            source = some_of(source, self.folder / "manifest.csv", self.arguments.clips, data.prepare)
         return tymbal.prepare(source, self.folder / "store", **data.prepare).store.path
-
-    def _some(self, folder: Path, settings: dict[str, Any]) -> Path:
-        """A manifest of every n-th clip."""
-        patterns = {key: value for key, value in settings.items() if key.endswith("pattern")}
-        manifest = tymbal.scan(folder, **patterns).manifest
-        step = max(1, len(manifest) // self.arguments.clips)
-        chosen = tymbal.Manifest(manifest.clips[::step], manifest.root)
-        path = self.folder / "manifest.csv"
-        chosen.write(path)
-        return path
 
     def run(self, seed: int) -> None:
         """Computes what is missing for one seed."""
@@ -200,16 +129,7 @@ class Matrix:
 
 def table(names: list[str], figures: Figures) -> Iterator[str]:
     """The table as markdown: mean and standard deviation over the seeds, in percent."""
-    cells = list(dict.fromkeys(row["cell"] for row in figures.rows))
-    yield "| accuracy, % | " + " | ".join(DATA[name].title for name in names) + " |"
-    yield "|---|" + "---:|" * len(names)
-    for cell in cells:
-        found = []
-        for name in names:
-            values = [100 * row["accuracy"] for row in figures.have(data=name, cell=cell)]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            found.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
-        yield f"| {cell} | " + " | ".join(found) + " |"
+    yield from accuracies(names, figures)
     yield ""
     for name in names:
         for cell in (f"probe pretrained, {POOLINGS[0]}", "fine-tuned from scratch", "fine-tuned from pretrained"):
@@ -217,15 +137,6 @@ def table(names: list[str], figures: Figures) -> Iterator[str]:
             if steps:
                 what = "pretraining" if cell.startswith("probe") else cell
                 yield f"- {DATA[name].title}, {what}: {min(steps):,} to {max(steps):,} steps"
-
-
-def machine() -> str:
-    """What it was measured on."""
-    import torch
-
-    threads = f"{torch.get_num_threads()} threads"
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{platform.machine()}, {os.cpu_count()} cores, {threads}{gpu}; torch {torch.__version__}"
 
 
 def parse() -> argparse.Namespace:
@@ -254,17 +165,6 @@ def parse() -> argparse.Namespace:
     if arguments.short:
         vars(arguments).update(steps=10, seeds=1, width=32, depth=1, heads=2, clips=200, batch_size=16)
     return arguments
-
-
-def keep_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses to mix figures of different settings in one folder."""
-    free = {"output", "data", "only", "seeds", "device"}
-    now = {name: value for name, value in vars(arguments).items() if name not in free}
-    file = arguments.output / "arguments.json"
-    text = json.dumps(now, indent=2) + "\n"
-    if file.exists() and file.read_text(encoding="utf-8") != text:
-        sys.exit(f"{arguments.output} holds figures of other settings ({file}): choose another --output")
-    file.write_text(text, encoding="utf-8")
 
 
 def main() -> None:
