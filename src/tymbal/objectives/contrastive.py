@@ -7,6 +7,9 @@ directions count. Negatives come from all processes; other versions of the same 
 With `mask="crossed"` each view is also masked, the first one in whole columns of time, the second in whole rows of
 frequency, and only what is visible is encoded: what both must agree on is then not to be found in the same places.
 
+Clips that are shorter than their window have silence behind them, which a view may have moved. As in embedding and
+probing it has no part in normalising a clip, nor in its embedding: else clips would be told apart by how long they are.
+
 A batch larger than memory is encoded in parts whose activations are computed again in the backward pass (gradient
 caching, Gao et al. 2021): the loss is that of the whole batch.
 
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tymbal.errors import ModelError
+from tymbal.features.floor import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.progress import tell
@@ -39,6 +43,7 @@ ViewMask = Literal["none", "crossed"]
 _EVALUATION = -1  # stands for the epoch in the keys of evaluation masks
 _TIME, _FREQUENCY = 50, 51  # streams of random numbers
 _COLLAPSED = 2.0
+_SILENCE = LOG_FLOOR + 0.01  # what float16 leaves of it
 
 
 class ContrastiveObjective(nn.Module):
@@ -48,6 +53,7 @@ class ContrastiveObjective(nn.Module):
         encoder: What is trained.
         normalisation: How spectrograms are normalised for the encoder.
         clips: A number a clip, of each row of the store, int64 [rows]: rows of one clip are no negatives of each other.
+        padded: Whether the clip of each row is shorter than its window, bool [rows]. None is none of them.
         temperature: What cosines are divided by.
         projection: Width of the projection.
         mask: `crossed` shows the encoder only a part of each view.
@@ -60,6 +66,7 @@ class ContrastiveObjective(nn.Module):
     """
 
     clips: Tensor
+    padded: Tensor
 
     def __init__(
         self,
@@ -67,6 +74,7 @@ class ContrastiveObjective(nn.Module):
         *,
         normalisation: Normalisation,
         clips: Tensor,
+        padded: Tensor | None = None,
         temperature: float = 0.1,
         projection: int = 128,
         mask: ViewMask = "none",
@@ -88,6 +96,8 @@ class ContrastiveObjective(nn.Module):
         width = encoder.config.width
         self.projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, projection))
         self.register_buffer("clips", clips.long(), persistent=False)
+        padded = torch.zeros(len(clips), dtype=torch.bool) if padded is None else padded
+        self.register_buffer("padded", padded, persistent=False)
         self._warned = False
 
     def forward(self, spectrogram: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
@@ -109,7 +119,7 @@ class ContrastiveObjective(nn.Module):
         return {"loss": loss, "sums": {"count": count, **self._figures(loss, hits, projected, embeddings)}}
 
     def embed(self, views: Tensor, row: Tensor, epoch: Tensor, *, view: int) -> Tensor:
-        """Encodes one view of each clip: [batch, frames, mels] to the mean of its patch tokens, [batch, width]."""
+        """Encodes one view of each clip: [batch, frames, mels] to the mean of its tokens of sound, [batch, width]."""
         size = len(views) if self.chunk is None else self.chunk
         if size >= len(views):
             return self._encode(views, row, epoch, view)
@@ -148,15 +158,26 @@ class ContrastiveObjective(nn.Module):
             value.copy_(state[name])
 
     def _encode(self, views: Tensor, row: Tensor, epoch: Tensor, view: int) -> Tensor:
-        frames = torch.full_like(row, views.shape[1])
-        x = self.normalisation(views, frames)
+        padding = (views <= _SILENCE).all(2) & self.padded[row][:, None]
+        x = self.normalisation.without(views, padding)
+        grid = self.encoder.config.grid_of(views.shape[1])
         visible = None
         if self.mask == "crossed":
             keys = fold(self.seed, epoch if self.training else torch.full_like(epoch, _EVALUATION), row)
-            grid = self.encoder.config.grid_of(views.shape[1])
             visible = crossed_masks(keys, grid, ratio=self.mask_ratio)[view]
         tokens = self.encoder(x, visible=visible).tokens[:, PREFIX_TOKENS:]
-        return cast(Tensor, tokens.float().mean(dim=1))
+        weight = self._sound(padding, grid, visible)
+        return cast(Tensor, (tokens.float() * weight.unsqueeze(2)).sum(1) / weight.sum(1, keepdim=True))
+
+    def _sound(self, padding: Tensor, grid: tuple[int, int], visible: Tensor | None) -> Tensor:
+        """1 for the patches that are looked at and hold sound, [batch, patches]; all of them where none does."""
+        rows, columns = grid
+        patch, stride = self.encoder.config.patch[1], self.encoder.config.stride[1]
+        heard = (~padding).unfold(1, patch, stride)[:, :columns].any(2)
+        sound = heard.unsqueeze(1).expand(-1, rows, -1).flatten(1).float()
+        if visible is not None:
+            sound = sound.gather(1, visible)
+        return torch.where(sound.any(1, keepdim=True), sound, 1.0)
 
     def _project(self, embeddings: Tensor) -> Tensor:
         return cast(Tensor, self.projection(embeddings))
