@@ -92,17 +92,17 @@ def prepared(name: str, data: Path, output: Path, clips: int | None) -> Path:
     settings = DATA[name].prepare
     source = data / DATA[name].folder
     if clips:
-        source = some_of(source, output / "manifest.csv", clips, settings)
+        patterns = {key: value for key, value in settings.items() if key.endswith("pattern")}
+        some_of(source, clips, patterns).write(output / "manifest.csv")
+        source = output / "manifest.csv"
     return tymbal.prepare(source, output / "store", **settings).store.path
 
 
-def some_of(folder: Path, path: Path, count: int, settings: dict[str, Any]) -> Path:
-    """A manifest at `path` of about `count` clips of a folder, every n-th one; `settings` are those of preparing."""
-    patterns = {key: value for key, value in settings.items() if key.endswith("pattern")}
+def some_of(folder: Path, count: int | None, patterns: dict[str, Any]) -> tymbal.Manifest:
+    """About `count` clips of a folder, every n-th one, or all; `patterns` are settings of scanning."""
     manifest = tymbal.scan(folder, **patterns).manifest
-    step = max(1, len(manifest) // count)
-    tymbal.Manifest(manifest.clips[::step], manifest.root).write(path)
-    return path
+    step = max(1, len(manifest) // count) if count else 1
+    return tymbal.Manifest(manifest.clips[::step], manifest.root)
 
 
 def accuracies(names: list[str], figures: Figures, figure: str = "accuracy") -> Iterator[str]:
