@@ -43,6 +43,7 @@ os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 
 import tymbal
 from _learning import DATA, Figures, accuracies, chosen_data, keep_arguments, machine, some_of
+from _views_picture import draw
 
 POOLINGS = ("rows", "mean")
 NEVER = 1_000_000
@@ -252,6 +253,13 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     figures = Figures(arguments.output / "figures.jsonl")
+    if arguments.picture is not None:
+        if not figures.rows:
+            sys.exit(f"no figures are in {arguments.output}: run it without --picture first")
+        names = [name for name in DATA if figures.have(data=name)]
+        draw(figures, names, arguments.picture)
+        print("\n".join(table(names, figures)))
+        return
     arguments.output.mkdir(parents=True, exist_ok=True)
     keep_arguments(arguments, free=("grid", "keep"))
     names = chosen_data(arguments.data, arguments.only)

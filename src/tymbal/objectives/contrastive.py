@@ -115,8 +115,9 @@ class ContrastiveObjective(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             projected = F.normalize(self._project(embeddings), dim=-1)
             loss, hits = nt_xent(projected, self.clips[row], temperature=self.temperature, everywhere=self.training)
+            figures = self._figures(loss, hits, projected, embeddings)
         count = torch.full_like(loss, len(row), requires_grad=False)
-        return {"loss": loss, "sums": {"count": count, **self._figures(loss, hits, projected, embeddings)}}
+        return {"loss": loss, "sums": {"count": count, **figures}}
 
     def embed(self, views: Tensor, row: Tensor, epoch: Tensor, *, view: int) -> Tensor:
         """Encodes one view of each clip: [batch, frames, mels] to the mean of its tokens of sound, [batch, width]."""
