@@ -86,6 +86,21 @@ def test_crossed_masks__hide_columns_of_one_view_and_rows_of_the_other() -> None
     assert ((share - 1 / 6).abs() < 0.05).all()
 
 
+def test_crossed_masks__hide_as_much_of_a_short_sound_as_of_a_long_one() -> None:
+    keys = fold(1, torch.arange(300))
+    length = torch.arange(300) % 8  # 0 to 7 columns of sound at the start of 7
+    heard = torch.arange(7) < length[:, None]
+    first, second = crossed_masks(keys, (2, 7), ratio=0.5, heard=heard)
+    seen = torch.zeros(300, 7, dtype=torch.bool).scatter(1, first[:, : first.shape[1] // 2], True)
+    assert (seen.sum(1) == 3).all()
+    for columns, stays in enumerate((0, 1, 1, 1, 2, 3, 3, 3)):
+        assert ((seen & heard).sum(1)[length == columns] == stays).all()
+    plain = crossed_masks(keys, (2, 7), ratio=0.5)
+    assert second.equal(plain[1])
+    assert first[length == 7].equal(plain[0][length == 7])
+    assert len(set(map(tuple, first[length == 4].tolist()))) > 3
+
+
 @pytest.mark.parametrize("mask", ["none", "crossed"])
 def test_objective__learns_and_reports(mask: Any) -> None:
     module = objective(mask=mask)

@@ -162,23 +162,18 @@ class ContrastiveObjective(nn.Module):
         padding = (views <= _SILENCE).all(2) & self.padded[row][:, None]
         x = self.normalisation.without(views, padding)
         grid = self.encoder.config.grid_of(views.shape[1])
+        patch, stride = self.encoder.config.patch[1], self.encoder.config.stride[1]
+        heard = (~padding).unfold(1, patch, stride).any(2)[:, : grid[1]]
+        weight = heard.unsqueeze(1).expand(-1, grid[0], -1).flatten(1).float()
         visible = None
         if self.mask == "crossed":
             keys = fold(self.seed, epoch if self.training else torch.full_like(epoch, _EVALUATION), row)
-            visible = crossed_masks(keys, grid, ratio=self.mask_ratio)[view]
-        tokens = self.encoder(x, visible=visible).tokens[:, PREFIX_TOKENS:]
-        weight = self._sound(padding, grid, visible)
-        return cast(Tensor, (tokens.float() * weight.unsqueeze(2)).sum(1) / weight.sum(1, keepdim=True))
-
-    def _sound(self, padding: Tensor, grid: tuple[int, int], visible: Tensor | None) -> Tensor:
-        """1 for the patches that are looked at and hold sound, [batch, patches]; all of them where none does."""
-        rows, columns = grid
-        patch, stride = self.encoder.config.patch[1], self.encoder.config.stride[1]
-        heard = (~padding).unfold(1, patch, stride)[:, :columns].any(2)
-        sound = heard.unsqueeze(1).expand(-1, rows, -1).flatten(1).float()
-        if visible is not None:
-            sound = sound.gather(1, visible)
-        return torch.where(sound.any(1, keepdim=True), sound, 1.0)
+            visible = crossed_masks(keys, grid, ratio=self.mask_ratio, heard=heard)[view]
+            weight = weight.gather(1, visible)
+        # A view of nothing but silence is embedded, too.
+        weight = torch.where(weight.any(1, keepdim=True), weight, 1.0).unsqueeze(2)
+        tokens = self.encoder(x, visible=visible).tokens[:, PREFIX_TOKENS:].float()
+        return cast(Tensor, (tokens * weight).sum(1) / weight.sum(1))
 
     def _project(self, embeddings: Tensor) -> Tensor:
         return cast(Tensor, self.projection(embeddings))
@@ -232,20 +227,23 @@ def nt_xent(projected: Tensor, clips: Tensor, *, temperature: float, everywhere:
     return F.cross_entropy(scores, other), scores.argmax(dim=1) == other
 
 
-def crossed_masks(keys: Tensor, grid: tuple[int, int], *, ratio: float) -> tuple[Tensor, Tensor]:
+def crossed_masks(
+    keys: Tensor, grid: tuple[int, int], *, ratio: float, heard: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Visible patches of both views: of the first whole columns of time are hidden, of the second whole rows.
 
     Args:
         keys: A key a clip, int64 [batch].
         grid: Rows (frequency) and columns (time) of patches.
         ratio: Fraction of columns, and of rows, that is hidden; at least one stays.
+        heard: Columns that hold sound, bool [batch, columns], of which the same fraction is hidden; None is all.
 
     Returns:
         Numbers of the visible patches, ascending: int64 [batch, visible] of each view.
     """
     rows, columns = grid
     row, column = torch.arange(rows, device=keys.device), torch.arange(columns, device=keys.device)
-    seen = _kept(keys, columns, ratio, _TIME)
+    seen = _kept(keys, columns, ratio, _TIME, heard)
     first = (row[None, :, None] * columns + seen[:, None, :]).flatten(1)
     seen = _kept(keys, rows, ratio, _FREQUENCY)
     second = (seen[:, :, None] * columns + column[None, None, :]).flatten(1)
@@ -268,10 +266,17 @@ def effective_rank(moment: Tensor) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-30).log()).sum()))
 
 
-def _kept(keys: Tensor, count: int, ratio: float, stream: int) -> Tensor:
+def _kept(keys: Tensor, count: int, ratio: float, stream: int, heard: Tensor | None = None) -> Tensor:
     """Which of `count` stay, ascending: int64 [batch, kept]."""
     kept = min(max(count - round(ratio * count), 1), count)
-    return bits(keys, count, stream=stream).argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
+    place = bits(keys, count, stream=stream).argsort(dim=1, stable=True).argsort(dim=1)
+    if heard is not None:
+        # First those of sound that stay, then silence, then the sound that is hidden.
+        rank = torch.where(heard, place, place + count).argsort(dim=1).argsort(dim=1)
+        sound = heard.sum(dim=1, keepdim=True)
+        stays = rank < (sound - (ratio * sound).round()).clamp(min=1)
+        place = place + count * torch.where(heard, torch.where(stays, 0, 2), 1)
+    return place.argsort(dim=1)[:, :kept].sort(dim=1).values
 
 
 def _gathered(projected: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, int]:
