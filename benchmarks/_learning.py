@@ -15,7 +15,7 @@ from typing import Any
 
 import tymbal
 
-__all__ = ["DATA", "Data", "Figures", "accuracies", "keep_arguments", "machine", "some_of"]
+__all__ = ["DATA", "Data", "Figures", "accuracies", "chosen_data", "keep_arguments", "machine", "prepared", "some_of"]
 
 
 @dataclass(frozen=True)
@@ -78,20 +78,38 @@ class Figures:
         print(f"{row['data']:>7} seed {row['seed']}  {row['cell']:<28} {row['accuracy']:6.1%}", file=sys.stderr)
 
 
-def some_of(folder: Path, path: Path, count: int, settings: dict[str, Any]) -> Path:
-    """A manifest at `path` of about `count` clips of a folder, every n-th one; `settings` are those of preparing."""
-    patterns = {key: value for key, value in settings.items() if key.endswith("pattern")}
+def chosen_data(folder: Path, only: str | None) -> list[str]:
+    """Names of the data sets that are wanted and there; says which are not."""
+    names = [only] if only else list(DATA)
+    missing = [name for name in names if not (folder / DATA[name].folder).is_dir()]
+    if missing:
+        print(f"skipped: no {', '.join(missing)} in {folder}", file=sys.stderr)
+    return [name for name in names if name not in missing]
+
+
+def prepared(name: str, data: Path, output: Path, clips: int | None) -> Path:
+    """The plain spectrograms of a data set below `data`, of all or of about `clips`, in a store below `output`."""
+    settings = DATA[name].prepare
+    source = data / DATA[name].folder
+    if clips:
+        patterns = {key: value for key, value in settings.items() if key.endswith("pattern")}
+        some_of(source, clips, patterns).write(output / "manifest.csv")
+        source = output / "manifest.csv"
+    return tymbal.prepare(source, output / "store", **settings).store.path
+
+
+def some_of(folder: Path, count: int | None, patterns: dict[str, Any]) -> tymbal.Manifest:
+    """About `count` clips of a folder, every n-th one, or all; `patterns` are settings of scanning."""
     manifest = tymbal.scan(folder, **patterns).manifest
-    step = max(1, len(manifest) // count)
-    tymbal.Manifest(manifest.clips[::step], manifest.root).write(path)
-    return path
+    step = max(1, len(manifest) // count) if count else 1
+    return tymbal.Manifest(manifest.clips[::step], manifest.root)
 
 
 def accuracies(names: list[str], figures: Figures, figure: str = "accuracy") -> Iterator[str]:
     """A table as markdown, a row a cell: mean and standard deviation over the seeds, in percent."""
     yield f"| {figure}, % | " + " | ".join(DATA[name].title for name in names) + " |"
     yield "|---|" + "---:|" * len(names)
-    for cell in dict.fromkeys(row["cell"] for row in figures.rows):
+    for cell in dict.fromkeys(row["cell"] for row in figures.rows if figure in row):
         found = []
         for name in names:
             values = [100 * row[figure] for row in figures.have(data=name, cell=cell) if figure in row]
@@ -109,9 +127,9 @@ def machine() -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, {threads}{gpu}; torch {torch.__version__}"
 
 
-def keep_arguments(arguments: argparse.Namespace) -> None:
-    """Refuses to mix figures of different settings in one folder."""
-    free = {"output", "data", "only", "seeds", "device"}
+def keep_arguments(arguments: argparse.Namespace, free: tuple[str, ...] = ()) -> None:
+    """Refuses to mix figures of different settings in one folder; those that are `free` may differ."""
+    free = ("output", "data", "only", "seeds", "device", *free)
     now = {name: value for name, value in vars(arguments).items() if name not in free}
     file = arguments.output / "arguments.json"
     text = json.dumps(now, indent=2) + "\n"

@@ -39,7 +39,7 @@ os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 
 import tymbal
-from _learning import DATA, Figures, accuracies, keep_arguments, machine, some_of
+from _learning import DATA, Figures, accuracies, chosen_data, keep_arguments, machine, prepared
 
 POOLINGS = ("rows", "mean", "cls")
 NEVER = 1_000_000
@@ -54,14 +54,7 @@ class Matrix:
         self.arguments = arguments
         self.figures = figures
         self.folder = arguments.output / name
-        self.store = self._store()
-
-    def _store(self) -> Path:
-        data = DATA[self.name]
-        source: Any = self.arguments.data / data.folder
-        if self.arguments.clips:
-            source = some_of(source, self.folder / "manifest.csv", self.arguments.clips, data.prepare)
-        return tymbal.prepare(source, self.folder / "store", **data.prepare).store.path
+        self.store = prepared(name, arguments.data, self.folder, arguments.clips)
 
     def run(self, seed: int) -> None:
         """Computes what is missing for one seed."""
@@ -172,11 +165,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     keep_arguments(arguments)
     figures = Figures(arguments.output / "figures.jsonl")
-    names = [arguments.only] if arguments.only else list(DATA)
-    missing = [name for name in names if not (arguments.data / DATA[name].folder).is_dir()]
-    if missing:
-        print(f"skipped: no {', '.join(missing)} in {arguments.data}", file=sys.stderr)
-        names = [name for name in names if name not in missing]
+    names = chosen_data(arguments.data, arguments.only)
     for name in names:
         matrix = Matrix(name, arguments, figures)
         for seed in range(1, arguments.seeds + 1):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 
 import tymbal
 from pairs import pair_store
@@ -13,6 +15,9 @@ from training_setup import TINY, make_store
 from tymbal.errors import StoreError
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
+from tymbal.store.pair_store import open_pairs
+from tymbal.store.waves import WaveStore
+from tymbal.training.views import padded_clips
 
 SHORT: dict[str, Any] = {**TINY, "patch": "2x4", "objective": "contrastive", "batch_size": 4, "max_steps": 3}
 
@@ -56,3 +61,26 @@ def test_contrastive__damaged_files_are_left_out_while_training(tmp_path: Path, 
     next((tmp_path / "files" / "train").iterdir()).write_bytes(b"broken")
     pretrain(tmp_path / "files", tmp_path / "run", **{**SHORT, "max_steps": 6})
     assert "is left out: unreadable" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_padded_clips__are_the_short_ones_in_every_form(tmp_path: Path) -> None:
+    (tmp_path / "sound").mkdir()
+    noise = np.random.default_rng(0).normal(0, 0.1, 4000)
+    for number, samples in enumerate((4000, 1500, 3999, 3872)):
+        soundfile.write(tmp_path / "sound" / f"{number}.wav", noise[:samples], 8000)
+    features: dict[str, Any] = {"sample_rate": 8000, "mel_bins": 16, "n_fft": 256, "hop_length": 128}
+    common = {**features, "window": 0.5, "workers": 1, "split": "none"}
+    found = {}
+    for write in ("store", "pt", "waveforms"):
+        tymbal.prepare(tmp_path / "sound", tmp_path / write, views=1, write=write, **common)
+        store = WaveStore.open(tmp_path / write) if write == "waveforms" else open_pairs(tmp_path / write)
+        short = dict(zip(store.index["id"].to_pylist(), padded_clips(store).tolist(), strict=True))
+        found[write] = [short[name] for name in sorted(short)]
+    # 3,872 samples still have a frame around sample 3,840; the window's last one lies at 3,968.
+    assert all(short == [False, True, False, True] for short in found.values())
+    assert len(found) == 3
+
+
+def test_padded_clips__are_none_where_nobody_wrote_it_down(tmp_path: Path) -> None:
+    pairs = pair_store(tmp_path / "pairs")
+    assert not padded_clips(pairs).any()

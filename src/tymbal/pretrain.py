@@ -258,12 +258,13 @@ def _contrastive(
     encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
 ) -> ContrastiveObjective:
     from tymbal.objectives.contrastive import ContrastiveObjective
-    from tymbal.training.views import clip_numbers
+    from tymbal.training.views import clip_numbers, padded_clips
 
     return ContrastiveObjective(
         encoder,
         normalisation=normalisation,
         clips=clip_numbers(store),
+        padded=padded_clips(store),
         temperature=settings.temperature,
         projection=settings.projection,
         mask=settings.view_mask,

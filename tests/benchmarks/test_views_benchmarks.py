@@ -34,3 +34,19 @@ def test_peer__that_is_absent_is_named(tmp_path: Path) -> None:
     done = run("views.py", "--clips", "2", "--few", "1", "--peer", sys.executable, "--folder", str(tmp_path))
     assert done.returncode != 0
     assert "the peer cannot run: absent: audiomentations" in done.stderr
+
+
+def test_learning__runs_and_draws(shared: Path, tmp_path: Path) -> None:
+    output = str(tmp_path / "out")
+    arguments = ["--data", str(shared / "data"), "--only", "digits", "--short", "--output", output]
+    done = run("views_learning.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    arms = ("random", "joint", "reconstruction", "contrastive, 5 generated", "contrastive, fresh, masked")
+    assert all(f"| {arm}, rows |" in done.stdout for arm in arms)
+    figures = (tmp_path / "out" / "figures.jsonl").read_text()
+    assert figures.count("\n") == 15  # the baseline, and seven encoders in two poolings
+    picture = tmp_path / "picture.png"
+    drawn = run("views_learning.py", *arguments, "--picture", str(picture))
+    assert drawn.returncode == 0, drawn.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert drawn.stdout.partition("\n\n")[0] == done.stdout.partition("\n\n")[0]

@@ -6,6 +6,12 @@ from pathlib import Path
 
 import pytest
 
+WRITTEN = {
+    "wingbeats": {"classifier/model/config.json": "{", "scores.csv": "file,start,end,label,score,"},
+    "views": {"pairs-preview/index.html": "<!doctype html>", "run fresh/model/config.json": "{"},
+}
+"""What a notebook leaves behind, and how it begins."""
+
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "examples" / "notebooks").glob("*.ipynb"))
 
 
@@ -21,5 +27,5 @@ def test_notebook__runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    assert (tmp_path / "out" / "classifier" / "model" / "config.json").is_file()
-    assert (tmp_path / "out" / "scores.csv").read_text().startswith("file,start,end,label,score,")
+    for name, start in WRITTEN[path.stem].items():
+        assert (tmp_path / "out" / name).read_text(encoding="utf-8").startswith(start)

@@ -33,3 +33,11 @@ def test_clip__does_not_hear_how_loud_a_clip_is() -> None:
 def test_clip__silence_stays_silence() -> None:
     x = Normalisation(mean=-5.0, std=2.0, padding=-15.9, by="clip")(torch.full((1, 4, 2), -15.9), torch.tensor([4]))
     assert x.abs().max() < 1e-4
+
+
+def test_without__takes_padding_anywhere() -> None:
+    values = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0)) - 5
+    normalisation = Normalisation(mean=-5.0, std=2.0, padding=-15.9, by="clip")
+    behind = normalisation(values, torch.tensor([4, 4]))
+    moved = normalisation.without(values.roll(2, 1), torch.tensor([[True, True, False, False, False, False]] * 2))
+    torch.testing.assert_close(moved, behind.roll(2, 1))

@@ -10,6 +10,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from tymbal.errors import ModelError
+from tymbal.features.floor import ENERGY_FLOOR
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.contrastive import ContrastiveObjective, crossed_masks, effective_rank, nt_xent
@@ -85,6 +86,21 @@ def test_crossed_masks__hide_columns_of_one_view_and_rows_of_the_other() -> None
     assert ((share - 1 / 6).abs() < 0.05).all()
 
 
+def test_crossed_masks__hide_as_much_of_a_short_sound_as_of_a_long_one() -> None:
+    keys = fold(1, torch.arange(300))
+    length = torch.arange(300) % 8  # 0 to 7 columns of sound at the start of 7
+    heard = torch.arange(7) < length[:, None]
+    first, second = crossed_masks(keys, (2, 7), ratio=0.5, heard=heard)
+    seen = torch.zeros(300, 7, dtype=torch.bool).scatter(1, first[:, : first.shape[1] // 2], True)
+    assert (seen.sum(1) == 3).all()
+    for columns, stays in enumerate((0, 1, 1, 1, 2, 3, 3, 3)):
+        assert ((seen & heard).sum(1)[length == columns] == stays).all()
+    plain = crossed_masks(keys, (2, 7), ratio=0.5)
+    assert second.equal(plain[1])
+    assert first[length == 7].equal(plain[0][length == 7])
+    assert len(set(map(tuple, first[length == 4].tolist()))) > 3
+
+
 @pytest.mark.parametrize("mask", ["none", "crossed"])
 def test_objective__learns_and_reports(mask: Any) -> None:
     module = objective(mask=mask)
@@ -99,7 +115,7 @@ def test_objective__learns_and_reports(mask: Any) -> None:
         optimizer.step()
         before = before or float(out["loss"].detach())
     figures = module.metrics(out["sums"])
-    assert figures["loss"] == pytest.approx(float(out["loss"]))
+    assert figures["loss"] == pytest.approx(float(out["loss"].detach()))
     assert figures["loss"] < 0.7 * before
     assert figures["acc"] > 0.6
     assert 0 <= figures["alignment"] < 1
@@ -107,6 +123,58 @@ def test_objective__learns_and_reports(mask: Any) -> None:
     assert 1 < figures["rank"] <= 12
     unused = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
     assert unused == []
+
+
+SILENCE = math.log(ENERGY_FLOOR)
+
+
+def padded_batch() -> dict[str, torch.Tensor]:
+    """Three clips of 8 of 24 frames of sound, which a shift has moved to frame 4 of both views."""
+    inputs = batch(3)
+    inputs["spectrogram"] = inputs["spectrogram"] - 4
+    inputs["spectrogram"][:, :, :4] = SILENCE
+    inputs["spectrogram"][:, :, 12:] = SILENCE
+    return inputs
+
+
+def test_objective__embeds_a_short_clip_as_it_is_embedded_later() -> None:
+    inputs = padded_batch()
+    module = objective(padded=torch.ones(64, dtype=torch.bool)).eval()
+    module.normalisation = Normalisation(mean=-6.0, std=4.0, padding=SILENCE, by="clip")
+    sound = inputs["spectrogram"][:, 0]
+    found = module.embed(sound, inputs["row"], inputs["epoch"], view=0)
+    heard = torch.zeros(3, 24, dtype=torch.bool)
+    heard[:, 4:12] = True
+    values = sound.float()[heard].view(3, 8, 16)
+    normal = torch.full((3, 24, 16), (SILENCE + 6) / 8)
+    deviation = values.flatten(1).std(1, correction=0)
+    normal[:, 4:12] = (values - values.mean((1, 2), keepdim=True)) / (2 * deviation[:, None, None])
+    tokens = module.encoder(normal).tokens[:, 2:].unflatten(1, (4, 6))
+    torch.testing.assert_close(found, tokens[:, :, 1:3].mean((1, 2)), atol=1e-4, rtol=1e-4)
+
+
+def test_objective__silence_within_a_whole_clip_is_sound() -> None:
+    inputs = padded_batch()
+    known = objective(padded=torch.tensor([False, True] * 32))
+    known.normalisation = Normalisation(mean=-6.0, std=4.0, padding=SILENCE, by="clip")
+    unknown = objective()
+    unknown.normalisation = known.normalisation
+    found, plain = (
+        module.embed(inputs["spectrogram"][:, 0], inputs["row"], inputs["epoch"], view=0) for module in (known, unknown)
+    )
+    torch.testing.assert_close(found[[0, 2]], plain[[0, 2]])
+    assert (found[1] - plain[1]).abs().max() > 0.1
+
+
+def test_objective__where_only_silence_is_seen_it_is_finite() -> None:
+    inputs = padded_batch()
+    inputs["spectrogram"][0] = SILENCE
+    module = objective(mask="crossed", padded=torch.ones(64, dtype=torch.bool))
+    module.normalisation = Normalisation(mean=-6.0, std=4.0, padding=SILENCE, by="clip")
+    out = module(**inputs)
+    out["loss"].backward()
+    assert math.isfinite(float(out["loss"].detach()))
+    assert all(value.grad.isfinite().all() for value in module.parameters() if value.grad is not None)
 
 
 def test_objective__by_parts_is_the_same_as_at_once() -> None:

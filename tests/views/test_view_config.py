@@ -16,6 +16,13 @@ def test_shipped_file__says_the_defaults() -> None:
     assert read_augmentation(SHIPPED) == AugmentationSettings()
 
 
+def test_shipped_file__for_short_clips_is_read() -> None:
+    settings = read_augmentation(SHIPPED.with_name("short_clips.yaml"))
+    assert (settings.num_waveform_augs, settings.num_spectrogram_augs) == (2, 1)
+    assert settings.waveform.gain is None
+    assert settings.spectrogram.roll is None
+
+
 def test_mapping__comes_back_the_same(tmp_path: Path) -> None:
     text = """
 num_waveform_augs: 1

@@ -43,11 +43,23 @@ class Normalisation:
         Returns:
             float32 [batch, frames, mels].
         """
+        return self.without(spectrogram, torch.arange(spectrogram.shape[1], device=frames.device) >= frames[:, None])
+
+    def without(self, spectrogram: Tensor, padding: Tensor) -> Tensor:
+        """Normalises a batch whose padding may lie anywhere.
+
+        Args:
+            spectrogram: Log-mel, any floating point, [batch, frames, mels].
+            padding: Frames that are no sound, bool [batch, frames]; they are replaced by padding.
+
+        Returns:
+            float32 [batch, frames, mels].
+        """
         x = spectrogram.float()
-        behind = (torch.arange(x.shape[1], device=x.device) >= frames[:, None]).unsqueeze(2)
+        behind = padding.unsqueeze(2)
         if self.by == "dataset":
             return (x.masked_fill(behind, self.padding) - self.mean) / (2 * self.std)
-        count = (frames.clamp(min=1) * x.shape[2]).view(-1, 1, 1)
+        count = ((~padding).sum(1).clamp(min=1) * x.shape[2]).view(-1, 1, 1)
         centred = x - x.masked_fill(behind, 0.0).sum((1, 2), keepdim=True) / count
         variance = centred.masked_fill(behind, 0.0).square().sum((1, 2), keepdim=True) / count
         normal = centred / (2 * variance.sqrt().clamp(min=_FLATTEST))

@@ -7,6 +7,9 @@ directions count. Negatives come from all processes; other versions of the same 
 With `mask="crossed"` each view is also masked, the first one in whole columns of time, the second in whole rows of
 frequency, and only what is visible is encoded: what both must agree on is then not to be found in the same places.
 
+Clips that are shorter than their window have silence behind them, which a view may have moved. As in embedding and
+probing it has no part in normalising a clip, nor in its embedding: else clips would be told apart by how long they are.
+
 A batch larger than memory is encoded in parts whose activations are computed again in the backward pass (gradient
 caching, Gao et al. 2021): the loss is that of the whole batch.
 
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tymbal.errors import ModelError
+from tymbal.features.floor import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.progress import tell
@@ -39,6 +43,7 @@ ViewMask = Literal["none", "crossed"]
 _EVALUATION = -1  # stands for the epoch in the keys of evaluation masks
 _TIME, _FREQUENCY = 50, 51  # streams of random numbers
 _COLLAPSED = 2.0
+_SILENCE = LOG_FLOOR + 0.01  # what float16 leaves of it
 
 
 class ContrastiveObjective(nn.Module):
@@ -48,6 +53,7 @@ class ContrastiveObjective(nn.Module):
         encoder: What is trained.
         normalisation: How spectrograms are normalised for the encoder.
         clips: A number a clip, of each row of the store, int64 [rows]: rows of one clip are no negatives of each other.
+        padded: Whether the clip of each row is shorter than its window, bool [rows]. None is none of them.
         temperature: What cosines are divided by.
         projection: Width of the projection.
         mask: `crossed` shows the encoder only a part of each view.
@@ -60,6 +66,7 @@ class ContrastiveObjective(nn.Module):
     """
 
     clips: Tensor
+    padded: Tensor
 
     def __init__(
         self,
@@ -67,6 +74,7 @@ class ContrastiveObjective(nn.Module):
         *,
         normalisation: Normalisation,
         clips: Tensor,
+        padded: Tensor | None = None,
         temperature: float = 0.1,
         projection: int = 128,
         mask: ViewMask = "none",
@@ -88,6 +96,8 @@ class ContrastiveObjective(nn.Module):
         width = encoder.config.width
         self.projection = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, projection))
         self.register_buffer("clips", clips.long(), persistent=False)
+        padded = torch.zeros(len(clips), dtype=torch.bool) if padded is None else padded
+        self.register_buffer("padded", padded, persistent=False)
         self._warned = False
 
     def forward(self, spectrogram: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
@@ -105,11 +115,12 @@ class ContrastiveObjective(nn.Module):
         with torch.autocast(embeddings.device.type, enabled=False):
             projected = F.normalize(self._project(embeddings), dim=-1)
             loss, hits = nt_xent(projected, self.clips[row], temperature=self.temperature, everywhere=self.training)
+            figures = self._figures(loss, hits, projected, embeddings)
         count = torch.full_like(loss, len(row), requires_grad=False)
-        return {"loss": loss, "sums": {"count": count, **self._figures(loss, hits, projected, embeddings)}}
+        return {"loss": loss, "sums": {"count": count, **figures}}
 
     def embed(self, views: Tensor, row: Tensor, epoch: Tensor, *, view: int) -> Tensor:
-        """Encodes one view of each clip: [batch, frames, mels] to the mean of its patch tokens, [batch, width]."""
+        """Encodes one view of each clip: [batch, frames, mels] to the mean of its tokens of sound, [batch, width]."""
         size = len(views) if self.chunk is None else self.chunk
         if size >= len(views):
             return self._encode(views, row, epoch, view)
@@ -148,15 +159,21 @@ class ContrastiveObjective(nn.Module):
             value.copy_(state[name])
 
     def _encode(self, views: Tensor, row: Tensor, epoch: Tensor, view: int) -> Tensor:
-        frames = torch.full_like(row, views.shape[1])
-        x = self.normalisation(views, frames)
+        padding = (views <= _SILENCE).all(2) & self.padded[row][:, None]
+        x = self.normalisation.without(views, padding)
+        grid = self.encoder.config.grid_of(views.shape[1])
+        patch, stride = self.encoder.config.patch[1], self.encoder.config.stride[1]
+        heard = (~padding).unfold(1, patch, stride).any(2)[:, : grid[1]]
+        weight = heard.unsqueeze(1).expand(-1, grid[0], -1).flatten(1).float()
         visible = None
         if self.mask == "crossed":
             keys = fold(self.seed, epoch if self.training else torch.full_like(epoch, _EVALUATION), row)
-            grid = self.encoder.config.grid_of(views.shape[1])
-            visible = crossed_masks(keys, grid, ratio=self.mask_ratio)[view]
-        tokens = self.encoder(x, visible=visible).tokens[:, PREFIX_TOKENS:]
-        return cast(Tensor, tokens.float().mean(dim=1))
+            visible = crossed_masks(keys, grid, ratio=self.mask_ratio, heard=heard)[view]
+            weight = weight.gather(1, visible)
+        # A view of nothing but silence is embedded, too.
+        weight = torch.where(weight.any(1, keepdim=True), weight, 1.0).unsqueeze(2)
+        tokens = self.encoder(x, visible=visible).tokens[:, PREFIX_TOKENS:].float()
+        return cast(Tensor, (tokens * weight).sum(1) / weight.sum(1))
 
     def _project(self, embeddings: Tensor) -> Tensor:
         return cast(Tensor, self.projection(embeddings))
@@ -210,20 +227,23 @@ def nt_xent(projected: Tensor, clips: Tensor, *, temperature: float, everywhere:
     return F.cross_entropy(scores, other), scores.argmax(dim=1) == other
 
 
-def crossed_masks(keys: Tensor, grid: tuple[int, int], *, ratio: float) -> tuple[Tensor, Tensor]:
+def crossed_masks(
+    keys: Tensor, grid: tuple[int, int], *, ratio: float, heard: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Visible patches of both views: of the first whole columns of time are hidden, of the second whole rows.
 
     Args:
         keys: A key a clip, int64 [batch].
         grid: Rows (frequency) and columns (time) of patches.
         ratio: Fraction of columns, and of rows, that is hidden; at least one stays.
+        heard: Columns that hold sound, bool [batch, columns], of which the same fraction is hidden; None is all.
 
     Returns:
         Numbers of the visible patches, ascending: int64 [batch, visible] of each view.
     """
     rows, columns = grid
     row, column = torch.arange(rows, device=keys.device), torch.arange(columns, device=keys.device)
-    seen = _kept(keys, columns, ratio, _TIME)
+    seen = _kept(keys, columns, ratio, _TIME, heard)
     first = (row[None, :, None] * columns + seen[:, None, :]).flatten(1)
     seen = _kept(keys, rows, ratio, _FREQUENCY)
     second = (seen[:, :, None] * columns + column[None, None, :]).flatten(1)
@@ -246,10 +266,17 @@ def effective_rank(moment: Tensor) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-30).log()).sum()))
 
 
-def _kept(keys: Tensor, count: int, ratio: float, stream: int) -> Tensor:
+def _kept(keys: Tensor, count: int, ratio: float, stream: int, heard: Tensor | None = None) -> Tensor:
     """Which of `count` stay, ascending: int64 [batch, kept]."""
     kept = min(max(count - round(ratio * count), 1), count)
-    return bits(keys, count, stream=stream).argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
+    place = bits(keys, count, stream=stream).argsort(dim=1, stable=True).argsort(dim=1)
+    if heard is not None:
+        # First those of sound that stay, then silence, then the sound that is hidden.
+        rank = torch.where(heard, place, place + count).argsort(dim=1).argsort(dim=1)
+        sound = heard.sum(dim=1, keepdim=True)
+        stays = rank < (sound - (ratio * sound).round()).clamp(min=1)
+        place = place + count * torch.where(heard, torch.where(stays, 0, 2), 1)
+    return place.argsort(dim=1)[:, :kept].sort(dim=1).values
 
 
 def _gathered(projected: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, int]:

@@ -30,7 +30,7 @@ from tymbal.views.config import read_augmentation
 from tymbal.views.fresh import FreshViewDataset
 from tymbal.views.make import ViewMaker
 
-__all__ = ["clip_numbers", "open_views", "view_dataset"]
+__all__ = ["clip_numbers", "open_views", "padded_clips", "view_dataset"]
 
 
 def open_views(source: str | os.PathLike[str], run: Path, settings: PretrainSettings) -> SpectrogramSource:
@@ -117,3 +117,13 @@ def clip_numbers(store: SpectrogramSource) -> Tensor:
     numbers: dict[str, int] = {}
     names = (name.rpartition("@v")[0] or name for name in store.index["id"].to_pylist())
     return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names])
+
+
+def padded_clips(store: SpectrogramSource) -> Tensor:
+    """Whether the clip of each row is shorter than its window, bool [rows]; where nobody wrote it down, it is not."""
+    features = store.features
+    if features is None:
+        return torch.zeros(len(store), dtype=torch.bool)
+    seconds = zip(store.index["start"].to_pylist(), store.index["end"].to_pylist(), strict=True)
+    lengths = [None if end is None else round((end - start) * features.sample_rate) for start, end in seconds]
+    return torch.tensor([length is not None and features.frames_of(length) < store.frames for length in lengths])
