@@ -218,9 +218,10 @@ class _Readers:
                     group["lr"] = _RATE * (1 + math.cos(math.pi * step / steps)) / 2
                 optimizer.zero_grad()
                 loss = self._loss(self(values.to(device), real.to(device)), known[chosen], self._inside[:, chosen])
-                loss.backward()
+                torch.autograd.backward(loss)
                 for value in (self.queries, self.weight):
-                    value.grad.add_(pull * value.detach())
+                    if value.grad is not None:
+                        value.grad.add_(pull * value.detach())
                 optimizer.step()
                 step += 1
                 if step == steps:

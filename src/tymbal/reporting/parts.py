@@ -28,7 +28,7 @@ from tymbal.reporting.curves import learning_curves, run_tiles, speed
 from tymbal.reporting.embedding_map import choose_rows, embedding_map
 from tymbal.reporting.page import Part, Section, details, section, table, tiles
 from tymbal.reporting.predictions import Predictions
-from tymbal.reporting.rebuilt import rebuilt_clips
+from tymbal.reporting.rebuilt import rebuilt_from_checkpoints, rebuilt_in_course
 from tymbal.reporting.sounds import Sounds
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.settings import PtSettings, ReportSettings
@@ -37,6 +37,7 @@ from tymbal.store.format import DESCRIPTION
 from tymbal.store.store import Store
 from tymbal.training.callbacks import MetricsFile
 from tymbal.training.device import choose_device
+from tymbal.training.folder import RunFolder
 
 __all__ = ["Desk", "part_of"]
 
@@ -127,11 +128,14 @@ def _run_part(run: Path, record: RunFile, settings: ReportSettings, desk: Desk) 
 
 def _rebuilt(seen: _Run, logged: list[dict[str, Any]]) -> list[Section]:
     def draw() -> str:
+        folder = RunFolder(seen.path).rebuilt
+        if folder.is_dir():
+            return rebuilt_in_course(folder, most=seen.settings.rebuilt)
         store = seen.store
         splits = set(store.index["split"].to_pylist())
         rows = store.rows("validation" if "validation" in splits else None)
         some = np.random.default_rng(seen.settings.seed).permutation(rows)[: seen.settings.rebuilt]
-        return rebuilt_clips(seen.path, seen.clips, np.sort(some), logged)
+        return rebuilt_from_checkpoints(seen.path, seen.clips, np.sort(some), logged)
 
     return [section("Hidden and rebuilt", draw)]
 

@@ -1,8 +1,9 @@
-"""What the mask hid and what the model rebuilt, at every checkpoint that is still there."""
+"""What the mask hid and what the model rebuilt, in the course of a pretraining."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,72 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
 
 from tymbal.errors import CheckpointError
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model
-from tymbal.objectives.masks import Masks
+from tymbal.objectives.rebuilt import Rebuilt, rebuilt_by
+from tymbal.objectives.reconstruction import ReconstructionObjective
 from tymbal.objectives.ssast import TASKS, SSASTObjective
-from tymbal.reporting.clips import Clips
+from tymbal.reporting.clips import Clips, clip_name
 from tymbal.reporting.page import NotShownError, note
 from tymbal.reporting.pictures import limits, spectrogram
 from tymbal.training.checkpoints import Checkpoints, verify
+from tymbal.training.snapshots import read_snapshots
 
-__all__ = ["rebuilt_clips"]
+__all__ = ["rebuilt_from_checkpoints", "rebuilt_in_course"]
 
 _MOST = 3  # checkpoints
+_ACROSS = 5  # pictures side by side
+_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
+
+Objective = SSASTObjective | ReconstructionObjective
 
 
-def rebuilt_clips(run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequence[Mapping[str, Any]]) -> str:
-    """Clips as they are, as the encoder saw them, and as it rebuilt them.
+@dataclass(frozen=True)
+class _Drawn:
+    """A clip at several moments of a training.
 
-    The masks are those of the evaluation: fixed, so that the pictures of all epochs compare.
+    Attributes:
+        name: Which clip, in words.
+        length: Its real frames.
+        place: Its place in the pictures.
+        moments: The pictures, by title.
+    """
+
+    name: str
+    length: int
+    place: int
+    moments: Mapping[str, Rebuilt]
+
+
+def rebuilt_in_course(folder: Path, *, most: int) -> str:
+    """What was written down while the run trained: the clips themselves need not be there any more.
+
+    Args:
+        folder: Where it was written down.
+        most: Clips to show.
+
+    Raises:
+        NotShownError: Nothing was written down.
+    """
+    found = read_snapshots(folder)
+    if not found:
+        raise NotShownError("nothing was written down while it trained (snapshots)")
+    found = [each for each in found if each.rows == found[-1].rows]  # another session may have chosen others
+    moments = {f"epoch {each.epoch:.3g}": each.rebuilt for each in found}
+    last = found[-1]
+    drawn = [
+        _Drawn(clip_name(*name), int(length), place, moments)
+        for place, (name, length) in enumerate(zip(last.names, last.frames, strict=True))
+    ][:most]
+    return _lead(last.rebuilt) + "".join(map(_clip, drawn))
+
+
+def rebuilt_from_checkpoints(
+    run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequence[Mapping[str, Any]]
+) -> str:
+    """What the checkpoints that are still there rebuild; for runs that wrote nothing down.
 
     Args:
         run: The run folder.
@@ -45,59 +91,76 @@ def rebuilt_clips(run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequ
     """
     loaded = load_model(run)
     objective = _objective(loaded)
-    store = clips.store
-    raw = torch.from_numpy(np.array(store.gather(rows)))
-    frames = torch.from_numpy(store.real_frames[rows].astype(np.int64))
+    raw = torch.from_numpy(np.array(clips.store.gather(rows)))
+    frames = torch.from_numpy(clips.store.real_frames[rows].astype(np.int64))
     epochs = {entry["step"]: entry["epoch"] for entry in logged}
-    drawn: dict[str, list[tuple[NDArray[np.float32], float]]] = {}
-    number = torch.from_numpy(rows)
-    with torch.inference_mode():
-        x = objective.normalisation(raw, frames)
-        masks = objective.make_masks(x.shape[1], frames, number, torch.zeros_like(number))
-        for step in _states(run, objective, loaded):
-            title = "the model" if step is None else f"epoch {epochs[step]:.1f}" if step in epochs else f"step {step:,}"
-            drawn[title] = _pictures(objective, x, masks)
-        true = _picture(objective.encoder, objective.encoder.patchify(x))
-        hidden = _picture(
-            objective.encoder, masks.mask.unsqueeze(2).expand(-1, -1, objective.encoder.config.patch_area)
-        )
-    figures = [
-        _triptych(
-            clips,
-            row,
-            true=true[place],
-            hidden=hidden[place],
-            drawn={title: pictures[place] for title, pictures in drawn.items()},
-            length=int(frames[place]),
-        )
-        for place, row in enumerate(rows.tolist())
-    ]
-    share = objective.mask_count or f"{objective.mask_ratio:.0%}"
-    lead = (
-        f"Grey patches ({share} of them) were hidden from the encoder. In the pictures on the right they are what it "
-    )
-    lead += "made of the rest; the number is the mean squared error of them, in normalised units."
-    if objective.normalize_targets:
-        lead += " It learned patches without their own mean and spread, which are given back here."
-    few = "" if len(drawn) > 1 else note("One state is shown: no other checkpoint is there (keep_checkpoints).")
-    return f"<p>{escape(lead)}</p>{''.join(figures)}{few}"
+    moments: dict[str, Rebuilt] = {}
+    for step in _states(run, objective, loaded):
+        title = "the model" if step is None else f"epoch {epochs[step]:.3g}" if step in epochs else f"step {step:,}"
+        moments[title] = rebuilt_by(objective, raw, frames, torch.from_numpy(rows))
+    drawn = []
+    for place, row in enumerate(rows.tolist()):
+        label = ", ".join(clips.labels(row))
+        name = clips.name(row) + (f" ({label})" if label else "")
+        drawn.append(_Drawn(name, int(frames[place]), place, moments))
+    few = "" if len(moments) > 1 else note("One state is shown: no other checkpoint is there (keep_checkpoints).")
+    return _lead(next(iter(moments.values()))) + "".join(map(_clip, drawn)) + few
 
 
-def _objective(loaded: LoadedModel) -> SSASTObjective:
+def _lead(rebuilt: Rebuilt) -> str:
+    text = f"What is grey ({rebuilt.hidden.mean():.0%}) was hidden from the encoder, in every epoch the same. "
+    if rebuilt.puzzle:
+        text += "This objective rebuilds nothing; it tells the hidden patches of a clip apart. In the other pictures "
+        text += "they lie where it would put them, each place with the patch that it takes for its own; the number is "
+        text += "the share of places with a wrong one."
+    else:
+        text += "In the other pictures stands what the model made of the rest; the number is the mean squared error of "
+        text += "what was hidden, in normalised units."
+    return f"<p>{escape(text)}</p>"
+
+
+def _clip(drawn: _Drawn) -> str:
+    last = list(drawn.moments.values())[-1]
+    true, hidden = last.true[drawn.place, : drawn.length], last.hidden[drawn.place, : drawn.length]
+    between = limits(true)
+
+    def figure(values: NDArray[np.float32], caption: str, cover: NDArray[np.bool_] | None = None) -> str:
+        picture = spectrogram(values, alt=f"{caption}: {drawn.name}", between=between, hidden=cover)
+        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+
+    figures = [figure(true, "the clip"), figure(true, "what the encoder saw", hidden)]
+    for title, each in drawn.moments.items():
+        error = each.error[drawn.place]
+        said = f"{error:.0%} wrong" if each.puzzle else f"{error:.3f}"
+        figures.append(figure(each.made[drawn.place, : drawn.length], f"{title}: {said}"))
+    rows = -(-len(figures) // _ACROSS)
+    columns = -(-len(figures) // rows)
+    head = f'<p class="soft"><span class="path">{escape(drawn.name)}</span></p>'
+    return f'{head}<div class="triptych" style="--columns:{columns}">{"".join(figures)}</div>'
+
+
+def _objective(loaded: LoadedModel) -> Objective:
+    """The objective that the model was pretrained by, without the weights beside the encoder."""
     how = loaded.description.objective
     if not isinstance(loaded.module, SpectrogramEncoder) or how is None:
         raise NotShownError("the model was not pretrained by this run")
+    normalisation = loaded.description.normalisation
+    seed = loaded.description.provenance.get("settings", {}).get("seed", 42)
+    if how.get("objective") == "reconstruction":
+        return ReconstructionObjective(
+            loaded.module,
+            normalisation=normalisation,
+            channels=how["channels"],
+            decoder_width=how["decoder_width"],
+            seed=seed,
+            **{name: how[name] for name in _MASKS},
+        ).eval()
     if how.get("objective") not in TASKS:
-        raise NotShownError(f"there is no picture for the objective {how.get('objective')}")
-    if "gpred" not in TASKS[how["objective"]]:
-        raise NotShownError(
-            f"the objective {how['objective']} tells patches apart and rebuilds none",
-            advice="The objectives joint and mpg rebuild.",
-        )
+        raise NotShownError(f"there is nothing hidden and rebuilt with the objective {how.get('objective')}")
     return SSASTObjective(
         loaded.module,
         task=how["objective"],
-        normalisation=loaded.description.normalisation,
+        normalisation=normalisation,
         encode=how["encode"],
         decoder_depth=how["decoder_depth"],
         decoder_width=how["decoder_width"],
@@ -107,11 +170,11 @@ def _objective(loaded: LoadedModel) -> SSASTObjective:
         cluster=(how["cluster_min"], how["cluster_max"]),
         mask_padding=how["mask_padding"],
         normalize_targets=how["normalize_targets"],
-        seed=loaded.description.provenance.get("settings", {}).get("seed", 42),
+        seed=seed,
     ).eval()
 
 
-def _states(run: Path, objective: SSASTObjective, loaded: LoadedModel) -> Iterator[int | None]:
+def _states(run: Path, objective: Objective, loaded: LoadedModel) -> Iterator[int | None]:
     """Puts one state after the other into the objective: those of checkpoints, else (None) that of the model."""
     checkpoints = Checkpoints(run / "checkpoints")
     found = False
@@ -126,54 +189,3 @@ def _states(run: Path, objective: SSASTObjective, loaded: LoadedModel) -> Iterat
     if not found:
         objective.load_head_state(loaded.objective_state)
         yield None
-
-
-def _pictures(objective: SSASTObjective, x: Tensor, masks: Masks) -> list[tuple[NDArray[np.float32], float]]:
-    """Each clip with its masked patches rebuilt, and the mean squared error of these."""
-    prefix = objective.encoder.config.prefix_tokens
-    predicted = objective.heads["gpred"](objective.predict(x, masks)[:, prefix:]).float()
-    true = objective.encoder.patchify(x)
-    if objective.normalize_targets:
-        spread = true.var(-1, keepdim=True, unbiased=False).add(1e-6).sqrt()
-        predicted = predicted * spread + true.mean(-1, keepdim=True)
-    together = torch.where(masks.mask.unsqueeze(2), predicted, true)
-    errors = (predicted - true).square().mean(-1)
-    means = [float(each[mask].mean()) for each, mask in zip(errors, masks.mask, strict=True)]
-    return list(zip(_picture(objective.encoder, together), means, strict=True))
-
-
-def _picture(encoder: SpectrogramEncoder, patches: Tensor) -> NDArray[Any]:
-    """Patches [batch, patches, area] as pictures [batch, frames, mels]."""
-    config = encoder.config
-    (rows, columns), (tall, wide) = config.grid, config.patch
-    shaped = patches.reshape(len(patches), rows, columns, tall, wide).permute(0, 2, 4, 1, 3)
-    pictures: NDArray[Any] = shaped.reshape(len(patches), columns * wide, rows * tall).numpy()
-    return pictures
-
-
-def _triptych(
-    clips: Clips,
-    row: int,
-    *,
-    true: NDArray[np.float32],
-    hidden: NDArray[np.bool_],
-    drawn: Mapping[str, tuple[NDArray[np.float32], float]],
-    length: int,
-) -> str:
-    between = limits(true[:length])
-    name = clips.name(row)
-
-    def figure(values: NDArray[np.float32], caption: str, cover: NDArray[np.bool_] | None = None) -> str:
-        picture = spectrogram(
-            values[:length],
-            alt=f"{caption}: {name}",
-            between=between,
-            hidden=None if cover is None else cover[:length],
-        )
-        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
-
-    figures = [figure(true, "the clip"), figure(true, "what the encoder saw", hidden)]
-    figures += [figure(values, f"{title}: {error:.3f}") for title, (values, error) in drawn.items()]
-    label = ", ".join(clips.labels(row))
-    head = f'<p class="soft"><span class="path">{escape(name)}</span>{escape(f" ({label})" if label else "")}</p>'
-    return f'{head}<div class="triptych" style="--columns:{len(figures)}">{"".join(figures)}</div>'
