@@ -79,6 +79,32 @@ def test_report__predictions_are_seen_along_their_recordings(way: Path) -> None:
     assert "8 more recordings are not drawn" in text
 
 
+@pytest.mark.parametrize(
+    "source", ["found.parquet", "found.detections.json", "found.detections.csv", "raven", "audacity"]
+)
+def test_report__predictions_in_each_of_their_forms(way: Path, tmp_path: Path, source: str) -> None:
+    output = tmp_path / source.replace(".detections", "")
+    options = {"format": source} if not output.suffix else {}
+    tymbal.predict(way / "classifier", way / "sound" / "validation", output, device="cpu", threshold=0.0, **options)
+    with (way / "found.detections.csv").open() as file:
+        detections = len(file.readlines()) - 1
+    result = tymbal.report(tmp_path / source, tmp_path / "page.html", **SMALL)
+    text = result.output.read_text()
+    (title,) = result.sections
+    figures = Figures.of(text)
+    of_windows = source == "found.parquet"
+    assert title.startswith("Predictions: " if of_windows else "Detections: ")
+    assert figures["recordings"] == "16"
+    assert "No recording was left out." in text
+    assert figures["windows" if of_windows else "detections"] == ("16" if of_windows else "48")
+    assert detections <= 16
+    assert text.count('<table class="strips"') == 8
+    assert ("Detections" in result.sections[title]) == of_windows
+    # An Audacity track does not say where its recording is.
+    assert text.count('class="card"') == (0 if source == "audacity" else 3)
+    assert ("Not shown" in text) == (source == "audacity")
+
+
 def test_report__missing_things_are_named_and_the_rest_is_there(way: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -20,6 +20,7 @@ from tymbal.config import RUN_FILE, RunFile
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.baseline import baseline_features
 from tymbal.inference.embed import embed_store
+from tymbal.inference.found import beside, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.reporting.answers import Answers, ask
@@ -76,12 +77,12 @@ def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
         record = configuration.read_run_yaml(source)
         if record.verb in _RUNS:
             return _run_part(source, record, settings, desk)
-    if source.is_file() and source.suffix == ".csv":
+    if source.is_file() or is_annotations(source):
         return _predictions_part(Predictions.read(source), settings, desk)
     raise SettingsError(
         "there is nothing to report on" if source.exists() else "there is no such file or folder",
         path=source,
-        advice="Give a store, the folder of a run of pretrain or finetune, or the .csv table of predict.",
+        advice="Give a store, the folder of a run of pretrain or finetune, or what predict wrote.",
     )
 
 
@@ -159,14 +160,17 @@ def _predictions_part(found: Predictions, settings: ReportSettings, desk: Desk) 
         drawn = found.surest(sounds, most=settings.mistakes)
         return drawn + _remark(sounds)
 
+    other = beside(found.path) if found.of_windows else None
+    failures = found.path / _FAILURES if found.path.is_dir() else found.path.with_name(_FAILURES)
     sections = [
         section("Labels", found.labels),
+        *([] if other is None else [section("Detections", lambda: Predictions.read(other).labels())]),
         section("How sure", found.sureness),
         section("Along the recordings", found.over_time),
-        section("Surest windows", surest),
-        section("Left out", lambda: left_out(found.path.with_name(_FAILURES))),
+        section(f"Surest {found.kind}", surest),
+        section("Left out", lambda: left_out(failures) if failures.is_file() else "<p>No recording was left out.</p>"),
     ]
-    return _part("Predictions", found.path, found.tiles(), sections)
+    return _part("Predictions" if found.of_windows else "Detections", found.path, found.tiles(), sections)
 
 
 @dataclass(frozen=True)
