@@ -14,6 +14,7 @@ from tymbal.evaluation.clips import labelled_clips
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
 from tymbal.reporting.clips import Clips
+from tymbal.reporting.decisions import DECIDED, decisions
 from tymbal.reporting.page import NotShownError, cards, table, words
 from tymbal.store.base import SpectrogramSource
 
@@ -42,13 +43,9 @@ class Answers:
     multilabel: bool
 
     def confusion(self) -> str:
-        """The confusion matrix, or the worst of it where there are many classes.
-
-        Raises:
-            NotShownError: Clips may have several labels, which no matrix can hold.
-        """
+        """The confusion matrix, or the worst of it where there are many classes; with several labels, decisions."""
         if self.multilabel:
-            raise NotShownError("a clip may have several labels, which a confusion matrix cannot hold")
+            return decisions(self.classes, self.truth, self.scores, self._matrix, most=_MOST_CLASSES)
         known, given = self.truth.argmax(1), self.scores.argmax(1)
         counts = np.zeros((len(self.classes),) * 2, np.int64)
         np.add.at(counts, (known, given), 1)
@@ -64,11 +61,14 @@ class Answers:
         listed = table(("is", "is taken for", "clips"), rows, numbers=[2]) if rows else "<p>No clip is confused.</p>"
         return f"<p>{escape(text)}</p>{_matrix(counts, order, self.classes)}<h4>Confused most often</h4>{listed}"
 
+    def _matrix(self, counts: NDArray[np.int64], order: NDArray[np.int64]) -> str:
+        return _matrix(counts, order, self.classes)
+
     def by_class(self) -> str:
         """How well each class is told."""
         from sklearn.metrics import average_precision_score
 
-        said = self.scores >= 0.5 if self.multilabel else self.scores == self.scores.max(1, keepdims=True)
+        said = self.scores >= DECIDED if self.multilabel else self.scores == self.scores.max(1, keepdims=True)
         rows: list[tuple[float, tuple[str, ...]]] = []
         for place, name in enumerate(self.classes):
             true, told = self.truth[:, place], said[:, place]
@@ -93,7 +93,7 @@ class Answers:
         best = claimed.max(1)
         order = [place for place in np.argsort(-best, kind="stable")[:most].tolist() if best[place] > 0]
         if self.multilabel:
-            order = [place for place in order if best[place] >= 0.5]
+            order = [place for place in order if best[place] >= DECIDED]
         if not order:
             raise NotShownError("the model is wrong about none of the validation clips")
         drawn = []
