@@ -18,7 +18,7 @@ from tymbal.reporting.decisions import DECIDED, decisions
 from tymbal.reporting.page import NotShownError, cards, table, words
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Answers", "ask"]
+__all__ = ["Answers", "ask", "confusion_matrix"]
 
 _MOST_CLASSES = 20
 _MOST_PAIRS = 10
@@ -46,20 +46,9 @@ class Answers:
         """The confusion matrix, or the worst of it where there are many classes; with several labels, decisions."""
         if self.multilabel:
             return decisions(self.classes, self.truth, self.scores, self._matrix, most=_MOST_CLASSES)
-        known, given = self.truth.argmax(1), self.scores.argmax(1)
         counts = np.zeros((len(self.classes),) * 2, np.int64)
-        np.add.at(counts, (known, given), 1)
-        wrong = counts - np.diag(np.diag(counts))
-        order = np.arange(len(self.classes))
-        text = f"Rows are what {len(self.rows):,} validation clips are, columns what the model says; counts."
-        if len(self.classes) > _MOST_CLASSES:
-            order = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST_CLASSES])
-            text += f" Shown are the {_MOST_CLASSES} of {len(self.classes)} classes that are confused most."
-        pairs = [(int(wrong[pair]), *pair) for pair in zip(*np.nonzero(wrong), strict=True)]
-        worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
-        rows = [(self.classes[true], self.classes[said], f"{count:,}") for count, true, said in worst]
-        listed = table(("is", "is taken for", "clips"), rows, numbers=[2]) if rows else "<p>No clip is confused.</p>"
-        return f"<p>{escape(text)}</p>{_matrix(counts, order, self.classes)}<h4>Confused most often</h4>{listed}"
+        np.add.at(counts, (self.truth.argmax(1), self.scores.argmax(1)), 1)
+        return confusion_matrix(counts, self.classes)
 
     def _matrix(self, counts: NDArray[np.int64], order: NDArray[np.int64]) -> str:
         return _matrix(counts, order, self.classes)
@@ -110,6 +99,21 @@ class Answers:
         )
         lead += "wrong labels, or two sounds in one clip."
         return f"<p>{escape(lead)}</p>{cards(drawn)}"
+
+
+def confusion_matrix(counts: NDArray[np.int64], classes: tuple[str, ...]) -> str:
+    """Counts [truth, said] as a matrix, or the worst of it, and the pairs that are confused most often."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.arange(len(classes))
+    text = f"Rows are what {counts.sum():,} validation clips are, columns what the model says; counts."
+    if len(classes) > _MOST_CLASSES:
+        order = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST_CLASSES])
+        text += f" Shown are the {_MOST_CLASSES} of {len(classes)} classes that are confused most."
+    pairs = [(int(wrong[pair]), *pair) for pair in zip(*np.nonzero(wrong), strict=True)]
+    worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
+    rows = [(classes[true], classes[said], f"{count:,}") for count, true, said in worst]
+    listed = table(("is", "is taken for", "clips"), rows, numbers=[2]) if rows else "<p>No clip is confused.</p>"
+    return f"<p>{escape(text)}</p>{_matrix(counts, order, classes)}<h4>Confused most often</h4>{listed}"
 
 
 def ask(loaded: LoadedModel, store: SpectrogramSource, *, batch_size: int, device: torch.device) -> Answers:

@@ -1,4 +1,4 @@
-"""The part of a report that one source makes: a store, a run of pretraining or fine-tuning, or predictions."""
+"""The part of a report that one source makes: a store, a run, a probe, or predictions."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from tymbal.reporting.curves import learning_curves, run_tiles, speed
 from tymbal.reporting.embedding_map import choose_rows, embedding_map
 from tymbal.reporting.page import Part, Section, details, section, table, tiles
 from tymbal.reporting.predictions import Predictions
+from tymbal.reporting.probes import Probes
 from tymbal.reporting.rebuilt import rebuilt_from_checkpoints, rebuilt_in_course
 from tymbal.reporting.sounds import Sounds
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
@@ -63,7 +64,7 @@ def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
     """Tells what is given, and shows it.
 
     Args:
-        source: A store, a run folder or a table of predictions.
+        source: A store, a run folder, what predict wrote, or the table of a probe.
         settings: The settings of the report.
         desk: What the parts of the page share.
 
@@ -77,12 +78,15 @@ def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
         record = configuration.read_run_yaml(source)
         if record.verb in _RUNS:
             return _run_part(source, record, settings, desk)
+    probes = Probes.read(source) if source.is_file() and source.suffix == ".json" else None
+    if probes is not None:
+        return _probe_part(probes)
     if source.is_file() or is_annotations(source):
         return _predictions_part(Predictions.read(source), settings, desk)
     raise SettingsError(
         "there is nothing to report on" if source.exists() else "there is no such file or folder",
         path=source,
-        advice="Give a store, the folder of a run of pretrain or finetune, or what predict wrote.",
+        advice="Give a store, the folder of a run of pretrain or finetune, what predict wrote, or the .json of probe.",
     )
 
 
@@ -171,6 +175,20 @@ def _predictions_part(found: Predictions, settings: ReportSettings, desk: Desk) 
         section("Left out", lambda: left_out(failures) if failures.is_file() else "<p>No recording was left out.</p>"),
     ]
     return _part("Predictions" if found.of_windows else "Detections", found.path, found.tiles(), sections)
+
+
+def _probe_part(found: Probes) -> Part:
+    sections = [
+        section("What it knows", found.bars),
+        section("Layer by layer", found.by_layer),
+        section("From few clips", found.by_shots),
+        section("Confusion", found.confusion),
+        section(
+            "Settings",
+            lambda: _facts({"model": found.facts["model"], "data": found.facts["data"]}, found.facts["settings"]),
+        ),
+    ]
+    return _part("Probe", found.path, found.tiles(), sections)
 
 
 @dataclass(frozen=True)

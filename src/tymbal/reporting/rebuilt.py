@@ -136,7 +136,8 @@ def _clip(drawn: _Drawn) -> str:
     rows = -(-len(figures) // _ACROSS)
     columns = -(-len(figures) // rows)
     head = f'<p class="soft"><span class="path">{escape(drawn.name)}</span></p>'
-    return f'{head}<div class="triptych" style="--columns:{columns}">{"".join(figures)}</div>'
+    kind = "triptych" if rows == 1 else "triptych course"
+    return f'{head}<div class="{kind}" style="--columns:{columns}">{"".join(figures)}</div>'
 
 
 def _objective(loaded: LoadedModel) -> Objective:
