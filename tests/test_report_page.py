@@ -15,6 +15,7 @@ from tones import FEATURES, tone_folder
 from training_setup import TINY
 from tymbal.config import to_keywords
 from tymbal.errors import SettingsError
+from tymbal.probe import ProbeResult
 
 SMALL = {"map_clips": 40, "examples": 4, "sounds": 3, "rebuilt": 2, "mistakes": 3, "device": "cpu"}
 
@@ -93,6 +94,32 @@ def test_report__predictions_are_seen_along_their_recordings(way: Path) -> None:
     assert "8 more recordings are not drawn" in text
 
 
+@pytest.mark.parametrize(
+    "source", ["found.parquet", "found.detections.json", "found.detections.csv", "raven", "audacity"]
+)
+def test_report__predictions_in_each_of_their_forms(way: Path, tmp_path: Path, source: str) -> None:
+    output = tmp_path / source.replace(".detections", "")
+    options = {"format": source} if not output.suffix else {}
+    tymbal.predict(way / "classifier", way / "sound" / "validation", output, device="cpu", threshold=0.0, **options)
+    with (way / "found.detections.csv").open() as file:
+        detections = len(file.readlines()) - 1
+    result = tymbal.report(tmp_path / source, tmp_path / "page.html", **SMALL)
+    text = result.output.read_text()
+    (title,) = result.sections
+    figures = Figures.of(text)
+    of_windows = source == "found.parquet"
+    assert title.startswith("Predictions: " if of_windows else "Detections: ")
+    assert figures["recordings"] == "16"
+    assert "No recording was left out." in text
+    assert figures["windows" if of_windows else "detections"] == ("16" if of_windows else "48")
+    assert detections <= 16
+    assert text.count('<table class="strips"') == 8
+    assert ("Detections" in result.sections[title]) == of_windows
+    # An Audacity track does not say where its recording is.
+    assert text.count('class="card"') == (0 if source == "audacity" else 3)
+    assert ("Not shown" in text) == (source == "audacity")
+
+
 def test_report__missing_things_are_named_and_the_rest_is_there(way: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
@@ -109,6 +136,47 @@ def test_report__missing_things_are_named_and_the_rest_is_there(way: Path, tmp_p
     assert len(reasons) == 5
     assert sum("the clips of the run are not there any more (/gone/store)" in reason for reason in reasons) == 2
     assert (run / "report.html").stat().st_size < 60_000
+
+
+def test_report__a_probe_by_layer_and_from_few_clips(way: Path, tmp_path: Path) -> None:
+    options = {"layers": "all", "shots": (1, 2), "draws": 2, "device": "cpu", "cache": False}
+    found = tymbal.probe(way / "run", way / "store", tmp_path / "probe.json", **options)
+    result = tymbal.report(tmp_path / "probe.json", **SMALL)
+    text = result.output.read_text()
+    assert Figures.of(text)["best accuracy, baseline"] == f"{100 * max(rows_of(found, 'baseline')):.1f} %"
+    assert text.count('<th scope="row">model (rows, layer ') == 3 * 2
+    charts = re.findall(r'aria-label="(logistic|knn): accuracy: ([^"]*)"', text)
+    assert [reader for reader, _ in charts] == ["logistic", "knn"] * 2
+    last = found.figure("model", pooling="rows")
+    assert f"random, rows {charts[0][1].split('random, rows ')[1].split(',')[0]}" in charts[0][1]
+    rows = [row for row in found.rows if row.features == "model" and row.reader == "logistic" and row.shots is None]
+    assert rows[-1].layer is None
+    assert charts[0][1].endswith(f"to {rows[-1].figures['accuracy']:.4g}")
+    assert last == rows[0].figures["accuracy"]
+    assert sum(map(int, re.findall(r'<td style="[^"]*">(\d+)</td>', text))) == 16
+    plain = tymbal.probe(way / "run", way / "store", tmp_path / "plain.json", device="cpu", folds=2, random=False)
+    assert plain.folds == 2
+    shown = tymbal.report(tmp_path / "plain.json", **SMALL).output.read_text()
+    assert shown.count("Not shown: ") == 3
+    assert "Means over 2 folds" in shown
+
+
+def rows_of(found: ProbeResult, features: str) -> list[float]:
+    return [row.figures["accuracy"] for row in found.rows if row.features == features and row.shots is None]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("umap") is None, reason="needs UMAP (pip install umap-learn)")
+def test_report__a_map_by_umap(way: Path, tmp_path: Path) -> None:
+    pages = [
+        tymbal.report(way / "store", tmp_path / f"{number}.html", **SMALL, map="umap").output.read_text()
+        for number in range(2)
+    ]
+    for text in pages:
+        assert "laid out by UMAP: 31 of 31 clips" in text
+        assert "Not shown" not in text
+    drawings = [re.findall(r'<(?:circle|polygon) class="f\d"[^>]*>', text.split('class="map"')[1]) for text in pages]
+    assert len(drawings[0]) >= 31
+    assert drawings[0] == drawings[1]  # by seed
 
 
 @pytest.mark.skipif(importlib.util.find_spec("umap") is not None, reason="umap is installed")

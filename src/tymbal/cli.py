@@ -272,7 +272,8 @@ def report(
     """See what came out, on one page with pictures and sound that opens in any browser.
 
     Args:
-        sources: Stores, folders of runs, tables of predictions (.csv).
+        sources: Stores, folders of runs, tables of probe (.json), and what predict wrote: tables of windows or
+            detections (.csv, .parquet, .json, .jsonl), Raven or Audacity files and folders of them.
         output: The page (.html). Without it, report.html in the folder of the first source.
     """
     _run("report", list(sources), output, common=common, settings=settings)

@@ -95,9 +95,11 @@ def pretrain(
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         TrainingError: The loss is not finite.
     """
+    from tymbal.objectives.rebuilt import can_rebuild
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.folder import RunFolder
     from tymbal.training.run import begin, train
+    from tymbal.training.snapshots import Snapshots
     from tymbal.training.source import open_source, settled, thinning
     from tymbal.training.views import open_views, view_dataset
     from tymbal.training.watch import Watch
@@ -130,6 +132,11 @@ def pretrain(
             probe=probe,
         )
 
+    snapshots = []
+    if chosen.snapshots and len(validation_rows) and can_rebuild(objective):
+        folder = RunFolder(run).rebuilt
+        snapshots = [Snapshots(folder, objective, data, validation_rows, clips=chosen.snapshots)]
+
     def finalise(result: RunResult) -> None:
         from tymbal.models.folder import save_model
 
@@ -151,6 +158,7 @@ def pretrain(
         resume=resume,
         on_evaluation=on_evaluation,
         watch=watch,
+        callbacks=snapshots,
         finalise=finalise,
     )
 

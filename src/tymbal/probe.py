@@ -13,30 +13,22 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
-from tymbal.evaluation.linear import grouped_folds
-from tymbal.evaluation.probe import ProbeRow, Question, table
-from tymbal.evaluation.repeats import draw_shots, together
+from tymbal.evaluation.probe import READERS, ProbeRow, table
 from tymbal.files import replace_file, write_json
-from tymbal.progress import Progress, tell
+from tymbal.progress import tell
 from tymbal.settings import ProbeSettings
 from tymbal.store.format import DESCRIPTION
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tymbal.evaluation.clips import LabelledClips
     from tymbal.models.description import ModelDescription
-    from tymbal.models.folder import LoadedModel
     from tymbal.store.base import SpectrogramSource
-
-    Part = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 __all__ = ["ProbeResult", "probe"]
 
@@ -48,13 +40,13 @@ class ProbeResult:
     """What a probe found.
 
     Attributes:
-        rows: The lines of the table: baseline, random encoder, model; for each logistic regression and knn.
+        rows: The lines of the table: baseline, random encoder, model; for each the readers.
         train: Clips learned from.
         validation: Clips asked.
         classes: Names of the labels.
         multilabel: Whether clips have several labels.
-        confusion: How often the model's last layer, read by logistic regression, takes which class (row) for which
-            (column); empty with several labels a clip, or folds.
+        confusion: How often the model's last layer, read by logistic regression (or the first of the other readers),
+            takes which class (row) for which (column); empty with several labels a clip, or folds.
         folds: Into how many folds all these clips were split anew; None for the split of the store.
         written: Files that were written.
     """
@@ -106,10 +98,10 @@ def probe(
     config: str | Path | None = None,
     **settings: Any,
 ) -> ProbeResult:
-    """Reads the frozen embeddings of a model with logistic regression and nearest neighbours.
+    """Reads the frozen embeddings of a model with logistic regression, nearest neighbours, or attentively.
 
-    The regularisation of the regression is chosen by cross-validation inside the training clips, whole groups on one
-    side. The random encoder has the model's shape, normalisation and padding.
+    The regularisation is chosen by cross-validation inside the training clips, whole groups on one side. The random
+    encoder has the model's shape, normalisation and padding.
 
     Args:
         model: A run, a model folder, a Hugging Face or SSAST checkpoint.
@@ -123,6 +115,7 @@ def probe(
         TymbalError: The model or the data cannot be used for a probe; the message says why.
     """
     from tymbal.evaluation.clips import labelled_clips
+    from tymbal.evaluation.survey import survey
     from tymbal.inference.embed import check_features
     from tymbal.models.folder import load_model
 
@@ -135,7 +128,7 @@ def probe(
         if clips.left_out:
             tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
         lasting = (Path(data) / DESCRIPTION).is_file()
-        rows = _all_rows(loaded, store, clips, chosen, lasting=lasting)
+        rows = survey(loaded, store, clips, chosen, lasting=lasting)
         confusion = _confusion(rows, clips, store)
     result = ProbeResult(
         rows=tuple(rows),
@@ -163,121 +156,11 @@ def opened_store(
         yield open_source(source, Path(folder), description.features, settings)
 
 
-def _all_rows(
-    loaded: LoadedModel, store: SpectrogramSource, clips: LabelledClips, settings: ProbeSettings, *, lasting: bool
-) -> list[ProbeRow]:
-    import numpy as np
-
-    from tymbal.evaluation.baseline import baseline_features
-
-    rows = np.concatenate([clips.train, clips.validation])
-    truth, groups = clips.truth(store, rows), clips.groups(store, rows)
-    parts = _parts(clips, truth, groups, settings)
-
-    def ask(features: NDArray[np.floating[Any]], *, name: str, pooling: str, layer: int | None) -> list[ProbeRow]:
-        asked: list[ProbeRow] = []
-        for shots in (None, *settings.shots):
-            repeats = [
-                _question(truth, groups, inside, outside, multilabel=clips.multilabel, settings=settings).ask(
-                    features[np.concatenate([inside, outside])], name=name, pooling=pooling
-                )
-                for inside, outside in _drawn(truth, parts, shots, settings)
-            ]
-            merged = repeats[0] if len(repeats) == 1 else together(repeats)
-            asked += [replace(row, layer=layer, shots=shots) for row in merged]
-        return asked
-
-    found = ask(baseline_features(store, rows), name="baseline", pooling="moments", layer=None)
-    for (name, pooling, layer), features in _embeddings(loaded, store, rows, settings, lasting=lasting).items():
-        found += ask(features, name=name, pooling=pooling, layer=layer)
-    return found
-
-
-def _parts(
-    clips: LabelledClips, truth: NDArray[np.bool_], groups: list[str] | None, settings: ProbeSettings
-) -> list[Part]:
-    """Places of the clips to learn from and to be asked: the store's split, or folds over both sides."""
-    import numpy as np
-
-    if settings.folds is None:
-        return [(np.arange(len(clips.train)), np.arange(len(clips.train), len(truth)))]
-    found = list(
-        grouped_folds(truth, multilabel=clips.multilabel, groups=groups, seed=settings.seed, most=settings.folds)
-    )
-    if not found:
-        raise SettingsError(
-            "there are too few clips or groups for folds", advice="Leave folds out to take the split of the store."
-        )
-    return found
-
-
-def _drawn(truth: NDArray[np.bool_], parts: list[Part], shots: int | None, settings: ProbeSettings) -> Iterator[Part]:
-    """The parts, or each several times with so few clips of each class to learn from."""
-    for inside, outside in parts:
-        if shots is None:
-            yield inside, outside
-            continue
-        for draw in range(settings.draws):
-            yield inside[draw_shots(truth[inside], shots, seed=settings.seed + draw)], outside
-
-
-def _question(
-    truth: NDArray[np.bool_],
-    groups: list[str] | None,
-    inside: NDArray[np.int64],
-    outside: NDArray[np.int64],
-    *,
-    multilabel: bool,
-    settings: ProbeSettings,
-) -> Question:
-    return Question(
-        train=truth[inside],
-        validation=truth[outside],
-        groups=None if groups is None else [groups[place] for place in inside],
-        multilabel=multilabel,
-        neighbours=settings.neighbours,
-        seed=settings.seed,
-    )
-
-
-def _embeddings(
-    loaded: LoadedModel, store: SpectrogramSource, rows: NDArray[np.int64], settings: ProbeSettings, *, lasting: bool
-) -> dict[tuple[str, str, int | None], NDArray[np.float32]]:
-    """Embeddings of the rows by encoder (`random`, `model`), pooling and layer; those of a lasting store are kept."""
-    import torch
-
-    from tymbal.evaluation.kept import embed_kept
-    from tymbal.models.encoder import SpectrogramEncoder
-
-    module = loaded.module
-    encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
-    encoders = {"model": encoder}
-    if settings.random:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            encoders = {"random": SpectrogramEncoder(encoder.config), "model": encoder}
-    layers = [settings.layer] if settings.layers == "last" else [*range(encoder.config.depth + 1), None]
-    found: dict[tuple[str, str, int | None], NDArray[np.float32]] = {}
-    with Progress(len(encoders) * len(rows), "Embedding", unit="clips") as progress:
-        for name, each in encoders.items():
-            made = embed_kept(
-                each,
-                loaded.description,
-                store,
-                rows,
-                layers=layers,
-                settings=settings,
-                lasting=lasting,
-                progress=progress,
-            )
-            found |= {(name, pooling, layer): values for (pooling, layer), values in made.items()}
-    return found
-
-
 def _confusion(rows: Sequence[ProbeRow], clips: LabelledClips, store: SpectrogramSource) -> tuple[tuple[int, ...], ...]:
     import numpy as np
 
-    leading = [row for row in rows if row.features == "model" and row.reader == "logistic" and row.shots is None]
+    reader = next(reader for reader in READERS if any(row.reader == reader for row in rows))
+    leading = [row for row in rows if row.features == "model" and row.reader == reader and row.shots is None]
     if clips.multilabel or leading[-1].scores is None:
         return ()
     counts = np.zeros((len(clips.classes),) * 2, np.int64)

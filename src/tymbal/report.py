@@ -3,8 +3,9 @@
     tymbal report run                                       learning curves, what was rebuilt, a map of the clips
     tymbal report store run classifier night.csv -o all.html
 
-A source is a store, a run of pretraining or fine-tuning, or a table of predictions; each has its part of the page. The
-page is one file with pictures and sounds in it: it opens from the disk, fetches nothing, and can be sent as it is.
+A source is a store, a run of pretraining or fine-tuning, the table of a probe, or what predict wrote; each has its part
+of the page. The page is one file with pictures and sounds in it: it opens from the disk, fetches nothing, and can be
+sent as it is.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def report(
     What cannot be shown, since files are gone or there are no labels, is named on the page with the reason.
 
     Args:
-        sources: A store, the folder of a run, a `.csv` table of predictions; or several of these.
+        sources: A store, the folder of a run, the `.json` table of a probe, what `tymbal predict` wrote (a table of
+            windows or detections, a folder of Raven or Audacity files); or several of these.
         output: The page, an `.html` file. None is `report.html` in the folder of the first source, and the name of the
             table with `.html` beside a table.
         config: YAML file with settings.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -15,6 +18,7 @@ from tymbal.training.trackers import check_trackers
 from tymbal.training.trainer import TymbalTrainer
 
 
+@pytest.mark.skipif(getattr(find_spec("wandb"), "origin", None) is not None, reason="wandb is installed")
 def test_check_trackers__names_what_is_missing_before_anything_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -40,11 +44,8 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return (tmp_path / "mlruns").as_uri()
 
 
-def test_mlflow__takes_settings_and_figures_of_a_run_in_two_sessions(
-    local: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from mlflow import MlflowClient
-
+def in_two_sessions(store: Path, run: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is interrupted after its first checkpoint, and continued."""
     calls, original = [], TymbalTrainer.compute_loss
 
     def failing(self: TymbalTrainer, *args: object, **kwargs: object) -> object:
@@ -53,12 +54,21 @@ def test_mlflow__takes_settings_and_figures_of_a_run_in_two_sessions(
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
-    settings = {**TINY, "report_to": ("mlflow",)}
     with monkeypatch.context() as patch:
         patch.setattr(TymbalTrainer, "compute_loss", failing)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(store, tmp_path / "run", **settings)
-    pretrain(store, tmp_path / "run", **settings)
+            pretrain(store, run, **TINY, report_to=(tracker,))
+    if tracker == "wandb":  # as if the process had ended
+        sys.modules["wandb"].finish()
+    pretrain(store, run, **TINY, report_to=(tracker,))
+
+
+def test_mlflow__takes_settings_and_figures_of_a_run_in_two_sessions(
+    local: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    in_two_sessions(store, tmp_path / "run", "mlflow", monkeypatch)
     client = MlflowClient(local)
     experiment = client.get_experiment_by_name("wingbeats")
     (run,) = client.search_runs([experiment.experiment_id])
@@ -75,3 +85,93 @@ def test_mlflow__a_store_that_does_not_work_is_named(local: str, monkeypatch: py
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://here")
     with pytest.raises(SettingsError, match="report_to names mlflow, but nonsense://here does not work"):
         check_trackers(["mlflow"])
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """W&B without a network."""
+    pytest.importorskip("wandb", reason="needs Weights & Biases (pip install wandb)")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "wandb"
+
+
+def test_wandb__goes_on_in_its_run(offline: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    in_two_sessions(store, tmp_path / "run", "wandb", monkeypatch)
+    kept = json.loads((tmp_path / "run" / "wandb.json").read_text())["run_id"]
+    sessions = sorted(path.name for path in offline.glob("offline-run-*"))
+    assert len(sessions) == 2
+    assert all(name.endswith(f"-{kept}") for name in sessions)
+    assert wandb.run is None
+    pretrain(store, tmp_path / "second", **TINY, max_steps=1, report_to=("wandb",))
+    assert json.loads((tmp_path / "second" / "wandb.json").read_text())["run_id"] != kept
+
+
+class FakeWandb(ModuleType):
+    """What the callback needs of wandb, writing down what it is told."""
+
+    run: object = None
+
+    def __init__(self) -> None:
+        super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None, origin="here")
+        self.begun: list[dict[str, object]] = []
+        self.logged: list[dict[str, object]] = []
+        self.config = FakeConfig()
+
+    def init(self, **options: object) -> object:
+        self.begun.append(options)
+        self.config = FakeConfig()
+        self.run = SimpleNamespace(
+            id=options.get("id") or f"made-{len(self.begun)}", _label=lambda **_: None, summary={}
+        )
+        return self.run
+
+    def log(self, figures: dict[str, object]) -> None:
+        self.logged.append(figures)
+
+    def finish(self) -> None:
+        self.run = None
+
+
+class FakeConfig(dict):
+    def update(self, *values: dict[str, object], **options: object) -> None:
+        super().update(*values)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    module = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    for name in ("wandb.sdk", "wandb.sdk.lib", "wandb.sdk.lib.config_util"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["wandb.sdk.lib.config_util"].ConfigError = type("ConfigError", (Exception,), {})
+    for name in ("WANDB_RUN_ID", "WANDB_PROJECT", "WANDB_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    return module
+
+
+def test_wandb__the_run_is_kept_in_the_run_folder(
+    fake: FakeWandb, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_two_sessions(store, tmp_path / "run", "wandb", monkeypatch)
+    first, second = fake.begun
+    assert (first["id"], second["id"]) == (None, "made-1")
+    assert {(each["resume"], each["project"], each["name"]) for each in fake.begun} == {("allow", "tymbal", "run")}
+    assert first["config"]["mask_ratio"] == 0.5
+    steps = [each["train/global_step"] for each in fake.logged if "eval/acc" in each]
+    assert steps == [5, 10, 14, 19]
+    assert fake.run is None
+
+
+def test_wandb__a_run_of_the_caller_stays_open(fake: FakeWandb, store: Path, tmp_path: Path) -> None:
+    fake.init(id="mine")
+    pretrain(store, tmp_path / "run", **TINY, max_steps=1, report_to=("wandb",))
+    assert len(fake.begun) == 1
+    assert fake.run.id == "mine"
+    assert not (tmp_path / "run" / "wandb.json").exists()

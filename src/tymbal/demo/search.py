@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from tymbal.demo.wingbeats import Event, write_events
 from tymbal.files import replace_file
+from tymbal.inference.found import read_found
 
 if TYPE_CHECKING:
     from tymbal.audio.manifest import Manifest
@@ -48,9 +48,8 @@ def count_found(predictions: Path, events: Sequence[Event], *, background: str |
         background: Label of windows without an event; None where there are none.
     """
     windows: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
-    with predictions.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            windows[float(row["start"]), float(row["end"])][row["label"]] = float(row["score"])
+    for row in read_found(predictions).rows:
+        windows[row.start, row.end][row.label] = row.score
     found = 0
     for event in events:
         scores: dict[str, float] = defaultdict(float)

@@ -1,9 +1,9 @@
-"""Linear probes and nearest neighbours on several sets of features of the same clips, side by side."""
+"""Probes of several sets of features of the same clips, side by side: linear, nearest neighbours, attentive."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 
 from tymbal.evaluation.linear import fit_logistic, neighbour_scores, quality
 
-__all__ = ["ProbeRow", "Question", "table"]
+__all__ = ["READERS", "ProbeRow", "Question", "table"]
+
+READERS = ("logistic", "knn", "attentive")
+"""What can read, in the order of the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +23,9 @@ class ProbeRow:
 
     Attributes:
         features: `baseline`, `random` (the encoder with random weights) or `model`.
-        pooling: How the tokens were pooled; for the baseline `moments`.
-        dimensions: Length of a feature vector.
-        reader: `logistic` or `knn`.
+        pooling: How the tokens were pooled; for the baseline `moments`, for an attentive probe `tokens`.
+        dimensions: Length of a feature vector; for an attentive probe of a token.
+        reader: `logistic`, `knn` or `attentive`.
         strength: scikit-learn's C, chosen inside the training clips; None for knn.
         figures: Accuracy, balanced accuracy and F1, or mAP and ROC AUC where clips have several labels.
         layer: Blocks that the tokens went through; None is all and the final norm.
@@ -70,40 +73,62 @@ class Question:
     neighbours: int
     seed: int
 
-    def ask(self, features: NDArray[np.floating[Any]], *, name: str, pooling: str) -> list[ProbeRow]:
-        """Reads features [clips, dimensions], those to learn from first, in both ways."""
+    def ask(
+        self,
+        features: NDArray[np.floating[Any]],
+        *,
+        name: str,
+        pooling: str,
+        readers: Sequence[str] = ("logistic", "knn"),
+    ) -> list[ProbeRow]:
+        """Reads features [clips, dimensions], those to learn from first, by logistic regression and neighbours."""
         known, asked = np.split(features.astype(np.float64), [len(self.train)])
-        fitted = fit_logistic(known, self.train, multilabel=self.multilabel, groups=self.groups, seed=self.seed)
-        votes = neighbour_scores(known, self.train, asked, neighbours=self.neighbours)
-        read = {"logistic": (fitted.strength, fitted.scores(asked)), "knn": (None, votes)}
-        return [
-            ProbeRow(
-                features=name,
-                pooling=pooling,
-                dimensions=features.shape[1],
-                reader=reader,
-                strength=strength,
-                figures=quality(scores, self.validation, multilabel=self.multilabel),
-                scores=scores,
-            )
-            for reader, (strength, scores) in read.items()
-        ]
+        found: list[ProbeRow] = []
+        if "logistic" in readers:
+            fitted = fit_logistic(known, self.train, multilabel=self.multilabel, groups=self.groups, seed=self.seed)
+            scores = fitted.scores(asked)
+            found.append(self.row(scores, name=name, pooling=pooling, reader="logistic", strength=fitted.strength))
+        if "knn" in readers:
+            votes = neighbour_scores(known, self.train, asked, neighbours=self.neighbours)
+            found.append(self.row(votes, name=name, pooling=pooling, reader="knn"))
+        return [replace(row, dimensions=features.shape[1]) for row in found]
+
+    def row(
+        self,
+        scores: NDArray[np.floating[Any]],
+        *,
+        name: str,
+        pooling: str,
+        reader: str,
+        dimensions: int = 0,
+        strength: float | None = None,
+    ) -> ProbeRow:
+        """What a reader's scores [clips, classes] of the clips that are asked come to."""
+        return ProbeRow(
+            features=name,
+            pooling=pooling,
+            dimensions=dimensions,
+            reader=reader,
+            strength=strength,
+            figures=quality(scores, self.validation, multilabel=self.multilabel),
+            scores=scores,
+        )
 
 
 def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
-    """The rows as text, a line for each set of features, the leading figure of both readers in percent.
+    """The rows as text, a line for each set of features, the leading figure of each reader in percent.
 
     Layers and shots have a column where there are any, and means stand with their spread.
     """
     figure = "mAP" if multilabel else "accuracy"
+    readers = [reader for reader in READERS if any(row.reader == reader for row in rows)]
     with_layer = any(row.layer is not None for row in rows)
     with_shots = any(row.shots is not None for row in rows)
-    with_spread = any(row.spread is not None for row in rows)
-    wide = 14 if with_spread else 10
+    wide = 14 if any(row.spread is not None for row in rows) else 10
     extra = f"{'layer':>6}" * with_layer + f"{'shots':>6}" * with_shots
     dimensions_wide = 12 if extra else 10
-    head = f"{'features':<10}{'pooling':<10}{extra}{'dimensions':>{dimensions_wide}}"
-    lines = [f"{head}{'logistic':>{wide + 2}}{'knn':>{wide}}   ({figure}, %)"]
+    head = f"{'features':<10}{'pooling':<10}{extra}{'dimensions':>{dimensions_wide}}  "
+    lines = [f"{head}{''.join(f'{reader:>{wide}}' for reader in readers)}   ({figure}, %)"]
     found: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
         value = f"{100 * row.figures[figure]:.1f}"
@@ -115,6 +140,6 @@ def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
         last = "-" if features == "baseline" else "last"
         cells = f"{last if layer is None else layer:>6}" * with_layer
         cells += f"{'all' if shots is None else shots:>6}" * with_shots
-        begin = f"{features:<10}{pooling:<10}{cells}{dimensions:>{dimensions_wide}}"
-        lines.append(f"{begin}{by['logistic']:>{wide + 2}}{by['knn']:>{wide}}")
+        begin = f"{features:<10}{pooling:<10}{cells}{dimensions:>{dimensions_wide}}  "
+        lines.append(begin + "".join(f"{by.get(reader, '-'):>{wide}}" for reader in readers))
     return "\n".join(lines)

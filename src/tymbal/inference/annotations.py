@@ -1,4 +1,4 @@
-"""Detections as other programs draw them over a spectrogram: Raven selection tables, Audacity labels.
+"""Detections as other programs draw them over a spectrogram, written and read: Raven selections, Audacity labels.
 
 Raven: text with tabs, `View` is `Spectrogram 1`. Opened as a selection table, Raven takes Begin and End Time, which
 count from the beginning of all sound that is open; opened as a sound selection table, Begin Path and File Offset. A
@@ -8,17 +8,32 @@ fourth column is not in its format, so that the score stands in the label.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from tymbal.errors import SettingsError
 from tymbal.files import replace_file
 from tymbal.inference.detections import Detection
 from tymbal.inference.recordings import Recording
 
-__all__ = ["ANNOTATIONS", "RAVEN_COLUMNS", "AnnotationFormat", "annotation_files", "write_audacity", "write_raven"]
+__all__ = [
+    "ANNOTATIONS",
+    "RAVEN_COLUMNS",
+    "Annotation",
+    "AnnotationFormat",
+    "annotation_files",
+    "read_audacity",
+    "read_raven",
+    "write_audacity",
+    "write_raven",
+]
 
 AnnotationFormat = Literal["raven", "audacity"]
+
+_RAVEN_LABELS = ("Label", "Common Name", "Species", "Annotation")
+"""What the column of labels is called: by us, by BirdNET, and by hand."""
 
 ANNOTATIONS: dict[AnnotationFormat, str] = {"raven": ".selections.txt", "audacity": ".labels.txt"}
 """The endings of their files."""
@@ -36,6 +51,24 @@ RAVEN_COLUMNS = (
     "Begin Path",
     "File Offset (s)",
 )
+
+
+class Annotation(NamedTuple):
+    """What an annotation file says of a stretch of sound.
+
+    Attributes:
+        file: The recording; empty where the file does not tell.
+        start: Seconds from the beginning of the recording.
+        end: Where it ends, in seconds.
+        label: What is heard.
+        score: How sure that is; 1 where nothing is said of it, as of what a person has drawn.
+    """
+
+    file: str
+    start: float
+    end: float
+    label: str
+    score: float
 
 
 def annotation_files(folder: Path, recordings: Sequence[Recording], ending: str) -> dict[str, Path]:
@@ -91,6 +124,66 @@ def write_audacity(path: Path, detections: Iterable[Detection], labels: Sequence
             count += 1
             track.write(f"{one.start:.6f}\t{one.end:.6f}\t{_line(labels[one.label])} {one.score:.2f}\n")
     return count
+
+
+def read_raven(path: Path) -> Iterator[Annotation]:
+    """Reads a Raven selection table, ours or another that has labels; a spectrogram's row stands for all its views.
+
+    Times are those in the recording (File Offset) where they are there.
+
+    Raises:
+        SettingsError: It is no such table.
+    """
+    lines = _lines(path)
+    head = next(lines, [])
+    label = next((name for name in _RAVEN_LABELS if name in head), "Label")
+    missing = [name for name in ("Begin Time (s)", "End Time (s)", label) if name not in head]
+    if missing:
+        raise SettingsError(f"is no Raven selection table with labels: it lacks {', '.join(missing)}", path=path)
+    for number, cells in enumerate(lines, 2):
+        row = dict(zip(head, cells, strict=False))
+        if row.get("View", "").startswith("Waveform"):
+            continue
+        try:
+            begin, end = float(row["Begin Time (s)"]), float(row["End Time (s)"])
+            start = float(row.get("File Offset (s)") or begin)
+            score = float(row.get("Score") or row.get("Confidence") or 1)
+        except (KeyError, ValueError):
+            raise SettingsError(f"line {number} cannot be read", path=path) from None
+        file = row.get("Begin Path") or row.get("Begin File") or ""
+        yield Annotation(file, start, start + end - begin, row.get(label, ""), score)
+
+
+def read_audacity(path: Path) -> Iterator[Annotation]:
+    """Reads an Audacity label track, whose labels may end with a score, as those that we write do.
+
+    Raises:
+        SettingsError: It is no such track.
+    """
+    for number, cells in enumerate(_lines(path), 1):
+        if cells[:1] == ["\\"]:  # the frequencies of the label above
+            continue
+        try:
+            start, end = float(cells[0]), float(cells[1])
+        except (IndexError, ValueError):
+            raise SettingsError(f"line {number} is none of an Audacity label track", path=path) from None
+        text = cells[2] if len(cells) > 2 else ""
+        label, _, last = text.rpartition(" ") if len(cells) < 4 else (text, "", cells[3])  # BirdNET: a fourth column
+        is_score = bool(label) and re.fullmatch(r"[01]?\.\d+", last) is not None
+        yield Annotation("", start, end, label if is_score else text, float(last) if is_score else 1.0)
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    """The cells of each line with content."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                if line.strip():
+                    yield line.rstrip("\r\n").split("\t")
+    except UnicodeDecodeError:
+        raise SettingsError("is not UTF-8 text", path=path, advice="Save it as UTF-8.") from None
+    except OSError as error:
+        raise SettingsError(error.strerror or str(error), path=path) from None
 
 
 def _names(place: Path) -> Iterator[str]:

@@ -1,7 +1,8 @@
-"""Tables that are written row by row: CSV, Parquet, JSON (an array, an object a line) and JSON lines.
+"""Tables that are written row by row, and read back: CSV, Parquet, JSON (an array, an object a line) and JSON lines.
 
 with open_table(path, "csv", COLUMNS) as write:
     write(("a.wav", 0.0, 5.0, "robin", 0.93))
+rows = read_rows(path)
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tymbal.errors import SettingsError
 from tymbal.files import replace_file
 
-__all__ = ["TABLES", "Kind", "TableFormat", "open_table"]
+__all__ = ["TABLES", "Kind", "TableFormat", "open_table", "read_rows"]
 
 Kind = Literal["text", "seconds", "score", "count"]
 TableFormat = Literal["csv", "parquet", "json", "jsonl"]
@@ -56,6 +58,49 @@ def open_table(path: Path, kind: TableFormat, columns: Mapping[str, Kind]) -> It
                     yield lambda row: writer.writerow([to(one) for to, one in zip(texts, row, strict=True)])
                 else:
                     yield from _json(file, columns, lines=kind == "jsonl")
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table, of the format that its ending names, as they were written: in CSV all is text.
+
+    A JSON array is read as a whole, all else piece by piece.
+
+    Raises:
+        SettingsError: It is no such table, or broken; the message says where.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    line = 0
+    try:
+        if kind == "parquet":
+            with pq.ParquetFile(path) as table:
+                for batch in table.iter_batches():
+                    yield from batch.to_pylist()
+            return
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if kind == "csv":
+                yield from csv.DictReader(file)
+            elif kind == "jsonl":
+                for text in file:
+                    line += 1
+                    if text.strip():
+                        yield _mapping(json.loads(text))
+            else:
+                found = json.load(file)
+                for row in found if isinstance(found, list) else [found]:
+                    yield _mapping(row)
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        where = f"line {line}: " if line else ""
+        raise SettingsError(
+            f"the table cannot be read: {where}{str(error).splitlines()[0]}", path=path, advice="Was it cut short?"
+        ) from None
+    except OSError as error:
+        raise SettingsError(error.strerror or str(error), path=path) from None
+
+
+def _mapping(row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError("a row is no object with names")  # noqa: TRY004 - as JSON's own mistakes
+    return row
 
 
 @contextlib.contextmanager

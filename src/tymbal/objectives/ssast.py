@@ -30,7 +30,7 @@ from tymbal.objectives.heads import load_heads
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
 from tymbal.randomness import EVALUATION, fold
 
-__all__ = ["TASKS", "SSASTObjective", "contrast", "rebuild"]
+__all__ = ["TASKS", "SSASTObjective", "contrast", "rebuild", "tell_apart"]
 
 TASKS: dict[str, tuple[str, ...]] = {"joint": ("cpred", "gpred"), "mpc": ("cpred",), "mpg": ("gpred",)}
 """The objectives and the heads that each trains: `cpred` predicts patches to tell apart, `gpred` to rebuild."""
@@ -241,14 +241,23 @@ def contrast(predicted: Tensor, true: Tensor, valid: Tensor) -> tuple[Tensor, Te
     Returns:
         Mean cross entropy and mean accuracy of each clip, float32, [batch] each.
     """
+    chances, choice = tell_apart(predicted, true, valid)
+    hit = choice == torch.arange(valid.shape[1], device=valid.device)
+    return _mean(-chances.diagonal(dim1=1, dim2=2), valid), _mean(hit.float(), valid)
+
+
+def tell_apart(predicted: Tensor, true: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Which masked patch each prediction is taken for; the arguments are as in `contrast`.
+
+    Returns:
+        Log-probabilities of the predictions for each true patch, float32 [batch, true, predicted]; and for each
+        prediction the number, among the masked ones, of the patch that gives it the highest, [batch, predicted].
+    """
     with torch.autocast(predicted.device.type, enabled=False):
-        scores = true.float() @ predicted.float().transpose(1, 2)  # [batch, true, predicted]
+        scores = true.float() @ predicted.float().transpose(1, 2)
     lowest = torch.finfo(scores.dtype).min
     chances = scores.masked_fill(~valid.unsqueeze(1), lowest).log_softmax(-1)
-    hit = chances.masked_fill(~valid.unsqueeze(2), -torch.inf).argmax(1) == torch.arange(
-        valid.shape[1], device=valid.device
-    )
-    return _mean(-chances.diagonal(dim1=1, dim2=2), valid), _mean(hit.float(), valid)
+    return chances, chances.masked_fill(~valid.unsqueeze(2), -torch.inf).argmax(1)
 
 
 def rebuild(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:

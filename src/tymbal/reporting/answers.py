@@ -14,10 +14,11 @@ from tymbal.evaluation.clips import labelled_clips
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
 from tymbal.reporting.clips import Clips
+from tymbal.reporting.decisions import DECIDED, decisions
 from tymbal.reporting.page import NotShownError, cards, table, words
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Answers", "ask"]
+__all__ = ["Answers", "ask", "confusion_matrix"]
 
 _MOST_CLASSES = 20
 _MOST_PAIRS = 10
@@ -42,33 +43,21 @@ class Answers:
     multilabel: bool
 
     def confusion(self) -> str:
-        """The confusion matrix, or the worst of it where there are many classes.
-
-        Raises:
-            NotShownError: Clips may have several labels, which no matrix can hold.
-        """
+        """The confusion matrix, or the worst of it where there are many classes; with several labels, decisions."""
         if self.multilabel:
-            raise NotShownError("a clip may have several labels, which a confusion matrix cannot hold")
-        known, given = self.truth.argmax(1), self.scores.argmax(1)
+            return decisions(self.classes, self.truth, self.scores, self._matrix, most=_MOST_CLASSES)
         counts = np.zeros((len(self.classes),) * 2, np.int64)
-        np.add.at(counts, (known, given), 1)
-        wrong = counts - np.diag(np.diag(counts))
-        order = np.arange(len(self.classes))
-        text = f"Rows are what {len(self.rows):,} validation clips are, columns what the model says; counts."
-        if len(self.classes) > _MOST_CLASSES:
-            order = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST_CLASSES])
-            text += f" Shown are the {_MOST_CLASSES} of {len(self.classes)} classes that are confused most."
-        pairs = [(int(wrong[pair]), *pair) for pair in zip(*np.nonzero(wrong), strict=True)]
-        worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
-        rows = [(self.classes[true], self.classes[said], f"{count:,}") for count, true, said in worst]
-        listed = table(("is", "is taken for", "clips"), rows, numbers=[2]) if rows else "<p>No clip is confused.</p>"
-        return f"<p>{escape(text)}</p>{_matrix(counts, order, self.classes)}<h4>Confused most often</h4>{listed}"
+        np.add.at(counts, (self.truth.argmax(1), self.scores.argmax(1)), 1)
+        return confusion_matrix(counts, self.classes)
+
+    def _matrix(self, counts: NDArray[np.int64], order: NDArray[np.int64]) -> str:
+        return _matrix(counts, order, self.classes)
 
     def by_class(self) -> str:
         """How well each class is told."""
         from sklearn.metrics import average_precision_score
 
-        said = self.scores >= 0.5 if self.multilabel else self.scores == self.scores.max(1, keepdims=True)
+        said = self.scores >= DECIDED if self.multilabel else self.scores == self.scores.max(1, keepdims=True)
         rows: list[tuple[float, tuple[str, ...]]] = []
         for place, name in enumerate(self.classes):
             true, told = self.truth[:, place], said[:, place]
@@ -93,7 +82,7 @@ class Answers:
         best = claimed.max(1)
         order = [place for place in np.argsort(-best, kind="stable")[:most].tolist() if best[place] > 0]
         if self.multilabel:
-            order = [place for place in order if best[place] >= 0.5]
+            order = [place for place in order if best[place] >= DECIDED]
         if not order:
             raise NotShownError("the model is wrong about none of the validation clips")
         drawn = []
@@ -110,6 +99,21 @@ class Answers:
         )
         lead += "wrong labels, or two sounds in one clip."
         return f"<p>{escape(lead)}</p>{cards(drawn)}"
+
+
+def confusion_matrix(counts: NDArray[np.int64], classes: tuple[str, ...]) -> str:
+    """Counts [truth, said] as a matrix, or the worst of it, and the pairs that are confused most often."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.arange(len(classes))
+    text = f"Rows are what {counts.sum():,} validation clips are, columns what the model says; counts."
+    if len(classes) > _MOST_CLASSES:
+        order = np.sort(np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:_MOST_CLASSES])
+        text += f" Shown are the {_MOST_CLASSES} of {len(classes)} classes that are confused most."
+    pairs = [(int(wrong[pair]), *pair) for pair in zip(*np.nonzero(wrong), strict=True)]
+    worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
+    rows = [(classes[true], classes[said], f"{count:,}") for count, true, said in worst]
+    listed = table(("is", "is taken for", "clips"), rows, numbers=[2]) if rows else "<p>No clip is confused.</p>"
+    return f"<p>{escape(text)}</p>{_matrix(counts, order, classes)}<h4>Confused most often</h4>{listed}"
 
 
 def ask(loaded: LoadedModel, store: SpectrogramSource, *, batch_size: int, device: torch.device) -> Answers:

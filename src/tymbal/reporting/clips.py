@@ -12,7 +12,13 @@ from tymbal.reporting.pictures import limits, spectrogram
 from tymbal.reporting.sounds import Sounds
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Clips"]
+__all__ = ["Clips", "clip_name"]
+
+
+def clip_name(file: str, start: float) -> str:
+    """A clip in words: its file, the last folder with it, and from when on."""
+    last = "/".join(PurePath(file.replace("\\", "/")).parts[-2:])
+    return f"{last}, from {start:.1f} s" if start else last
 
 
 class Clips:
@@ -35,9 +41,8 @@ class Clips:
 
     def name(self, row: int) -> str:
         """Its file, the last folders with it, and from when on."""
-        file, start = self.store.index["file"][row].as_py() or "", self.store.index["start"][row].as_py() or 0.0
-        last = "/".join(PurePath(file.replace("\\", "/")).parts[-2:])
-        return f"{last}, from {start:.1f} s" if start else last
+        index = self.store.index
+        return clip_name(index["file"][row].as_py() or "", index["start"][row].as_py() or 0.0)
 
     def sound(self, row: int) -> tuple[str, str]:
         """The name of its player and the player, both empty where there is none."""

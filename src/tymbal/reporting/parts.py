@@ -1,4 +1,4 @@
-"""The part of a report that one source makes: a store, a run of pretraining or fine-tuning, or predictions."""
+"""The part of a report that one source makes: a store, a run, a probe, or predictions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tymbal.config import RUN_FILE, RunFile
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.baseline import baseline_features
 from tymbal.inference.embed import embed_store
+from tymbal.inference.found import beside, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.reporting.answers import Answers, ask
@@ -28,7 +29,8 @@ from tymbal.reporting.curves import learning_curves, run_tiles, speed
 from tymbal.reporting.embedding_map import choose_rows, embedding_map
 from tymbal.reporting.page import Part, Section, details, section, table, tiles
 from tymbal.reporting.predictions import Predictions
-from tymbal.reporting.rebuilt import rebuilt_clips
+from tymbal.reporting.probes import Probes
+from tymbal.reporting.rebuilt import rebuilt_from_checkpoints, rebuilt_in_course
 from tymbal.reporting.sounds import Sounds
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.settings import PtSettings, ReportSettings
@@ -37,6 +39,7 @@ from tymbal.store.format import DESCRIPTION
 from tymbal.store.store import Store
 from tymbal.training.callbacks import MetricsFile
 from tymbal.training.device import choose_device
+from tymbal.training.folder import RunFolder
 
 __all__ = ["Desk", "part_of"]
 
@@ -61,7 +64,7 @@ def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
     """Tells what is given, and shows it.
 
     Args:
-        source: A store, a run folder or a table of predictions.
+        source: A store, a run folder, what predict wrote, or the table of a probe.
         settings: The settings of the report.
         desk: What the parts of the page share.
 
@@ -75,12 +78,15 @@ def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
         record = configuration.read_run_yaml(source)
         if record.verb in _RUNS:
             return _run_part(source, record, settings, desk)
-    if source.is_file() and source.suffix == ".csv":
+    probes = Probes.read(source) if source.is_file() and source.suffix == ".json" else None
+    if probes is not None:
+        return _probe_part(probes)
+    if source.is_file() or is_annotations(source):
         return _predictions_part(Predictions.read(source), settings, desk)
     raise SettingsError(
         "there is nothing to report on" if source.exists() else "there is no such file or folder",
         path=source,
-        advice="Give a store, the folder of a run of pretrain or finetune, or the .csv table of predict.",
+        advice="Give a store, the folder of a run of pretrain or finetune, what predict wrote, or the .json of probe.",
     )
 
 
@@ -127,11 +133,14 @@ def _run_part(run: Path, record: RunFile, settings: ReportSettings, desk: Desk) 
 
 def _rebuilt(seen: _Run, logged: list[dict[str, Any]]) -> list[Section]:
     def draw() -> str:
+        folder = RunFolder(seen.path).rebuilt
+        if folder.is_dir():
+            return rebuilt_in_course(folder, most=seen.settings.rebuilt)
         store = seen.store
         splits = set(store.index["split"].to_pylist())
         rows = store.rows("validation" if "validation" in splits else None)
         some = np.random.default_rng(seen.settings.seed).permutation(rows)[: seen.settings.rebuilt]
-        return rebuilt_clips(seen.path, seen.clips, np.sort(some), logged)
+        return rebuilt_from_checkpoints(seen.path, seen.clips, np.sort(some), logged)
 
     return [section("Hidden and rebuilt", draw)]
 
@@ -155,14 +164,31 @@ def _predictions_part(found: Predictions, settings: ReportSettings, desk: Desk) 
         drawn = found.surest(sounds, most=settings.mistakes)
         return drawn + _remark(sounds)
 
+    other = beside(found.path) if found.of_windows else None
+    failures = found.path / _FAILURES if found.path.is_dir() else found.path.with_name(_FAILURES)
     sections = [
         section("Labels", found.labels),
+        *([] if other is None else [section("Detections", lambda: Predictions.read(other).labels())]),
         section("How sure", found.sureness),
         section("Along the recordings", found.over_time),
-        section("Surest windows", surest),
-        section("Left out", lambda: left_out(found.path.with_name(_FAILURES))),
+        section(f"Surest {found.kind}", surest),
+        section("Left out", lambda: left_out(failures) if failures.is_file() else "<p>No recording was left out.</p>"),
     ]
-    return _part("Predictions", found.path, found.tiles(), sections)
+    return _part("Predictions" if found.of_windows else "Detections", found.path, found.tiles(), sections)
+
+
+def _probe_part(found: Probes) -> Part:
+    sections = [
+        section("What it knows", found.bars),
+        section("Layer by layer", found.by_layer),
+        section("From few clips", found.by_shots),
+        section("Confusion", found.confusion),
+        section(
+            "Settings",
+            lambda: _facts({"model": found.facts["model"], "data": found.facts["data"]}, found.facts["settings"]),
+        ),
+    ]
+    return _part("Probe", found.path, found.tiles(), sections)
 
 
 @dataclass(frozen=True)

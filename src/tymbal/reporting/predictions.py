@@ -2,111 +2,122 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tymbal.audio.decode import info, read
-from tymbal.errors import SettingsError, TymbalError
+from tymbal.errors import TymbalError
 from tymbal.features.kaldi import KaldiFbank
+from tymbal.inference.found import read_found
+from tymbal.progress import duration
 from tymbal.reporting.charts import histogram
 from tymbal.reporting.page import NotShownError, cards, words
 from tymbal.reporting.pictures import image, png, spectrogram
 from tymbal.reporting.sounds import Sounds
 from tymbal.settings import FeatureSettings
 
-__all__ = ["Predictions"]
+__all__ = ["Piece", "Predictions"]
 
-_COLUMNS = ("file", "start", "end", "label", "score")
 _MOST_LABELS = 40
 _MOST_RECORDINGS = 8
 _MOST_STRIPS = 6
 _MOST_COLUMNS = 600
 _HIGHEST_RATE = 48_000
 
-Window = tuple[str, float, float]
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a recording: a window with scores of its labels, or a detection.
+
+    Attributes:
+        file: The recording.
+        start: Seconds from its beginning.
+        end: Where it ends, in seconds.
+        found: Scores and labels, best first; of a detection one.
+    """
+
+    file: str
+    start: float
+    end: float
+    found: tuple[tuple[float, str], ...]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A table of predictions, by window.
+    """What `tymbal predict` wrote.
 
     Attributes:
-        path: The table.
-        windows: Labels with their scores of each window (file, start, end), best first.
+        path: The file or folder.
+        kind: `windows` or `detections`.
+        pieces: They, by recording and time.
     """
 
     path: Path
-    windows: dict[Window, list[tuple[float, str]]]
+    kind: Literal["windows", "detections"]
+    pieces: tuple[Piece, ...]
 
     @classmethod
     def read(cls, path: Path) -> Predictions:
-        """Reads a table that `tymbal predict` wrote.
+        """Reads what `tymbal predict` wrote, in any of its forms.
 
         Raises:
-            SettingsError: It is no such table.
+            SettingsError: It is no such file.
         """
-        windows: dict[Window, list[tuple[float, str]]] = defaultdict(list)
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if not set(_COLUMNS) <= set(reader.fieldnames or ()):
-                raise SettingsError(
-                    f"is no table of predictions: it lacks {', '.join(set(_COLUMNS) - set(reader.fieldnames or ()))}",
-                    path=path,
-                    advice="Give a store, a run, or what `tymbal predict` wrote.",
-                )
-            for row in reader:
-                try:
-                    window = row["file"], float(row["start"]), float(row["end"])
-                    windows[window].append((float(row["score"]), row["label"]))
-                except (TypeError, ValueError):
-                    raise SettingsError(f"line {reader.line_num} cannot be read", path=path) from None
-        for found in windows.values():
-            found.sort(reverse=True)
-        return cls(path, dict(sorted(windows.items())))
+        table = read_found(path)
+        if table.kind == "detections":
+            pieces = [Piece(one.file, one.start, one.end, ((one.score, one.label),)) for one in table.rows]
+        else:
+            windows: dict[tuple[str, float, float], list[tuple[float, str]]] = defaultdict(list)
+            for one in table.rows:
+                windows[one.file, one.start, one.end].append((one.score, one.label))
+            pieces = [Piece(*window, tuple(sorted(found, reverse=True))) for window, found in windows.items()]
+        return cls(path, table.kind, tuple(sorted(pieces, key=lambda piece: (piece.file, piece.start, piece.end))))
+
+    @property
+    def of_windows(self) -> bool:
+        """Whether the pieces are windows."""
+        return self.kind == "windows"
 
     def tiles(self) -> dict[str, str]:
         """The figures that stand out."""
-        files = {window[0] for window in self.windows}
         ends: dict[str, float] = defaultdict(float)
-        for file, _, end in self.windows:
-            ends[file] = max(ends[file], end)
-        labels = {label for found in self.windows.values() for _, label in found}
+        for piece in self.pieces:
+            ends[piece.file] = max(ends[piece.file], piece.end)
+        labels = {label for piece in self.pieces for _, label in piece.found}
+        seconds = sum(ends.values()) if self.of_windows else sum(piece.end - piece.start for piece in self.pieces)
         return {
-            "recordings": f"{len(files):,}",
-            "windows": f"{len(self.windows):,}",
-            "reach": f"{sum(ends.values()) / 60:,.1f} min",
+            "recordings": f"{len(ends):,}",
+            self.kind: f"{len(self.pieces):,}",
+            "reach" if self.of_windows else "length of all": f"{seconds / 60:,.1f} min",
             "labels": f"{len(labels):,}",
         }
 
     def labels(self) -> str:
-        """How often each label is the best of a window.
+        """How often each label is the best of a window, or how often and how long it was detected.
 
         Raises:
             NotShownError: There are no predictions.
         """
-        best: dict[str, list[float]] = defaultdict(list)
-        for found in self.windows.values():
-            best[found[0][1]].append(found[0][0])
-        if not best:
-            raise NotShownError("the table has no rows")
+        best: dict[str, list[Piece]] = defaultdict(list)
+        for piece in self._some():
+            best[piece.found[0][1]].append(piece)
         order = sorted(best, key=lambda label: (-len(best[label]), label))[:_MOST_LABELS]
         most = len(best[order[0]])
-        bars = "".join(
-            f'<tr><th scope="row">{words(label)}</th><td class="n">{len(best[label]):,}</td>'
-            '<td><div class="bar">'
-            f'<span class="b0" style="width:{100 * len(best[label]) / most:.2f}%"></span></div></td>'
-            f'<td class="n">{np.median(best[label]):.2f}</td></tr>'
-            for label in order
-        )
-        head = '<thead><tr><th>label</th><th class="n">windows</th><td></td><th class="n">score</th></tr></thead>'
+        bars = "".join(_bar(label, best[label], most, lengths=not self.of_windows) for label in order)
+        length = "" if self.of_windows else '<th class="n">length</th>'
+        columns = f'<th>label</th><th class="n">{self.kind}</th><td></td>{length}<th class="n">score</th>'
         text = "Windows in which a label is the best one, and the median of its score there."
-        return f'<p>{text}</p><table class="bars">{head}<tbody>{bars}</tbody></table>'
+        if not self.of_windows:
+            text = "Detections of each label, how long they are together, and the median of their scores."
+        more = f"<p>{len(best) - len(order):,} rarer labels are not listed.</p>" if len(best) > len(order) else ""
+        return f'<p>{text}</p><table class="bars"><thead><tr>{columns}</tr></thead><tbody>{bars}</tbody></table>{more}'
 
     def sureness(self) -> str:
         """How sure the best labels are.
@@ -114,12 +125,15 @@ class Predictions:
         Raises:
             NotShownError: There are no predictions.
         """
-        if not self.windows:
-            raise NotShownError("the table has no rows")
-        scores = np.array([found[0][0] for found in self.windows.values()])
-        text = f"{np.mean(scores >= 0.9):.0%} of the windows have a label with a score of 0.9 or more, "
-        text += f"{np.mean(scores < 0.5):.0%} none that reaches 0.5."
-        chart = histogram(scores, title="score of the best label", x_label="score")
+        scores = np.array([piece.found[0][0] for piece in self._some()])
+        if self.of_windows:
+            title = "score of the best label"
+            text = f"{np.mean(scores >= 0.9):.0%} of the windows have a label with a score of 0.9 or more, "
+            text += f"{np.mean(scores < 0.5):.0%} none that reaches 0.5."
+        else:
+            title = "score of the detections"
+            text = f"{np.mean(scores >= 0.9):.0%} of the detections have a score of 0.9 or more."
+        chart = histogram(scores, title=title, x_label="score")
         return f'<div class="grid">{chart}</div><p>{text}</p>'
 
     def over_time(self) -> str:
@@ -128,39 +142,46 @@ class Predictions:
         Raises:
             NotShownError: There are no predictions.
         """
-        inside: dict[str, dict[Window, list[tuple[float, str]]]] = defaultdict(dict)
-        for window, found in self.windows.items():
-            inside[window[0]][window] = found
-        if not inside:
-            raise NotShownError("the table has no rows")
-        drawn = [_along(file, inside[file]) for file in list(inside)[:_MOST_RECORDINGS]]
+        inside: dict[str, list[Piece]] = defaultdict(list)
+        for piece in self._some():
+            inside[piece.file].append(piece)
+        drawn = [_along(file, inside[file], whole=not self.of_windows) for file in list(inside)[:_MOST_RECORDINGS]]
         rest = len(inside) - len(drawn)
         more = f"<p>{rest:,} more recordings are not drawn.</p>" if rest else ""
         text = "The brighter, the higher the score of the label at that time; the strongest labels of each recording."
         return f"<p>{text}</p>{''.join(drawn)}{more}"
 
     def surest(self, sounds: Sounds, *, most: int) -> str:
-        """The windows with the highest scores, each label in its turn.
+        """The windows or detections with the highest scores, each label in its turn.
 
         Raises:
             NotShownError: There are no predictions, or the recordings are not there any more.
         """
         turn: Counter[str] = Counter()
-        ranked: list[tuple[int, float, str, Window]] = []
-        for window, found in sorted(self.windows.items(), key=lambda item: -item[1][0][0]):
-            score, label = found[0]
-            ranked.append((turn[label], -score, label, window))
+        ranked: list[tuple[int, float, str, int]] = []
+        pieces = sorted(self._some(), key=lambda piece: -piece.found[0][0])
+        for place, piece in enumerate(pieces):
+            score, label = piece.found[0]
+            ranked.append((turn[label], -score, label, place))
             turn[label] += 1
         drawn: list[str] = []
         trouble: TymbalError | None = None
-        for _, negative, label, (file, start, end) in sorted(ranked)[:most]:
+        for _, negative, label, place in sorted(ranked)[:most]:
+            piece = pieces[place]
             try:
-                drawn.append(self._piece(sounds, file, start, end, title=f"{label} ({-negative:.0%})"))
+                drawn.append(
+                    self._piece(sounds, piece.file, piece.start, piece.end, title=f"{label} ({-negative:.0%})")
+                )
             except TymbalError as error:
                 trouble = error
         if not drawn:
             raise trouble or NotShownError("the table has no rows")
         return cards(drawn)
+
+    def _some(self) -> tuple[Piece, ...]:
+        if not self.pieces:
+            raise NotShownError(f"there are no {self.kind}")
+        return self.pieces
 
     def _piece(self, sounds: Sounds, file: str, start: float, end: float, *, title: str) -> str:
         path = sounds.found(file)
@@ -174,15 +195,36 @@ class Predictions:
         return f'<figure class="card">{picture}{player}<figcaption>{caption}</figcaption></figure>'
 
 
-def _along(file: str, inside: dict[Window, list[tuple[float, str]]]) -> str:
-    """A strip of brightness for each of the strongest labels, all over the same time."""
-    end = max(window[2] for window in inside)
-    columns = min(_MOST_COLUMNS, len(inside))
+def _bar(label: str, pieces: Sequence[Piece], most: int, *, lengths: bool) -> str:
+    seconds = sum(piece.end - piece.start for piece in pieces)
+    length = f'<td class="n">{duration(seconds)}</td>' if lengths else ""
+    return (
+        f'<tr><th scope="row">{words(label)}</th><td class="n">{len(pieces):,}</td>'
+        '<td><div class="bar">'
+        f'<span class="b0" style="width:{100 * len(pieces) / most:.2f}%"></span></div></td>{length}'
+        f'<td class="n">{np.median([piece.found[0][0] for piece in pieces]):.2f}</td></tr>'
+    )
+
+
+def _along(file: str, inside: Sequence[Piece], *, whole: bool) -> str:
+    """A strip of brightness for each of the strongest labels, all over the same time.
+
+    Args:
+        file: The recording.
+        inside: Its windows or detections.
+        whole: Draw them as long as they are, not as a point in their middle.
+    """
+    end = max(piece.end for piece in inside)
+    columns = _MOST_COLUMNS if whole else min(_MOST_COLUMNS, len({piece.start for piece in inside}))
     strips: dict[str, NDArray[np.float32]] = defaultdict(lambda: np.zeros(columns, np.float32))
-    for (_, start, stop), found in inside.items():
-        column = min(int((start + stop) / 2 / end * columns), columns - 1)
-        for score, label in found:
-            strips[label][column] = max(strips[label][column], score)
+    for piece in inside:
+        first = last = (piece.start + piece.end) / 2
+        if whole:
+            first, last = piece.start, piece.end
+        begin = min(int(first / end * columns), columns - 1)
+        reach = slice(begin, max(begin + 1, round(last / end * columns) if whole else 0))
+        for score, label in piece.found:
+            strips[label][reach] = np.maximum(strips[label][reach], score)
     strongest = sorted(strips, key=lambda label: -float(np.square(strips[label]).sum()))[:_MOST_STRIPS]
     name = PurePath(file).name
     rows = "".join(

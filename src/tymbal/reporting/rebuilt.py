@@ -1,8 +1,9 @@
-"""What the mask hid and what the model rebuilt, at every checkpoint that is still there."""
+"""What the mask hid and what the model rebuilt, in the course of a pretraining."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,70 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tymbal.errors import CheckpointError
+from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model
-from tymbal.reporting.clips import Clips
-from tymbal.reporting.hiding import Hiding, hiding_of
-from tymbal.reporting.page import note
+from tymbal.objectives.rebuilt import Rebuilt, rebuilt_by
+from tymbal.objectives.reconstruction import ReconstructionObjective
+from tymbal.objectives.ssast import TASKS, SSASTObjective
+from tymbal.reporting.clips import Clips, clip_name
+from tymbal.reporting.page import NotShownError, note
 from tymbal.reporting.pictures import limits, spectrogram
 from tymbal.training.checkpoints import Checkpoints, verify
+from tymbal.training.snapshots import read_snapshots
 
-__all__ = ["rebuilt_clips"]
+__all__ = ["rebuilt_from_checkpoints", "rebuilt_in_course"]
 
 _MOST = 3  # checkpoints
+_ACROSS = 5  # pictures side by side
+_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
+
+Objective = SSASTObjective | ReconstructionObjective
 
 
-def rebuilt_clips(run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequence[Mapping[str, Any]]) -> str:
-    """Clips as they are, as the encoder saw them, and as it rebuilt them.
+@dataclass(frozen=True)
+class _Drawn:
+    """A clip at several moments of a training.
 
-    The masks are those of the evaluation: fixed, so that the pictures of all epochs compare.
+    Attributes:
+        name: Which clip, in words.
+        length: Its real frames.
+        place: Its place in the pictures.
+        moments: The pictures, by title.
+    """
+
+    name: str
+    length: int
+    place: int
+    moments: Mapping[str, Rebuilt]
+
+
+def rebuilt_in_course(folder: Path, *, most: int) -> str:
+    """What was written down while the run trained: the clips themselves need not be there any more.
+
+    Args:
+        folder: Where it was written down.
+        most: Clips to show.
+
+    Raises:
+        NotShownError: Nothing was written down.
+    """
+    found = read_snapshots(folder)
+    if not found:
+        raise NotShownError("nothing was written down while it trained (snapshots)")
+    found = [each for each in found if each.rows == found[-1].rows]  # another session may have chosen others
+    moments = {f"epoch {each.epoch:.3g}": each.rebuilt for each in found}
+    last = found[-1]
+    drawn = [
+        _Drawn(clip_name(*name), int(length), place, moments)
+        for place, (name, length) in enumerate(zip(last.names, last.frames, strict=True))
+    ][:most]
+    return _lead(last.rebuilt) + "".join(map(_clip, drawn))
+
+
+def rebuilt_from_checkpoints(
+    run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequence[Mapping[str, Any]]
+) -> str:
+    """What the checkpoints that are still there rebuild; for runs that wrote nothing down.
 
     Args:
         run: The run folder.
@@ -41,33 +90,92 @@ def rebuilt_clips(run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequ
         ModelError: There is no model yet, or it cannot be read.
     """
     loaded = load_model(run)
-    hiding = hiding_of(loaded)
-    store = clips.store
-    raw = torch.from_numpy(np.array(store.gather(rows)))
-    frames = torch.from_numpy(store.real_frames[rows].astype(np.int64))
+    objective = _objective(loaded)
+    raw = torch.from_numpy(np.array(clips.store.gather(rows)))
+    frames = torch.from_numpy(clips.store.real_frames[rows].astype(np.int64))
     epochs = {entry["step"]: entry["epoch"] for entry in logged}
-    drawn: dict[str, list[tuple[NDArray[np.float32], float]]] = {}
-    with torch.inference_mode():
-        true, hidden = hiding.take(raw, frames, torch.from_numpy(rows))
-        for step in _states(run, hiding, loaded):
-            title = "the model" if step is None else f"epoch {epochs[step]:.1f}" if step in epochs else f"step {step:,}"
-            drawn[title] = hiding.rebuilt()
-    figures = [
-        _triptych(
-            clips,
-            row,
-            true=true[place],
-            hidden=hidden[place],
-            drawn={title: pictures[place] for title, pictures in drawn.items()},
-            length=int(frames[place]),
-        )
-        for place, row in enumerate(rows.tolist())
-    ]
-    few = "" if len(drawn) > 1 else note("One state is shown: no other checkpoint is there (keep_checkpoints).")
-    return f"<p>{escape(hiding.lead)}</p>{''.join(figures)}{few}"
+    moments: dict[str, Rebuilt] = {}
+    for step in _states(run, objective, loaded):
+        title = "the model" if step is None else f"epoch {epochs[step]:.3g}" if step in epochs else f"step {step:,}"
+        moments[title] = rebuilt_by(objective, raw, frames, torch.from_numpy(rows))
+    drawn = []
+    for place, row in enumerate(rows.tolist()):
+        label = ", ".join(clips.labels(row))
+        name = clips.name(row) + (f" ({label})" if label else "")
+        drawn.append(_Drawn(name, int(frames[place]), place, moments))
+    few = "" if len(moments) > 1 else note("One state is shown: no other checkpoint is there (keep_checkpoints).")
+    return _lead(next(iter(moments.values()))) + "".join(map(_clip, drawn)) + few
 
 
-def _states(run: Path, hiding: Hiding, loaded: LoadedModel) -> Iterator[int | None]:
+def _lead(rebuilt: Rebuilt) -> str:
+    text = f"What is grey ({rebuilt.hidden.mean():.0%}) was hidden from the encoder, in every epoch the same. "
+    if rebuilt.puzzle:
+        text += "This objective rebuilds nothing; it tells the hidden patches of a clip apart. In the other pictures "
+        text += "they lie where it would put them, each place with the patch that it takes for its own; the number is "
+        text += "the share of places with a wrong one."
+    else:
+        text += "In the other pictures stands what the model made of the rest; the number is the mean squared error of "
+        text += "what was hidden, in normalised units."
+    return f"<p>{escape(text)}</p>"
+
+
+def _clip(drawn: _Drawn) -> str:
+    last = list(drawn.moments.values())[-1]
+    true, hidden = last.true[drawn.place, : drawn.length], last.hidden[drawn.place, : drawn.length]
+    between = limits(true)
+
+    def figure(values: NDArray[np.float32], caption: str, cover: NDArray[np.bool_] | None = None) -> str:
+        picture = spectrogram(values, alt=f"{caption}: {drawn.name}", between=between, hidden=cover)
+        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+
+    figures = [figure(true, "the clip"), figure(true, "what the encoder saw", hidden)]
+    for title, each in drawn.moments.items():
+        error = each.error[drawn.place]
+        said = f"{error:.0%} wrong" if each.puzzle else f"{error:.3f}"
+        figures.append(figure(each.made[drawn.place, : drawn.length], f"{title}: {said}"))
+    rows = -(-len(figures) // _ACROSS)
+    columns = -(-len(figures) // rows)
+    head = f'<p class="soft"><span class="path">{escape(drawn.name)}</span></p>'
+    kind = "triptych" if rows == 1 else "triptych course"
+    return f'{head}<div class="{kind}" style="--columns:{columns}">{"".join(figures)}</div>'
+
+
+def _objective(loaded: LoadedModel) -> Objective:
+    """The objective that the model was pretrained by, without the weights beside the encoder."""
+    how = loaded.description.objective
+    if not isinstance(loaded.module, SpectrogramEncoder) or how is None:
+        raise NotShownError("the model was not pretrained by this run")
+    normalisation = loaded.description.normalisation
+    seed = loaded.description.provenance.get("settings", {}).get("seed", 42)
+    if how.get("objective") == "reconstruction":
+        return ReconstructionObjective(
+            loaded.module,
+            normalisation=normalisation,
+            channels=how["channels"],
+            decoder_width=how["decoder_width"],
+            seed=seed,
+            **{name: how[name] for name in _MASKS},
+        ).eval()
+    if how.get("objective") not in TASKS:
+        raise NotShownError(f"there is nothing hidden and rebuilt with the objective {how.get('objective')}")
+    return SSASTObjective(
+        loaded.module,
+        task=how["objective"],
+        normalisation=normalisation,
+        encode=how["encode"],
+        decoder_depth=how["decoder_depth"],
+        decoder_width=how["decoder_width"],
+        mask=how["mask"],
+        mask_ratio=how["mask_ratio"],
+        mask_count=how["mask_count"],
+        cluster=(how["cluster_min"], how["cluster_max"]),
+        mask_padding=how["mask_padding"],
+        normalize_targets=how["normalize_targets"],
+        seed=seed,
+    ).eval()
+
+
+def _states(run: Path, objective: Objective, loaded: LoadedModel) -> Iterator[int | None]:
     """Puts one state after the other into the objective: those of checkpoints, else (None) that of the model."""
     checkpoints = Checkpoints(run / "checkpoints")
     found = False
@@ -76,37 +184,9 @@ def _states(run: Path, hiding: Hiding, loaded: LoadedModel) -> Iterator[int | No
             verify(checkpoints.path(step))
         except CheckpointError:
             continue
-        hiding.objective.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"))
+        objective.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"))
         found = True
         yield step
     if not found:
-        hiding.objective.load_head_state(loaded.objective_state)
+        objective.load_head_state(loaded.objective_state)
         yield None
-
-
-def _triptych(
-    clips: Clips,
-    row: int,
-    *,
-    true: NDArray[np.float32],
-    hidden: NDArray[np.bool_],
-    drawn: Mapping[str, tuple[NDArray[np.float32], float]],
-    length: int,
-) -> str:
-    between = limits(true[:length])
-    name = clips.name(row)
-
-    def figure(values: NDArray[np.float32], caption: str, cover: NDArray[np.bool_] | None = None) -> str:
-        picture = spectrogram(
-            values[:length],
-            alt=f"{caption}: {name}",
-            between=between,
-            hidden=None if cover is None else cover[:length],
-        )
-        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
-
-    figures = [figure(true, "the clip"), figure(true, "what the encoder saw", hidden)]
-    figures += [figure(values, f"{title}: {error:.3f}") for title, (values, error) in drawn.items()]
-    label = ", ".join(clips.labels(row))
-    head = f'<p class="soft"><span class="path">{escape(name)}</span>{escape(f" ({label})" if label else "")}</p>'
-    return f'{head}<div class="triptych" style="--columns:{len(figures)}">{"".join(figures)}</div>'

@@ -19,7 +19,8 @@ class ReportSettings:
         map: How the clips of a map are laid out: `tsne`, `pca`, or `umap`, which needs the extra `umap`.
         map_clips: Clips of a map at most.
         examples: Clips of a store that are shown.
-        rebuilt: Clips whose hidden patches are shown as the model rebuilt them.
+        rebuilt: Clips whose hidden parts are shown as the model rebuilt them; at most as many as were written down in
+            pretraining (its `snapshots`).
         mistakes: Mistakes that are shown; of predictions, the surest ones.
         sounds: Sounds of each map, and of all else together, at most; 0 is none.
         sound_seconds: Length of a sound at most.

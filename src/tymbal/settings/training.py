@@ -184,6 +184,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
             evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours.
         probe_every: Epochs from one such probe to the next.
+        snapshots: Validation clips of which it is written down, at evaluations over the whole training, what the model
+            rebuilds of them: the pictures of `tymbal report`. 0 writes nothing.
     """
 
     recipes: ClassVar[tuple[Recipe, ...]] = (RECONSTRUCTION,)
@@ -221,6 +223,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     chunk: int | None = None
     probe_data: str | None = None
     probe_every: float = 5.0
+    snapshots: int = 3
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
@@ -242,6 +245,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         check(0 < self.view_mask_ratio < 1, "view_mask_ratio", self.view_mask_ratio, "a fraction between 0 and 1")
         check(self.chunk is None or self.chunk >= 1, "chunk", self.chunk, "1 or more")
         check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
+        check(self.snapshots >= 0, "snapshots", self.snapshots, "0 or more")
         check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
         check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
         width, _, heads = self.shape

@@ -16,6 +16,9 @@ class ProbeSettings(PtSettings):
     """What a frozen encoder knows: logistic regression and nearest neighbours on its embeddings.
 
     Attributes:
+        readers: What reads: `logistic` regression, `knn`, and `attentive`, which looks at every token of a clip with
+            learned queries instead of at their mean. That finds what is short, takes about as long as another pass of
+            the encoder, and disk space for all tokens while it reads them.
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
             apart, `cls` the class tokens. Several are read from one pass.
         layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
@@ -33,6 +36,7 @@ class ProbeSettings(PtSettings):
         seed: Seed of the random encoder and of the inner split that chooses the regularisation.
     """
 
+    readers: tuple[Literal["logistic", "knn", "attentive"], ...] = ("logistic", "knn")
     pooling: tuple[Literal["mean", "rows", "cls"], ...] = ("rows",)
     layer: int | None = None
     layers: Literal["last", "all"] = "last"
@@ -50,6 +54,7 @@ class ProbeSettings(PtSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(len(self.readers) >= 1, "readers", self.readers, "one reader or more")
         check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
         check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
         both = self.layer is not None and self.layers == "all"

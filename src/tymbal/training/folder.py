@@ -9,6 +9,7 @@
       log.txt         the same for a person
       classes.csv     what each evaluation of a classifier found of each class
       confusion.csv   which classes its best model takes for which, and confusion.png
+      rebuilt/        what a pretraining rebuilt of some clips in its course, for the report
       tensorboard/
       result.json     written last: how the run ended, and the figures of the model
 
@@ -48,6 +49,7 @@ FREE = frozenset(
         "report_to",
         "probe_data",
         "probe_every",
+        "snapshots",
     }
 )
 """Settings that may differ from session to session of one run."""
@@ -131,6 +133,11 @@ class RunFolder:
     def classes(self) -> Path:
         """Table of what evaluations found of each class."""
         return self.path / "classes.csv"
+
+    @property
+    def rebuilt(self) -> Path:
+        """Folder of what was rebuilt in the course of a pretraining."""
+        return self.path / "rebuilt"
 
     @property
     def tensorboard(self) -> Path:

@@ -117,6 +117,7 @@ def train(
     weights: NDArray[np.float64] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     watch: Callable[[Mapping[str, float], float], dict[str, float]] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     finalise: Callable[[RunResult], None],
 ) -> RunResult:
     """Trains a module to the end of its plan, its patience or its minutes, or continues to do so.
@@ -138,6 +139,7 @@ def train(
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
         on_evaluation: Told about every evaluation, in the first process only.
         watch: Adds figures to those of every evaluation, told these and the epoch, in the first process only.
+        callbacks: What else happens in the course of the training.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
             weights, where one is wanted, and then for the best.
 
@@ -181,6 +183,7 @@ def train(
             stages=stages,
             classes=classes,
             watch=watch,
+            more=callbacks,
             groups=groups
             or parameter_groups(
                 module.named_parameters(), learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
@@ -306,6 +309,7 @@ def _trainer(
     stages: Stages | None,
     classes: Sequence[str],
     watch: Callable[[Mapping[str, float], float], dict[str, float]] | None,
+    more: Sequence[TrainerCallback],
     groups: list[dict[str, Any]],
 ) -> TymbalTrainer:
     device, dtype = arithmetic
@@ -322,7 +326,7 @@ def _trainer(
         save_every=settings.save_every,
         validates=validation_dataset is not None,
     )
-    callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, folder.log, clock, plan)]
+    callbacks: list[TrainerCallback] = [timetable, clock, MetricsFile(folder.metrics, folder.log, clock, plan), *more]
     if settings.patience:
         patience = EarlyStoppingCallback(settings.patience, settings.min_progress)
         patience.early_stopping_patience_counter = start.idle

@@ -4,8 +4,8 @@
     wandb          where `WANDB_…` in the environment says
     mlflow         where `MLFLOW_TRACKING_URI` says, in the experiment `MLFLOW_EXPERIMENT_NAME`
 
-What is missing or cannot be reached is an error before anything is computed. A resumed run goes on in the MLflow run
-that it began, whose number the run folder keeps.
+What is missing or cannot be reached is an error before anything is computed. A resumed run goes on in the MLflow or W&B
+run that it began, whose number the run folder keeps (`mlflow.json`, `wandb.json`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = ["check_trackers", "trackers"]
 
 _TRACKERS = ("tensorboard", "wandb", "mlflow")
 _MLFLOW_RUN = "mlflow.json"
+_WANDB_RUN = "wandb.json"
 _AT_ONCE = 100  # parameters that MLflow takes in a call
 _LONGEST = 500  # letters of a parameter's value, in older versions of MLflow
 
@@ -73,7 +74,7 @@ def trackers(settings: TrainingSettings, folder: RunFolder, *, purge: int | None
         writer = SummaryWriter(str(folder.tensorboard), purge_step=purge)
         found.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     if "wandb" in settings.report_to:
-        found.append(WandbCallback())  # type: ignore[no-untyped-call]
+        found.append(_WandB(settings, folder))
     if "mlflow" in settings.report_to:
         found.append(_MLflow(settings, folder))
     return found
@@ -145,6 +146,51 @@ class _MLflow(TrainerCallback):
             self._client.log_batch(run, params=told[start : start + _AT_ONCE])
         write_json(self._record, {"run_id": run})
         return str(run)
+
+
+class _WandB(WandbCallback):  # type: ignore[misc]
+    """Logs to Weights & Biases as Hugging Face does, but in one run for all sessions, which we begin.
+
+    A run that the caller has begun is taken as it is, and stays open.
+    """
+
+    def __init__(self, settings: TrainingSettings, folder: RunFolder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._settings = config.to_mapping(settings)
+        self._name = folder.path.resolve().name
+        self._record = folder.path / _WANDB_RUN
+        self._is_ours = False
+
+    @override
+    def setup(self, args: TrainingArguments, state: TrainerState, model: Any, **kwargs: Any) -> None:
+        if self._wandb.run is None:
+            self._is_ours = True
+            known = os.environ.get("WANDB_RUN_ID") or self._recorded()
+            run = self._wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "tymbal"),
+                name=os.environ.get("WANDB_NAME", self._name),
+                id=known,
+                resume="allow",
+                config=self._settings,
+            )
+            write_json(self._record, {"run_id": str(run.id)})
+        super().setup(args, state, model, **kwargs)  # type: ignore[no-untyped-call]
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        if self._is_ours:  # the next training of this process is another run
+            self._wandb.finish()
+            self._initialized = False
+
+    def _recorded(self) -> str | None:
+        """The number of the run that an earlier session began."""
+        try:
+            return str(json.loads(self._record.read_text(encoding="utf-8"))["run_id"])
+        except (OSError, ValueError, KeyError):
+            return None
 
 
 def _reach_mlflow() -> None:

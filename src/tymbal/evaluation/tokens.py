@@ -1,0 +1,145 @@
+"""Tokens of clips by a frozen encoder, on the disk: what an attentive probe reads again and again.
+
+A clip's tokens are many times its embedding (of ten seconds by a base encoder 0.8 MB in float16), so that they are
+written once, clip after clip, and read by batches: memory does not grow with the clips.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tymbal.errors import SettingsError
+from tymbal.inference.encode import Encoded, check_layer, encode_layers
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.progress import Progress, tell
+from tymbal.settings import ProbeSettings
+from tymbal.store.base import SpectrogramSource
+from tymbal.training.device import choose_device, choose_precision
+
+__all__ = ["Tokens", "write_tokens"]
+
+_LARGEST = float(np.finfo(np.float16).max)
+_SPARE = 64 * 2**20
+_WORTH_SAYING = 10**8
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of clips in a file, float16, one clip behind the other.
+
+    Attributes:
+        path: The file.
+        shape: Tokens of a clip and their width.
+        grid: Rows and columns of patches.
+        prefix: Tokens in front of the patches.
+        real_columns: Columns at the start of each clip that are read, [clips].
+    """
+
+    path: Path
+    shape: tuple[int, int]
+    grid: tuple[int, int]
+    prefix: int
+    real_columns: NDArray[np.int64]
+
+    def batch(self, places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Reads clips.
+
+        Args:
+            places: Which, in the order of the file, [clips].
+
+        Returns:
+            float32 [clips, tokens, width], and which of the tokens count, bool [clips, tokens].
+        """
+        values = np.empty((len(places), *self.shape), np.float16)
+        with self.path.open("rb") as file:
+            for place, row in zip(places.tolist(), values, strict=True):
+                file.seek(place * row.nbytes)
+                file.readinto(row.data)
+        inside = np.arange(self.grid[1]) < self.real_columns[places, None]  # [clips, columns]
+        patches = np.broadcast_to(inside[:, None], (len(places), *self.grid)).reshape(len(places), -1)
+        real = np.concatenate([np.ones((len(places), self.prefix), bool), patches], axis=1)
+        return torch.from_numpy(values).float(), torch.from_numpy(real)
+
+
+def write_tokens(
+    encoder: SpectrogramEncoder,
+    description: ModelDescription,
+    store: SpectrogramSource,
+    rows: NDArray[np.int64],
+    *,
+    layers: Sequence[int | None],
+    settings: ProbeSettings,
+    folder: Path,
+    progress: Progress,
+) -> dict[int | None, Tokens]:
+    """Encodes rows of a store, from several layers in one pass, into a file a layer.
+
+    Args:
+        encoder: The encoder; it is moved to the device and put into evaluation mode.
+        description: How its model normalises.
+        store: Where the spectrograms are.
+        rows: Which of them, [clips].
+        layers: Layers, as in `tymbal.inference.embed.embed_layers`.
+        settings: Batch size, device, precision, and whether padding is left out.
+        folder: Where the files go.
+        progress: Told of each batch.
+
+    Raises:
+        SettingsError: The disk is too small, or there is no such layer.
+    """
+    for layer in layers:
+        check_layer(encoder, layer)
+    device, _ = choose_device(settings.device)
+    dtype, _ = choose_precision(settings.precision, device)
+    encoder = encoder.to(device).eval()
+    paths = {layer: folder / f"{'last' if layer is None else layer}.tokens" for layer in layers}
+    files = {layer: path.open("wb") for layer, path in paths.items()}
+    columns: list[NDArray[np.int64]] = []
+    try:
+        for start in range(0, len(rows), settings.batch_size):
+            part = rows[start : start + settings.batch_size]
+            frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
+            x = description.normalisation(torch.from_numpy(store.gather(part)).to(device), frames)
+            encoded = encode_layers(encoder, x, frames, layers=layers, skip_padding=settings.skip_padding, dtype=dtype)
+            if not start:
+                _check_space(folder, encoded[layers[0]], clips=len(rows), layers=len(layers))
+            for layer, file in files.items():
+                half = encoded[layer].tokens.clamp(-_LARGEST, _LARGEST).half()
+                file.write(half.cpu().contiguous().numpy().data)
+            columns.append(_real_columns(encoded[layers[0]], len(part)))
+            progress.advance(len(part))
+    finally:
+        for file in files.values():
+            file.close()
+    one = encoded[layers[0]]
+    shape = (one.tokens.shape[1], one.tokens.shape[2])
+    return {layer: Tokens(path, shape, one.grid, one.prefix, np.concatenate(columns)) for layer, path in paths.items()}
+
+
+def _real_columns(encoded: Encoded, clips: int) -> NDArray[np.int64]:
+    if encoded.real_columns is None:
+        return np.full(clips, encoded.grid[1], np.int64)
+    return np.asarray(encoded.real_columns.cpu().numpy(), np.int64)
+
+
+def _check_space(folder: Path, encoded: Encoded, *, clips: int, layers: int) -> None:
+    needed = encoded.tokens[0].numel() * 2 * clips * layers
+    free = shutil.disk_usage(folder).free
+    if needed >= _WORTH_SAYING:
+        tell(f"An attentive probe reads every token: {needed / 1e9:.1f} GB of them are written into {folder} for now")
+    if needed + _SPARE > free:
+        raise SettingsError(
+            f"the tokens for an attentive probe take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free",
+            path=folder,
+            advice="Set TMPDIR to a folder on a larger disk, give fewer clips or layers, or leave attentive out of "
+            "readers.",
+        )

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tymbal.errors import SettingsError
+from tymbal.inference.annotations import write_audacity, write_raven
+from tymbal.inference.detections import Detection
+from tymbal.inference.found import beside, is_annotations, read_found
+from tymbal.inference.predictions import DETECTIONS, WINDOWS
+from tymbal.inference.tables import TABLES, open_table
+
+ROWS = [("a, b.wav", 0.0, 5.0, "robin", 0.75), ("ü.wav", 86400.0, 86405.0, 'the "wren"', 0.5)]
+FOUND = [Detection(0.5, 0, 3.25, 0.91, 3), Detection(86399.125, 1, 86400.0, 0.5, 1)]
+LABELS = ("robin", "song thrush 2")
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_read_found__tables_of_windows_and_of_detections_come_back(tmp_path: Path, ending: str) -> None:
+    with open_table(tmp_path / f"a.{ending}", ending, WINDOWS) as write:
+        for row in ROWS:
+            write((*row, None, "2024-06-01T00:00:00"))
+    with open_table(tmp_path / f"a.detections.{ending}", ending, DETECTIONS) as write:
+        for row in ROWS:
+            write((*row, None, None, 2))
+    for name, kind in ((f"a.{ending}", "windows"), (f"a.detections.{ending}", "detections")):
+        found = read_found(tmp_path / name)
+        assert found.kind == kind
+        assert [tuple(row) for row in found.rows] == ROWS
+    assert beside(tmp_path / f"a.{ending}") == tmp_path / f"a.detections.{ending}"
+    assert beside(tmp_path / f"a.detections.{ending}") is None
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_read_found__nothing_found_is_no_mistake(tmp_path: Path, ending: str) -> None:
+    with open_table(tmp_path / f"a.{ending}", ending, WINDOWS):
+        pass
+    assert list(read_found(tmp_path / f"a.{ending}").rows) == []
+
+
+def test_read_found__raven_and_audacity_come_back(tmp_path: Path) -> None:
+    (tmp_path / "out" / "north").mkdir(parents=True)
+    write_raven(tmp_path / "out" / "a.selections.txt", "nights/a.wav", FOUND, LABELS, band=(20.0, 8000.0))
+    write_audacity(tmp_path / "out" / "north" / "b.labels.txt", FOUND, LABELS)
+    assert is_annotations(tmp_path / "out")
+    assert not is_annotations(tmp_path / "out" / "a.selections.txt")
+    found = read_found(tmp_path / "out")
+    assert found.kind == "detections"
+    path = str(Path("nights/a.wav").absolute())
+    assert [tuple(row) for row in found.rows] == [
+        (path, 0.5, 3.25, "robin", 0.91),
+        (path, 86399.125, 86400.0, "song thrush 2", 0.5),
+        ("north/b", 0.5, 3.25, "robin", 0.91),
+        ("north/b", 86399.125, 86400.0, "song thrush 2", 0.5),
+    ]
+
+
+def test_read_found__annotations_of_others(tmp_path: Path) -> None:
+    columns = "Selection\tView\tBegin Time (s)\tEnd Time (s)\tCommon Name\tConfidence\tFile Offset (s)\tBegin Path\n"
+    rows = "1\tSpectrogram 1\t63.0\t66.0\tRobin\t0.4\t3.0\tb.wav\n1\tWaveform 1\t63.0\t66.0\tRobin\t0.4\t3.0\tb.wav\n"
+    (tmp_path / "birdnet.txt").write_text(columns + rows, encoding="utf-8")
+    assert [tuple(row) for row in read_found(tmp_path / "birdnet.txt").rows] == [("b.wav", 3.0, 6.0, "Robin", 0.4)]
+    (tmp_path / "hand.txt").write_text("1.5\t2\tblack cap\n\\\t100\t900\n3\t4\n5\t6\twren\t0.25\n", encoding="utf-8")
+    assert [tuple(row) for row in read_found(tmp_path / "hand.txt").rows] == [
+        ("hand", 1.5, 2.0, "black cap", 1.0),
+        ("hand", 3.0, 4.0, "", 1.0),
+        ("hand", 5.0, 6.0, "wren", 0.25),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "a,b\n1,2\n", "no table of predictions: it lacks file, start, end, label, score"),
+        ("a.csv", "file,start,end,label,score\nx.wav,0,1,robin,0.5\nx.wav,0\n", "row 2 cannot be read"),
+        ("a.csv", "file,start,end,label,score\nx.wav,0,1,robin,nan\n", "row 1 cannot be read"),
+        ("a.jsonl", '{"file": "x.wav", "start"', "the table cannot be read: line 1:"),
+        ("a.json", "[3]", "a row is no object with names"),
+        ("a.parquet", "not parquet", "the table cannot be read"),
+        ("a.txt", "hello\n", "line 1 is none of an Audacity label track"),
+        ("a.txt", "Selection\tView\n", "lacks Begin Time"),
+        ("a.docx", "", "is no table of predictions"),
+    ],
+)
+def test_read_found__what_is_broken_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError, match=message):
+        list(read_found(tmp_path / name).rows)
