@@ -124,10 +124,9 @@ def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Eyes
     embedder = Embedder(loaded, pooling=chosen.pooling, device=device, dtype=dtype)
     description, library = loaded.description, None
     if store is not None:
-        print_ = embedder.record()["model"]
-        library = open_library(
-            store, model=model, fingerprint=print_, mels=description.features.mel_bins, settings=chosen
-        )
+        fingerprint = embedder.record()["model"]
+        mels = description.features.mel_bins
+        library = open_library(store, model=model, fingerprint=fingerprint, mels=mels, settings=chosen)
         embedder = embedder_like(loaded, library.record, index=library.name, source=model, device=device, dtype=dtype)
     scorer = Scorer(loaded, device=device, dtype=dtype) if description.labels else None
     window = chosen.window if library is None else library.window

@@ -8,11 +8,12 @@ are what is pooled, else from the patches, whose mean is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.encoder import Block, SpectrogramEncoder
 
 __all__ = ["MOST_TOKENS", "Attention", "attention", "readers"]
 
@@ -65,7 +66,7 @@ def attention(encoder: SpectrogramEncoder, x: Tensor, *, readers: Tensor) -> Att
     def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
         found.append(_weights(output[0].float(), heads))
 
-    handles = [block.attention.qkv.register_forward_hook(keep) for block in encoder.blocks]
+    handles = [cast(Block, block).attention.qkv.register_forward_hook(keep) for block in encoder.blocks]
     try:
         encoder(x)
     finally:

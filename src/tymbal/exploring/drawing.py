@@ -40,7 +40,7 @@ _ROOM = 12_000_000  # bytes of all neighbours' sounds
 def note(text: str, *, warning: bool = False) -> str:
     """A remark in plain text; the lines of an error below each other."""
     lines = "<br>".join(escape(line.strip()) for line in text.splitlines())
-    return f'<p class="{"warn" if warning else "note"}"{" role=alert" if warning else ""}>{lines}</p>'
+    return f'<p class="warn" role="alert">{lines}</p>' if warning else f'<p class="note">{lines}</p>'
 
 
 def window(look: Look, eyes: Eyes, *, patch: tuple[int, int]) -> str:
@@ -186,7 +186,7 @@ def _lines(survey: Survey, values: NDArray[np.float32], labels: Sequence[str], c
     )
     told = ", ".join(f"{labels[label]} at most {values[:, label].max():.0%}" for label in strongest)
     more = len(labels) - len(strongest)
-    rest = f'<span class="soft">{more:,} labels that stay lower are not drawn</span>' if more else ""
+    rest = f'<span class="soft">Not drawn, as they stay lower: {more:,} more</span>' if more else ""
     return plot(
         "scores",
         "Scores over time",

@@ -124,7 +124,7 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
     if not source.exists():
         raise SettingsError("there is no such file or folder", path=source, advice="Check the path.")
     store = _store(source, mels)
-    how = {"pooling": settings.pooling, "window": settings.window if store is None else None}
+    how: dict[str, Any] = {"pooling": settings.pooling, "window": settings.window if store is None else None}
     key = _key(source, store, {"schema": _SCHEMA, "model": fingerprint, "precision": settings.precision, **how})
     table = place_for_table(key)
     if table is None:

@@ -27,7 +27,7 @@ __all__ = ["Served", "build", "serve"]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING = "Going through the recording …"
-_DROP = "Drop a sound above, or record one."
+_DROP = "Drop a sound above, or record one. It stays on this machine and is deleted when you close the page."
 _PROGRESS = gr.Progress()  # Gradio fills it in where it is a default
 
 

@@ -117,7 +117,10 @@ def shortened(values: NDArray[np.floating]) -> tuple[NDArray[np.float32], int]:
 def _shade(values: NDArray[np.floating], between: tuple[float, float]) -> NDArray[np.uint8]:
     low, high = between
     known = np.nan_to_num(np.asarray(values, np.float32), nan=low, posinf=high, neginf=low)
-    return np.clip((known - low) / (high - low) * (_LEVELS - 1), 0, _LEVELS - 1).round().astype(np.uint8)
+    shade: NDArray[np.uint8] = (
+        np.clip((known - low) / (high - low) * (_LEVELS - 1), 0, _LEVELS - 1).round().astype(np.uint8)
+    )
+    return shade
 
 
 def _file(shade: NDArray[np.uint8], palette: bytes, *, opacity: bytes = b"") -> bytes:
