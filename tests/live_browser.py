@@ -94,7 +94,7 @@ class LiveBrowser:
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
-    def wait(self, script: str, *, seconds: float = 30) -> Any:
+    def wait(self, script: str, *, seconds: float = 90) -> Any:
         """Waits until an expression is true, and gives it."""
         end = time.monotonic() + seconds
         while True:

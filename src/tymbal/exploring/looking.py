@@ -39,7 +39,7 @@ class Look:
         end: Where its sound ends, in seconds.
         values: Its log-mel spectrogram without padding, float32 [frames, mels].
         reach: Mel bins and frames, from the lowest and the first, that these patches cover; the last may be padding.
-        loudest: Row and column of the patch with the most energy.
+        loudest: Row and column of the patch with the loudest spot.
         tokens: What became of the patches that hold sound, float32 [rows, columns, width].
         embedding: [dimensions].
         attention: Shares of attention of these patches by kind (`last`, `rollout`), [rows, columns] each; empty where
@@ -146,8 +146,8 @@ class Eyes:
         config, (rows, all_columns) = encoder.config, encoded.grid
         columns = int(config.real_columns(frames, all_columns)[0])
         patches = encoded.tokens[0, encoded.prefix :].view(rows, all_columns, -1)[:, :columns]
-        energy = encoder.patchify(x)[0].mean(1).view(encoded.grid)[:, :columns]
-        loudest = divmod(int(energy.argmax()), columns)
+        peaks = encoder.patchify(x)[0].amax(1).view(encoded.grid)[:, :columns]
+        loudest = divmod(int(peaks.argmax()), columns)
         return Look(
             start=window.start / self.cut.rate,
             end=window.end / self.cut.rate,
