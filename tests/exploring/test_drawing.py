@@ -129,7 +129,7 @@ def test_course__one_window_has_none(eyes: Eyes, tmp_path: Path) -> None:
     assert drawing.course(survey, eyes.look(tmp_path / "short.wav"), eyes) == ""
 
 
-def neighbour(file: Path | str, *, row: int = 0, label: str = "") -> Neighbour:
+def neighbour(file: Path | str, *, row: int = 0, label: str | None = None) -> Neighbour:
     return Neighbour(row, str(file), 0.1, 0.3, label, 0.9876)
 
 
@@ -148,7 +148,8 @@ def test_cards__have_sound_and_spectrogram(eyes: Eyes, sound: Path) -> None:
 def test_cards__of_a_store_without_its_sound_show_the_spectrogram(eyes: Eyes, tmp_path: Path) -> None:
     store = tone_store(tmp_path / "store", clips=4)
     library = Library(tmp_path / "store", tmp_path, {}, store)
-    text = drawing.cards([neighbour("/tones/low/1.wav", row=5)], library, eyes)
+    text = drawing.cards([neighbour("/tones/low/1.wav", row=5, label="")], library, eyes)
+    assert "no label" in text
     assert pictures(text)[0].size == (int(store.real_frames[5]), 16)
     assert "No sound: the file is not there any more." in text
     assert "<audio" not in text

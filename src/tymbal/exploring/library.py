@@ -45,7 +45,7 @@ class Neighbour:
         file: Where it is, or was.
         start: Seconds from the beginning of the file.
         end: Where it ends, in seconds.
-        label: Its labels; empty where there are none.
+        label: Its labels; empty where it has none, None where nobody has any.
         similarity: Cosine of the angle between the embeddings; 1 is the same.
     """
 
@@ -53,7 +53,7 @@ class Neighbour:
     file: str
     start: float
     end: float
-    label: str
+    label: str | None
     similarity: float
 
 
@@ -89,7 +89,7 @@ class Library:
         search = nearest_approximately if self.approximate else nearest_exactly
         rows, scores = search(self.table, embedding, top)
         return [
-            Neighbour(row, each["file"], each["start"], each["end"], each.get("label") or "", score)
+            Neighbour(row, each["file"], each["start"], each["end"], each.get("label"), score)
             for row, each, score in zip(rows.tolist(), rows_of(self.table, rows), scores.tolist(), strict=True)
         ]
 

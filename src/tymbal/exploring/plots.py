@@ -40,6 +40,7 @@ _STEPS = (
     14_400,
     43_200,
 )
+_EDGE = 0.03
 _MOST = 7  # labels below a picture
 _APART = 0.09  # of the height, between two labels
 
@@ -107,7 +108,7 @@ def plot(
             f'<span class="chosen" style="left:{100 * left:.3f}%;width:{100 * wide:.3f}%;'
             f'bottom:{choice.row * tallness:.3f}%;height:{tallness:.3f}%"></span>'
         )
-    across = "".join(f'<span style="left:{100 * at:.2f}%">{escape(text)}</span>' for at, text in x)
+    across = "".join(f'<span{_side(at)} style="left:{100 * at:.2f}%">{escape(text)}</span>' for at, text in x)
     up = "".join(f'<span style="bottom:{100 * at:.2f}%">{escape(text)}</span>' for at, text in y)
     return (
         f'<figure class="plot{"" if tall else " strip"}"><h3>{title}</h3>'
@@ -137,6 +138,11 @@ def time_marks(start: float, end: float) -> list[Mark]:
     step = next((step for step in _STEPS if (end - start) / step < _MOST), 86_400)
     first, last = math.ceil(start / step - 1e-6), math.floor(end / step + 1e-6)
     return [((n * step - start) / (end - start), _clock(n * step, step)) for n in range(first, last + 1)]
+
+
+def _side(at: float) -> str:
+    """A label in the middle would stick out at an edge."""
+    return ' class="first"' if at < _EDGE else ' class="last"' if at > 1 - _EDGE else ""
 
 
 def _clock(seconds: float, step: float) -> str:
