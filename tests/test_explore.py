@@ -166,14 +166,14 @@ def test_page__patches_maps_and_windows_are_chosen(server: Server, tmp_path: Pat
         browser.wait(f"{chosen}.join(' ') === '1,2 1,2'")
         before = browser.evaluate("document.querySelector('#map .over').src")
         browser.click("#kind label:nth-of-type(2)")
-        browser.wait("document.querySelector('#map h3').innerText === 'Attention of the last block'")
+        browser.wait("document.querySelector('#map h3').innerText === 'Attention, last block'")
         assert browser.evaluate("document.querySelector('#map .over').src") != before
         browser.click("[data-name=scores]", across=0.4)  # into the high tone
         browser.wait("document.querySelector('#window h3').innerText === 'Spectrogram 1.50 to 1.83 s'")
         browser.wait("document.querySelector('.card .path').innerText.includes('high-')")
         assert browser.evaluate("document.querySelector('#at input').value") == "16"
         assert browser.evaluate("document.querySelector('[data-name=recording]').dataset.column") == "15"
-        assert browser.evaluate("document.querySelector('#map h3').innerText") == "Attention of the last block"
+        assert browser.evaluate("document.querySelector('#map h3').innerText") == "Attention, last block"
         _check(browser, server)
 
 

@@ -26,8 +26,8 @@ __all__ = ["MAPS", "cards", "course", "note", "scores", "token_map", "window"]
 
 MAPS = {
     "like": "Like the chosen patch",
-    "last": "Attention of the last block",
-    "rollout": "Attention through all blocks",
+    "last": "Attention, last block",
+    "rollout": "Attention, all blocks",
 }
 """What a map can show, and what that is called."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -287,7 +288,7 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Ser
             f"the page cannot be served at {where}: the port is taken, or the address is not this machine's",
             advice="Choose another --port or --host.",
         ) from None
-    return Served(url, page.close)
+    return Served(url, partial(page.close, verbose=False))
 
 
 def _html(value: str = "", *, elem_id: str | None = None, script: str | None = None) -> gr.HTML:
