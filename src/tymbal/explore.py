@@ -10,9 +10,12 @@ what is dropped on it is deleted when the next sound comes, or the page is close
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +27,9 @@ from tymbal.settings import ExploreSettings
 from tymbal.stopping import stop_at_once
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     from tymbal.exploring.library import Library
     from tymbal.exploring.looking import Eyes
+    from tymbal.exploring.page import Served
 
 __all__ = ["ExploreResult", "explore"]
 
@@ -72,40 +74,51 @@ def explore(
         StoreError: The store cannot be read.
     """
     chosen = configuration.resolve(ExploreSettings, settings, config=config)
-    ended = until or threading.Event()
-    with tempfile.TemporaryDirectory(prefix="tymbal-explore-") as folder:
-        page = _gradio(Path(folder))
+    _check_gradio()
+    with stop_at_once(), _own_uploads() as folder:
         eyes, library, facts = _open(str(model), None if store is None else Path(store), chosen)
+        from tymbal.exploring import page
         from tymbal.exploring.uploads import Uploads
 
-        built = page.build(eyes, library, Uploads(Path(folder)), facts=facts, top=chosen.top, minutes=chosen.minutes)
+        built = page.build(eyes, library, Uploads(folder), facts=facts, top=chosen.top, minutes=chosen.minutes)
         served = page.serve(built, host=chosen.host, port=chosen.port, browser=chosen.browser)
-        say(f"The page is at {served.url}  (Ctrl-C ends it)")
-        if chosen.host not in page.LOOPBACK:
-            say("Whoever reaches this address can use the page: there is no password.", style="yellow")
         try:
-            with stop_at_once():
-                while not ended.wait(1.0):
-                    pass
+            _wait(served, until or threading.Event())
         finally:
             served.close()
     return ExploreResult(served.url)
 
 
-def _gradio(folder: Path) -> ModuleType:
-    """The module of the page. Gradio reads its telemetry and the folder for uploads from the environment."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)
-    try:
-        import gradio  # noqa: F401
-    except ImportError as error:
-        raise SettingsError(
-            f"the page needs Gradio, which is not installed or broken ({error})",
-            advice="Install it: pip install 'tymbal[explore]'",
-        ) from None
-    from tymbal.exploring import page
+def _wait(served: Served, until: threading.Event) -> None:
+    say(f"The page is at {served.url}  (Ctrl-C ends it)")
+    if not served.local:
+        say("Whoever reaches this address can use the page: there is no password.", style="yellow")
+    while not until.wait(1.0):
+        pass
 
-    return page
+
+def _check_gradio() -> None:
+    """Refuses at once what would fail when the sounds are embedded."""
+    if importlib.util.find_spec("gradio") is None:
+        raise SettingsError(
+            "the page needs Gradio, which is not installed", advice="Install it: pip install 'tymbal[explore]'"
+        )
+
+
+@contextlib.contextmanager
+def _own_uploads() -> Iterator[Path]:
+    """A folder for what is dropped, gone at the end. Gradio reads it, and its telemetry, from the environment."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    with tempfile.TemporaryDirectory(prefix="tymbal-explore-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        try:
+            yield Path(folder)
+        finally:
+            if before is None:
+                del os.environ["GRADIO_TEMP_DIR"]
+            else:
+                os.environ["GRADIO_TEMP_DIR"] = before
 
 
 def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Eyes, Library | None, str]:

@@ -26,7 +26,7 @@ from tymbal.exploring.uploads import Uploads
 
 __all__ = ["Served", "build", "serve"]
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING = "Going through the recording …"
 _DROP = "Drop a sound above, or record one. It stays on this machine and is deleted when you close the page."
 _PROGRESS = gr.Progress()  # Gradio fills it in where it is a default
@@ -38,10 +38,12 @@ class Served:
 
     Attributes:
         url: Where.
+        local: Whether it is reached from this machine alone.
         close: Ends it.
     """
 
     url: str
+    local: bool
     close: Callable[[], None]
 
 
@@ -262,7 +264,7 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Ser
     mono = ("ui-monospace", "Menlo", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=mono)
     # Another site's script that has its own name point to this machine is not answered.
-    names = [*LOOPBACK, "[::1]", host] if host in LOOPBACK else ["*"]
+    names = [*_LOOPBACK, "[::1]", host] if host in _LOOPBACK else ["*"]
     try:
         _, url, _ = page.launch(
             server_name=host,
@@ -288,7 +290,7 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Ser
             f"the page cannot be served at {where}: the port is taken, or the address is not this machine's",
             advice="Choose another --port or --host.",
         ) from None
-    return Served(url, partial(page.close, verbose=False))
+    return Served(url, host in _LOOPBACK, partial(page.close, verbose=False))
 
 
 def _html(value: str = "", *, elem_id: str | None = None, script: str | None = None) -> gr.HTML:
