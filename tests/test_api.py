@@ -12,7 +12,7 @@ import pytest
 import tymbal
 
 VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "report", "embed", "similar")
-VERBS += ("doctor", "convert", "demo")
+VERBS += ("explore", "doctor", "convert", "demo")
 
 
 @pytest.mark.parametrize("name", tymbal.__all__)

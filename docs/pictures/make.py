@@ -1,14 +1,22 @@
 """Draws the pictures of the README from a run of the demo: `make pictures`, or `python docs/pictures/make.py demo`.
 
-The report is photographed by Chromium, where there is one.
+The report and the explorer are photographed by Chromium, where there is one; the latter needs the extra `explore`.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import shutil
+import socket
 import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
 from collections import defaultdict
 from pathlib import Path
 
@@ -18,7 +26,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tymbal.audio.decode import read
+import tymbal
+from tymbal.audio.decode import info, read
 from tymbal.demo.wingbeats import BACKGROUND
 from tymbal.features.kaldi import KaldiFbank
 from tymbal.objectives.masks import make_masks
@@ -50,6 +59,7 @@ def main() -> None:
     Image.open(arguments.output).convert("RGB").quantize(96).save(arguments.output, optimize=True)
     print(arguments.output)
     photograph(arguments.demo / "report.html", arguments.output.with_name("report.png"))
+    explore(arguments.demo, arguments.output.with_name("explore.png"))
 
 
 def photograph(page: Path, output: Path) -> None:
@@ -67,6 +77,48 @@ def photograph(page: Path, output: Path) -> None:
     look = ["--blink-settings=preferredColorScheme=1", f"--screenshot={output.resolve()}"]
     subprocess.run([chromium, *flags, *look, part.resolve().as_uri()], check=True, capture_output=True)  # noqa: S603
     part.unlink()
+    Image.open(output).convert("RGB").quantize(256, kmeans=2).save(output, optimize=True)
+    print(output)
+
+
+def explore(demo: Path, output: Path) -> None:
+    """The page of `tymbal explore`, with the recording dropped on it and a window chosen."""
+    sys.path.append(str(HERE.parents[1] / "tests"))
+    from browser import CHROMIUM  # noqa: PLC0415
+    from live_browser import LiveBrowser  # noqa: PLC0415
+
+    if CHROMIUM is None or importlib.util.find_spec("gradio") is None:
+        print(f"no Chromium or no Gradio is here: {output} stays as it is")
+        return
+    recording = (demo / "recording.flac").resolve()
+    flown = [event for event in read_events(demo / "events.csv") if event[2] != BACKGROUND]
+    start, end, _ = flown[len(flown) // 2]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ended = threading.Event()
+    settings = {"browser": False, "port": port, "top": 4, "until": ended}
+    server = threading.Thread(target=tymbal.explore, args=(demo / "classifier", demo / "store"), kwargs=settings)
+    server.start()
+    url = f"http://127.0.0.1:{port}/"
+    while server.is_alive():
+        try:
+            urllib.request.urlopen(url).close()
+            break
+        except urllib.error.URLError:
+            time.sleep(0.5)
+    with tempfile.TemporaryDirectory() as folder, LiveBrowser(Path(folder)) as browser:
+        browser.open(url, width=1100)
+        browser.wait("!!document.querySelector('#sound input[type=file]')")
+        browser.drop("#sound input[type=file]", recording)
+        browser.wait("document.querySelectorAll('#course img').length && document.querySelectorAll('.card').length")
+        before = browser.evaluate("document.querySelector('#window h3').innerText")
+        browser.click("[data-name=recording]", across=(start + end) / 2 / info(recording).duration)
+        browser.wait(f"document.querySelector('#window h3').innerText !== {before!r}")
+        browser.evaluate("document.activeElement.blur()")
+        time.sleep(1)  # until all that fades has faded
+        browser.picture(output)
+    ended.set()
+    server.join()
     Image.open(output).convert("RGB").quantize(256, kmeans=2).save(output, optimize=True)
     print(output)
 

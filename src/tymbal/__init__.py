@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         TrainingError,
         TymbalError,
     )
+    from tymbal.explore import explore
     from tymbal.finetune import finetune
     from tymbal.models.folder import LoadedModel, load_model, save_model
     from tymbal.predict import predict
@@ -69,6 +70,7 @@ __all__ = [
     "demo",
     "doctor",
     "embed",
+    "explore",
     "finetune",
     "load_model",
     "predict",
@@ -90,6 +92,7 @@ _ORIGIN = {
     "demo": "tymbal.demo.demo",
     "doctor": "tymbal.doctor",
     "embed": "tymbal.embed",
+    "explore": "tymbal.explore",
     "finetune": "tymbal.finetune",
     "load_model": "tymbal.models.folder",
     "predict": "tymbal.predict",

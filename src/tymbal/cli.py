@@ -29,6 +29,7 @@ from tymbal.settings import (
     ConvertSettings,
     DoctorSettings,
     EmbedSettings,
+    ExploreSettings,
     FinetuneSettings,
     PredictSettings,
     PrepareSettings,
@@ -43,7 +44,9 @@ from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
 __all__ = ["app", "main"]
 
 _RESUME = {"always": True, "never": False}
-_LEARNS = frozenset({"pretrain", "probe", "finetune", "predict", "embed", "similar", "report", "doctor", "demo"})
+_LEARNS = frozenset(
+    {"pretrain", "probe", "finetune", "predict", "embed", "similar", "report", "explore", "doctor", "demo"}
+)
 _CONTINUES = frozenset({"prepare", "pretrain", "finetune", "predict", "embed", "ssast", "demo"})
 
 _WAY = Group("The way from sound to predictions", sort_key=0)
@@ -62,6 +65,7 @@ tymbal predict  classifier night.flac -o night.csv
 tymbal report   run classifier night.csv
 tymbal embed    run recordings -o recordings.parquet
 tymbal similar  run clip.wav recordings.parquet
+tymbal explore  classifier recordings
 ```
 
 `tymbal VERB --help` explains a verb and all its settings.
@@ -277,6 +281,24 @@ def report(
         output: The page (.html). Without it, report.html in the folder of the first source.
     """
     _run("report", list(sources), output, common=common, settings=settings)
+
+
+@_verb(ExploreSettings)
+def explore(
+    model: str,
+    store: Path | None = None,
+    /,
+    *,
+    common: Annotated[Common | None, _FLAT] = None,
+    settings: Annotated[ExploreSettings | None, _FLAT] = None,
+) -> None:
+    """Drop or record sounds on a page and see them as a model does, with their neighbours. Stays on this machine.
+
+    Args:
+        model: A run, a model folder, a Hugging Face or SSAST checkpoint.
+        store: Where neighbours are looked for: a folder of sound, a store, or a .parquet file of `tymbal embed`.
+    """
+    _run("explore", model, store, common=common, settings=settings)
 
 
 @_verb(DoctorSettings)

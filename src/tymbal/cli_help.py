@@ -28,6 +28,7 @@ _HEADINGS = {
     "PredictSettings": "Windows and scores",
     "EmbedSettings": "Windows and embeddings",
     "SimilarSettings": "Search",
+    "ExploreSettings": "Page, windows and neighbours",
     "TrainingSettings": "Training",
     "PtSettings": "Spectrograms in .pt files",
     "SoundSettings": "Sound that is not a store yet",

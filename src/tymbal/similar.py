@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tymbal import config as configuration
-from tymbal.errors import ModelError, SettingsError
+from tymbal.errors import SettingsError
 from tymbal.settings import SimilarSettings
 
 if TYPE_CHECKING:
@@ -115,21 +115,13 @@ def similar(
 
 def _embedder(model: str | Path, record: dict[str, Any], settings: SimilarSettings, index: Path) -> Embedder:
     """The model at work as it was when the others were embedded."""
-    from tymbal.inference.embedder import Embedder
+    from tymbal.inference.embedder import embedder_like
     from tymbal.models.folder import load_model
     from tymbal.training.device import choose_device, choose_precision
 
     device, _ = choose_device(settings.device)
     dtype, _ = choose_precision(settings.precision, device)
-    how = {name: record[name] for name in ("pooling", "layer", "skip_padding")}
-    embedder = Embedder(load_model(model), **how, device=device, dtype=dtype)
-    if record["model"] != embedder.record()["model"]:
-        raise ModelError(
-            f"the embeddings in {index} are another model's",
-            path=str(model),
-            advice="Give the model that they were made with, or embed the sounds again.",
-        )
-    return embedder
+    return embedder_like(load_model(model), record, index=index, source=str(model), device=device, dtype=dtype)
 
 
 def _example(embedder: Embedder, clip: Path, record: dict[str, Any], *, batch_size: int) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Embeddings that are kept from one probe to the next, in the user's cache folder.
+"""Embeddings that are kept from one probe, and one look at a store, to the next, in the user's cache folder.
 
 What they were made of is their name: a hash of the weights, the model's normalisation, the store's description and
 index, the rows and the settings. So nothing old is ever taken for something else, and deleting the folder costs only
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,10 +26,12 @@ from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.store.format import DESCRIPTION, INDEX
 from tymbal.store.store import Store
 
-__all__ = ["cache_folder", "keep", "kept", "key_of"]
+__all__ = ["cache_folder", "keep", "kept", "key_of", "place_for_table"]
 
 _SCHEMA = 1
 _ROOM = 2 * 10**9
+_TABLES = "tables"
+_TABLE = "embeddings.parquet"
 
 
 def cache_folder() -> Path:
@@ -93,3 +96,24 @@ def keep(key: str, values: NDArray[np.float32]) -> None:
                 path.unlink(missing_ok=True)
     except OSError:
         return
+
+
+def place_for_table(key: str) -> Path | None:
+    """Where a table of embeddings is kept, in a folder of its own; None where nothing can be kept.
+
+    The folder is there afterwards and counts as used now. Others that were not used for longest are let go of where all
+    take too much room.
+    """
+    folder = cache_folder() / _TABLES / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        others = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        held = 0
+        for other in others:
+            held += sum(path.stat().st_size for path in other.rglob("*") if path.is_file())
+            if held > _ROOM and other != folder:
+                shutil.rmtree(other, ignore_errors=True)
+    except OSError:
+        return None
+    return folder / _TABLE if os.access(folder, os.W_OK) else None

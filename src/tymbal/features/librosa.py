@@ -20,7 +20,7 @@ from tymbal.errors import AudioError
 from tymbal.features.floor import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 
-__all__ = ["LibrosaMel", "mel_filters"]
+__all__ = ["LibrosaMel", "mel_filters", "slaney_mel"]
 
 _LINEAR_STEP = 200 / 3
 _LOG_FROM = 1000.0
@@ -80,14 +80,15 @@ def mel_filters(settings: FeatureSettings) -> npt.NDArray[np.float32]:
     Slaney's scale is linear to 1 kHz and logarithmic above (Auditory Toolbox, 1998).
     """
     high = settings.high_freq or settings.sample_rate / 2
-    edges = _hz(np.linspace(_mel(settings.low_freq), _mel(high), settings.mel_bins + 2))
+    edges = _hz(np.linspace(slaney_mel(settings.low_freq), slaney_mel(high), settings.mel_bins + 2))
     frequency = np.linspace(0, settings.sample_rate / 2, settings.n_fft // 2 + 1)
     left, centre, right = (edges[i : i + settings.mel_bins, None] for i in range(3))
     triangles = np.minimum((frequency - left) / (centre - left), (right - frequency) / (right - centre))
     return (np.maximum(triangles, 0) * 2 / (right - left)).astype(np.float32)
 
 
-def _mel(hz: float) -> float:
+def slaney_mel(hz: float) -> float:
+    """A frequency in Hz on Slaney's mel scale."""
     return hz / _LINEAR_STEP if hz < _LOG_FROM else _LOG_FROM / _LINEAR_STEP + math.log(hz / _LOG_FROM) / _LOG_STEP
 
 

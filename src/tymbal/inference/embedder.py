@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tymbal.errors import ModelError
 from tymbal.inference.encode import Encoded, check_layer, column_seconds, encode
 from tymbal.inference.front import FrontEnd
 from tymbal.inference.windows import Window
@@ -18,7 +20,7 @@ from tymbal.models.folder import LoadedModel
 from tymbal.models.pooling import pooled_width
 from tymbal.models.weights import fingerprint
 
-__all__ = ["Embedder"]
+__all__ = ["Embedder", "embedder_like"]
 
 
 class Embedder:
@@ -99,3 +101,36 @@ class Embedder:
     def encode(self, x: Tensor, frames: Tensor) -> Encoded:
         """Tokens of normalised spectrograms, for other ways of pooling."""
         return encode(self.encoder, x, frames, layer=self._layer, skip_padding=self._skip, dtype=self._dtype)
+
+
+def embedder_like(
+    loaded: LoadedModel,
+    record: Mapping[str, Any],
+    *,
+    index: Path,
+    source: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Embedder:
+    """A model at work as it was when a file of embeddings was written.
+
+    Args:
+        loaded: The model.
+        record: What decided the embeddings; see `tymbal.inference.embeddings.read_record`.
+        index: The file, for messages.
+        source: The model's path that the user gave, for messages.
+        device: Where to compute.
+        dtype: Arithmetic; None is float32.
+
+    Raises:
+        ModelError: The embeddings are another model's.
+    """
+    how = {name: record[name] for name in ("pooling", "layer", "skip_padding")}
+    embedder = Embedder(loaded, **how, device=device, dtype=dtype)
+    if record["model"] != embedder.record()["model"]:
+        raise ModelError(
+            f"the embeddings in {index} are another model's",
+            path=source,
+            advice="Give the model that they were made with, or embed the sounds again.",
+        )
+    return embedder

@@ -31,13 +31,14 @@ class Sounds:
         seconds: How long a piece may be.
         beside: Where files are looked for that are not where they were.
         numbers: Numbers that no player has yet.
+        room: Bytes of all pieces together, about.
     """
 
-    def __init__(self, *, most: int, seconds: float, beside: Path, numbers: Iterator[int]) -> None:
+    def __init__(self, *, most: int, seconds: float, beside: Path, numbers: Iterator[int], room: int = _ROOM) -> None:
         self._left = most
         self._seconds = seconds
         self._beside = beside
-        self._room = _ROOM
+        self._room = room
         self._numbers = numbers
         self._given = 0
         self._slower = False

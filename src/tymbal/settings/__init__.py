@@ -12,7 +12,7 @@ from __future__ import annotations
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.settings.checks import SIZES, parse_patch
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
-from tymbal.settings.looking import DoctorSettings, ReportSettings
+from tymbal.settings.looking import DoctorSettings, ExploreSettings, ReportSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
 from tymbal.settings.using import (
     ConvertSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "ConvertSettings",
     "DoctorSettings",
     "EmbedSettings",
+    "ExploreSettings",
     "FeatureSettings",
     "FinetuneSettings",
     "PredictSettings",

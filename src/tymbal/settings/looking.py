@@ -1,4 +1,4 @@
-"""Settings of what is there to be looked at: reports, and what the machine can do."""
+"""Settings of what is there to be looked at: reports, the page to explore, and what the machine can do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from tymbal.settings.checks import check, parse_patch
 
-__all__ = ["DoctorSettings", "ReportSettings"]
+__all__ = ["DoctorSettings", "ExploreSettings", "ReportSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,50 @@ class ReportSettings:
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
         for name in ("examples", "rebuilt", "mistakes"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreSettings:
+    """A page on which sounds are dropped, looked at and compared.
+
+    Attributes:
+        host: Address at which the page is served. The default one is reached from this machine alone. There is no
+            password: whoever reaches another address can use the page and hear the sounds of the store.
+        port: Its port. `None` is the first free one from 7860 on.
+        browser: Open the page in a browser.
+        top: Neighbours in the store that are shown.
+        window: Length of a window in seconds. `None` is that of the embeddings that are given, else the length that the
+            model was trained on.
+        hop: Seconds from one window of a recording to the next. `None` is half a window.
+        minutes: How much of a recording is looked at, from its beginning.
+        pooling: What an embedding is, as in `tymbal embed`. Embeddings that are given have their own.
+        approximate: Search for neighbours as `tymbal similar --approximate` does. For millions.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+    """
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    browser: bool = True
+    top: int = 8
+    window: float | None = None
+    hop: float | None = None
+    minutes: float = 60.0
+    pooling: Literal["mean", "rows", "cls"] = "mean"
+    approximate: bool = False
+    batch_size: int = 8
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(bool(self.host), "host", self.host, "an address, as 127.0.0.1")
+        check(self.port is None or 1 <= self.port <= 65535, "port", self.port, "a port, 1 to 65535")
+        check(self.top >= 1, "top", self.top, "1 or more")
+        check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
+        check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        check(self.minutes > 0, "minutes", self.minutes, "a time in minutes above 0")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,235 @@
+"""The parts of the page as HTML: the window, its map, the whole recording, scores, and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from itertools import count
+from pathlib import PurePath
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tymbal.audio.decode import read
+from tymbal.errors import TymbalError
+from tymbal.exploring.library import Library, Neighbour
+from tymbal.exploring.looking import Eyes, Look, Survey, likeness
+from tymbal.exploring.plots import Choice, Mark, hertz_marks, plot, time_marks
+from tymbal.features.bank import filter_bank
+from tymbal.reporting.charts import legend
+from tymbal.reporting.page import words
+from tymbal.reporting.pictures import image, limits, overlay, png, shortened, spectrogram
+from tymbal.reporting.sounds import Sounds
+
+__all__ = ["MAPS", "cards", "course", "note", "scores", "token_map", "window"]
+
+MAPS = {
+    "like": "Like the chosen patch",
+    "last": "Attention, last block",
+    "rollout": "Attention, all blocks",
+}
+"""What a map can show, and what that is called."""
+
+_LINES = 5
+_BARS = 5
+_HEARD = 12.0  # seconds of a neighbour
+_ROOM = 12_000_000  # bytes of all neighbours' sounds
+
+
+def note(text: str, *, warning: bool = False) -> str:
+    """A remark in plain text; the lines of an error below each other."""
+    lines = "<br>".join(escape(line.strip()) for line in text.splitlines())
+    return f'<p class="warn" role="alert">{lines}</p>' if warning else f'<p class="note">{lines}</p>'
+
+
+def window(look: Look, eyes: Eyes, *, patch: tuple[int, int]) -> str:
+    """The spectrogram of a window, in which a patch can be chosen."""
+    shown = _under_patches(look)
+    picture = image(
+        png(shown.T[::-1], between=limits(look.values)),
+        alt=f"Spectrogram from {look.start:.2f} to {look.end:.2f} s",
+        width=len(shown),
+        height=shown.shape[1],
+    )
+    rows, columns, _ = look.tokens.shape
+    return plot(
+        "window",
+        f"Spectrogram <small>{look.start:.2f} to {look.end:.2f} s</small>",
+        picture,
+        y=hertz_marks(eyes.features, look.reach[0]),
+        x=_times(look, eyes),
+        said="Spectrogram of the window: click, or use the arrow keys, to choose a patch",
+        choice=Choice(rows, columns, *patch),
+    )
+
+
+def token_map(look: Look, eyes: Eyes, *, kind: str, patch: tuple[int, int]) -> str:
+    """What the model makes of the window, laid over its spectrogram in grey.
+
+    Args:
+        look: The window.
+        eyes: The model.
+        kind: One of `MAPS`.
+        patch: Row and column of the chosen patch.
+    """
+    if kind != "like" and kind not in look.attention:
+        return note("Attention is not computed for windows with so many patches: choose a shorter --window.")
+    values = likeness(look.tokens, *patch) if kind == "like" else look.attention[kind]
+    low, high = float(values.min()), 1.0 if kind == "like" else float(values.max())
+    below = _under_patches(look)
+    grey = png(below.T[::-1], between=limits(look.values), grey=True)
+    stacked = image(grey, alt="", width=len(below), height=below.shape[1])
+    over = overlay(values[::-1], between=(low, max(high, low + 1e-6)))
+    rows, columns = values.shape
+    alt = f"{MAPS[kind]}: from {low:.3g} to {high:.3g} in {rows} x {columns} patches"
+    stacked += image(over, alt=alt, width=columns, height=rows).replace("<img ", '<img class="over" ', 1)
+    if kind == "like":
+        ends = f"{low:.2f}", f"{high:.2f}"
+        told = "Cosine between the token of the chosen patch and every other."
+    else:
+        ends = f"{low:.3%}", f"{high:.3%}"
+        told = f"Shares of the attention, read from {'the class tokens' if eyes.pooling == 'cls' else 'all patches'}; "
+        told += (
+            f"an even one is {1 / values.size:.3%}. {max(0.0, 1 - values.sum()):.0%} is for class tokens and padding."
+        )
+    scale = f'<p class="scale"><span>{ends[0]}</span><i></i><span>{ends[1]}</span></p>'
+    return plot(
+        "map",
+        escape(MAPS[kind]),
+        stacked,
+        y=hertz_marks(eyes.features, look.reach[0]),
+        x=_times(look, eyes),
+        said=f"{alt}. Click, or use the arrow keys, to choose a patch",
+        choice=Choice(rows, columns, *patch),
+        below=f'<div class="below">{scale}<p>{escape(told)}</p></div>',
+    )
+
+
+def _under_patches(look: Look) -> NDArray[np.float32]:
+    """The spectrogram as far as patches cover it, [frames, mels]; behind the end of the sound at its quietest."""
+    mels, frames = look.reach
+    values = look.values[:frames, :mels]
+    padded = np.pad(values, ((0, frames - len(values)), (0, 0)), constant_values=float(values.min()))
+    return shortened(padded)[0]
+
+
+def _times(look: Look, eyes: Eyes) -> list[Mark]:
+    return time_marks(look.start, look.start + look.reach[1] * eyes.features.shift_samples / eyes.cut.rate)
+
+
+def scores(look: Look, eyes: Eyes) -> str:
+    """The best labels of a window; empty of an encoder."""
+    if look.scores is None:
+        return ""
+    best = np.argsort(-look.scores, kind="stable")[:_BARS]
+    rows = "".join(
+        f"<li><span>{words(eyes.labels[label])}</span><b>{look.scores[label]:.0%}</b>"
+        f'<i class="bar" style="width:{100 * look.scores[label]:.1f}%"></i></li>'
+        for label in best
+    )
+    return f'<h3>Scores <small>of this window</small></h3><ol class="bars">{rows}</ol>'
+
+
+def course(survey: Survey, look: Look, eyes: Eyes) -> str:
+    """The whole recording, in which a window can be chosen, and the scores along it; empty where it is one window.
+
+    Args:
+        survey: The recording.
+        look: The chosen window.
+        eyes: The model.
+    """
+    if survey.windows < 2:
+        return ""
+    left, right = (min(1.0, at / survey.until) for at in (look.start, look.end))
+    number = min(round(look.start / eyes.hop), survey.windows - 1)
+    choice = Choice(1, survey.windows, 0, number, left, right - left)
+    picture = image(
+        png(survey.spectrum.T[::-1], between=limits(survey.spectrum)),
+        alt=f"Spectrogram of {survey.until:.1f} s",
+        width=len(survey.spectrum),
+        height=survey.spectrum.shape[1],
+    )
+    times = time_marks(0, survey.until)
+    said = "The whole recording: click, or use the arrow keys, to choose a window"
+    title = f"Recording <small>{survey.until:,.1f} s, {survey.windows:,} windows</small>"
+    cut_off = survey.seconds > survey.until + eyes.window
+    told = f"The first {survey.until / 60:.3g} of {survey.seconds / 60:.3g} minutes are shown (--minutes)."
+    drawn = plot(
+        "recording",
+        title,
+        picture,
+        y=hertz_marks(eyes.features, eyes.features.mel_bins),
+        x=times,
+        said=said,
+        choice=choice,
+        tall=False,
+        below=f'<div class="below">{note(told, warning=True)}</div>' if cut_off else "",
+    )
+    if survey.scores is not None:
+        drawn += _lines(survey, survey.scores, eyes.labels, choice)
+    return drawn
+
+
+def _lines(survey: Survey, values: NDArray[np.float32], labels: Sequence[str], choice: Choice) -> str:
+    """Scores along a recording, of the labels that reach highest."""
+    strongest = np.argsort(-values.max(axis=0), kind="stable")[:_LINES]
+    lines = []
+    for number, label in enumerate(strongest):
+        places = zip(1000 * survey.times / survey.until, 100 * (1 - values[:, label]), strict=True)
+        path = " ".join(f"{x:.1f},{y:.2f}" for x, y in places)
+        lines.append(f'<polyline class="line s{number}" points="{path}"/>')
+    grid = "".join(f'<path class="axis" d="M0,{height}H1000"/>' for height in (0, 50, 100))
+    drawing = (
+        '<svg viewBox="0 0 1000 100" preserveAspectRatio="none" aria-hidden="true">'
+        f"{grid}{''.join(reversed(lines))}</svg>"
+    )
+    told = ", ".join(f"{labels[label]} at most {values[:, label].max():.0%}" for label in strongest)
+    more = len(labels) - len(strongest)
+    rest = f'<span class="soft">Not drawn, as they stay lower: {more:,} more</span>' if more else ""
+    return plot(
+        "scores",
+        "Scores over time",
+        drawing,
+        y=[(0.0, "0"), (0.5, "0.5"), (1.0, "1")],
+        x=time_marks(0, survey.until),
+        said=f"Scores over time: {told}. Click, or use the arrow keys, to choose a window",
+        choice=choice,
+        below=f'<div class="below">{legend([labels[label] for label in strongest])}{rest}</div>',
+        tall=False,
+    )
+
+
+def cards(found: Sequence[Neighbour], library: Library, eyes: Eyes) -> str:
+    """Neighbours with their spectrogram, their sound where there is any, and how alike they are."""
+    sounds = Sounds(most=len(found), seconds=_HEARD, beside=library.name, numbers=count(1), room=_ROOM)
+    drawn = "".join(_card(each, library, eyes, sounds) for each in found)
+    return f'<div class="cards">{drawn}</div><p class="soft">{escape(sounds.remark())}</p>'
+
+
+def _card(found: Neighbour, library: Library, eyes: Eyes, sounds: Sounds) -> str:
+    name = "/".join(PurePath(found.file.replace("\\", "/")).parts[-2:])
+    where = f"{name}, {found.start:.2f} to {found.end:.2f} s"
+    player = sounds.of(found.file, found.start, found.end)
+    here = sounds.found(found.file).is_file()
+    reason = "the sound cannot be read" if here else "the file is not there any more"
+    picture = _picture(found, library, eyes, sounds, alt=f"Spectrogram of {where}")
+    silent = "" if player else f'<p class="note">No sound: {reason}.</p>'
+    empty = "" if picture else '<p class="note">No spectrogram either.</p>'
+    label = "" if found.label is None else words(found.label.replace(";", ", ")) or '<span class="soft">no label</span>'
+    head = f'<div class="head"><strong>{label}</strong><b title="cosine similarity">{found.similarity:.3f}</b></div>'
+    caption = f'<figcaption>{head}<span class="path">{words(where)}</span></figcaption>'
+    return f'<figure class="card">{picture}{player}{silent}{empty}{caption}</figure>'
+
+
+def _picture(found: Neighbour, library: Library, eyes: Eyes, sounds: Sounds, *, alt: str) -> str:
+    """Its spectrogram, from the store or from its sound; empty where there is neither."""
+    store = library.store
+    try:
+        if store is not None:
+            values = store.gather(np.array([found.row]))[0][: max(int(store.real_frames[found.row]), 1)]
+            return spectrogram(values, alt=alt)
+        wave, _ = read(sounds.found(found.file), sample_rate=eyes.cut.rate, start=found.start, end=found.end)
+        return spectrogram(filter_bank(eyes.features)(torch.from_numpy(wave)).numpy(), alt=alt)
+    except TymbalError:
+        return ""

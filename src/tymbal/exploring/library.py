@@ -1,0 +1,165 @@
+"""The sounds that a dropped one is compared with: a folder of sound, a store, or what `tymbal embed` wrote.
+
+Whatever is given becomes a table of embeddings, so that there is one way to search. It is kept in the user's cache
+folder under a hash of all that decides it: the model, how it pools and cuts, and what the sounds are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tymbal.embed import embed
+from tymbal.errors import SettingsError, StoreError
+from tymbal.evaluation.cache import place_for_table
+from tymbal.inference.embeddings import read_record
+from tymbal.inference.nearest import nearest_approximately, nearest_exactly, rows_of
+from tymbal.inference.recordings import find_recordings
+from tymbal.progress import tell
+from tymbal.settings import ExploreSettings, PtSettings
+from tymbal.store.base import SpectrogramSource
+from tymbal.store.format import DESCRIPTION, INDEX
+from tymbal.store.pt_folder import open_with
+from tymbal.store.pt_list import holds_pt
+from tymbal.store.store import Store
+
+__all__ = ["Library", "Neighbour", "open_library"]
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A sound that is like another one.
+
+    Attributes:
+        row: Its row in the table.
+        file: Where it is, or was.
+        start: Seconds from the beginning of the file.
+        end: Where it ends, in seconds.
+        label: Its labels; empty where it has none, None where nobody has any.
+        similarity: Cosine of the angle between the embeddings; 1 is the same.
+    """
+
+    row: int
+    file: str
+    start: float
+    end: float
+    label: str | None
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Library:
+    """Sounds with embeddings.
+
+    Attributes:
+        name: What the user gave.
+        table: The Parquet file of embeddings.
+        record: What decided them.
+        store: The store whose clips they are, row by row; None where there is none.
+        approximate: Search through an index.
+    """
+
+    name: Path
+    table: Path
+    record: Mapping[str, Any]
+    store: SpectrogramSource | None = None
+    approximate: bool = False
+
+    def __len__(self) -> int:
+        return int(pq.read_metadata(self.table).num_rows)
+
+    @property
+    def window(self) -> float | None:
+        """Seconds of the windows that were embedded, where they are not those that the model was trained on."""
+        found: float | None = self.record["window"]
+        return found
+
+    def nearest(self, embedding: NDArray[np.float32], top: int) -> list[Neighbour]:
+        """The sounds whose embeddings are nearest, the nearest first."""
+        search = nearest_approximately if self.approximate else nearest_exactly
+        rows, scores = search(self.table, embedding, top)
+        return [
+            Neighbour(row, each["file"], each["start"], each["end"], each.get("label"), score)
+            for row, each, score in zip(rows.tolist(), rows_of(self.table, rows), scores.tolist(), strict=True)
+        ]
+
+
+def open_library(source: Path, *, model: str, fingerprint: str, mels: int, settings: ExploreSettings) -> Library:
+    """Opens sounds for comparison; those without embeddings are embedded, once.
+
+    Args:
+        source: A folder of sound, a recording, a store, or a `.parquet` file of `tymbal embed`.
+        model: The model, as the user gave it.
+        fingerprint: By which its encoder is known.
+        mels: Mel bins that it takes.
+        settings: Pooling and window for sounds without embeddings.
+
+    Raises:
+        AudioError: No sound can be read.
+        ModelError: The store's spectrograms are not the model's.
+        SettingsError: It is nothing that there can be neighbours in.
+        StoreError: The store or the table cannot be read.
+    """
+    if source.suffix.lower() == ".parquet":
+        record = read_record(source)
+        if "window" not in record:
+            raise StoreError("these embeddings do not say how they were cut", path=source, advice="Embed again.")
+        if settings.window is not None and settings.window != record["window"]:
+            raise SettingsError(
+                f"window is {settings.window:g} s, but the embeddings have windows of their own",
+                path=source,
+                advice="Leave --window out.",
+            )
+        return Library(source, source, record, approximate=settings.approximate)
+    if not source.exists():
+        raise SettingsError("there is no such file or folder", path=source, advice="Check the path.")
+    store = _store(source, mels)
+    how: dict[str, Any] = {"pooling": settings.pooling, "window": settings.window if store is None else None}
+    key = _key(source, store, {"schema": _SCHEMA, "model": fingerprint, "precision": settings.precision, **how})
+    table = place_for_table(key)
+    if table is None:
+        raise StoreError(
+            "the embeddings of these sounds cannot be kept: the cache folder cannot be written to",
+            path=source,
+            advice="Set TYMBAL_CACHE to a folder that can, or give a .parquet file of tymbal embed.",
+        )
+    if not table.is_file():
+        running = {name: getattr(settings, name) for name in ("batch_size", "precision", "device")}
+        result = embed(model, source, table, **how, **running)
+        if result.failures:
+            tell(f"{len(result.failures):,} files cannot be read and are no neighbours: {result.failures_file}")
+    return Library(source, table, read_record(table), store, settings.approximate)
+
+
+def _store(source: Path, mels: int) -> SpectrogramSource | None:
+    if (source / DESCRIPTION).is_file():
+        return Store.open(source)
+    return open_with(source, PtSettings(mel_bins=mels)) if source.is_dir() and holds_pt(source) else None
+
+
+def _key(source: Path, store: SpectrogramSource | None, facts: Mapping[str, Any]) -> str:
+    """A name for the embeddings, by all that decides them."""
+    found = hashlib.blake2b(digest_size=20)
+    found.update(json.dumps([str(source.resolve()), facts], sort_keys=True).encode())
+    if isinstance(store, Store):
+        for file in (DESCRIPTION, INDEX):
+            found.update((store.path / file).read_bytes())
+        places = [store.path / shard.file for shard in store.description.shards]
+    elif store is not None:
+        places = [Path(file) for file in store.index["file"].to_pylist()]
+    else:
+        places = [recording.path for recording in find_recordings(source)[0]]
+    for place in places:
+        stamp = place.stat() if place.is_file() else None
+        found.update(f"{place}\0{stamp and stamp.st_size}\0{stamp and stamp.st_mtime_ns}\n".encode())
+    return found.hexdigest()

@@ -1,0 +1,307 @@
+"""The page itself, in Gradio: which part is drawn anew when. What the parts show is decided in `drawing`.
+
+The one module that imports Gradio. Nothing leaves the machine: no telemetry, no link to share, no fonts or scripts from
+elsewhere (Gradio brings its own since 6.17.2, and the fonts are the system's).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from html import escape
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from tymbal.errors import SettingsError, TymbalError
+from tymbal.exploring import drawing
+from tymbal.exploring.library import Library
+from tymbal.exploring.looking import Eyes, Look, Survey
+from tymbal.exploring.uploads import Uploads
+
+__all__ = ["Served", "build", "serve"]
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_WAITING = "Going through the recording …"
+_DROP = "Drop a sound above, or record one. It stays on this machine and is deleted when you close the page."
+_PROGRESS = gr.Progress()  # Gradio fills it in where it is a default
+
+
+@dataclass(frozen=True)
+class Served:
+    """A page that is served.
+
+    Attributes:
+        url: Where.
+        local: Whether it is reached from this machine alone.
+        close: Ends it.
+    """
+
+    url: str
+    local: bool
+    close: Callable[[], None]
+
+
+def build(eyes: Eyes, library: Library | None, uploads: Uploads, *, facts: str, top: int, minutes: float) -> gr.Blocks:
+    """Puts the page together.
+
+    Args:
+        eyes: The model.
+        library: The sounds to compare with; None is none.
+        uploads: Takes note of what is dropped.
+        facts: What the page is about, in a line.
+        top: Neighbours that are shown.
+        minutes: How much of a recording is looked at.
+    """
+    with gr.Blocks(title="Tymbal explorer", analytics_enabled=False, fill_width=True) as page:
+        _html(f'<h1>Tymbal explorer</h1><p class="soft">{escape(facts)}</p>')
+        _wire(page, _lay_out(), _Answers(eyes, library, uploads, top, 60 * minutes))
+    return page
+
+
+class _Layout(NamedTuple):
+    """What is on the page, and what it remembers: a look, the recording around it, and the chosen patch."""
+
+    sound: gr.Audio
+    other: gr.UploadButton
+    notice: gr.HTML
+    at: gr.Slider
+    scores: gr.HTML
+    course: gr.HTML
+    window: gr.HTML
+    kind: gr.Radio
+    token_map: gr.HTML
+    neighbours: gr.HTML
+    look: gr.State
+    survey: gr.State
+    patch: gr.State
+
+
+def _lay_out() -> _Layout:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            sound = gr.Audio(
+                label="Sound",
+                sources=["upload", "microphone"],
+                type="filepath",
+                buttons=[],
+                editable=False,
+                # The browser's own player takes any length; a drawn waveform would be decoded as a whole.
+                waveform_options=gr.WaveformOptions(show_recording_waveform=False),
+                elem_id="sound",
+            )
+            # Browsers do not know every format as sound (CAF, W64, the sound of an MP4): here anything can be given.
+            other = gr.UploadButton("A file of another format", size="sm", elem_id="other")
+            notice = _html(drawing.note(_DROP), elem_id="notice")
+            at = gr.Slider(1, 2, 1, step=1, label="Window", visible=False, elem_id="at")
+            scores = _html(elem_id="scores")
+        with gr.Column(scale=5, min_width=320):
+            course = _html(elem_id="course", script=_file("explore.js"))
+            window = _html(elem_id="window", script=_file("explore.js"))
+            kinds = [(name, key) for key, name in drawing.MAPS.items()]
+            kind = gr.Radio(kinds, value="like", label="Map", visible=False, elem_id="kind")
+            token_map = _html(elem_id="map", script=_file("explore.js"))
+    neighbours = _html(elem_id="neighbours")
+    states = (gr.State(None), gr.State(None), gr.State((0, 0)))
+    return _Layout(sound, other, notice, at, scores, course, window, kind, token_map, neighbours, *states)
+
+
+def _wire(page: gr.Blocks, on: _Layout, answers: _Answers) -> None:
+    """What is drawn anew when something is dropped, clicked or moved."""
+    shown = [on.look, on.patch, on.notice, on.scores, on.window, on.token_map, on.neighbours]
+    still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    told: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    on.other.upload(lambda path: path, on.other, on.sound, **still)
+    dropped = on.sound.change(
+        answers.drop,
+        [on.sound, on.kind],
+        [*shown, on.survey, on.course, on.at, on.kind],
+        show_progress_on=[on.notice],
+        **told,
+    )
+    surveyed = dropped.then(
+        answers.survey,
+        [on.sound, on.look],
+        [on.survey, on.course, on.notice, on.at],
+        show_progress_on=[on.course],
+        **told,
+    )
+    surveyed.then(answers.trace, [on.survey, on.look], on.course, **still)
+    on.at.release(answers.move, [on.sound, on.at, on.kind, on.survey], [*shown, on.course], **still)
+    on.course.select(answers.pick, [on.sound, on.kind, on.survey], [*shown, on.course, on.at], **still)
+    for place in (on.window, on.token_map):
+        place.select(answers.choose, [on.look, on.kind], [on.window, on.token_map, on.patch], **still)
+    on.kind.change(answers.change, [on.look, on.kind, on.patch], on.token_map, **still)
+    page.unload(answers.leave)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What the page answers: new content for its parts, in the order in which `_wire` names them.
+
+    Attributes:
+        eyes: The model.
+        library: The sounds to compare with; None is none.
+        uploads: Takes note of what is dropped.
+        top: Neighbours that are shown.
+        most: Seconds of a recording that are looked at.
+    """
+
+    eyes: Eyes
+    library: Library | None
+    uploads: Uploads
+    top: int
+    most: float
+
+    def show(self, path: str | None, number: int, kind: str) -> list[Any]:
+        """A window of a sound, or why there is none."""
+        if path is None:
+            return [None, (0, 0), drawing.note(_DROP), "", "", "", ""]
+        try:
+            look = self.eyes.look(Path(path), number)
+        except TymbalError as error:
+            return [None, (0, 0), drawing.note(_message(error, path), warning=True), "", "", "", ""]
+        return [look, look.loudest, "", drawing.scores(look, self.eyes), *self._maps(look, kind, look.loudest),
+                self._neighbours(look)]  # fmt: skip
+
+    def drop(self, path: str | None, kind: str, request: gr.Request) -> list[Any]:
+        """Another sound, or none."""
+        self.uploads.hold(str(request.session_hash), None if path is None else Path(path))
+        shown = self.show(path, 0, kind)
+        there = shown[0] is not None
+        waiting = drawing.note(_WAITING) if there else ""
+        return [*shown, None, waiting, gr.Slider(visible=False, value=1), gr.Radio(visible=there)]
+
+    def survey(
+        self, path: str | None, look: Look | None, request: gr.Request, progress: gr.Progress = _PROGRESS
+    ) -> list[Any]:
+        """The whole recording, behind its first window."""
+        hidden = gr.Slider(visible=False)
+        if path is None or look is None:
+            return [None, "", gr.skip(), hidden]
+        session, file = str(request.session_hash), Path(path)
+        try:
+            found = self.eyes.survey(
+                file,
+                most=self.most,
+                advance=lambda share: progress(share, desc=_WAITING),
+                wanted=lambda: self.uploads.holds(session, file),
+            )
+        except TymbalError as error:
+            return [None, "", drawing.note(_message(error, path), warning=True), hidden]
+        if found is None:
+            return [gr.skip()] * 4
+        windows = self.eyes.count(found.seconds)
+        return [
+            found,
+            gr.skip(),
+            gr.skip(),
+            gr.Slider(visible=windows > 1, minimum=1, maximum=max(windows, 2), value=1),
+        ]
+
+    def trace(self, survey: Survey | None, look: Look | None) -> Any:
+        """The recording around the window that is looked at by now."""
+        return gr.skip() if survey is None or look is None else drawing.course(survey, look, self.eyes)
+
+    def move(self, path: str | None, window: int, kind: str, survey: Survey | None) -> list[Any]:
+        """Another window, counted from 1."""
+        shown = self.show(path, int(window) - 1, kind)
+        return [*shown, self.trace(survey, shown[0])]
+
+    def pick(self, path: str | None, kind: str, survey: Survey | None, event: gr.EventData) -> list[Any]:
+        """Another window, clicked in the recording."""
+        window = int(event.column) + 1
+        return [*self.move(path, window, kind, survey), window]
+
+    def choose(self, look: Look | None, kind: str, event: gr.EventData) -> list[Any]:
+        """Another patch."""
+        if look is None:
+            return ["", "", (0, 0)]
+        rows, columns = look.tokens.shape[:2]
+        patch = min(max(int(event.row), 0), rows - 1), min(max(int(event.column), 0), columns - 1)
+        return [*self._maps(look, kind, patch), patch]
+
+    def change(self, look: Look | None, kind: str, patch: tuple[int, int]) -> str:
+        """Another kind of map."""
+        return "" if look is None else drawing.token_map(look, self.eyes, kind=kind, patch=(patch[0], patch[1]))
+
+    def leave(self, request: gr.Request) -> None:
+        """The end of a session."""
+        self.uploads.hold(str(request.session_hash), None)
+
+    def _maps(self, look: Look, kind: str, patch: tuple[int, int]) -> list[str]:
+        drawn = drawing.window(look, self.eyes, patch=patch)
+        return [drawn, drawing.token_map(look, self.eyes, kind=kind, patch=patch)]
+
+    def _neighbours(self, look: Look) -> str:
+        title = "<h2>Neighbours <small>of this window</small></h2>"
+        if self.library is None:
+            return title + drawing.note("There is nothing to compare with. Give it too: tymbal explore MODEL STORE")
+        try:
+            return title + drawing.cards(self.library.nearest(look.embedding, self.top), self.library, self.eyes)
+        except TymbalError as error:
+            return title + drawing.note(str(error), warning=True)
+
+
+def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Served:
+    """Serves a page until it is closed.
+
+    Args:
+        page: The page.
+        host: Address.
+        port: Port; None is the first free one from 7860 on.
+        browser: Open it in a browser.
+
+    Raises:
+        SettingsError: The address or port cannot be had.
+    """
+    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    mono = ("ui-monospace", "Menlo", "Consolas", "monospace")
+    theme = gr.themes.Default(primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=mono)
+    # Another site's script that has its own name point to this machine is not answered.
+    names = [*_LOOPBACK, "[::1]", host] if host in _LOOPBACK else ["*"]
+    try:
+        _, url, _ = page.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            inline=False,
+            inbrowser=browser,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]},
+            theme=theme,
+            css=_file("explore.css"),
+        )
+    except OSError:
+        where = host if port is None else f"{host}:{port}"
+        raise SettingsError(
+            f"the page cannot be served at {where}: the port is taken, or the address is not this machine's",
+            advice="Choose another --port or --host.",
+        ) from None
+    return Served(url, host in _LOOPBACK, partial(page.close, verbose=False))
+
+
+def _html(value: str = "", *, elem_id: str | None = None, script: str | None = None) -> gr.HTML:
+    return gr.HTML(value, elem_id=elem_id, elem_classes="tymbal", apply_default_css=False, js_on_load=script)
+
+
+def _message(error: TymbalError, path: str | None) -> str:
+    """An error about what was dropped, without the place where it lies for the moment."""
+    name = "" if path is None else Path(path).name
+    return f"{name}: {error.what}" + (f"\n{error.advice}" if error.advice else "")
+
+
+def _file(name: str) -> str:
+    return resources.files("tymbal.exploring").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from tymbal.exploring.plots import Choice, hertz_marks, plot, time_marks
+from tymbal.features.bank import bin_at
+from tymbal.settings import FeatureSettings
+
+
+def test_bin_at__is_the_centre_of_a_kaldi_bin() -> None:
+    features = FeatureSettings(sample_rate=16_000, mel_bins=128)
+    low, high = (1127 * math.log(1 + hertz / 700) for hertz in (20, 8000))
+    for number in (0, 5, 127):
+        centre = low + (number + 1) * (high - low) / 129
+        assert bin_at(features, 700 * (math.exp(centre / 1127) - 1)) == pytest.approx(number, abs=1e-6)
+
+
+def test_bin_at__is_linear_to_one_kilohertz_with_librosa() -> None:
+    features = FeatureSettings(filter_bank="librosa", sample_rate=22_050, mel_bins=128, low_freq=0)
+    places = [bin_at(features, hertz) for hertz in (0, 500, 1000)]
+    assert places[0] == -1
+    assert places[2] - places[1] == pytest.approx(places[1] - places[0])
+
+
+def test_hertz_marks__stand_at_their_bins() -> None:
+    features = FeatureSettings(sample_rate=16_000, mel_bins=128)
+    found = {text: at for at, text in hertz_marks(features, 128)}
+    assert found["1 kHz"] == pytest.approx((bin_at(features, 1000) + 0.5) / 128)
+    assert list(found.values()) == sorted(found.values())
+    assert all(0 <= at <= 1 for at in found.values())
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "texts"),
+    [
+        (0, 1.29, ["0.0 s", "0.2 s", "0.4 s", "0.6 s", "0.8 s", "1.0 s", "1.2 s"]),
+        (14.2, 15.5, ["14.2 s", "14.4 s", "14.6 s", "14.8 s", "15.0 s", "15.2 s", "15.4 s"]),
+        (1799.4, 1800.7, ["29:59.4", "29:59.6", "29:59.8", "30:00.0", "30:00.2", "30:00.4", "30:00.6"]),
+        (0, 30, ["0 s", "5 s", "10 s", "15 s", "20 s", "25 s", "30 s"]),
+        (0, 3600, ["0 s", "10:00", "20:00", "30:00", "40:00", "50:00", "1:00:00"]),
+    ],
+)
+def test_time_marks__are_round_and_few(start: float, end: float, texts: list[str]) -> None:
+    found = time_marks(start, end)
+    assert [text for _, text in found] == texts
+    assert all(-1e-6 <= at <= 1 + 1e-6 for at, _ in found)
+
+
+def test_plot__tells_what_can_be_chosen_and_what_is() -> None:
+    text = plot("map", "Map", "<img>", y=[(0.5, "<1 kHz")], x=[], said='a "map"', choice=Choice(4, 8, 1, 2))
+    assert 'data-rows="4" data-columns="8" data-row="1" data-column="2"' in text
+    assert "left:25.000%;width:12.500%;bottom:25.000%;height:25.000%" in text
+    assert "&lt;1 kHz" in text
+    assert 'aria-label="a &quot;map&quot;"' in text
+    assert "data-rows" not in plot("map", "Map", "<img>", y=[], x=[], said="")
