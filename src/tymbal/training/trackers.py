@@ -148,7 +148,7 @@ class _MLflow(TrainerCallback):
         return str(run)
 
 
-class _WandB(WandbCallback):  # type: ignore[misc]
+class _WandB(WandbCallback):
     """Logs to Weights & Biases as Hugging Face does, but in one run for all sessions, which we begin.
 
     A run that the caller has begun is taken as it is, and stays open.
@@ -178,9 +178,15 @@ class _WandB(WandbCallback):  # type: ignore[misc]
 
     @override
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: Any,
+        control: Any,
+        model: Any = None,
+        processing_class: Any = None,
+        **kwargs: Any,
     ) -> None:
-        super().on_train_end(args, state, control, **kwargs)  # type: ignore[no-untyped-call]
+        super().on_train_end(args, state, control, model, processing_class, **kwargs)
         if self._is_ours:  # the next training of this process is another run
             self._wandb.finish()
             self._initialized = False
