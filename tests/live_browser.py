@@ -115,7 +115,8 @@ class LiveBrowser:
         self.call("Page.navigate", url=url)
 
     def drop(self, selector: str, file: Path) -> None:
-        """Gives a file to an input."""
+        """Gives a file to an input, once that is there."""
+        self.wait(f"!!document.querySelector({selector!r})")
         found = self.call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")["result"]
         self.call("DOM.setFileInputFiles", files=[str(file)], objectId=found["objectId"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -16,6 +17,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ import soundfile
 
 import tymbal
 from browser import needs_browser
+from live_browser import LiveBrowser
 from small_model import small_model
 from tones import PITCHES, RATE, tone
 from tymbal.cli import main
@@ -108,16 +111,14 @@ def _address(process: subprocess.Popen[str]) -> str:
     raise AssertionError(told)
 
 
-def _dropped(server: Server, folder: Path, **how: object):
+@contextlib.contextmanager
+def _dropped(server: Server, folder: Path, **how: Any) -> Iterator[LiveBrowser]:
     """A browser in which the recording was dropped, and all of it is drawn."""
-    from live_browser import LiveBrowser
-
-    browser = LiveBrowser(folder)
-    browser.open(server.url, **how)
-    browser.wait("!!document.querySelector('#sound input[type=file]')")
-    browser.drop("#sound input[type=file]", server.folder / "recording.wav")
-    browser.wait("document.querySelectorAll('#course img').length && document.querySelectorAll('.card').length")
-    return browser
+    with LiveBrowser(folder) as browser:
+        browser.open(server.url, **how)
+        browser.drop("#sound input[type=file]", server.folder / "recording.wav")
+        browser.wait("document.querySelectorAll('#course img').length && document.querySelectorAll('.card').length")
+        yield browser
 
 
 _SEEN = """(async () => {
@@ -215,13 +216,10 @@ _ADVICE = "Leave it out, or put the sound in its place."
 
 @needs_browser
 def test_page__takes_a_recording_and_formats_that_browsers_do_not_know(server: Server, tmp_path: Path) -> None:
-    from live_browser import LiveBrowser
-
     sound, rate = soundfile.read(server.folder / "recording.wav")
     soundfile.write(tmp_path / "a.caf", sound, rate)
     with LiveBrowser(tmp_path) as browser:
         browser.open(server.url)
-        browser.wait("!!document.querySelector('#sound input[type=file]')")
         browser.drop("input[data-testid$=upload-button]", tmp_path / "a.caf")
         browser.wait("document.querySelectorAll('#course img').length === 1")
         browser.click("#sound button[aria-label=Clear]")
@@ -236,7 +234,7 @@ def test_page__takes_a_recording_and_formats_that_browsers_do_not_know(server: S
         assert browser.evaluate("document.querySelectorAll('#window img').length") == 1
 
 
-def _check(browser, server: Server) -> None:
+def _check(browser: LiveBrowser, server: Server) -> None:
     assert browser.troubles == []
     here = (server.url, "data:", "blob:", "about:")
     assert [address for address in browser.asked if not address.startswith(here)] == []

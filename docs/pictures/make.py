@@ -85,7 +85,6 @@ def explore(demo: Path, output: Path) -> None:
     """The page of `tymbal explore`, with the recording dropped on it and a window chosen."""
     sys.path.append(str(HERE.parents[1] / "tests"))
     from browser import CHROMIUM  # noqa: PLC0415
-    from live_browser import LiveBrowser  # noqa: PLC0415
 
     if CHROMIUM is None or importlib.util.find_spec("gradio") is None:
         print(f"no Chromium or no Gradio is here: {output} stays as it is")
@@ -99,28 +98,35 @@ def explore(demo: Path, output: Path) -> None:
     settings = {"browser": False, "port": port, "top": 4, "until": ended}
     server = threading.Thread(target=tymbal.explore, args=(demo / "classifier", demo / "store"), kwargs=settings)
     server.start()
-    url = f"http://127.0.0.1:{port}/"
-    while server.is_alive():
+    try:
+        take_explorer(f"http://127.0.0.1:{port}/", recording, output, at=(start + end) / 2 / info(recording).duration)
+    finally:
+        ended.set()
+        server.join()
+    Image.open(output).convert("RGB").quantize(256, kmeans=2).save(output, optimize=True)
+    print(output)
+
+
+def take_explorer(url: str, recording: Path, output: Path, *, at: float) -> None:
+    """Drops a recording on the page, chooses a window at a share of its length, and takes a picture."""
+    from live_browser import LiveBrowser  # noqa: PLC0415
+
+    for _ in range(600):
         try:
-            urllib.request.urlopen(url).close()
+            urllib.request.urlopen(url).close()  # noqa: S310 - our own page
             break
         except urllib.error.URLError:
             time.sleep(0.5)
     with tempfile.TemporaryDirectory() as folder, LiveBrowser(Path(folder)) as browser:
         browser.open(url, width=1100)
-        browser.wait("!!document.querySelector('#sound input[type=file]')")
         browser.drop("#sound input[type=file]", recording)
         browser.wait("document.querySelectorAll('#course img').length && document.querySelectorAll('.card').length")
         before = browser.evaluate("document.querySelector('#window h3').innerText")
-        browser.click("[data-name=recording]", across=(start + end) / 2 / info(recording).duration)
+        browser.click("[data-name=recording]", across=at)
         browser.wait(f"document.querySelector('#window h3').innerText !== {before!r}")
         browser.evaluate("document.activeElement.blur()")
         time.sleep(1)  # until all that fades has faded
         browser.picture(output)
-    ended.set()
-    server.join()
-    Image.open(output).convert("RGB").quantize(256, kmeans=2).save(output, optimize=True)
-    print(output)
 
 
 def draw_clip(figure: mpl.figure.SubFigure, store: Store) -> None:
