@@ -216,9 +216,15 @@ def _card(found: Neighbour, library: Library, eyes: Eyes, sounds: Sounds) -> str
     picture = _picture(found, library, eyes, sounds, alt=f"Spectrogram of {where}")
     silent = "" if player else f'<p class="note">No sound: {reason}.</p>'
     empty = "" if picture else '<p class="note">No spectrogram either.</p>'
-    label = "" if found.label is None else words(found.label.replace(";", ", ")) or '<span class="soft">no label</span>'
-    head = f'<div class="head"><strong>{label}</strong><b title="cosine similarity">{found.similarity:.3f}</b></div>'
-    caption = f'<figcaption>{head}<span class="path">{words(where)}</span></figcaption>'
+    path = f'<span class="path">{words(where)}</span>'
+    named = '<span class="soft">no label</span>'
+    if found.label:
+        named = f"<strong>{words(found.label.replace(';', ', '))}</strong>"
+    alike = f'<b title="cosine similarity">{found.similarity:.3f}</b>'
+    known = found.label is not None
+    caption = (
+        f'<figcaption><div class="head">{named if known else path}{alike}</div>{path if known else ""}</figcaption>'
+    )
     return f'<figure class="card">{picture}{player}{silent}{empty}{caption}</figure>'
 
 
