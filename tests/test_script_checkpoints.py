@@ -122,7 +122,7 @@ def test_finetune__goes_on_with_a_scripts_classifier(
     card = (tmp_path / "run" / "model" / "README.md").read_text()
     assert "| pooling | all-normed-twice |" in card
     assert "| head | that of the source, pooling by all-normed-twice; its labels have no names" in card
-    assert "are taken in their order for aedes, culex" in " ".join(capsys.readouterr().err.split())
+    assert "are taken in order for aedes, culex" in " ".join(capsys.readouterr().err.split())
     clip = sound / "validation" / "aedes" / "0.wav"
     for name, model in (("before", exported), ("after", str(tmp_path / "run"))):
         tymbal.predict(model, clip, tmp_path / f"{name}.csv", precision="float32", device="cpu")

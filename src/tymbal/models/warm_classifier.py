@@ -142,10 +142,7 @@ def _order(
     if sorted(known) == sorted(wanted):
         return [known.index(label) for label in wanted], how
     if unnamed and len(known) == len(wanted):
-        return list(range(len(known))), (
-            f"{how}; its labels have no names, and are taken in their order for {_some(wanted)} "
-            "(--new-head draws a new one)"
-        )
+        return list(range(len(known))), f"{how}; its labels have no names, and are taken in order for {_some(wanted)}"
     if unnamed:
         return None, f"new, since that of the source has {len(known)} labels, not {len(wanted)}"
     there, here = ([one for one in a if one not in set(b)] for a, b in ((known, wanted), (wanted, known)))
