@@ -151,6 +151,8 @@ def prepare(
     store = Path(output).absolute()
     if not chosen.preview:
         check_output(store, chosen)
+    if chosen.views and not is_complete(store):
+        _check_augmentations(chosen)
     with contextlib.ExitStack() as stack:
         if chosen.executor == "dask" and executor is None:
             executor = stack.enter_context(dask_executor(chosen.scheduler))
@@ -186,6 +188,22 @@ def prepare(
     # Not before the lock is open: Windows deletes no file that is in use.
     shutil.rmtree(store / WORK, ignore_errors=True)
     return PrepareResult(Path(output), read_failures(store))
+
+
+def _check_augmentations(settings: PrepareSettings) -> None:
+    """Finds mistakes before anything is read or written.
+
+    Raises:
+        SettingsError: Something in the file is wrong, or there are no backgrounds where it says.
+    """
+    # Whoever prepares no views is spared torch.
+    from tymbal.views.config import chosen_augmentation
+
+    background = chosen_augmentation(settings).waveform.background
+    if background is not None:
+        from tymbal.views.sounds import background_files
+
+        background_files(background.folder)
 
 
 def _preview(store: Path, plan: Plan, settings: PrepareSettings) -> PrepareResult:

@@ -240,6 +240,21 @@ def test_bad_sound__is_left_out_and_named(tmp_path: Path) -> None:
     assert reasons == {"text.wav": "unreadable", "silent.wav": "silent"}
 
 
+def test_augmentations__are_checked_before_a_file_is_looked_at(
+    sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    for text, message in (
+        ("waveform: {gian: {}}", "Did you mean gain"),
+        ("{num_waveform_augs: 1, waveform: {background: {folder: nowhere}}}", "no sound files"),
+    ):
+        wrong.write_text(text)
+        with pytest.raises(SettingsError, match=message):
+            tymbal.prepare(sound, tmp_path / "out", augmentations=wrong, **SMALL)
+    assert "headers" not in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_space__is_told_and_refused_before_anything_is_written(
     sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from tymbal.progress import tell
 
 __all__ = ["check_space"]
 
-_SPARE = 64 * 2**20
+_SPARE = 1.05  # for the index, and what else is written beside
 
 
 def check_space(folder: Path, needed: int, *, force: bool) -> None:
@@ -26,8 +26,9 @@ def check_space(folder: Path, needed: int, *, force: bool) -> None:
     """
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free
+    needed = round(needed * _SPARE)
     tell(f"{_size(needed)} are needed, {_size(free)} are free")
-    if needed + _SPARE <= free:
+    if needed <= free:
         return
     if force:
         tell("The disk is too small; going on, as forced", warning=True)
@@ -35,8 +36,8 @@ def check_space(folder: Path, needed: int, *, force: bool) -> None:
     raise StoreError(
         f"the disk is too small: {_size(needed)} are needed, {_size(free)} are free",
         path=folder,
-        advice="Make room, choose another output folder, fewer versions, or write a store instead of .pt files (half "
-        "the size); force goes on nevertheless.",
+        advice="Make room, or choose another output folder, or fewer versions; a packed store takes half of what .pt "
+        "files do; force goes on nevertheless.",
     )
 
 

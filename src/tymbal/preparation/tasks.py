@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from tymbal.preparation.build import Built, Task, build_shard
-from tymbal.preparation.plan import Plan
+from tymbal.preparation.plan import Plan, Window
 from tymbal.preparation.views import ViewTask, build_views
 from tymbal.settings import PrepareSettings
 from tymbal.store.format import WORK
@@ -54,7 +55,9 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
 
     stems: dict[str, str] = {}
     if settings.write == "pt":
-        named = [{"file": window.file, "id": _ENDING.sub("", window.id)} for window in plan.windows]
+        # A file that gives one clip only needs no seconds in its name.
+        count = Counter(window.file for window in plan.windows)
+        named = [{"file": window.file, "id": _named(window, count[window.file] == 1)} for window in plan.windows]
         names = unique_stems(named)
         stems = dict(zip((window.id for window in plan.windows), names, strict=True))
     augmentations = chosen_augmentation(settings)
@@ -99,6 +102,12 @@ def bytes_of(task: Task) -> int:
         return len(task.windows) * task.samples * 2
     rows = len(task.windows) * task.versions
     return rows * (8 * values + _PT_OVERHEAD if task.stems else 4 * values)
+
+
+def _named(window: Window, is_only: bool) -> str:
+    """The id of a clip without the ending of its file, and without its seconds where it is the only one of the file."""
+    name = window.id.rpartition("#")[0] if is_only and not window.whole else window.id
+    return _ENDING.sub("", name)
 
 
 def _wanted(task: Task, part: str | None) -> bool:

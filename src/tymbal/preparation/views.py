@@ -103,7 +103,7 @@ def make_pairs(
         own = draws.part(place * each, (place + 1) * each)
         step = 1 + (own.uniform("mixup", 1) * max(count - 1, 1)).long()
         partners = mel[(place + step) % count]
-        source = sound[place : place + 1] if transformed is None else transformed.part(place)
+        source = sound[place : place + 1] if transformed is None else transformed.part(place, place + 1)
         views = maker.views(source, clip, own, partners)
         yield views.reshape(versions, VIEWS, *views.shape[1:]).numpy()
 

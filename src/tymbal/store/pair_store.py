@@ -78,9 +78,8 @@ def load_pair(path: Path, shape: tuple[int, int] | None = None) -> Tensor:
     except FileNotFoundError:
         raise StoreError("missing: there is no such file", path=path, advice=_ADVICE) from None
     except DAMAGE as error:
-        raise StoreError(
-            f"unreadable: {str(error).split('. ')[0] or type(error).__name__}", path=path, advice=_ADVICE
-        ) from None
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged, or holds no pair"
+        raise StoreError(f"unreadable: {why}", path=path, advice=_ADVICE) from None
     if not bool(pair.isfinite().all()):
         raise StoreError("not finite: some values are not finite numbers", path=path, advice=_ADVICE)
     if shape is not None and pair.shape[1:] != shape:
@@ -134,7 +133,9 @@ class PairFileStore(SpectrogramSource):
             self.files.append(file)
             rows.append(_row(entry, split, len(rows)))
         if not self.files:
-            raise StoreError("not one file of views is there", path=path, advice="Is the folder complete?")
+            moved = "Has the folder moved? Then say where it is: root=FOLDER, or the folder instead of its list."
+            advice = moved if path == Path(root or ".") and not self.told else "Is the folder complete?"
+            raise StoreError("not one file of views is there", path=path, advice=advice)
         columns = {name: [row[name] for row in rows] for name in INDEX_SCHEMA.names}
         super().__init__(path, pa.table(columns, schema=INDEX_SCHEMA))
         self._pool = BufferPool()

@@ -2,7 +2,7 @@
 
 The settings are those of generated views, and so are the distributions: an epoch takes the place of a version. What is
 drawn is a function of seed, clip and epoch, so that a resumed run sees what an uninterrupted one would have seen. On a
-GPU a whole batch is made at once and nothing waits for it; on a CPU clip by clip, in its cache.
+GPU a whole batch is made at once and nothing waits for it; on a CPU by some clips, which its cache holds.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tymbal.views.draw import VIEWS, clip_key, draw, view_keys
 from tymbal.views.make import ViewMaker
 
 __all__ = ["FreshViewDataset", "fresh_pairs"]
+
+_AT_ONCE = 16
 
 
 def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Tensor, *, seed: int) -> Tensor:
@@ -45,11 +47,12 @@ def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Ten
         views = maker.views(clips, clip, draws, clips.mel[partner.to(waveforms.device)])
         return views.half().reshape(count, VIEWS, *views.shape[1:])
     result = torch.empty(count, VIEWS, clips.mel.shape[2], clips.mel.shape[1], dtype=torch.float16)
-    both = torch.zeros(VIEWS, dtype=torch.int64)
-    for place in range(count):
-        own = slice(place * VIEWS, (place + 1) * VIEWS)
-        views = maker.views(clips.part(place), both, draws.part(own.start, own.stop), clips.mel[partner[own]])
-        result[place] = views
+    for start in range(0, count, _AT_ONCE):
+        stop = min(start + _AT_ONCE, count)
+        own = slice(start * VIEWS, stop * VIEWS)
+        part = draws.part(own.start, own.stop)
+        views = maker.views(clips.part(start, stop), clip[own] - start, part, clips.mel[partner[own]])
+        result[start:stop] = views.view(stop - start, VIEWS, *views.shape[1:])
     return result
 
 

@@ -47,10 +47,10 @@ class Clips:
     mel: Tensor
     level: Tensor
 
-    def part(self, place: int) -> Clips:
-        """One of the clips, by itself."""
-        one = slice(place, place + 1)
-        return Clips(self.spectrum[one], self.energy[one], self.mel[one], self.level[one])
+    def part(self, start: int, stop: int) -> Clips:
+        """The clips from `start` to before `stop`."""
+        some = slice(start, stop)
+        return Clips(self.spectrum[some], self.energy[some], self.mel[some], self.level[some])
 
 
 class SpectralViews:
