@@ -188,7 +188,7 @@ def test_embed__bad_files_are_named_and_the_rest_done(encoder: Path, nights: Pat
     (nights / "text.wav").write_text("this is no sound")
     result = embed(encoder, nights, tmp_path / "out.parquet", **CPU)
     assert result.rows == 9
-    assert "1 files could not be read" in result.summary()
+    assert "1 file could not be read" in result.summary()
     assert "text.wav" in (tmp_path / "failures.csv").read_text()
     with pytest.raises(AudioError, match=r"none of 1 recordings could be read; the first: .*text\.wav"):
         embed(encoder, nights / "text.wav", tmp_path / "none.parquet", **CPU)

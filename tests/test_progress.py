@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tymbal.progress import Meter, Progress, duration, quietly, tell
+from tymbal.progress import Meter, Progress, counted, duration, quietly, tell
 
 
 class Clock:
@@ -86,3 +86,7 @@ def test_quietly__only_warnings(capsys):
     assert capsys.readouterr().err == "a warning\n"
     tell("a remark [with brackets]")
     assert capsys.readouterr().err == "a remark [with brackets]\n"
+
+
+def test_counted__one_and_many() -> None:
+    assert [counted(count, "file") for count in (0, 1, 2000)] == ["0 files", "1 file", "2,000 files"]

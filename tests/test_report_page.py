@@ -60,6 +60,21 @@ def test_report__pretraining_shows_what_was_rebuilt_at_each_checkpoint(way: Path
     assert "Not shown" not in text
 
 
+def test_report__reconstruction_shows_masks_and_the_whole_rebuilt(way: Path, tmp_path: Path) -> None:
+    plan = {"batch_size": 5, "accumulate": 1, "epochs": 2, "device": "cpu", "precision": "float32", "report_to": ()}
+    shape = {"width": 16, "depth": 1, "heads": 2, "patch": "8x8", "frequency_mask": 8, "time_mask": 12}
+    plan["snapshots"] = 99
+    run = tymbal.pretrain(way / "store", tmp_path / "run", objective="reconstruction", **plan, **shape)
+    text = tymbal.report(tmp_path / "run", tmp_path / "page.html", **{**SMALL, "rebuilt": 99}).output.read_text()
+    assert "The other pictures are whole as the model rebuilt them" in text
+    assert "Not shown" not in text
+    validation = len(tymbal.Store.open(way / "store").rows("validation"))
+    errors = re.findall(r"epoch 2: ([\d.]+)</figcaption>", text)
+    # All validation clips with the masks of the evaluation: their mean is the figure that was logged.
+    assert len(errors) == validation
+    assert sum(map(float, errors)) / validation == pytest.approx(run.metrics["eval_masked_mse"], abs=2e-3)
+
+
 def test_report__fine_tuning_counts_what_is_confused(way: Path, tmp_path: Path) -> None:
     text = tymbal.report(way / "classifier", tmp_path / "page.html", **SMALL).output.read_text()
     matrix = text.split('class="confusion"')[1].split("</table>")[0]

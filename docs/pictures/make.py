@@ -24,7 +24,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 import tymbal
 from tymbal.audio.decode import info, read
@@ -73,11 +73,15 @@ def photograph(page: Path, output: Path) -> None:
     only = f"<style>{hidden} {shown} {{ display: block }}</style></head>"
     part = page.with_name("part.html")
     part.write_text(page.read_text(encoding="utf-8").replace("</head>", only, 1), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,2060"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,3200"]
     look = ["--blink-settings=preferredColorScheme=1", f"--screenshot={output.resolve()}"]
     subprocess.run([chromium, *flags, *look, part.resolve().as_uri()], check=True, capture_output=True)  # noqa: S603
     part.unlink()
-    Image.open(output).convert("RGB").quantize(256, kmeans=2).save(output, optimize=True)
+    picture = Image.open(output).convert("RGB")
+    paper = Image.new("RGB", picture.size, picture.getpixel((0, 0)))
+    used = ImageChops.difference(picture, paper).getbbox() or (0, 0, *picture.size)
+    cut = picture.crop((0, 0, picture.width, min(used[3] + 24, picture.height)))
+    cut.quantize(256, kmeans=2).save(output, optimize=True)
     print(output)
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tymbal import config as configuration
 from tymbal.audio.failures import Failure, write_failures
 from tymbal.errors import AudioError
-from tymbal.progress import Progress, tell
+from tymbal.progress import Progress, counted, tell
 from tymbal.settings import EmbedSettings
 
 if TYPE_CHECKING:
@@ -53,9 +53,9 @@ class EmbedResult:
 
     def summary(self) -> str:
         """What was done and where it is, in a few lines."""
-        lines = [f"{self.rows:,} embeddings of {self.dimensions:,} numbers"]
+        lines = [f"{counted(self.rows, 'embedding')} of {self.dimensions:,} numbers"]
         if self.failures:
-            count = f"{len(self.failures):,} files could not be read, or not to their end"
+            count = f"{counted(len(self.failures), 'file')} could not be read, or not to their end"
             lines.append(f"{count}: {self.failures_file}")
         return "\n".join([*lines, *(f"written: {path}" for path in self.written)])
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tymbal import config as configuration
 from tymbal.audio.failures import Failure, write_failures
 from tymbal.errors import AudioError
-from tymbal.progress import Progress, tell
+from tymbal.progress import Progress, counted, duration, tell
 from tymbal.settings import PredictSettings
 
 if TYPE_CHECKING:
@@ -60,11 +60,11 @@ class PredictResult:
     def summary(self) -> str:
         """What was done and where it is, in a few lines."""
         lines = [
-            f"{self.files:,} files, {self.windows:,} windows, {self.seconds / 60:.1f} minutes of sound, "
-            f"{self.detections:,} detections"
+            f"{counted(self.files, 'file')}, {duration(self.seconds)} of sound, {counted(self.windows, 'window')}, "
+            f"{counted(self.detections, 'detection')}"
         ]
         if self.failures:
-            count = f"{len(self.failures):,} files could not be read, or not to their end"
+            count = f"{counted(len(self.failures), 'file')} could not be read, or not to their end"
             lines.append(f"{count}: {self.failures_file}")
         return "\n".join([*lines, *(f"written: {path}" for path in self.written)])
 

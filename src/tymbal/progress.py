@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
-__all__ = ["Meter", "Progress", "duration", "quietly", "say", "tell"]
+__all__ = ["Meter", "Progress", "counted", "duration", "quietly", "say", "tell"]
 
 _quiet: ContextVar[bool] = ContextVar("tymbal_quiet", default=False)
 
@@ -58,6 +58,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def counted(count: int, name: str) -> str:
+    """A number of things: `1 file`, `2,000 files`."""
+    return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
 
 
 class Meter:

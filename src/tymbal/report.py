@@ -43,7 +43,8 @@ class ReportResult:
 
     def summary(self) -> str:
         """Where it is."""
-        return f"written: {self.output} ({self.bytes / 1e6:.1f} MB; open it with a browser)"
+        size = f"{self.bytes / 1e6:.1f} MB" if self.bytes >= 1e6 else f"{self.bytes / 1e3:.0f} kB"
+        return f"written: {self.output} ({size}; open it with a browser)"
 
 
 def report(

@@ -40,6 +40,10 @@ def test_alarms__each_cause_once() -> None:
     assert alarms([evaluation(), evaluation(cosine=0.99995)], monitor=ACC) == ["collapse"]
     assert alarms([evaluation(rank=9), evaluation(rank=4, cosine=0.995)], monitor=ACC) == ["collapse"]
     assert alarms([evaluation(rank=9), evaluation(rank=4)], monitor=ACC) == []
+    low = evaluation(rank=1.2, cosine=0.9995)  # from the first evaluation on, as with a learning rate of 3
+    assert alarms([low], monitor=ACC) == []
+    assert alarms([low, low], monitor=ACC) == ["collapse"]
+    assert alarms([evaluation(rank=1.2, cosine=0.9)] * 2, monitor=ACC) == []
     assert alarms([evaluation(cosine=1.0, alarm_collapse=1.0), evaluation(cosine=1.0)], monitor=ACC) == []
     assert alarms([{"eval_acc": 0.5}], monitor=ACC) == ["not_finite"]
 

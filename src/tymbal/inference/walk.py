@@ -21,7 +21,7 @@ from tymbal.inference.recordings import Recording
 from tymbal.inference.spool import Outcome, Spool
 from tymbal.inference.windows import Window, windows
 from tymbal.models.description import ModelDescription
-from tymbal.progress import Progress
+from tymbal.progress import Progress, duration
 
 __all__ = ["Cut", "Rows", "cut_for", "walk"]
 
@@ -127,7 +127,7 @@ def _events(recordings: Sequence[Recording], cut: Cut, progress: Progress) -> It
             for window in _windows(recording, cut):
                 reached, count = window.end, count + 1
                 yield window
-                progress.advance(0, note=f"{(before + reached / cut.rate) / 60:,.0f} minutes of sound")
+                progress.advance(0, note=f"{duration(before + reached / cut.rate)} of sound")
         except AudioError as error:
             failure = Failure.of(error, recording.path)
         if failure is not None and reached:

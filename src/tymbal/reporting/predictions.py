@@ -174,6 +174,8 @@ class Predictions:
                 )
             except TymbalError as error:
                 trouble = error
+        if not drawn and not any(PurePath(piece.file).suffix for piece in pieces):
+            raise NotShownError("label tracks do not say where their recordings are")
         if not drawn:
             raise trouble or NotShownError("the table has no rows")
         return cards(drawn)

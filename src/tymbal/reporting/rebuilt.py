@@ -114,8 +114,12 @@ def _lead(rebuilt: Rebuilt) -> str:
         text += "they lie where it would put them, each place with the patch that it takes for its own; the number is "
         text += "the share of places with a wrong one."
     else:
-        text += "In the other pictures stands what the model made of the rest; the number is the mean squared error of "
-        text += "what was hidden, in normalised units."
+        visible = ~rebuilt.hidden
+        if np.array_equal(rebuilt.made[visible], rebuilt.true[visible]):
+            text += "In the other pictures it is what the model made of the rest; "
+        else:
+            text += "The other pictures are whole as the model rebuilt them; "
+        text += "the number is the mean squared error of what was hidden, in normalised units."
     return f"<p>{escape(text)}</p>"
 
 

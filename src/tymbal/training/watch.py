@@ -38,6 +38,7 @@ _CLIPS = 256
 _MOST_PROBED = 2000
 _COLLAPSED = 0.9999
 _ALIKE = 0.99
+_ONE_DIRECTION = 2.0
 _STILL = 8
 """Evaluations without progress that are a plateau."""
 
@@ -194,7 +195,7 @@ def alarms(lines: Sequence[Figures], *, monitor: tuple[str, bool]) -> list[str]:
     found = []
     if "eval_rank" not in now:
         found.append("not_finite")
-    elif now["eval_cosine"] >= _COLLAPSED or (now["eval_cosine"] >= _ALIKE and now["eval_rank"] < max(ranks) / 2):
+    elif now["eval_cosine"] >= _COLLAPSED or (now["eval_cosine"] >= _ALIKE and _has_shrunk(ranks)):
         found.append("collapse")
     if len(values) > _STILL:
         better = max if greater else min
@@ -202,6 +203,11 @@ def alarms(lines: Sequence[Figures], *, monitor: tuple[str, bool]) -> list[str]:
         if (latest <= best) if greater else (latest >= best):
             found.append("plateau")
     return [cause for cause in found if f"alarm_{cause}" not in given]
+
+
+def _has_shrunk(ranks: Sequence[float]) -> bool:
+    """Whether the effective rank has fallen to a half, or was never more than a direction, twice in a row."""
+    return ranks[-1] < max(ranks) / 2 or (len(ranks) > 1 and max(ranks[-2:]) < _ONE_DIRECTION)
 
 
 @contextmanager
