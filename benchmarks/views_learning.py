@@ -1,6 +1,6 @@
 """Does variety of views pay? Contrastive pretraining from generated and from fresh views, beside other objectives.
 
-    python benchmarks/views_learning.py --data ../shared/data --output views          # about an hour on one core
+    python benchmarks/views_learning.py --data ../shared/data --output views          # half an hour of one core
     python benchmarks/views_learning.py --data ../shared/data --short
     python benchmarks/views_learning.py --data ../shared/data --grid --device cuda    # for a GPU
     python benchmarks/views_learning.py --output views --picture docs/pictures/views_learning.png
