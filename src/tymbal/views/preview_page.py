@@ -81,8 +81,8 @@ def page(examples: Sequence[Example], settings: AugmentationSettings, *, mode: s
     """
     lead = (
         f"Views are made in {mode} mode, from seed {seed}: {settings.num_waveform_augs} changes of the sound and "
-        f"{settings.num_spectrogram_augs} of the spectrogram are drawn for each. A clip and its views have one "
-        "brightness, from the loudest to 60 dB below, and one loudness."
+        f"{settings.num_spectrogram_augs} of the spectrogram are drawn for each{_differing(settings)}. A clip and its "
+        "views have one brightness, from the loudest to 60 dB below, and one loudness."
     )
     heard = (
         "What you hear has the changes of the sound; those of the spectrogram (mixup, crop, roll, masks) can only be "
@@ -107,9 +107,12 @@ def _settings(settings: AugmentationSettings) -> str:
     for kind, title in (("waveform", "The sound"), ("spectrogram", "The spectrogram")):
         lines = "".join(f"<li>{escape(line)}</li>" for line in may_be_drawn(settings, kind))
         lists.append(f"<h3>{title}</h3><ul>{lines or '<li>nothing</li>'}</ul>")
-    if settings.strategies:
-        lists.append(f"<p>Versions differ by {len(settings.strategies)} strategies, in turns.</p>")
     return f'<details class="soft"><summary>What may be drawn</summary>{"".join(lists)}</details>\n'
+
+
+def _differing(settings: AugmentationSettings) -> str:
+    count = len(settings.strategies)
+    return f", where the strategy of its version ({count} in turns) says nothing else" if count else ""
 
 
 def _section(example: Example, rate: int) -> str:
