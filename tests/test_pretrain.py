@@ -39,6 +39,7 @@ def test_pretrain__writes_a_run_folder(run: Path, store: Path):
         "model",
         "metrics.jsonl",
         "log.txt",
+        "rebuilt",
         "tensorboard",
         "result.json",
     }

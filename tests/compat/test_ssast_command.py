@@ -29,7 +29,7 @@ FINETUNE = """--dataset precomputed --label_csv {data}/labels.csv --n_class 10 -
 --save_model True --freqm 24 --timem 16 --mixup 0.5 --bal bal --tstride 10 --fstride 10 --fshape 16 --tshape 16
 --dataset_mean -4.2677393 --dataset_std 4.5689974 --target_length 64 --num_mel_bins 128 --model_size tiny
 --warmup False --lrscheduler_start 1 --lrscheduler_step 1 --lrscheduler_decay 0.5 --wa True --wa_start 2 --wa_end 3
---noise True --head_lr 10 --n-print-steps 1 --device cpu"""
+--noise True --head_lr 10 --n-print-steps 1 --device cpu --precision float32"""
 LISTS = "--data-train {data}/train.json --data-val {data}/val.json --data_dir {data}/pt --data_val_dir {data}/pt"
 LEFT_OUT = {"0_george_0": "missing", "1_george_0": "unreadable", "2_george_0": "wrong shape"}
 
