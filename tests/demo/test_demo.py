@@ -56,7 +56,11 @@ def test_demo__wingbeats_the_whole_way_and_again(tiny, tmp_path, capsys):
     page = (tmp_path / "demo" / "report.html").read_text()
     assert all(f'<section id="{part}' in page for part in ("store", "pretraining", "fine-tuning", "predictions"))
     reasons = set(re.findall("Not shown: ([^<]*)", page))
-    assert reasons <= {"fewer than two logged steps do not tell a speed."}
+    # So little is learned in short form that nothing need be detected.
+    assert reasons <= {
+        "fewer than two logged steps do not tell a speed.",
+        "there are no detections; no score reached the threshold.",
+    }
 
     again = tymbal.demo(tmp_path / "demo", short=True)
     assert again.report.scores == result.report.scores

@@ -87,3 +87,10 @@ def test_read_found__what_is_broken_is_named(tmp_path: Path, name: str, content:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(SettingsError, match=message):
         list(read_found(tmp_path / name).rows)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("night.csv", "windows"), ("night.detections.csv", "detections")])
+def test_read_found__an_empty_table_is_what_its_name_says(name: str, kind: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("file,start,end,label,score\n")
+    found = read_found(tmp_path / name)
+    assert (found.kind, list(found.rows)) == (kind, [])

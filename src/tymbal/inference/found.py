@@ -57,8 +57,8 @@ def read_found(path: Path) -> FoundTable:
         raise SettingsError("is no table of predictions", path=path, advice=_ADVICE)
     rows = read_rows(path)
     first = next(rows, None)
-    if first is None:
-        return FoundTable("windows", iter(()))
+    if first is None:  # nothing but its name tells what an empty table would hold
+        return FoundTable("detections" if path.stem.endswith(".detections") else "windows", iter(()))
     missing = [name for name in _COLUMNS if name not in first]
     if missing:
         raise SettingsError(f"is no table of predictions: it lacks {', '.join(missing)}", path=path, advice=_ADVICE)

@@ -182,7 +182,8 @@ class Predictions:
 
     def _some(self) -> tuple[Piece, ...]:
         if not self.pieces:
-            raise NotShownError(f"there are no {self.kind}")
+            threshold = "" if self.of_windows else "; no score reached the threshold"
+            raise NotShownError(f"there are no {self.kind}{threshold}")
         return self.pieces
 
     def _piece(self, sounds: Sounds, file: str, start: float, end: float, *, title: str) -> str:
