@@ -63,17 +63,18 @@ def main() -> None:
 
 
 def photograph(page: Path, output: Path) -> None:
-    """A part of the report: what was rebuilt, and the map."""
+    """A part of the report: what was rebuilt of one clip, and the map."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         print(f"no Chromium is here: {output} stays as it is")
         return
     shown = ", ".join(f"#pretraining-pretrained{name}" for name in ("", "-hidden-and-rebuilt", "-map-of-the-clips"))
     hidden = "header, nav, .tiles, main section { display: none }"
-    only = f"<style>{hidden} {shown} {{ display: block }}</style></head>"
+    others = ".triptych ~ .soft, .triptych ~ .triptych { display: none }"
+    only = f"<style>{hidden} {shown} {{ display: block }} {others}</style></head>"
     part = page.with_name("part.html")
     part.write_text(page.read_text(encoding="utf-8").replace("</head>", only, 1), encoding="utf-8")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,3200"]
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1000,2400"]
     look = ["--blink-settings=preferredColorScheme=1", f"--screenshot={output.resolve()}"]
     subprocess.run([chromium, *flags, *look, part.resolve().as_uri()], check=True, capture_output=True)  # noqa: S603
     part.unlink()
