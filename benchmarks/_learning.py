@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,18 @@ from typing import Any
 
 import tymbal
 
-__all__ = ["DATA", "Data", "Figures", "accuracies", "chosen_data", "keep_arguments", "machine", "prepared", "some_of"]
+__all__ = [
+    "DATA",
+    "Data",
+    "Figures",
+    "accuracies",
+    "chosen_data",
+    "keep_arguments",
+    "machine",
+    "prepared",
+    "processor_seconds",
+    "some_of",
+]
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,12 @@ def machine() -> str:
     threads = f"{torch.get_num_threads()} threads"
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{platform.machine()}, {os.cpu_count()} cores, {threads}{gpu}; torch {torch.__version__}"
+
+
+def processor_seconds() -> float:
+    """Processor seconds of this process and of its children so far."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def keep_arguments(arguments: argparse.Namespace, free: tuple[str, ...] = ()) -> None:

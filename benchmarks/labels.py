@@ -26,7 +26,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import shlex
 import shutil
 import statistics
@@ -42,7 +41,7 @@ os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 
 import tymbal
-from _learning import DATA, Figures, keep_arguments, machine
+from _learning import DATA, Figures, chosen_data, keep_arguments, machine, processor_seconds, some_of
 
 OBJECTIVES = ("reconstruction", "joint")
 STARTS = ("scratch", *OBJECTIVES)
@@ -72,15 +71,13 @@ class Trial:
         folder = self.arguments.data / data.folder
         if self.arguments.tested == "dev":
             settings["validation_pattern"] = DEV[self.name]["validation_pattern"]
-        scanned = tymbal.scan(folder, **settings).manifest
-        clips = (
-            scanned.clips[:: max(1, len(scanned) // self.arguments.clips)] if self.arguments.clips else scanned.clips
-        )
+        manifest = some_of(folder, self.arguments.clips, settings)
+        clips = manifest.clips
         if self.arguments.tested == "dev":
             tested = tymbal.scan(folder, **{**settings, "validation_pattern": DEV[self.name]["tested"]}).manifest
             out = {clip.file for clip in tested.clips if clip.split == "validation"}
             clips = [clip for clip in clips if clip.file not in out]
-        return tymbal.Manifest(list(clips), scanned.root)
+        return tymbal.Manifest(list(clips), manifest.root)
 
     def store(self, shots: int | None, seed: int) -> Path:
         """The store of all training clips, or of a few of each class, always with all tested clips."""
@@ -201,11 +198,6 @@ def _summary(rows: list[dict[str, Any]]) -> str:
     return f"{statistics.fmean(values):.1f}{spread}" if values else ""
 
 
-def _processor_minutes() -> float:
-    usages = (resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in usages) / 60
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with esc10/ and fsdd/")
@@ -262,11 +254,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     keep_arguments(arguments)
     figures = Figures(arguments.output / "figures.jsonl")
-    names = [arguments.only] if arguments.only else list(DATA)
-    missing = [name for name in names if not (arguments.data / DATA[name].folder).is_dir()]
-    if missing:
-        print(f"skipped: no {', '.join(missing)} in {arguments.data}", file=sys.stderr)
-        names = [name for name in names if name not in missing]
+    names = chosen_data(arguments.data, arguments.only)
     # All data sets of a seed before the next seed, so that a run that is cut short still shows both.
     trials = [Trial(name, arguments, figures) for name in names]
     for seed in range(1, arguments.seeds + 1):
@@ -274,7 +262,7 @@ def main() -> None:
             trial.run(seed)
     if names:
         print("\n".join(table(names, figures)))
-        print(f"{date.today().isoformat()}, {machine()}, {_processor_minutes():.0f} processor minutes this time\n")
+        print(f"{date.today().isoformat()}, {machine()}, {processor_seconds() / 60:.0f} processor minutes this time\n")
         print(f"    python {shlex.join(sys.argv)}")
 
 

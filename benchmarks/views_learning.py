@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shlex
 import shutil
 import statistics
@@ -42,7 +41,7 @@ os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 
 import tymbal
-from _learning import DATA, Figures, accuracies, chosen_data, keep_arguments, machine, some_of
+from _learning import DATA, Figures, accuracies, chosen_data, keep_arguments, machine, processor_seconds, some_of
 from _views_picture import draw
 
 POOLINGS = ("rows", "mean")
@@ -192,15 +191,9 @@ def watched(run: Path) -> dict[str, Any]:
 
 def measured(work: Callable[[], Any]) -> tuple[Any, float]:
     """What some work gives, and the processor time that it took, children included."""
-    before = processor_time()
+    before = processor_seconds()
     result = work()
-    return result, round(processor_time() - before, 2)
-
-
-def processor_time() -> float:
-    """Seconds of this process and of its children."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    return result, round(processor_seconds() - before, 2)
 
 
 def table(names: list[str], figures: Figures) -> Iterator[str]:

@@ -278,7 +278,7 @@ def _fit_head(
     from tymbal.training.device import choose_device, choose_precision
 
     device, _ = choose_device(settings.device)
-    fitted = fit_head(
+    fitted, count = fit_head(
         objective.model,
         store,
         clips.train,
@@ -290,7 +290,7 @@ def _fit_head(
         device=device,
         dtype=choose_precision(settings.precision, device)[0],
     )
-    tell(f"The head begins as a logistic regression on {len(clips.train):,} clips, C = {fitted.strength:g}")
+    tell(f"The head begins as a logistic regression on {count:,} clips, C = {fitted.strength:g}")
 
 
 def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> Tensor | None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tymbal.evaluation import head
 from tymbal.evaluation.head import fit_head
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
@@ -57,3 +58,13 @@ def test_fit_head__a_class_without_examples_gets_a_low_score_that_training_can_r
     fit_head(model, store, np.arange(24), np.eye(5, dtype=bool)[bands], normalisation=NORMALISATION)
     assert model.head.bias[3:].tolist() == [-10.0, -10.0]
     assert model.head.weight[3:].abs().max() == 0
+
+
+def test_fit_head__of_many_clips_some_are_drawn_with_every_label(monkeypatch):
+    monkeypatch.setattr(head, "_MOST", 20)
+    bands = np.zeros(60, dtype=int)
+    bands[[7, 31]] = [1, 2]
+    store, model = Tones(bands), classifier(3)
+    _, count = fit_head(model, store, np.arange(60), np.eye(3, dtype=bool)[bands], normalisation=NORMALISATION)
+    assert count == 20
+    assert (model.head.bias > -10).all()

@@ -42,7 +42,7 @@ def fit_head(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-) -> Fitted:
+) -> tuple[Fitted, int]:
     """Puts a logistic regression on the training clips in the place of a classifier's linear layer.
 
     Args:
@@ -59,10 +59,10 @@ def fit_head(
         dtype: Arithmetic, bfloat16 or float16; `None` is float32.
 
     Returns:
-        The regression.
+        The regression, and on how many clips.
     """
     if len(rows) > _MOST:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(rows), _MOST, replace=False))
+        drawn = _drawn(truth, seed=seed)
         rows, truth = rows[drawn], truth[drawn]
         groups = None if groups is None else [groups[place] for place in drawn]
     model = model.to(device)
@@ -71,7 +71,15 @@ def fit_head(
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(fitted.weight.T))
         model.head.bias.copy_(torch.from_numpy(np.maximum(fitted.bias, _ABSENT)))
-    return fitted
+    return fitted, len(rows)
+
+
+def _drawn(truth: NDArray[np.bool_], *, seed: int) -> NDArray[np.int64]:
+    """Places of `_MOST` clips [clips, labels], drawn, with one of every label that occurs among them."""
+    order = np.random.default_rng(seed).permutation(len(truth))
+    first = np.unique(truth[order].argmax(axis=0)[truth.any(axis=0)])[:_MOST]
+    rest = np.delete(order, first)[: _MOST - len(first)]
+    return np.sort(np.concatenate([order[first], rest]))
 
 
 def _features(

@@ -12,13 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import TypeIs
 
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.masks import Masks
 from tymbal.objectives.reconstruction import ReconstructionObjective
 from tymbal.objectives.ssast import SSASTObjective, tell_apart
 
-__all__ = ["Rebuilt", "can_rebuild", "rebuilt_by"]
+__all__ = ["Rebuilding", "Rebuilt", "can_rebuild", "rebuilt_by"]
+
+Rebuilding = SSASTObjective | ReconstructionObjective
+"""The objectives of which there is something to draw."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,17 @@ class Rebuilt:
     puzzle: bool
 
 
-def can_rebuild(objective: nn.Module) -> bool:
+def can_rebuild(objective: nn.Module) -> TypeIs[Rebuilding]:
     """Whether there is something to draw."""
-    return isinstance(objective, SSASTObjective | ReconstructionObjective)
+    return isinstance(objective, Rebuilding)
 
 
 @torch.no_grad()
-def rebuilt_by(objective: nn.Module, spectrograms: Tensor, frames: Tensor, rows: Tensor) -> Rebuilt:
+def rebuilt_by(objective: Rebuilding, spectrograms: Tensor, frames: Tensor, rows: Tensor) -> Rebuilt:
     """Masks clips as in every evaluation, and has them rebuilt.
 
     Args:
-        objective: An objective of which `can_rebuild` is true, in evaluation mode.
+        objective: In evaluation mode.
         spectrograms: Log-mel values as they are stored, [clips, frames, mels], on the device of the objective.
         frames: Real frames of each, int64 [clips].
         rows: Numbers in the store, on which the masks depend, int64 [clips].
@@ -62,7 +66,6 @@ def rebuilt_by(objective: nn.Module, spectrograms: Tensor, frames: Tensor, rows:
         masked = objective.make_masks(clean.shape[1], frames, rows, epoch)
         made = objective.reconstruct(clean.masked_fill(masked, 0.0)).float()
         return _rebuilt(clean, masked, made)
-    assert isinstance(objective, SSASTObjective)  # noqa: S101 - the caller has asked can_rebuild
     x = objective.normalisation(spectrograms, frames)
     masks = objective.make_masks(x.shape[1], frames, rows, epoch)
     tokens, patches = objective.predict(x, masks)[:, PREFIX_TOKENS:].float(), objective.encoder.patchify(x).float()

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tymbal.errors import CheckpointError
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model
-from tymbal.objectives.rebuilt import Rebuilt, rebuilt_by
+from tymbal.objectives.rebuilt import Rebuilding, Rebuilt, rebuilt_by
 from tymbal.objectives.reconstruction import ReconstructionObjective
 from tymbal.objectives.ssast import TASKS, SSASTObjective
 from tymbal.reporting.clips import Clips, clip_name
@@ -30,8 +30,6 @@ __all__ = ["rebuilt_from_checkpoints", "rebuilt_in_course"]
 _MOST = 3  # checkpoints
 _ACROSS = 5  # pictures side by side
 _MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
-
-Objective = SSASTObjective | ReconstructionObjective
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def _clip(drawn: _Drawn) -> str:
     return f'{head}<div class="{kind}" style="--columns:{columns}">{"".join(figures)}</div>'
 
 
-def _objective(loaded: LoadedModel) -> Objective:
+def _objective(loaded: LoadedModel) -> Rebuilding:
     """The objective that the model was pretrained by, without the weights beside the encoder."""
     how = loaded.description.objective
     if not isinstance(loaded.module, SpectrogramEncoder) or how is None:
@@ -179,7 +177,7 @@ def _objective(loaded: LoadedModel) -> Objective:
     ).eval()
 
 
-def _states(run: Path, objective: Objective, loaded: LoadedModel) -> Iterator[int | None]:
+def _states(run: Path, objective: Rebuilding, loaded: LoadedModel) -> Iterator[int | None]:
     """Puts one state after the other into the objective: those of checkpoints, else (None) that of the model."""
     checkpoints = Checkpoints(run / "checkpoints")
     found = False

@@ -21,12 +21,11 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
 from tymbal.files import replace_file
-from tymbal.objectives.rebuilt import Rebuilt, rebuilt_by
+from tymbal.objectives.rebuilt import Rebuilding, Rebuilt, rebuilt_by
 from tymbal.store.base import DamagedRowsError, SpectrogramSource
 from tymbal.training.watch import undisturbed
 
@@ -66,14 +65,14 @@ class Snapshots(TrainerCallback):
 
     Args:
         folder: Where to.
-        objective: The objective, one of which `tymbal.objectives.rebuilt.can_rebuild` is true.
+        objective: The objective.
         store: The validation clips.
         rows: Their rows.
         clips: How many of them.
     """
 
     def __init__(
-        self, folder: Path, objective: nn.Module, store: SpectrogramSource, rows: NDArray[np.int64], *, clips: int
+        self, folder: Path, objective: Rebuilding, store: SpectrogramSource, rows: NDArray[np.int64], *, clips: int
     ) -> None:
         self._folder = folder
         self._objective = objective
