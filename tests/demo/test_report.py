@@ -61,7 +61,8 @@ def test_text__level_is_neither_ahead_nor_behind():
     assert "0.0 points (± 6.6, may be chance) level with the one with random weights" in text
 
 
-def test_text__without_labels_it_says_how_to_give_some():
+def test_text__without_labels_it_says_how_to_give_some(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # what `make demo` has left here is no part of it
     text = dataclasses.replace(REPORT, scores=None, found=None).text(Path("demo"))
     assert "There are no labels" in text
     assert "--label-pattern" in text
