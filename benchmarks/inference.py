@@ -33,11 +33,11 @@ import torch
 
 import tymbal
 from _report import machine, ratios, table
+from tymbal.compute.device import choose_device, choose_precision
 from tymbal.features.kaldi import KaldiFbank
 from tymbal.machine import tune_malloc
 from tymbal.progress import quietly
 from tymbal.settings import SIZES
-from tymbal.training.device import choose_device, choose_precision
 
 RATE, SECONDS, LABELS = 16_000, 10, 50
 

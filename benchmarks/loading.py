@@ -33,8 +33,8 @@ from torch.utils.data import DataLoader, Dataset
 from _report import machine, ratios, table
 from tymbal.settings import FeatureSettings
 from tymbal.store.dataset import StoreDataset, whole_batch
-from tymbal.store.store import Store
-from tymbal.store.writer import Entry, write_store
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.packed.writer import Entry, write_store
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler
 
 COPY = "plain memory copy"

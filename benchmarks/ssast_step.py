@@ -41,14 +41,14 @@ from torch import Tensor, nn
 
 from _report import machine, ratios, table
 from _ssast_reference import ReferenceSSAST, adam, joint_step
+from tymbal.compute.device import choose_device, choose_precision
 from tymbal.features.normalisation import Normalisation
 from tymbal.machine import tune_malloc
-from tymbal.models.doors.ssast import from_state
 from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.formats.ssast_checkpoint import from_state
 from tymbal.objectives.ssast import SSASTObjective
 from tymbal.settings import SIZES, PretrainSettings
-from tymbal.training.device import choose_device, choose_precision
-from tymbal.training.optimizer import parameter_groups
+from tymbal.training.optimization import parameter_groups
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 ANOTHER = "another model (MAE-AST): read its probe beside it"

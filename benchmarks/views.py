@@ -35,11 +35,11 @@ import torch
 from _report import machine, ratios, table
 from tymbal.audio.decode import read
 from tymbal.machine import tune_malloc
+from tymbal.preparation.build_views import ViewTask, build_views
 from tymbal.preparation.plan import Window
-from tymbal.preparation.views import ViewTask, build_views
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
-from tymbal.views.config import augmentation_from, augmentation_mapping
+from tymbal.views.augmentation_config import augmentation_from, augmentation_mapping
 from tymbal.views.draw import clip_key, draw, view_keys
 from tymbal.views.make import Mode, ViewMaker
 

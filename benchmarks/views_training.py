@@ -41,11 +41,9 @@ from tymbal.progress import quietly
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.store.dataset import StoreDataset, whole_batch
-from tymbal.store.pairs import PairStore
-from tymbal.store.waves import WaveStore
+from tymbal.store.packed.packed_store import PairStore, WaveStore
 from tymbal.views.draw import clip_key, draw, view_keys
-from tymbal.views.fresh import FreshViewDataset
-from tymbal.views.make import ViewMaker
+from tymbal.views.make import FreshViewDataset, ViewMaker
 
 RATE, SECONDS = 22_050, 3.0
 SAMPLES = round(RATE * SECONDS)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from tymbal.settings import FeatureSettings
-from tymbal.store.format import Shard, shard_name
-from tymbal.store.pairs import PairStore
-from tymbal.store.writer import Entry, finish_store, open_shard
+from tymbal.store.packed.format import Shard, shard_name
+from tymbal.store.packed.packed_store import PairStore
+from tymbal.store.packed.writer import Entry, finish_store, open_shard
 
 FEATURES = FeatureSettings(filter_bank="librosa", sample_rate=8000, mel_bins=4, n_fft=64, hop_length=32)
 CLIPS, VERSIONS, FRAMES = 6, 2, 8

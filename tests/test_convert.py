@@ -20,8 +20,8 @@ from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
 from tymbal.settings import FeatureSettings
-from tymbal.store.pt_folder import open_pt
-from tymbal.store.store import Store
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.pt.pt_folder import open_pt
 
 
 @pytest.fixture

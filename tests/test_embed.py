@@ -20,10 +20,10 @@ from tones import FEATURES, FRAMES, PITCHES, RATE, tone, tone_store
 from tymbal import convert, embed
 from tymbal.errors import AudioError, ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
-from tymbal.inference.embed import embed_store
+from tymbal.inference.encoding import embed_store
 from tymbal.inference.spool import Outcome, Spool
+from tymbal.models.classifier import pool
 from tymbal.models.folder import load_model
-from tymbal.models.pooling import pool
 from tymbal.settings import FeatureSettings
 
 CPU = {"device": "cpu", "precision": "float32"}
@@ -129,7 +129,7 @@ def test_embed__files(encoder: Path, nights: Path, tmp_path: Path):
 
 
 def test_embed__a_store(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tymbal.inference.sources._BLOCK", 20)
+    monkeypatch.setattr("tymbal.inference.embedding_input._BLOCK", 20)
     store = tone_store(tmp_path / "store", multilabel=True)
     result = embed(encoder, tmp_path / "store", tmp_path / "out.parquet", batch_size=7, **CPU)
     table = pq.read_table(tmp_path / "out.parquet")
@@ -166,7 +166,7 @@ def test_embed__spectrograms_in_pt_files(encoder: Path, tmp_path: Path):
 
 
 def test_embed__a_store_is_continued(encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.setattr("tymbal.inference.sources._BLOCK", 20)
+    monkeypatch.setattr("tymbal.inference.embedding_input._BLOCK", 20)
     tone_store(tmp_path / "store")
     embed(encoder, tmp_path / "store", tmp_path / "whole.npy", **CPU)
     ended = Spool.end

@@ -19,8 +19,8 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
-from tymbal.store.store import Store
-from tymbal.training.sound import SoundDataset
+from tymbal.store.dataset import SoundDataset
+from tymbal.store.packed.packed_store import Store
 
 TINY = {
     "width": 16,

@@ -22,7 +22,7 @@ from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.preparation import build
 from tymbal.settings import FeatureSettings
-from tymbal.store.store import Store
+from tymbal.store.packed.packed_store import Store
 
 RATE = 16_000
 SMALL = {"mel_bins": 16, "validation": 0.25}

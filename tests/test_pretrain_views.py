@@ -15,8 +15,8 @@ from training_setup import TINY, make_store
 from tymbal.errors import StoreError
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
-from tymbal.store.pair_store import open_pairs
-from tymbal.store.waves import WaveStore
+from tymbal.store.packed.packed_store import WaveStore
+from tymbal.store.pairs.pair_store import open_pairs
 from tymbal.training.views import padded_clips
 
 SHORT: dict[str, Any] = {**TINY, "patch": "2x4", "objective": "contrastive", "batch_size": 4, "max_steps": 3}

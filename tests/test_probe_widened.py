@@ -10,10 +10,10 @@ import torch
 from tones import FEATURES, FRAMES, tone_store
 from tymbal import probe
 from tymbal.errors import SettingsError
-from tymbal.evaluation import cache
-from tymbal.evaluation.repeats import draw_shots
+from tymbal.evaluation import embedding_cache as cache
+from tymbal.evaluation.probe_tasks import draw_shots
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.inference import embed
+from tymbal.inference import encoding as embed
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import save_model
@@ -66,7 +66,7 @@ def test_draw_shots__takes_so_many_of_each_class() -> None:
 
 
 def test_probe__folds_keep_groups_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = __import__("tymbal.evaluation.probe", fromlist=["Question"])
+    module = __import__("tymbal.evaluation.probe_tasks", fromlist=["Question"])
     seen: list[tuple[int, int, int]] = []
     ask = module.Question.ask
 

@@ -198,7 +198,7 @@ def test_report__what_is_no_source_is_refused(tmp_path: Path) -> None:
 
 def test_report__names_from_files_and_labels_are_text_not_markup(tmp_path: Path) -> None:
     from tymbal.settings import FeatureSettings
-    from tymbal.store.writer import Entry, write_store
+    from tymbal.store.packed.writer import Entry, write_store
 
     evil = '<script>alert("x")</script>'
     values = np.random.default_rng(0).normal(size=(9, 16, 16)).astype(np.float32)

@@ -14,8 +14,7 @@ from small_model import small_model
 from tones import PITCHES, RATE, tone
 from tymbal import embed, similar
 from tymbal.errors import AudioError, ModelError, SettingsError, StoreError
-from tymbal.inference.embeddings import vectors
-from tymbal.inference.nearest import nearest_approximately, nearest_exactly, rows_of
+from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, rows_of, vectors
 
 CPU = {"device": "cpu", "precision": "float32"}
 

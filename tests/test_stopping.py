@@ -122,7 +122,7 @@ def test_survive_in_worker__outlives_the_signals_of_a_job_but_not_its_parent():
 
 CREW = """
 import time
-from tymbal.preparation.workers import Crew
+from tymbal.preparation.task_pool import Crew
 from tymbal.stopping import stop_at_once
 
 with stop_at_once(), Crew(None, 2) as crew:

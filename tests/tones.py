@@ -10,8 +10,8 @@ import torch
 
 from tymbal.features.kaldi import KaldiFbank
 from tymbal.settings import FeatureSettings
-from tymbal.store.store import Store
-from tymbal.store.writer import Entry, write_store
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.packed.writer import Entry, write_store
 
 RATE = 8000
 PITCHES = {"high": 3000.0, "low": 300.0, "middle": 1000.0}

@@ -33,7 +33,7 @@ from tymbal.features.kaldi import KaldiFbank
 from tymbal.objectives.masks import make_masks
 from tymbal.randomness import fold
 from tymbal.settings import FeatureSettings
-from tymbal.store.store import Store
+from tymbal.store.packed.packed_store import Store
 
 HERE = Path(__file__).parent
 SPECIES = "aedes_aegypti_female"

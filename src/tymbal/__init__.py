@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tymbal.audio.manifest import Clip, Manifest
     from tymbal.audio.scan import scan
     from tymbal.convert import convert
-    from tymbal.demo.demo import demo
+    from tymbal.demo.walkthrough import demo
     from tymbal.doctor import doctor
     from tymbal.embed import embed
     from tymbal.errors import (
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from tymbal.probe import probe
     from tymbal.report import report
     from tymbal.similar import similar
-    from tymbal.store.store import Store
+    from tymbal.store.packed.packed_store import Store
 
 __all__ = [
     "AudioError",
@@ -87,9 +87,9 @@ _ORIGIN = {
     "Clip": "tymbal.audio.manifest",
     "LoadedModel": "tymbal.models.folder",
     "Manifest": "tymbal.audio.manifest",
-    "Store": "tymbal.store.store",
+    "Store": "tymbal.store.packed.packed_store",
     "convert": "tymbal.convert",
-    "demo": "tymbal.demo.demo",
+    "demo": "tymbal.demo.walkthrough",
     "doctor": "tymbal.doctor",
     "embed": "tymbal.embed",
     "explore": "tymbal.explore",

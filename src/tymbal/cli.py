@@ -19,11 +19,10 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.exceptions import MissingArgumentError, UnusedCliTokensError
 
 import tymbal
-from tymbal.cli_config import fill_from_file, fill_from_recipe, split_lists
-from tymbal.cli_help import VerbHelp, shown_default
+from tymbal.cli_settings import VerbHelp, fill_from_file, fill_from_recipe, shown_default, split_lists
 from tymbal.config import to_keywords
-from tymbal.environment import check_companions
 from tymbal.errors import SettingsError, TymbalError
+from tymbal.machine import check_companions
 from tymbal.progress import quietly, say
 from tymbal.settings import (
     ConvertSettings,
@@ -428,7 +427,7 @@ def _show(verb: str, *arguments: Any, quiet: bool, **keywords: Any) -> None:
 
 def _show_result(result: Any) -> None:
     """Prints what came of a verb, once where several processes ran it."""
-    from tymbal.training.processes import rank
+    from tymbal.compute.processes import rank
 
     if rank() == 0:
         print(result.summary())

@@ -8,7 +8,7 @@ A configuration file is one of three things, told apart by its keys:
   repeats the run.
 
 What is given explicitly (a flag, a keyword argument) stands above the file, the file above a recipe that one of them
-chooses (`tymbal.settings.recipes`), the recipe above the defaults.
+chooses (`tymbal.settings.fields`), the recipe above the defaults.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLik
 
 
 def recipe_under(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that what is given brings along (`tymbal.settings.recipes`), by field name.
+    """Defaults that what is given brings along (`tymbal.settings.fields`), by field name.
 
     Args:
         cls: A settings dataclass.

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from tymbal.models.exchange import ModelLayout
+    from tymbal.models.formats.convert_model import ModelLayout
     from tymbal.store.base import SpectrogramSource
-    from tymbal.store.writer import Entry
+    from tymbal.store.packed.writer import Entry
 
 __all__ = ["ConvertResult", "convert"]
 
@@ -82,8 +82,8 @@ def convert(
         StoreError: Spectrograms cannot be read.
         ModelError: The model cannot be read, or the format cannot hold it.
     """
-    from tymbal.store.pair_files import holds_pair_files
-    from tymbal.store.pairs import holds_pairs
+    from tymbal.store.packed.packed_store import holds_pairs
+    from tymbal.store.pairs.pair_files import holds_pair_files
 
     chosen = configuration.resolve(ConvertSettings, settings, config=config)
     target = Path(output)
@@ -104,9 +104,9 @@ def convert(
 
 def _pairs(source: str | os.PathLike[str], target: Path, settings: ConvertSettings) -> ConvertResult:
     """Pairs of views, to the other form."""
-    from tymbal.store.pair_convert import pack_pairs, unpack_pairs
-    from tymbal.store.pair_store import open_pairs
-    from tymbal.store.pairs import PairStore
+    from tymbal.store.packed.packed_store import PairStore
+    from tymbal.store.pairs.pair_convert import pack_pairs, unpack_pairs
+    from tymbal.store.pairs.pair_store import open_pairs
 
     pairs = open_pairs(source)
     to = settings.to or ("pt" if isinstance(pairs, PairStore) else "store")
@@ -125,7 +125,7 @@ def _pairs(source: str | os.PathLike[str], target: Path, settings: ConvertSettin
 def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
     """What the source is: `store`, `pt` or `model`."""
     from tymbal.models.weights import weights_in
-    from tymbal.store.pt_list import holds_pt
+    from tymbal.store.pt.pt_list import holds_pt
 
     path = Path(source)
     if (path / "store.json").is_file():
@@ -146,7 +146,7 @@ def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
 
 
 def _model(source: str | os.PathLike[str], output: Path, settings: ConvertSettings) -> ConvertResult:
-    from tymbal.models.exchange import convert_model
+    from tymbal.models.formats.convert_model import convert_model
 
     by_ending = {".pth": "pth", ".onnx": "onnx"}
     wanted = settings.to or by_ending.get(output.suffix, "tymbal")
@@ -177,9 +177,9 @@ _NAMES = {
 def _spectrograms(
     source: str | os.PathLike[str], output: Path, settings: ConvertSettings, *, kind: str, to: str
 ) -> ConvertResult:
-    from tymbal.store.pt_folder import open_with
-    from tymbal.store.pt_writer import write_pt
-    from tymbal.store.store import Store
+    from tymbal.store.packed.packed_store import Store
+    from tymbal.store.pt.pt_folder import open_with
+    from tymbal.store.pt.pt_writer import write_pt
 
     store: SpectrogramSource = Store.open(source) if kind == "store" else open_with(source, settings)
     notes = []
@@ -194,8 +194,8 @@ def _spectrograms(
 def _pack(store: SpectrogramSource, output: Path, settings: ConvertSettings) -> list[str]:
     """Writes a packed store; gives what is worth knowing of it."""
     from tymbal.audio.failures import write_failures
-    from tymbal.store.pt_store import PtStore
-    from tymbal.store.writer import write_store
+    from tymbal.store.packed.writer import write_store
+    from tymbal.store.pt.pt_store import PtStore
 
     with replace_folder(output) as aside, Progress(len(store), "Packing", unit="spectrograms") as progress:
         write_store(
@@ -221,7 +221,7 @@ def _pack(store: SpectrogramSource, output: Path, settings: ConvertSettings) -> 
 
 def _entries(store: SpectrogramSource, progress: Progress) -> Iterator[tuple[npt.NDArray[np.float16], Entry]]:
     """All spectrograms of a store in order, without their padding."""
-    from tymbal.store.writer import Entry
+    from tymbal.store.packed.writer import Entry
 
     rows = store.rows()
     for start in range(0, len(rows), _BATCH):

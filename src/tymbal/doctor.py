@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
-from tymbal.environment import check_companions
 from tymbal.errors import TymbalError
-from tymbal.machine import cores
+from tymbal.machine import check_companions, cores
 from tymbal.progress import duration, tell
 from tymbal.settings import DoctorSettings
 
 if TYPE_CHECKING:
-    from tymbal.checkup.trial import Trial
-    from tymbal.store.store import Store
+    from tymbal.checkup import Trial
+    from tymbal.store.packed.packed_store import Store
 
 __all__ = ["DoctorResult", "doctor"]
 
@@ -104,8 +103,7 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
         DeviceError: The device that was asked for is not there.
         SettingsError: Size or patch do not fit the clips of the store.
     """
-    from tymbal.checkup.machine_facts import decoders, free_disk, hardware, software
-    from tymbal.checkup.trial import try_out
+    from tymbal.checkup import decoders, free_disk, hardware, software, try_out
 
     chosen = configuration.resolve(DoctorSettings, settings, config=config)
     advice: list[str] = []
@@ -143,7 +141,7 @@ def _opened(path: str | Path | None, advice: list[str]) -> tuple[Store | None, d
     import numpy as np
 
     from tymbal.errors import StoreError
-    from tymbal.store.store import Store
+    from tymbal.store.packed.packed_store import Store
 
     if path is None:
         return None, {}
@@ -166,7 +164,7 @@ def _opened(path: str | Path | None, advice: list[str]) -> tuple[Store | None, d
 
 
 def _advice(settings: DoctorSettings, trial: Trial | None, epoch: float | None, free: int) -> list[str]:
-    from tymbal.training.device import choose_device, choose_precision, cpu_has_bf16
+    from tymbal.compute.device import choose_device, choose_precision, cpu_has_bf16
 
     device, why = choose_device(settings.device)
     found: list[str] = []

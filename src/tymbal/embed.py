@@ -22,9 +22,9 @@ from tymbal.progress import Progress, counted, tell
 from tymbal.settings import EmbedSettings
 
 if TYPE_CHECKING:
-    from tymbal.inference.embedder import Embedder
+    from tymbal.inference.embedding_input import Material
     from tymbal.inference.embeddings import EmbeddingFormat
-    from tymbal.inference.sources import Material
+    from tymbal.inference.frontend import Embedder
 
 __all__ = ["EmbedResult", "embed"]
 
@@ -86,11 +86,11 @@ def embed(
         StoreError: The store cannot be read.
         SettingsError: The settings do not fit the model or the source, or an unfinished run was begun with others.
     """
-    from tymbal.inference.embedder import Embedder
+    from tymbal.compute.device import choose_device, choose_precision
+    from tymbal.inference.embedding_input import material
     from tymbal.inference.embeddings import embedding_format
-    from tymbal.inference.sources import material
+    from tymbal.inference.frontend import Embedder
     from tymbal.models.folder import load_model
-    from tymbal.training.device import choose_device, choose_precision
 
     chosen = configuration.resolve(EmbedSettings, settings, config=config)
     output = Path(output)

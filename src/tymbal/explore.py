@@ -28,7 +28,7 @@ from tymbal.stopping import stop_at_once
 
 if TYPE_CHECKING:
     from tymbal.exploring.library import Library
-    from tymbal.exploring.looking import Eyes
+    from tymbal.exploring.model_view import Eyes
     from tymbal.exploring.page import Served
 
 __all__ = ["ExploreResult", "explore"]
@@ -78,7 +78,7 @@ def explore(
     with stop_at_once(), _own_uploads() as folder:
         eyes, library, facts = _open(str(model), None if store is None else Path(store), chosen)
         from tymbal.exploring import page
-        from tymbal.exploring.uploads import Uploads
+        from tymbal.exploring.page import Uploads
 
         built = page.build(eyes, library, Uploads(folder), facts=facts, top=chosen.top, minutes=chosen.minutes)
         served = page.serve(built, host=chosen.host, port=chosen.port, browser=chosen.browser)
@@ -123,13 +123,12 @@ def _own_uploads() -> Iterator[Path]:
 
 def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Eyes, Library | None, str]:
     """The model, the sounds to compare with, and what the page says about both."""
+    from tymbal.compute.device import choose_device, choose_precision
     from tymbal.exploring.library import open_library
-    from tymbal.exploring.looking import Eyes
-    from tymbal.inference.embedder import Embedder, embedder_like
-    from tymbal.inference.score import Scorer
-    from tymbal.inference.walk import cut_for
+    from tymbal.exploring.model_view import Eyes
+    from tymbal.inference.frontend import Embedder, Scorer, embedder_like
+    from tymbal.inference.streaming import cut_for
     from tymbal.models.folder import load_model
-    from tymbal.training.device import choose_device, choose_precision
 
     device, _ = choose_device(chosen.device)
     dtype, _ = choose_precision(chosen.precision, device)

@@ -7,6 +7,7 @@ replaces. The rename is atomic because the partial file lies in the folder of th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PARTIAL", "replace_file", "replace_folder", "sync_folder", "write_json", "write_text"]
+from tymbal.errors import TymbalError
+
+__all__ = ["PARTIAL", "locked", "replace_file", "replace_folder", "sync_folder", "write_json", "write_text"]
 
 PARTIAL = ".partial"
 
@@ -100,3 +103,40 @@ def _sync_tree(folder: Path) -> None:
 def _sync_file(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def locked(folder: Path, busy: TymbalError, *, part: str | None = None) -> Iterator[None]:
+    """Holds the file `lock` in a folder.
+
+    Args:
+        folder: The folder; it is made where it is not there.
+        busy: What is raised where another process holds the lock.
+        part: The part of the work that is done, of which several are done at once, each with a lock of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(
+        folder / ("lock" if part is None else f"lock-{part.replace('/', '-')}"), os.O_RDWR | os.O_CREAT, 0o644
+    )
+    try:
+        if not _lock(handle):
+            raise busy
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Some cluster file systems have no locks: then two at once are the user's to avoid.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
+    return True

@@ -15,27 +15,26 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal._version import __version__
+from tymbal.compute.processes import first_speaks, processes
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, parse_patch
-from tymbal.training.processes import first_speaks, processes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from tymbal.evaluation.clips import LabelledClips
+    from tymbal.evaluation.labelled_clips import LabelledClips
     from tymbal.features.normalisation import Normalisation
     from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.augmentation import Augmentation
-    from tymbal.objectives.classification import ClassificationObjective
-    from tymbal.objectives.ensemble import Ensemble
+    from tymbal.objectives.classification import ClassificationObjective, Ensemble
     from tymbal.store.base import SpectrogramSource
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.callbacks import Evaluation
-    from tymbal.training.folder import Resume, RunFolder, RunResult
+    from tymbal.training.run_folder import Resume, RunFolder, RunResult
 
 __all__ = ["finetune"]
 
@@ -93,9 +92,9 @@ def finetune(
         TrainingError: The loss is not finite.
     """
     from tymbal.store.dataset import StoreDataset
-    from tymbal.training.folder import RunFolder
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
+    from tymbal.training.run_folder import RunFolder
     from tymbal.training.source import is_sound, open_source, settled, thinning
 
     chosen = settled(source, configuration.resolve(FinetuneSettings, settings, config=config))
@@ -142,7 +141,7 @@ def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str
     """Writes which classes the best model takes for which, as its evaluation counted them."""
     from tymbal.evaluation.confusion import draw_confusion, write_confusion, write_decisions
     from tymbal.training.checkpoints import Checkpoints
-    from tymbal.training.details import read_counts
+    from tymbal.training.records import read_counts
 
     for name in ("confusion.csv", "confusion.png"):
         (folder.path / name).unlink(missing_ok=True)  # an older run's
@@ -167,7 +166,7 @@ def _features(settings: FinetuneSettings) -> FeatureSettings:
 
 def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
     """Refuses classes that occur only in validation, where folders or a list tell, before sound is prepared."""
-    from tymbal.evaluation.clips import refuse_unlearned
+    from tymbal.evaluation.labelled_clips import refuse_unlearned
     from tymbal.preparation.clips import given_labels
 
     labels = given_labels(source, PrepareSettings(label_csv=settings.label_csv))
@@ -177,7 +176,7 @@ def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
 
 def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings, *, every: int) -> LabelledClips:
     from tymbal.audio.tables import table_classes
-    from tymbal.evaluation.clips import labelled_clips
+    from tymbal.evaluation.labelled_clips import labelled_clips
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
     table = table_classes(settings.label_csv) if settings.classes == "table" and settings.label_csv else None
@@ -266,7 +265,7 @@ def _objective(
 def _has_begun(run: Path) -> bool:
     """Whether weights come from a checkpoint anyway."""
     from tymbal.training.checkpoints import Checkpoints
-    from tymbal.training.folder import RunFolder
+    from tymbal.training.run_folder import RunFolder
 
     return Checkpoints(RunFolder(run).checkpoints).newest() is not None
 
@@ -274,8 +273,8 @@ def _has_begun(run: Path) -> bool:
 def _fit_head(
     objective: ClassificationObjective, store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
 ) -> None:
-    from tymbal.evaluation.head import fit_head
-    from tymbal.training.device import choose_device, choose_precision
+    from tymbal.compute.device import choose_device, choose_precision
+    from tymbal.evaluation.head_start import fit_head
 
     device, _ = choose_device(settings.device)
     fitted, count = fit_head(
@@ -296,7 +295,7 @@ def _fit_head(
 def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> Tensor | None:
     import torch
 
-    from tymbal.evaluation.weights import class_weights
+    from tymbal.evaluation.labelled_clips import class_weights
 
     if settings.class_weights == "none":
         return None
@@ -325,7 +324,7 @@ def _training_clips(store: SpectrogramSource, clips: LabelledClips, settings: Fi
 
     if not _mixes_waveforms(settings):
         return StoreDataset(store, clips.train, labels=True)
-    from tymbal.training.sound import SoundDataset
+    from tymbal.store.dataset import SoundDataset
 
     return SoundDataset(store, clips.train)
 
@@ -333,7 +332,7 @@ def _training_clips(store: SpectrogramSource, clips: LabelledClips, settings: Fi
 def _ensemble(clips: LabelledClips) -> Ensemble:
     import torch
 
-    from tymbal.objectives.ensemble import Ensemble
+    from tymbal.objectives.classification import Ensemble
 
     if processes() > 1:
         raise SettingsError(
@@ -344,9 +343,9 @@ def _ensemble(clips: LabelledClips) -> Ensemble:
 
 
 def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSettings) -> _Start:
-    from tymbal.inference.embed import check_features
+    from tymbal.inference.encoding import check_features
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-    from tymbal.models.warm_classifier import HeadChoice, warm_start_classifier
+    from tymbal.models.warm_start import HeadChoice, warm_start_classifier
     from tymbal.training.source import features_of, normalisation_of
 
     width, depth, heads = settings.shape
@@ -389,7 +388,7 @@ def _weights(
     source: str | Path, store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
 ) -> NDArray[np.float64] | None:
     """Chances of the training clips; None where each comes once an epoch."""
-    from tymbal.evaluation.weights import balanced_weights, read_weights
+    from tymbal.evaluation.labelled_clips import balanced_weights, read_weights
 
     if not settings.balance:
         return None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.metadata
+import importlib.util
 import os
 import platform
 import sys
 from pathlib import Path
 
-__all__ = ["cores", "machine", "memory", "processor", "tune_malloc"]
+from tymbal.errors import TymbalError
+
+__all__ = ["check_companions", "cores", "machine", "memory", "processor", "tune_malloc"]
 
 
 def cores() -> int:
@@ -62,3 +67,25 @@ def machine() -> dict[str, str]:
     if torch is not None and torch.cuda.is_available():
         found["gpu"] = str(torch.cuda.get_device_name())
     return found
+
+
+def check_companions() -> None:
+    """Imports torchaudio and torchvision where they are installed.
+
+    Raises:
+        TymbalError: One of them is broken.
+    """
+    for name in ("torchaudio", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            continue
+        try:
+            importlib.import_module(name)
+        except (OSError, ImportError, RuntimeError, AttributeError) as error:
+            torch = importlib.metadata.version("torch")
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise TymbalError(
+                f"the installed {name} does not work with torch {torch}, and transformers insists on importing it "
+                f"({reason})",
+                advice=f"Tymbal does not need it: `pip uninstall {name}`. Or install the build that belongs to torch "
+                f"{torch}.",
+            ) from error

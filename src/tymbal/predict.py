@@ -24,8 +24,7 @@ from tymbal.progress import Progress, counted, duration, tell
 from tymbal.settings import PredictSettings
 
 if TYPE_CHECKING:
-    from tymbal.inference.walk import Rows
-    from tymbal.inference.windows import Window
+    from tymbal.inference.streaming import Rows, Window
 
 __all__ = ["PredictResult", "predict"]
 
@@ -98,13 +97,13 @@ def predict(
         AudioError: No recording could be read, or there is none.
         SettingsError: The settings do not fit the model or the output, or an unfinished run was begun with others.
     """
+    from tymbal.audio.sources import find_recordings
+    from tymbal.compute.device import choose_device, choose_precision
+    from tymbal.inference.frontend import Scorer
     from tymbal.inference.predictions import SCHEMA, Predictions, failures_path, output_format
-    from tymbal.inference.recordings import find_recordings
-    from tymbal.inference.score import Scorer
     from tymbal.inference.spool import Spool, writing
-    from tymbal.inference.walk import cut_for, walk
+    from tymbal.inference.streaming import cut_for, walk
     from tymbal.models.folder import load_model
-    from tymbal.training.device import choose_device, choose_precision
 
     chosen = configuration.resolve(PredictSettings, settings, config=config)
     output = Path(output)

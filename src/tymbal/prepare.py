@@ -26,26 +26,27 @@ from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import Manifest
 from tymbal.config import resolve
 from tymbal.errors import AudioError, SettingsError, StoreError
-from tymbal.locking import locked
+from tymbal.files import locked
 from tymbal.preparation.build import Built, read_sidecar
-from tymbal.preparation.clips import list_clips
-from tymbal.preparation.cluster import dask_executor
-from tymbal.preparation.finish import finish
-from tymbal.preparation.headers import Header, read_headers
+from tymbal.preparation.build_views import show_views
+from tymbal.preparation.clips import Header, list_clips, read_headers
 from tymbal.preparation.plan import Plan, make_plan
-from tymbal.preparation.record import FAILURES, Record, check_output, is_complete, read_failures, refuse_changes
-from tymbal.preparation.space import check_space
-from tymbal.preparation.tasks import bytes_of, make_tasks, preview_task
-from tymbal.preparation.views import show_views
-from tymbal.preparation.workers import Crew
+from tymbal.preparation.record import (
+    FAILURES,
+    Record,
+    check_output,
+    check_space,
+    finish,
+    is_complete,
+    read_failures,
+    refuse_changes,
+)
+from tymbal.preparation.task_pool import Crew, bytes_of, dask_executor, make_tasks, preview_task
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import FeatureSettings, PrepareSettings
-from tymbal.store.format import WORK
-from tymbal.store.open import open_store
-from tymbal.store.pair_files import GENERATED, holds_pair_files, read_metadata
-from tymbal.store.pairs import PairStore
-from tymbal.store.store import Store
-from tymbal.store.waves import WaveStore
+from tymbal.store.packed.format import WORK
+from tymbal.store.packed.packed_store import PairStore, Store, WaveStore, open_store
+from tymbal.store.pairs.pair_files import GENERATED, holds_pair_files, read_metadata
 
 __all__ = ["PrepareResult", "prepare"]
 
@@ -197,11 +198,11 @@ def _check_augmentations(settings: PrepareSettings) -> None:
         SettingsError: Something in the file is wrong, or there are no backgrounds where it says.
     """
     # Whoever prepares no views is spared torch.
-    from tymbal.views.config import chosen_augmentation
+    from tymbal.views.augmentation_config import chosen_augmentation
 
     background = chosen_augmentation(settings).waveform.background
     if background is not None:
-        from tymbal.views.sounds import background_files
+        from tymbal.views.overlays import background_files
 
         background_files(background.folder)
 

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal._version import __version__
+from tymbal.compute.processes import first_speaks
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PretrainSettings, parse_patch
-from tymbal.training.processes import first_speaks
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tymbal.evaluation.watch import LabelProbe
     from tymbal.features.normalisation import Normalisation
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from tymbal.objectives.ssast import SSASTObjective
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
-    from tymbal.training.folder import Resume, RunResult
-    from tymbal.training.watch import LabelProbe
+    from tymbal.training.run_folder import Resume, RunResult
 
     PretrainingObjective = SSASTObjective | ReconstructionObjective | ContrastiveObjective
 
@@ -95,14 +95,13 @@ def pretrain(
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         TrainingError: The loss is not finite.
     """
-    from tymbal.objectives.rebuilt import can_rebuild
+    from tymbal.evaluation.snapshots import Snapshots, can_rebuild
+    from tymbal.evaluation.watch import Watch
     from tymbal.store.dataset import StoreDataset
-    from tymbal.training.folder import RunFolder
     from tymbal.training.run import begin, train
-    from tymbal.training.snapshots import Snapshots
+    from tymbal.training.run_folder import RunFolder
     from tymbal.training.source import open_source, settled, thinning
     from tymbal.training.views import open_views, view_dataset
-    from tymbal.training.watch import Watch
 
     chosen = settled(store, configuration.resolve(PretrainSettings, settings, config=config))
     run = Path(output)
@@ -293,9 +292,9 @@ def _encoder(
     store: SpectrogramSource, settings: PretrainSettings
 ) -> tuple[SpectrogramEncoder, ModelDescription | None]:
     """The encoder with its first weights, and the description of the model that they are from, if any."""
-    from tymbal.inference.embed import check_features
+    from tymbal.inference.encoding import check_features
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-    from tymbal.models.warmstart import warm_start
+    from tymbal.models.warm_start import warm_start
 
     width, depth, heads = settings.shape
     patch = parse_patch(settings.patch)
@@ -319,10 +318,10 @@ def _probe(settings: PretrainSettings, description: ModelDescription) -> LabelPr
     """The probe that goes along with the training, if one is wanted."""
     if settings.probe_data is None:
         return None
-    from tymbal.evaluation.clips import labelled_clips
-    from tymbal.inference.embed import check_features
-    from tymbal.store.store import Store
-    from tymbal.training.watch import LabelProbe
+    from tymbal.evaluation.labelled_clips import labelled_clips
+    from tymbal.evaluation.watch import LabelProbe
+    from tymbal.inference.encoding import check_features
+    from tymbal.store.packed.packed_store import Store
 
     store = Store.open(settings.probe_data)
     check_features(store, description, path=settings.probe_data)

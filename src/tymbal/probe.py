@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
-from tymbal.evaluation.probe import READERS, ProbeRow, table
+from tymbal.evaluation.probe_tasks import READERS, ProbeRow, table
 from tymbal.files import replace_file, write_json
 from tymbal.progress import tell
 from tymbal.settings import ProbeSettings
-from tymbal.store.format import DESCRIPTION
+from tymbal.store.packed.format import DESCRIPTION
 
 if TYPE_CHECKING:
-    from tymbal.evaluation.clips import LabelledClips
+    from tymbal.evaluation.labelled_clips import LabelledClips
     from tymbal.models.description import ModelDescription
     from tymbal.store.base import SpectrogramSource
 
@@ -114,9 +114,9 @@ def probe(
     Raises:
         TymbalError: The model or the data cannot be used for a probe; the message says why.
     """
-    from tymbal.evaluation.clips import labelled_clips
-    from tymbal.evaluation.survey import survey
-    from tymbal.inference.embed import check_features
+    from tymbal.evaluation.labelled_clips import labelled_clips
+    from tymbal.evaluation.run_probes import survey
+    from tymbal.inference.encoding import check_features
     from tymbal.models.folder import load_model
 
     chosen = configuration.resolve(ProbeSettings, settings, config=config)

@@ -70,7 +70,7 @@ def report(
         SettingsError: A source is nothing that there is a report for.
         StoreError: A store cannot be read.
     """
-    from tymbal.reporting.page import page
+    from tymbal.pages.page import page
     from tymbal.reporting.parts import Desk, part_of
 
     chosen = configuration.resolve(ReportSettings, settings, config=config)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from tymbal.inference.embedder import Embedder
+    from tymbal.inference.frontend import Embedder
     from tymbal.inference.tables import Kind, TableFormat
 
 __all__ = ["Neighbour", "SimilarResult", "similar"]
@@ -89,8 +89,7 @@ def similar(
         SettingsError: A setting is wrong, or approximate search is not installed.
         StoreError: There are no embeddings.
     """
-    from tymbal.inference.embeddings import read_record
-    from tymbal.inference.nearest import nearest_approximately, nearest_exactly, rows_of
+    from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_record, rows_of
     from tymbal.inference.tables import open_table
 
     chosen = configuration.resolve(SimilarSettings, settings, config=config)
@@ -115,9 +114,9 @@ def similar(
 
 def _embedder(model: str | Path, record: dict[str, Any], settings: SimilarSettings, index: Path) -> Embedder:
     """The model at work as it was when the others were embedded."""
-    from tymbal.inference.embedder import embedder_like
+    from tymbal.compute.device import choose_device, choose_precision
+    from tymbal.inference.frontend import embedder_like
     from tymbal.models.folder import load_model
-    from tymbal.training.device import choose_device, choose_precision
 
     device, _ = choose_device(settings.device)
     dtype, _ = choose_precision(settings.precision, device)
@@ -130,8 +129,7 @@ def _example(embedder: Embedder, clip: Path, record: dict[str, Any], *, batch_si
 
     from tymbal.audio.decode import stream
     from tymbal.audio.failures import problem
-    from tymbal.inference.walk import cut_for
-    from tymbal.inference.windows import windows
+    from tymbal.inference.streaming import cut_for, windows
 
     cut = cut_for(embedder.description, window=record["window"], hop=record["hop"])
     blocks = stream(clip, sample_rate=cut.rate)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from digits import digit_files, write_digits, write_label_csv, write_list
 from tymbal.compat import PrecomputedDataset
-from tymbal.compat.precomputed import _added, _masked
+from tymbal.compat.datasets import _added, _masked
 from tymbal.errors import StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 

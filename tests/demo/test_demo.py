@@ -12,7 +12,7 @@ import pytest
 import soundfile as sf
 
 import tymbal
-from tymbal.demo.plan import SHORT
+from tymbal.demo.walkthrough import SHORT
 from tymbal.errors import SettingsError
 
 TINY = replace(
@@ -30,7 +30,7 @@ TINY = replace(
 @pytest.fixture
 def tiny(monkeypatch):
     """Makes the demo tiny."""
-    monkeypatch.setattr(importlib.import_module("tymbal.demo.demo"), "SHORT", TINY)
+    monkeypatch.setattr(importlib.import_module("tymbal.demo.walkthrough"), "SHORT", TINY)
 
 
 def test_demo__wingbeats_the_whole_way_and_again(tiny, tmp_path, capsys):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from tymbal.demo.report import Report, Scores
-from tymbal.demo.search import Found
+from tymbal.demo.outcome import Found, Report, Scores
 
 SCORES = Scores(
     figure="accuracy",

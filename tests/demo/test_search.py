@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 
 from tymbal.audio.manifest import Clip, Manifest
-from tymbal.demo.search import Found, count_found, join_clips
+from tymbal.demo.outcome import Found, count_found, join_clips
 from tymbal.demo.wingbeats import Event
 
 

@@ -15,7 +15,7 @@ from tymbal.evaluation import tokens as module
 from tymbal.evaluation.attentive import STRENGTHS, fit_attentive
 from tymbal.evaluation.linear import fit_logistic, quality
 from tymbal.evaluation.tokens import Tokens, write_tokens
-from tymbal.inference.embed import embed_store
+from tymbal.inference.encoding import embed_store
 from tymbal.models.folder import load_model
 from tymbal.progress import Progress
 from tymbal.settings import ProbeSettings

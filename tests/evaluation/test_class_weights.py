@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 
-from tymbal.evaluation.weights import class_weights
+from tymbal.evaluation.labelled_clips import class_weights
 
 
 def test_class_weights__are_those_of_scikit_learn() -> None:

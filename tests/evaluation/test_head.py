@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tymbal.evaluation import head
-from tymbal.evaluation.head import fit_head
+from tymbal.evaluation import head_start as head
+from tymbal.evaluation.head_start import fit_head
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder

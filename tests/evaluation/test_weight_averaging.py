@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tymbal.errors import ManifestError
-from tymbal.evaluation.weights import balanced_weights, read_weights
+from tymbal.evaluation.labelled_clips import balanced_weights, read_weights
 
 
 def test_balanced_weights__are_those_of_gen_weight_file():

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tymbal.exploring.attention import attention, readers
+from tymbal.exploring.model_view import attention, readers
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 
 CONFIG = EncoderConfig(width=16, depth=3, heads=2, mels=16, frames=32, patch=(8, 8), stride=(8, 8))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tymbal.exploring.course import Course
+from tymbal.exploring.downsample import Course
 
 
 @pytest.mark.parametrize("how", ["mean", "max"])

@@ -14,12 +14,11 @@ from small_model import small_model
 from tones import RATE, tone, tone_store
 from tymbal.exploring import drawing
 from tymbal.exploring.library import Library, Neighbour
-from tymbal.exploring.looking import Eyes
-from tymbal.inference.embedder import Embedder
-from tymbal.inference.score import Scorer
-from tymbal.inference.walk import cut_for
+from tymbal.exploring.model_view import Eyes
+from tymbal.inference.frontend import Embedder, Scorer
+from tymbal.inference.streaming import cut_for
 from tymbal.models.folder import load_model
-from tymbal.reporting.pictures import overlay, png
+from tymbal.pages.pictures import overlay, png
 
 LABELS = ("a", "<b>", "c_d", "e", "f", "g")
 

@@ -11,7 +11,7 @@ from small_model import small_model
 from tones import PITCHES, RATE, tone, tone_store
 from tymbal import embed
 from tymbal.errors import AudioError, ModelError, SettingsError, StoreError
-from tymbal.evaluation import cache
+from tymbal.evaluation import embedding_cache as cache
 from tymbal.exploring import library
 from tymbal.exploring.library import Library, open_library
 from tymbal.models.folder import load_model

@@ -11,12 +11,10 @@ from small_model import small_model
 from tones import RATE, tone
 from tymbal.audio.decode import read
 from tymbal.errors import AudioError
-from tymbal.exploring.looking import Eyes, likeness
+from tymbal.exploring.model_view import Eyes, likeness
 from tymbal.features.bank import filter_bank
-from tymbal.inference.embedder import Embedder
-from tymbal.inference.score import Scorer
-from tymbal.inference.walk import cut_for
-from tymbal.inference.windows import Window, windows
+from tymbal.inference.frontend import Embedder, Scorer
+from tymbal.inference.streaming import Window, cut_for, windows
 from tymbal.models.folder import load_model
 
 LABELS = ("high", "low", "middle")
@@ -74,7 +72,7 @@ def test_look__what_cannot_be_seen_is_an_error(tmp_path: Path) -> None:
 
 
 def test_look__attention_of_too_many_patches_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tymbal.exploring.looking.MOST_TOKENS", 9)
+    monkeypatch.setattr("tymbal.exploring.model_view.MOST_TOKENS", 9)
     assert eyes(tmp_path).look(recording(tmp_path)).attention == {}
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from tymbal.exploring.plots import Choice, hertz_marks, plot, time_marks
 from tymbal.features.bank import bin_at
+from tymbal.pages.plots import Choice, hertz_marks, plot, time_marks
 from tymbal.settings import FeatureSettings
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from tymbal.audio.sources import Recording
 from tymbal.inference.annotations import annotation_files, write_audacity, write_raven
 from tymbal.inference.detections import Detection
-from tymbal.inference.recordings import Recording
 
 LABELS = ("robin", "a\ttab and\na line")
 FOUND = [Detection(0.5, 0, 3.25, 0.91234, 3), Detection(86399.1234567, 1, 86400.0, 0.5, 1)]

@@ -9,10 +9,10 @@ import torch
 from tones import FEATURES, FRAMES, tone_store
 from tymbal.errors import ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.inference.embed import check_features, embed_store
+from tymbal.inference.encoding import check_features, embed_store
+from tymbal.models.classifier import pool
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.models.pooling import pool
 from tymbal.settings import FeatureSettings
 
 CONFIG = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=FRAMES, patch=(8, 4), stride=(8, 4))

@@ -7,8 +7,7 @@ import pytest
 from tymbal.errors import SettingsError
 from tymbal.inference.annotations import write_audacity, write_raven
 from tymbal.inference.detections import Detection
-from tymbal.inference.found import beside, is_annotations, read_found
-from tymbal.inference.predictions import DETECTIONS, WINDOWS
+from tymbal.inference.predictions import DETECTIONS, WINDOWS, beside, is_annotations, read_found
 from tymbal.inference.tables import TABLES, open_table
 
 ROWS = [("a, b.wav", 0.0, 5.0, "robin", 0.75), ("ü.wav", 86400.0, 86405.0, 'the "wren"', 0.5)]

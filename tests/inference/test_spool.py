@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tymbal.audio.sources import Recording
 from tymbal.errors import SettingsError
-from tymbal.inference import pieces
 from tymbal.inference import spool as module
-from tymbal.inference.recordings import Recording
+from tymbal.inference import spool as pieces
 from tymbal.inference.spool import Outcome, Spool
 
 SCHEMA = pa.schema([("value", pa.int64())])

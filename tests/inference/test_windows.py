@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tymbal.inference.windows import windows
+from tymbal.inference.streaming import windows
 
 
 def cut(total: int, length: int, hop: int, block: int, shortest: int = 1) -> list[tuple[int, int]]:

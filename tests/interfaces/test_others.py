@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from small_model import small_model
 from tones import RATE, tone
 from tymbal.errors import AudioError
-from tymbal.inference.score import Scorer
-from tymbal.inference.windows import Window
+from tymbal.inference.frontend import Scorer
+from tymbal.inference.streaming import Window
 from tymbal.interfaces import evar, hear, xares
 from tymbal.interfaces.hoplite import HopliteModel, InferenceOutputs
 from tymbal.models.folder import load_model

@@ -14,7 +14,7 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
-from tymbal.models.warmstart import warm_start
+from tymbal.models.warm_start import warm_start
 from tymbal.settings import FeatureSettings
 
 CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=48)

@@ -13,9 +13,8 @@ from tones import FEATURES, FRAMES, RATE, tone
 from tymbal import convert
 from tymbal.errors import ModelError, SettingsError
 from tymbal.features.kaldi import KaldiFbank
-from tymbal.inference.embedder import Embedder
-from tymbal.inference.score import Scorer
-from tymbal.inference.windows import Window
+from tymbal.inference.frontend import Embedder, Scorer
+from tymbal.inference.streaming import Window
 from tymbal.models import onnx
 from tymbal.models.folder import load_model
 from tymbal.settings import FeatureSettings

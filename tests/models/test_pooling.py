@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tymbal.errors import SettingsError
+from tymbal.models.classifier import AttentivePooling, pool, pooled_width
 from tymbal.models.encoder import EncoderConfig
-from tymbal.models.pooling import AttentivePooling, pool, pooled_width
 
 TOKENS = torch.tensor(
     [[[10.0], [20.0], [1.0], [2.0], [3.0], [5.0], [6.0], [7.0]]]

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
 from tymbal.errors import ModelError
+from tymbal.models.classifier import ScriptClassifier
 from tymbal.models.encoder import EncoderConfig
 from tymbal.models.folder import load_model, open_checkpoint, save_model
-from tymbal.models.script_classifier import ScriptClassifier
-from tymbal.models.warmstart import warm_start
+from tymbal.models.warm_start import warm_start
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 160}
 NAMINGS = ("transformers 5", "disk", "transformers 4")

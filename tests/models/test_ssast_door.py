@@ -10,10 +10,10 @@ import torch
 
 from tymbal.errors import ModelError
 from tymbal.models.classifier import SpectrogramClassifier
-from tymbal.models.doors import ssast
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
-from tymbal.models.warmstart import warm_start
+from tymbal.models.formats import ssast_checkpoint as ssast
+from tymbal.models.warm_start import warm_start
 
 CLASSIFIERS = [(name, i) for name in ("patch", "frame") for i in range(3)]
 

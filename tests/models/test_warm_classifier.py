@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from small_model import small_model
+from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier
 from tymbal.models.encoder import EncoderConfig
 from tymbal.models.folder import load_model
-from tymbal.models.script_classifier import SCRIPT_POOLING, ScriptClassifier
-from tymbal.models.warm_classifier import HeadChoice, WarmClassifier, warm_start_classifier
+from tymbal.models.warm_start import HeadChoice, WarmClassifier, warm_start_classifier
 
 LABELS = ("frog", "cicada", "wind")
 TURNED = ("cicada", "frog", "wind")

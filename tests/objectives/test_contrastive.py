@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from tymbal.errors import ModelError
-from tymbal.features.floor import ENERGY_FLOOR
 from tymbal.features.normalisation import Normalisation
+from tymbal.features.statistics import ENERGY_FLOOR
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.contrastive import ContrastiveObjective, crossed_masks, effective_rank, nt_xent
 from tymbal.randomness import fold

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from tymbal.objectives.ensemble import Ensemble
+from tymbal.objectives.classification import Ensemble
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from tymbal.evaluation.snapshots import can_rebuild, rebuilt_by
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.objectives.rebuilt import can_rebuild, rebuilt_by
 from tymbal.objectives.reconstruction import ReconstructionObjective
 from tymbal.objectives.ssast import SSASTObjective
 

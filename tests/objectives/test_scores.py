@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn import metrics
 
-from tymbal.objectives import scores
+from tymbal.objectives import metrics as scores
 
 
 def test_log_odds__equals_logit_of_softmax_and_stays_finite() -> None:

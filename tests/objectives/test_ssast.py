@@ -33,7 +33,7 @@ def batch(size: int = 4, frames: int = 96, real: int | None = None) -> dict[str,
 
 @pytest.mark.parametrize("name", ["patch", "frame"])
 def test_losses__are_those_of_the_reference(shared, name):
-    from tymbal.models.doors.ssast import read
+    from tymbal.models.formats.ssast_checkpoint import read
 
     checkpoint = read(shared / "fixtures" / f"ssast_{name}.pth")
     encoder = SpectrogramEncoder(checkpoint.description.encoder)

@@ -9,8 +9,8 @@ import soundfile
 from tymbal.audio import decode
 from tymbal.audio.decode import read
 from tymbal.errors import AudioError
-from tymbal.preparation import cut as module
-from tymbal.preparation.cut import cut
+from tymbal.preparation import build as module
+from tymbal.preparation.build import cut
 from tymbal.preparation.plan import Window
 
 RATE = 8000

@@ -24,10 +24,12 @@ import tymbal
 from tymbal.audio.decode import read
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.librosa import LibrosaMel
-from tymbal.locking import locked
-from tymbal.preparation import build, space, views
+from tymbal.files import locked
+from tymbal.preparation import build
+from tymbal.preparation import build_views as views
+from tymbal.preparation import record as space
 from tymbal.settings import FeatureSettings
-from tymbal.store.pairs import PairStore
+from tymbal.store.packed.packed_store import PairStore
 
 RATE = 8000
 SMALL: dict[str, Any] = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tymbal.errors import StoreError
-from tymbal.locking import locked
-from tymbal.preparation.workers import Crew
+from tymbal.files import locked
+from tymbal.preparation.task_pool import Crew
 
 
 def square(number: int) -> int:
@@ -29,7 +29,7 @@ def test_crew__runs_everything_somewhere() -> None:
 def test_crew__processes_die_with_their_parent() -> None:
     script = """
 import os, time
-from tymbal.preparation.workers import Crew
+from tymbal.preparation.task_pool import Crew
 if __name__ == "__main__":
     with Crew(None, workers=2) as crew:
         print(next(crew.run(os.path.abspath, ["."] * 2, parallel=True)), flush=True)

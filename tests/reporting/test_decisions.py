@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from tymbal.reporting.answers import Answers
+from tymbal.reporting.classifier_part import Answers
 
 CLASSES = ("rain", "robin", "wren")
 TRUTH = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]], bool)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_store import small_store
 
-from tymbal.store.store import Store
+from tymbal.store.packed.packed_store import Store
 
 
 @pytest.fixture

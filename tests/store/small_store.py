@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from tymbal.settings import FeatureSettings
-from tymbal.store.store import Store
-from tymbal.store.writer import Entry, write_store
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.packed.writer import Entry, write_store
 
 FRAMES, MELS = 8, 4
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tymbal.store.buffers import BufferPool
+from tymbal.store.parallel_copy import BufferPool
 
 
 def address(array: np.ndarray) -> int:

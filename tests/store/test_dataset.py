@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from tymbal.errors import StoreError
 from tymbal.store.dataset import StoreDataset, whole_batch
-from tymbal.store.store import Store
+from tymbal.store.packed.packed_store import Store
 
 
 def test_getitems__is_a_whole_batch(store: Store) -> None:

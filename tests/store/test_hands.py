@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from tymbal.store import hands
-from tymbal.store.hands import in_parts
+from tymbal.store import parallel_copy as hands
+from tymbal.store.parallel_copy import in_parts
 
 MIB = 1 << 20
 

@@ -18,8 +18,8 @@ from pairs import FEATURES, FRAMES, pair_store
 from tymbal.compat import PreGeneratedSpectrogramDataset
 from tymbal.errors import SettingsError, StoreError
 from tymbal.store.dataset import StoreDataset
-from tymbal.store.pair_store import PairFileStore, open_pairs
-from tymbal.store.pairs import PairStore
+from tymbal.store.packed.packed_store import PairStore
+from tymbal.store.pairs.pair_store import PairFileStore, open_pairs
 
 
 @pytest.fixture

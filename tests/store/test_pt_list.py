@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tymbal.errors import ManifestError, SettingsError, StoreError
-from tymbal.store.pt_list import holds_pt, list_pt, stem_of
+from tymbal.store.pt.pt_list import holds_pt, list_pt, stem_of
 
 
 def touch(*paths: Path) -> None:

@@ -15,10 +15,10 @@ import torch
 from digits import digit_files, spectrogram, write_digits, write_label_csv, write_list
 from tymbal.errors import StoreError
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.store import pt_index, pt_store
 from tymbal.store.base import DamagedRowsError
 from tymbal.store.dataset import StoreDataset
-from tymbal.store.pt_folder import open_pt
+from tymbal.store.pt import pt_index, pt_store
+from tymbal.store.pt.pt_folder import open_pt
 
 
 class Evil:

@@ -11,10 +11,10 @@ import torch
 from small_store import FRAMES, MELS, small_store, spectrogram
 
 from tymbal.settings import FeatureSettings
-from tymbal.store.pt_folder import open_pt
-from tymbal.store.pt_writer import write_pt
-from tymbal.store.store import Store
-from tymbal.store.writer import Entry, write_store
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.packed.writer import Entry, write_store
+from tymbal.store.pt.pt_folder import open_pt
+from tymbal.store.pt.pt_writer import write_pt
 
 
 def same(one, other) -> None:

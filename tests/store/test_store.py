@@ -11,9 +11,9 @@ from small_store import FRAMES, MELS, small_store, spectrogram
 
 from tymbal.errors import StoreError
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.store import store as module
-from tymbal.store.shards import MappedShard
-from tymbal.store.store import Store
+from tymbal.store.packed import packed_store as module
+from tymbal.store.packed.format import MappedShard
+from tymbal.store.packed.packed_store import Store
 
 
 def padded(number: int) -> np.ndarray:

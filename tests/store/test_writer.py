@@ -7,7 +7,7 @@ import pytest
 from small_store import FRAMES, MELS
 
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.store.writer import open_shard
+from tymbal.store.packed.writer import open_shard
 
 
 def test_shard__cuts_and_pads(tmp_path: Path) -> None:

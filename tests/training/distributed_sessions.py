@@ -11,9 +11,9 @@ from pathlib import Path
 from killed_sessions import Scenario
 
 from training_setup import TINY
+from tymbal.compute.processes import rank
 from tymbal.finetune import finetune
 from tymbal.pretrain import pretrain
-from tymbal.training.processes import rank
 from tymbal.training.trainer import TymbalTrainer
 
 HALVES = {**TINY, "batch_size": TINY["batch_size"] // 2}

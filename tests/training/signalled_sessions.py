@@ -12,9 +12,9 @@ from pathlib import Path
 from test_run import Copying, session
 from test_signals import Signalled, saved
 
+from tymbal.compute.processes import rank
 from tymbal.stopping import Stopped
-from tymbal.training import signals
-from tymbal.training.processes import rank
+from tymbal.training import callbacks as signals
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tymbal.training import cuda
-from tymbal.training.cuda import cuda_trouble, is_cuda_failure, is_out_of_memory, one_line
+from tymbal.compute import device as cuda
+from tymbal.compute.device import cuda_trouble, is_cuda_failure, is_out_of_memory, one_line
 
 OLD_DRIVER = (
     "CUDA initialization: The NVIDIA driver on your system is too old (found version 11040). Please update your GPU "

@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
+from tymbal.compute import device as module
+from tymbal.compute.device import choose_device, choose_precision, cpu_has_bf16
 from tymbal.errors import DeviceError, SettingsError
-from tymbal.training import device as module
-from tymbal.training.device import choose_device, choose_precision, cpu_has_bf16
 
 CPU = torch.device("cpu")
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from test_run import Copying, Rows, settings
 
+from tymbal.compute.memory import Need, fitting_batch, held_by, measure, step_on
 from tymbal.errors import TrainingError
 from tymbal.progress import quietly
-from tymbal.training import trouble
+from tymbal.training import device_errors as trouble
 from tymbal.training.batches import BatchPlan
 from tymbal.training.checkpoints import Checkpoints
-from tymbal.training.memory import Need, fitting_batch, held_by, measure, step_on
-from tymbal.training.trouble import in_plain_words, too_large
+from tymbal.training.device_errors import in_plain_words, too_large
 
 GIB = 2**30
 

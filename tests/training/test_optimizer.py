@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.training.optimizer import parameter_groups
+from tymbal.training.optimization import parameter_groups
 
 
 def test_parameter_groups__only_matrices_decay():

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from tymbal.errors import SettingsError, TrainingError
 from tymbal.settings import TrainingSettings
-from tymbal.training.folder import RunResult
 from tymbal.training.run import begin, train
+from tymbal.training.run_folder import RunResult
 
 WIDTH = 6
 

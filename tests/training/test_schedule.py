@@ -14,8 +14,7 @@ from tymbal.errors import SettingsError
 from tymbal.pretrain import pretrain
 from tymbal.settings import PretrainSettings
 from tymbal.training.batches import BatchPlan
-from tymbal.training.optimizer import make_optimizer, parameter_groups
-from tymbal.training.schedule import Plateau, make_schedule, step_scale
+from tymbal.training.optimization import Plateau, make_optimizer, make_schedule, parameter_groups, step_scale
 
 
 def optimizer(rate: float = 1.0) -> torch.optim.SGD:

@@ -20,7 +20,7 @@ from test_run import Copying, lines, session
 from torch import Tensor
 
 from tymbal.stopping import RUN_AGAIN, Stopped, StopRequest
-from tymbal.training import signals
+from tymbal.training import callbacks as signals
 from tymbal.training.checkpoints import verify
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows delivers no such signals")

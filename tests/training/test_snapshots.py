@@ -7,8 +7,8 @@ import pytest
 
 from training_setup import TINY, make_store
 from tymbal import pretrain, report
+from tymbal.evaluation.snapshots import kept_steps, read_snapshots
 from tymbal.training.callbacks import MetricsFile
-from tymbal.training.snapshots import kept_steps, read_snapshots
 
 
 def test_kept_steps__spread_over_the_course_with_first_and_last() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tymbal.training.sums import RunningSums
+from tymbal.objectives.metrics import RunningSums
 
 
 def test_sums__of_any_shape_start_again_after_each_look():

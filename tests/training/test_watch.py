@@ -11,8 +11,8 @@ from tones import tone_store
 from training_setup import TINY, make_store
 from tymbal import pretrain, report
 from tymbal.errors import ModelError, SettingsError
+from tymbal.evaluation.watch import alarms, mean_cosine, rank_me, undisturbed
 from tymbal.training.callbacks import MetricsFile
-from tymbal.training.watch import alarms, mean_cosine, rank_me, undisturbed
 
 ACC = ("acc", True)
 
@@ -108,7 +108,7 @@ def test_pretrain__probe_goes_on_where_it_was_after_a_stop(tmp_path: Path) -> No
 
 
 def test_pretrain__collapse_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    from tymbal.training import watch
+    from tymbal.evaluation import watch
 
     monkeypatch.setattr(watch, "mean_cosine", lambda _: 1.0)
     make_store(tmp_path / "store")

@@ -18,11 +18,9 @@ from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.store.dataset import whole_batch
-from tymbal.store.pairs import PairStore
-from tymbal.store.waves import WaveStore
-from tymbal.views.config import read_augmentation
-from tymbal.views.fresh import FreshViewDataset
-from tymbal.views.make import ViewMaker
+from tymbal.store.packed.packed_store import PairStore, WaveStore
+from tymbal.views.augmentation_config import read_augmentation
+from tymbal.views.make import FreshViewDataset, ViewMaker
 
 RATE = 8000
 SMALL: dict[str, Any] = {

@@ -10,8 +10,8 @@ import soundfile
 import torch
 
 from tymbal.errors import SettingsError
-from tymbal.features.floor import LOG_FLOOR
 from tymbal.features.librosa import LibrosaMel
+from tymbal.features.statistics import LOG_FLOOR
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import (
     SPECTROGRAM,
@@ -29,9 +29,9 @@ from tymbal.settings.augmentation import (
     WaveformAugmentations,
 )
 from tymbal.views.draw import Draws, draw, view_keys
+from tymbal.views.filters import power_response
 from tymbal.views.make import ViewMaker
-from tymbal.views.responses import power_response
-from tymbal.views.vocoder import Vocoder
+from tymbal.views.stft import Vocoder
 
 RATE, SAMPLES = 22_050, 22_050
 FEATURES = FeatureSettings(filter_bank="librosa", sample_rate=RATE, low_freq=0.0, mel_bins=64)

@@ -7,7 +7,7 @@ import yaml
 
 from tymbal.errors import SettingsError
 from tymbal.settings.augmentation import AugmentationSettings, Background
-from tymbal.views.config import augmentation_from, augmentation_mapping, read_augmentation
+from tymbal.views.augmentation_config import augmentation_from, augmentation_mapping, read_augmentation
 
 SHIPPED = Path(__file__).parents[2] / "configs" / "audio_augmentation_config.yaml"
 

@@ -1,21 +1,17 @@
-"""What the path of a clip says about it: its label, its group, its split.
-
-Class folders: below the root, or below train/validation/test folders, the name of a folder is the label of the files in
-it. A comma in the name stands between several labels (`Wren,Robin`, as BirdNET trains). Without a word from the user,
-folders are taken for classes only where there are at least two and no file lies deeper than in one of them: an archive
-by year and month has no labels.
-"""
+"""What a clip's path and a recording's header say about it: its label, its group, its split, when it began."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 
 from tymbal.audio.manifest import SPLITS, Clip, place
 from tymbal.errors import ManifestError, SettingsError
 from tymbal.settings import ScanSettings
 
-__all__ = ["group_clips", "label_clips", "split_by_folders"]
+__all__ = ["group_clips", "label_clips", "recorded_at", "split_by_folders", "when"]
 
 
 def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool) -> tuple[list[Clip], list[str]]:
@@ -111,3 +107,69 @@ def _found(clips: Sequence[Clip], pattern: str, setting: str, what: str) -> tupl
         return found, []
     some = f"{len(missed):,}, as {place(missed[0])}"
     return found, [f"clips without a {what}, as {setting} finds nothing in their path: {some}"]
+
+
+_NAME = re.compile(
+    r"(?<!\d)(\d{4})(-?)(\d{2})\2(\d{2})([T_$ -])(\d{2})([-:]?)(\d{2})\7(\d{2})(?!\d)"
+    r"(?:(Z)|([+-]\d{2}):?(\d{2})(?!\d))?"
+)
+_HEXADECIMAL = re.compile(r"[0-9A-F]{8}")
+_COMMENT = re.compile(
+    rb"Recorded at (\d\d):(\d\d):(\d\d)(?:\.(\d{3}))? (\d\d)/(\d\d)/(\d{4}) "
+    rb"\(UTC(?:([+-])(\d{1,2})(?::(\d\d))?)?\) (?:during deployment [0-9A-F]+ )?by AudioMoth"
+)
+_HEADER = 512  # bytes: the AudioMoth's header ends before
+_YEARS = range(1990, 2100)  # eight digits in a name can be anything
+_AUDIOMOTH_YEARS = range(2016, 2030)
+
+
+def recorded_at(path: Path) -> datetime | None:
+    """When a recording began, as far as its header or its name tells; the header is looked for in WAV files only."""
+    if path.suffix.lower() in (".wav", ".wave"):
+        try:
+            with path.open("rb") as file:
+                found = _from_comment(file.read(_HEADER))
+        except OSError:
+            found = None
+        if found is not None:
+            return found
+    return _from_name(path.stem)
+
+
+def when(start: datetime | None, seconds: float) -> str | None:
+    """A time in a recording that began at `start`, in ISO 8601 to the millisecond: `2024-03-22T19:17:30.000`."""
+    return None if start is None else (start + timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+
+def _from_comment(header: bytes) -> datetime | None:
+    match = _COMMENT.search(header)
+    if match is None:
+        return None
+    hour, minute, second, day, month, year = (int(match[i]) for i in (1, 2, 3, 5, 6, 7))
+    offset = timedelta(hours=int(match[9] or 0), minutes=int(match[10] or 0))
+    zone = timezone(-offset if match[8] == b"-" else offset)
+    return _time(year, month, day, hour, minute, second, int(match[4] or 0) * 1000, zone=zone)
+
+
+def _from_name(stem: str) -> datetime | None:
+    for match in _NAME.finditer(stem):
+        year, month, day, hour, minute, second = (int(match[i]) for i in (1, 3, 4, 6, 8, 9))
+        zone = UTC if match[10] else None
+        # A sign behind the time is a zone in ISO 8601 alone: elsewhere it may begin a number.
+        if match[11] and match[5] == "T":
+            minutes = int(match[12]) * (-1 if match[11].startswith("-") else 1)
+            zone = timezone(timedelta(hours=int(match[11]), minutes=minutes))
+        found = _time(year, month, day, hour, minute, second, zone=zone)
+        if found is not None:
+            return found
+    if _HEXADECIMAL.fullmatch(stem):
+        found = datetime.fromtimestamp(int(stem, 16), UTC)
+        return found if found.year in _AUDIOMOTH_YEARS else None
+    return None
+
+
+def _time(*parts: int, zone: timezone | None) -> datetime | None:
+    try:
+        return datetime(*parts, tzinfo=zone) if parts[0] in _YEARS else None  # type: ignore[misc, arg-type]
+    except ValueError:
+        return None

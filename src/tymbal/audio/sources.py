@@ -1,23 +1,18 @@
-"""Where clips come from: a folder, a list, one sound file, or a manifest.
-
-Folders are searched to any depth for files with the suffix of a sound, in any case; what is hidden is ignored. A folder
-with Hugging Face's `metadata.csv` (or `.jsonl`, `.parquet`; column `file_name`) is read as that says. Lists are those
-of `tymbal.audio.tables`, among them SSAST's JSON with its label table.
-"""
+"""Where clips come from: a folder, a list, one sound file, or a manifest; and the recordings that a user means."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import SPLITS, Clip, Manifest, relative_path
 from tymbal.audio.tables import Table, read_label_names, read_table
-from tymbal.errors import ManifestError
+from tymbal.errors import AudioError, ManifestError
 
-__all__ = ["AUDIO_SUFFIXES", "Listing", "read_source", "sound_files"]
+__all__ = ["AUDIO_SUFFIXES", "Listing", "Recording", "find_recordings", "read_source", "sound_files"]
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset((
@@ -170,3 +165,49 @@ def _named(listing: Listing, label_csv: str) -> Listing:
         )
     clips = [replace(clip, labels=tuple(names.get(label, label) for label in clip.labels)) for clip in listing.clips]
     return replace(listing, clips=clips)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A sound file that is meant.
+
+    Attributes:
+        path: Where it is, as the user gave it.
+        place: Its path from the folder that was given; its name, where the file itself was.
+    """
+
+    path: Path
+    place: str
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Size and time of change, by which it is known again; None where there is no such file."""
+        try:
+            found = self.path.stat()
+        except (OSError, ValueError):
+            return None
+        return found.st_size, found.st_mtime_ns
+
+
+def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Recording], list[Failure]]:
+    """The recordings that are meant, each once, and the folders that could not be looked into.
+
+    They are the files given, and the sound files below the folders given, in order of name.
+
+    Raises:
+        AudioError: There are none.
+    """
+    given = [files] if isinstance(files, str | os.PathLike) else list(files)
+    found: dict[Path, Recording] = {}
+    failures: list[Failure] = []
+    for each in map(Path, given):
+        if each.is_dir():
+            inside, closed = sound_files(each)
+            failures += closed
+            for file in inside:
+                found.setdefault(Path(file), Recording(Path(file), relative_path(file, each)))
+        else:
+            found.setdefault(each, Recording(each, each.name))
+    if not found:
+        where = ", ".join(map(str, given)) or "nothing was given"
+        raise AudioError(f"there are no sound files: {where}", advice="Give files, or folders with files.")
+    return list(found.values()), failures

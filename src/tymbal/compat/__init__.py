@@ -6,14 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tymbal.compat.pairs import PreGeneratedSpectrogramDataset
-    from tymbal.compat.precomputed import PrecomputedDataset
+    from tymbal.compat.datasets import PrecomputedDataset, PreGeneratedSpectrogramDataset
 
 __all__ = ["PreGeneratedSpectrogramDataset", "PrecomputedDataset"]
 
 _ORIGIN = {
-    "PreGeneratedSpectrogramDataset": "tymbal.compat.pairs",
-    "PrecomputedDataset": "tymbal.compat.precomputed",
+    "PreGeneratedSpectrogramDataset": "tymbal.compat.datasets",
+    "PrecomputedDataset": "tymbal.compat.datasets",
 }
 
 

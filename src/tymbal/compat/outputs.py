@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from tymbal.files import write_text
 from tymbal.models.classifier import SpectrogramClassifier
-from tymbal.models.doors import ssast
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.models.formats import ssast_checkpoint as ssast
 from tymbal.objectives.classification import ClassificationObjective
 from tymbal.objectives.ssast import TASKS, SSASTObjective
 from tymbal.training.callbacks import Evaluation

@@ -17,19 +17,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tymbal
+from tymbal.audio.tables import table_classes
 from tymbal.compat.flags import Flags, parse
+from tymbal.compat.outputs import Outputs, d_prime, finetuning_row, save_model_as, write_rows
 from tymbal.compat.translate import Call, translate
-from tymbal.errors import StoreError
+from tymbal.compute.processes import first_speaks, on_first, rank
+from tymbal.errors import SettingsError, StoreError
+from tymbal.evaluation.scoring import figures_of
 from tymbal.files import write_json
+from tymbal.models.folder import open_checkpoint
 from tymbal.progress import tell
+from tymbal.settings import SIZES, PtSettings
 from tymbal.training.callbacks import Evaluation, MetricsFile
-from tymbal.training.folder import RunResult
-from tymbal.training.processes import first_speaks, on_first, rank
+from tymbal.training.run_folder import RunResult
+from tymbal.training.source import open_source
 
 if TYPE_CHECKING:
     from tymbal.compat.outputs import Outputs
 
-__all__ = ["finish", "run", "write_arguments"]
+__all__ = ["finetune_as_there", "finish", "run", "write_arguments"]
 
 
 @first_speaks()
@@ -48,15 +54,13 @@ def run(arguments: Sequence[str]) -> RunResult:
     for remark in call.remarks if rank() == 0 else ():
         tell(remark, warning=True)
     if call.verb == "finetune":
-        from tymbal.compat.finetuning import finetune_as_there
-
         return finetune_as_there(flags, call)
     return _pretrain(flags, call)
 
 
 def _is_audio(flags: Flags) -> bool:
     """Whether the training list is of sound files; where it is missing, that is said later."""
-    from tymbal.store.pt_list import holds_pt
+    from tymbal.store.pt.pt_list import holds_pt
 
     source = Path(flags.data_train or "")
     if flags.data_dir is not None or not source.exists() or (source / "store.json").is_file():
@@ -99,3 +103,100 @@ def finish(outputs: Outputs, result: RunResult) -> None:
     loaded = tymbal.load_model(result.model)
     save_model_as(result.run / BEST, loaded.module, loaded.objective_state)
     outputs.write_table(MetricsFile.read(result.run / "metrics.jsonl"))
+
+
+def finetune_as_there(flags: Flags, call: Call) -> RunResult:
+    """Fine-tunes, averages and tests as the flags say.
+
+    Args:
+        flags: The flags.
+        call: What they mean.
+
+    Raises:
+        SettingsError: The table or the weights are others than the flags say.
+        TymbalError: As `tymbal.finetune`.
+    """
+    _check_classes(flags)
+    _check_weights(flags)
+    row = finetuning_row(flags.metrics)
+    outputs = Outputs(call.output, row=row, number=_epoch, keep=flags.save_model)
+    write_arguments(flags, call)
+    result = tymbal.finetune(call.source, call.output, on_evaluation=outputs.note, **call.settings)
+    on_first(lambda: finish(outputs, result))
+    if flags.wa:
+        on_first(lambda: _write_average(result, metrics=flags.metrics))
+    if flags.data_eval is not None:
+        _test(flags, result)
+    return result
+
+
+def _epoch(evaluation: Evaluation) -> int:
+    # A step mostly reaches a little into the next epoch.
+    return max(1, math.floor(evaluation.epoch + 1e-9))
+
+
+def _check_classes(flags: Flags) -> None:
+    if not flags.label_csv:
+        return
+    found = len(table_classes(flags.label_csv))
+    if "n_class" in flags.given and found != flags.n_class:
+        raise SettingsError(
+            f"--n_class is {flags.n_class}, but the table has {found} classes",
+            path=flags.label_csv,
+            advice=f"Give --n_class {found}, or the table that belongs to the lists.",
+        )
+
+
+def _check_weights(flags: Flags) -> None:
+    """Refuses patches of another shape than those of the weights to start from, as `run.py` does."""
+    if flags.pretrained_mdl_path is None:
+        return
+    config = open_checkpoint(flags.pretrained_mdl_path).description.encoder
+    for name, found in zip(("fshape", "tshape"), config.patch, strict=True):
+        given = getattr(flags, name)
+        if given is not None and given != found:
+            raise SettingsError(
+                f"--{name} is {given}, but the weights have patches of {config.patch[0]}x{config.patch[1]}",
+                path=flags.pretrained_mdl_path,
+                advice=f"Give --fshape {config.patch[0]} --tshape {config.patch[1]}; only strides may differ.",
+            )
+    width = SIZES.get(flags.model_size, (config.width,))[0]
+    if width != config.width:
+        tell(
+            f"--model_size {flags.model_size} is not that of the weights, which are {config.width} wide: theirs is "
+            "taken",
+            warning=True,
+        )
+
+
+def _write_average(result: RunResult, *, metrics: str) -> None:
+    """Writes the averaged model, and `wa_result.csv`: mAP or acc, mAUC, precision, recall, d', a line each."""
+    folder = result.run / "average"
+    if not folder.is_dir():
+        tell("--wa True: no epoch from --wa_start to --wa_end was evaluated, so nothing is averaged", warning=True)
+        return
+    loaded = tymbal.load_model(folder)
+    save_model_as(result.run / "models" / "audio_model_wa.pth", loaded.module, loaded.objective_state)
+    figures = loaded.description.provenance["metrics"]
+    names = ("mAP" if metrics == "mAP" else "top1", "auc", "middle_precision", "middle_recall")
+    values = [float(figures.get(f"eval_{name}", math.nan)) for name in names]
+    write_rows(result.run / "wa_result.csv", [[value] for value in [*values, d_prime(values[1])]])
+
+
+def _test(flags: Flags, result: RunResult) -> None:
+    """Writes `eval_result.csv`: accuracy and area under the curve, of validation and of test clips, a line each."""
+    description = tymbal.load_model(result.model).description
+    settings = PtSettings(
+        data_dir=flags.data_eval_dir or flags.data_val_dir or flags.data_dir,
+        label_csv=flags.label_csv,
+        target_length=description.encoder.frames,
+        mel_bins=description.features.mel_bins,
+        validation_fraction=0.0,
+    )
+    folder = result.run / "test"
+    folder.mkdir(exist_ok=True)
+    store = open_source(Path(flags.data_eval), folder, description.features, settings)
+    figures = figures_of(result.model, store, batch_size=flags.batch_size, device=flags.device)
+    tell(f"On the {len(store):,} test clips: accuracy {figures['top1']:.4g}, mAP {figures['mAP']:.4g}")
+    known = [result.metrics["eval_top1"], result.metrics["eval_auc"], figures["top1"], figures["auc"]]
+    on_first(lambda: write_rows(result.run / "eval_result.csv", [[value] for value in known]))

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from tymbal.compat.flags import PRETRAINING, Flags
+from tymbal.compute.processes import processes
 from tymbal.errors import SettingsError
 from tymbal.settings import SIZES
-from tymbal.training.processes import processes
 
 __all__ = ["Call", "translate"]
 

@@ -47,7 +47,7 @@ def write_decisions(path: Path, counts: NDArray[Any], classes: Sequence[str]) ->
 
     Args:
         path: The `.csv` file.
-        counts: [4, classes], as from `tymbal.objectives.scores.multilabel_counts`.
+        counts: [4, classes], as from `tymbal.objectives.metrics.multilabel_counts`.
         classes: Their names.
     """
     hits, false_alarms, misses, rejections = counts.tolist()

@@ -115,7 +115,7 @@ def quality(scores: Floats, truth: Bools, *, multilabel: bool) -> dict[str, floa
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    from tymbal.objectives.scores import single_label_figures
+    from tymbal.objectives.metrics import single_label_figures
 
     if not multilabel:
         classes = truth.shape[1]

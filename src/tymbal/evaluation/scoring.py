@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tymbal.compute.device import choose_device
+from tymbal.compute.processes import join, processes, rank
 from tymbal.errors import ModelError, StoreError
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import load_model
 from tymbal.objectives.classification import ClassificationObjective
+from tymbal.objectives.metrics import RunningSums
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import StoreDataset
 from tymbal.training.batches import SequentialBatchSampler
-from tymbal.training.device import choose_device
-from tymbal.training.processes import join, processes, rank
-from tymbal.training.sums import RunningSums
 
 __all__ = ["figures_of"]
 

@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tymbal.compute.device import choose_device, choose_precision
 from tymbal.errors import SettingsError
-from tymbal.inference.encode import Encoded, check_layer, encode_layers
+from tymbal.inference.encoding import Encoded, check_layer, encode_layers
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import Progress, tell
 from tymbal.settings import ProbeSettings
 from tymbal.store.base import SpectrogramSource
-from tymbal.training.device import choose_device, choose_precision
 
 __all__ = ["Tokens", "write_tokens"]
 
@@ -88,7 +88,7 @@ def write_tokens(
         description: How its model normalises.
         store: Where the spectrograms are.
         rows: Which of them, [clips].
-        layers: Layers, as in `tymbal.inference.embed.embed_layers`.
+        layers: Layers, as in `tymbal.inference.encoding.embed_layers`.
         settings: Batch size, device, precision, and whether padding is left out.
         folder: Where the files go.
         progress: Told of each batch.

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from tymbal.audio.decode import read
 from tymbal.errors import TymbalError
 from tymbal.exploring.library import Library, Neighbour
-from tymbal.exploring.looking import Eyes, Look, Survey, likeness
-from tymbal.exploring.plots import Choice, Mark, hertz_marks, plot, time_marks
+from tymbal.exploring.model_view import Eyes, Look, Survey, likeness
 from tymbal.features.bank import filter_bank
-from tymbal.reporting.charts import legend
-from tymbal.reporting.page import words
-from tymbal.reporting.pictures import image, limits, overlay, png, shortened, spectrogram
-from tymbal.reporting.sounds import Sounds
+from tymbal.pages.charts import legend
+from tymbal.pages.page import words
+from tymbal.pages.pictures import image, limits, overlay, png, shortened, spectrogram
+from tymbal.pages.plots import Choice, Mark, hertz_marks, plot, time_marks
+from tymbal.reporting.clips import Sounds
 
 __all__ = ["MAPS", "cards", "course", "note", "scores", "token_map", "window"]
 

@@ -17,19 +17,18 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tymbal.audio.sources import find_recordings
 from tymbal.embed import embed
 from tymbal.errors import SettingsError, StoreError
-from tymbal.evaluation.cache import place_for_table
-from tymbal.inference.embeddings import read_record
-from tymbal.inference.nearest import nearest_approximately, nearest_exactly, rows_of
-from tymbal.inference.recordings import find_recordings
+from tymbal.evaluation.embedding_cache import place_for_table
+from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_record, rows_of
 from tymbal.progress import tell
 from tymbal.settings import ExploreSettings, PtSettings
 from tymbal.store.base import SpectrogramSource
-from tymbal.store.format import DESCRIPTION, INDEX
-from tymbal.store.pt_folder import open_with
-from tymbal.store.pt_list import holds_pt
-from tymbal.store.store import Store
+from tymbal.store.packed.format import DESCRIPTION, INDEX
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.pt.pt_folder import open_with
+from tymbal.store.pt.pt_list import holds_pt
 
 __all__ = ["Library", "Neighbour", "open_library"]
 

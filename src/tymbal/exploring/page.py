@@ -6,6 +6,8 @@ elsewhere (Gradio brings its own since 6.17.2, and the fonts are the system's).
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +23,9 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from tymbal.errors import SettingsError, TymbalError
 from tymbal.exploring import drawing
 from tymbal.exploring.library import Library
-from tymbal.exploring.looking import Eyes, Look, Survey
-from tymbal.exploring.uploads import Uploads
+from tymbal.exploring.model_view import Eyes, Look, Survey
 
-__all__ = ["Served", "build", "serve"]
+__all__ = ["Served", "Uploads", "build", "serve"]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _WAITING = "Going through the recording …"
@@ -305,3 +306,31 @@ def _message(error: TymbalError, path: str | None) -> str:
 
 def _file(name: str) -> str:
     return resources.files("tymbal.exploring").joinpath(name).read_text(encoding="utf-8")
+
+
+class Uploads:
+    """Which session holds which file. Two that sent the same sound share a file, which stays until both let it go.
+
+    Args:
+        folder: Only files inside it are ever deleted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
+        self._held: dict[str, Path] = {}
+        self._lock = threading.Lock()
+
+    def hold(self, session: str, path: Path | None) -> None:
+        """Takes note of a session's sound; the one before is let go of. None is no sound."""
+        with self._lock:
+            before = self._held.pop(session, None)
+            if path is not None:
+                self._held[session] = path.resolve()
+            if before is not None and before not in self._held.values() and before.is_relative_to(self._folder):
+                before.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    before.parent.rmdir()
+
+    def holds(self, session: str, path: Path) -> bool:
+        """Whether this is still the session's sound."""
+        return self._held.get(session) == path.resolve()

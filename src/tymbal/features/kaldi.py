@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from tymbal.errors import AudioError
-from tymbal.features.floor import ENERGY_FLOOR, LOG_FLOOR
+from tymbal.features.statistics import ENERGY_FLOOR, LOG_FLOOR
 from tymbal.settings import FeatureSettings
 
 __all__ = ["LOG_FLOOR", "KaldiFbank", "mel_filters"]

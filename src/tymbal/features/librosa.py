@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tymbal.errors import AudioError
-from tymbal.features.floor import ENERGY_FLOOR
+from tymbal.features.statistics import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 
 __all__ = ["LibrosaMel", "mel_filters", "slaney_mel"]

@@ -1,7 +1,4 @@
-"""Mean and standard deviation of spectrograms in one pass, in pieces that can be merged.
-
-Reference: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
-"""
+"""What is known about the values of spectrograms: their floor, and mean and deviation in mergeable pieces."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Moments"]
+__all__ = ["ENERGY_FLOOR", "LOG_FLOOR", "Moments"]
 
 
 @dataclass(frozen=True)
@@ -56,3 +53,10 @@ class Moments:
     def std(self) -> float:
         """Standard deviation of the values (of the population); 0 where there are none."""
         return math.sqrt(self.m2 / self.count) if self.count else 0.0
+
+
+ENERGY_FLOOR = 1.1920928955078125e-07
+"""The smallest energy before the logarithm (float32's epsilon, as in Kaldi)."""
+
+LOG_FLOOR = math.log(ENERGY_FLOOR)
+"""Log-mel value of digital silence."""

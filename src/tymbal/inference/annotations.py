@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from tymbal.audio.sources import Recording
 from tymbal.errors import SettingsError
 from tymbal.files import replace_file
 from tymbal.inference.detections import Detection
-from tymbal.inference.recordings import Recording
 
 __all__ = [
     "ANNOTATIONS",

@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from tymbal.errors import AudioError
 from tymbal.features.bank import filter_bank
-from tymbal.inference.encode import Encoded, check_layer, column_seconds, encode
-from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.inference.encoding import Encoded, check_layer, column_seconds, encode
+from tymbal.models.classifier import SpectrogramClassifier, pooled_width
 from tymbal.models.folder import LoadedModel, load_model
-from tymbal.models.pooling import pooled_width
 
 __all__ = ["Columns", "WaveformEncoder"]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from tymbal.interfaces.base import WaveformEncoder
+from tymbal.models.classifier import pooled_width
 from tymbal.models.folder import load_model
-from tymbal.models.pooling import pooled_width
 
 __all__ = ["AR_Tymbal", "config"]
 

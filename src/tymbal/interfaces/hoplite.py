@@ -20,9 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from tymbal.errors import AudioError
-from tymbal.inference.embedder import Embedder
-from tymbal.inference.walk import cut_for
-from tymbal.inference.windows import Window, windows
+from tymbal.inference.frontend import Embedder
+from tymbal.inference.streaming import Window, cut_for, windows
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import load_model
 

@@ -1,15 +1,123 @@
-"""An encoder with a head: layer norm and a linear layer on the pooled tokens (AST, SSAST)."""
+"""From tokens to one embedding a clip, and an encoder with a head on it."""
 
 from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.pooling import ATTENTION, AttentivePooling, pool, pooled_width
+from tymbal.errors import SettingsError
+from tymbal.models.encoder import PREFIX_TOKENS, EncoderConfig, SpectrogramEncoder
 
-__all__ = ["SpectrogramClassifier"]
+__all__ = [
+    "ATTENTION",
+    "POOLINGS",
+    "SCRIPT_POOLING",
+    "AttentivePooling",
+    "ScriptClassifier",
+    "SpectrogramClassifier",
+    "pool",
+    "pooled_width",
+]
+
+POOLINGS = ("mean", "rows", "cls", "all")
+"""Ways of pooling that have no weights."""
+
+ATTENTION = "attention"
+"""Pooling by `AttentivePooling`."""
+
+
+def pooled_width(how: str, config: EncoderConfig) -> int:
+    """Length of an embedding that is pooled in this way."""
+    if how != ATTENTION:
+        _check(how)
+    return config.grid[0] * config.width if how == "rows" else config.width
+
+
+def pool(
+    tokens: Tensor,
+    *,
+    how: str,
+    grid: tuple[int, int],
+    prefix: int = PREFIX_TOKENS,
+    real_columns: Tensor | None = None,
+) -> Tensor:
+    """Pools the tokens of a clip into one embedding.
+
+    Args:
+        tokens: [batch, prefix + rows x columns, width].
+        how: `mean` over all patches (SSAST's ft_avgtok); `rows`: the mean over time, the rows of mel bins side by side
+            (M2D, Niizumi et al. 2023; ATST, Li et al. 2024), which keeps apart what sounds low and what high; `cls`:
+            the mean of class and distillation token (AST, Hugging Face, SSAST's ft_cls); `all`: the mean over all
+            patches, class and distillation token alike.
+        grid: Rows and columns of patches.
+        prefix: Tokens in front of the patches.
+        real_columns: Columns at the start of each clip that hold sound, [batch]: the rest, padding, is left out of
+            `mean`, `rows` and `all`. `None` takes all.
+
+    Returns:
+        [batch, width], for `rows` [batch, rows x width].
+
+    Raises:
+        SettingsError: For an unknown way of pooling.
+    """
+    _check(how)
+    if how == "cls":
+        return tokens[:, :prefix].mean(1)
+    patches = tokens[:, prefix:].reshape(tokens.shape[0], *grid, -1)  # [batch, rows, columns, width]
+    if real_columns is None:
+        by_row = patches.mean(2)
+    else:
+        weight = (_is_real(real_columns, grid) / real_columns.unsqueeze(1)).to(patches.dtype)
+        by_row = (patches * weight[:, None, :, None]).sum(2)
+    if how == "rows":
+        return by_row.flatten(1)
+    if how == "mean":
+        return by_row.mean(1)
+    columns = torch.full((len(tokens),), grid[1], device=tokens.device) if real_columns is None else real_columns
+    share = (prefix / (prefix + grid[0] * columns)).to(patches.dtype).unsqueeze(1)
+    return torch.lerp(by_row.mean(1), tokens[:, :prefix].mean(1), share)
+
+
+class AttentivePooling(nn.Module):
+    """A mean over the patches whose weights are learned: each head attends with a query of its own to its channels.
+
+    The query begins as zeros, at which all patches weigh the same; what is trained moves away from the mean as far as
+    that helps. One learned query over the tokens is the attentive pooling of Safari, India and Hernando (2020); heads
+    are those of the encoder, as in the attentive probes of Chen et al. (2023).
+
+    Args:
+        config: The encoder's.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(config.heads, config.width // config.heads))
+
+    def forward(
+        self, tokens: Tensor, *, grid: tuple[int, int], prefix: int = PREFIX_TOKENS, real_columns: Tensor | None = None
+    ) -> Tensor:
+        """Pools tokens as `pool` does, [batch, prefix + rows x columns, width] to [batch, width]."""
+        heads, channels = self.query.shape
+        patches = tokens[:, prefix:].reshape(len(tokens), -1, heads, channels)  # [batch, patches, heads, channels]
+        scores = (patches * self.query).sum(3) / channels**0.5  # [batch, patches, heads]
+        if real_columns is not None:
+            real = _is_real(real_columns, grid)[:, None, :].expand(-1, grid[0], -1).flatten(1)
+            scores = scores.masked_fill(~real.unsqueeze(2), -torch.inf)
+        weights: Tensor = scores.softmax(1).unsqueeze(3)
+        return (patches * weights).sum(1).flatten(1)
+
+
+def _is_real(real_columns: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which columns hold sound, bool [batch, columns]."""
+    return torch.arange(grid[1], device=real_columns.device) < real_columns.unsqueeze(1)
+
+
+def _check(how: str) -> None:
+    if how not in POOLINGS:
+        raise SettingsError(f"pooling is {how!r}", advice=f"Set pooling to one of {', '.join(POOLINGS)}.")
 
 
 class SpectrogramClassifier(nn.Module):
@@ -19,7 +127,7 @@ class SpectrogramClassifier(nn.Module):
         encoder: The encoder. Its mask token is frozen: a classifier masks nothing, and a parameter without a gradient
             stops distributed training.
         labels: Number of labels.
-        pooling: `mean`, `rows`, `cls`, `all` or `attention`; see `tymbal.models.pooling`.
+        pooling: `mean`, `rows`, `cls`, `all` or `attention`; see `tymbal.models.classifier`.
         dropout: Dropout before the linear layer.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip. Without
             effect on `cls`.
@@ -72,3 +180,26 @@ class SpectrogramClassifier(nn.Module):
         """Normalised spectrograms [batch, frames, mels] to logits [batch, labels]; `frames` as in `embed`."""
         pooled = self.embed(spectrogram, frames=frames)
         return cast(Tensor, self.head(self.head_dropout(self.head_norm(pooled))))
+
+
+SCRIPT_POOLING = "all-normed-twice"
+"""What the pooling of these classifiers is called in a model's description."""
+
+
+class ScriptClassifier(SpectrogramClassifier):
+    """A linear layer on the mean over all tokens after the encoder's final norm, applied twice.
+
+    Args:
+        encoder: The encoder.
+        labels: Number of labels.
+    """
+
+    def __init__(self, encoder: SpectrogramEncoder, labels: int) -> None:
+        super().__init__(encoder, labels, pooling="cls")
+        self.pooling = SCRIPT_POOLING
+        self.register_module("head_norm", nn.Identity())
+
+    @override
+    def embed(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:
+        tokens: Tensor = self.encoder.norm(self.encoder(spectrogram).tokens)
+        return tokens.mean(1)

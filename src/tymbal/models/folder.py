@@ -26,11 +26,11 @@ from torch import Tensor
 from tymbal.errors import ModelError
 from tymbal.files import replace_folder, write_json, write_text
 from tymbal.models.card import model_card
-from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier
 from tymbal.models.description import ModelDescription
-from tymbal.models.doors import extractor, huggingface, scripts, ssast
 from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.script_classifier import SCRIPT_POOLING, ScriptClassifier
+from tymbal.models.formats import extractor, huggingface, scripts
+from tymbal.models.formats import ssast_checkpoint as ssast
 from tymbal.models.weights import (
     LOOSE_WEIGHTS,
     PICKLES,

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from tymbal._version import __version__
 from tymbal.errors import ModelError, SettingsError
-from tymbal.features.floor import ENERGY_FLOOR
 from tymbal.features.kaldi import PREEMPHASIS, KaldiFbank, mel_filters
+from tymbal.features.statistics import ENERGY_FLOOR
 from tymbal.files import replace_file
-from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.classifier import SpectrogramClassifier, pool
 from tymbal.models.description import ModelDescription
 from tymbal.models.folder import LoadedModel
-from tymbal.models.pooling import pool
 from tymbal.settings import FeatureSettings
 
 __all__ = ["ConvolutionFbank", "WaveformModel", "write_onnx"]

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tymbal.errors import ModelError
-from tymbal.features.floor import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation
+from tymbal.features.statistics import LOG_FLOOR
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.progress import tell
 from tymbal.randomness import bits, fold

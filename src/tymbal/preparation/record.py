@@ -1,31 +1,46 @@
-"""What a preparation was begun with, so that it continues with the same or not at all."""
+"""What a preparation was begun with, whether it fits on the disk, and what makes its finished shards whole."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
 
-from tymbal.audio.failures import Failure
+from tymbal.audio.failures import Failure, write_failures
 from tymbal.audio.manifest import Manifest
 from tymbal.config import diff, to_mapping
-from tymbal.errors import StoreError
+from tymbal.errors import AudioError, StoreError
+from tymbal.features.statistics import Moments
 from tymbal.files import PARTIAL, write_json
+from tymbal.preparation.build import Built
 from tymbal.preparation.clips import Listed
 from tymbal.preparation.plan import Plan
+from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PrepareSettings, ViewSettings
-from tymbal.store.format import DESCRIPTION, INDEX, SHARDS, WORK, Description
-from tymbal.store.open import open_store
-from tymbal.store.pair_files import METADATA, PART_METADATA, read_metadata
-from tymbal.views.config import augmentation_mapping, chosen_augmentation
+from tymbal.store.packed.format import DESCRIPTION, INDEX, SHARDS, SPECTROGRAMS, WAVEFORMS, WORK, Description
+from tymbal.store.packed.packed_store import open_store
+from tymbal.store.packed.writer import finish_store
+from tymbal.store.pairs.pair_files import METADATA, PART_METADATA, entry_of, read_metadata, write_metadata
+from tymbal.views.augmentation_config import augmentation_mapping, chosen_augmentation
 
-__all__ = ["FAILURES", "Record", "check_output", "is_complete", "read_failures", "refuse_changes"]
+__all__ = [
+    "FAILURES",
+    "Record",
+    "check_output",
+    "check_space",
+    "finish",
+    "is_complete",
+    "read_failures",
+    "refuse_changes",
+]
 
 FAILURES = "failures.csv"
 _RECORD = "plan.json"
@@ -183,3 +198,132 @@ def _named(what: str, files: Iterable[str]) -> list[str]:
         return []
     more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
     return [f"{what}: {', '.join(names[:3])}{more}"]
+
+
+_SPARE = 1.05  # for the index, and what else is written beside
+
+
+def check_space(folder: Path, needed: int, *, force: bool) -> None:
+    """Says how much space is needed and how much there is.
+
+    Args:
+        folder: Where it is written; it need not exist.
+        needed: Bytes that are still to be written.
+        force: Go on although they do not fit.
+
+    Raises:
+        StoreError: They do not fit.
+    """
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    needed = round(needed * _SPARE)
+    tell(f"{_size(needed)} are needed, {_size(free)} are free")
+    if needed <= free:
+        return
+    if force:
+        tell("The disk is too small; going on, as forced", warning=True)
+        return
+    raise StoreError(
+        f"the disk is too small: {_size(needed)} are needed, {_size(free)} are free",
+        path=folder,
+        advice="Make room, or choose another output folder, or fewer versions; a packed store takes half of what .pt "
+        "files do; force goes on nevertheless.",
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def finish(
+    store: Path,
+    built: Sequence[Built],
+    *,
+    named: str,
+    unopened: Sequence[Failure],
+    plan: Plan,
+    record: Record,
+    settings: PrepareSettings,
+) -> None:
+    """Writes what makes the folder complete.
+
+    Args:
+        store: The folder.
+        built: All shards.
+        named: The folder as the user named it.
+        unopened: Files that could not be opened.
+        plan: The plan.
+        record: What it was begun with.
+        settings: What was wanted.
+
+    Raises:
+        AudioError: Not one clip could be used.
+    """
+    failures = list(dict.fromkeys([*unopened, *(failure for one in built for failure in one.failures)]))
+    # Before the rest is complete, so that nothing complete lacks it.
+    write_failures(store / FAILURES, failures)
+    if not any(one.entries for one in built):
+        raise _nothing_left(failures, record.source)
+    moments = reduce(Moments.merge, (one.moments for one in built))
+    if settings.write == "pt":
+        _finish_files(store, built, moments, named=named, plan=plan, record=record, settings=settings)
+        return
+    waveforms = settings.write == "waveforms"
+    samples = {"samples": round(plan.seconds * settings.sample_rate)} if waveforms else {}
+    finish_store(
+        store,
+        shards=[(one.shard, one.entries) for one in built],
+        features=record.features(),
+        frames=plan.frames,
+        views=2 if settings.views and not waveforms else 1,
+        kind=WAVEFORMS if waveforms else SPECTROGRAMS,
+        moments=moments,
+        settings=record.settings,
+        provenance={"source": record.source, "plan": record.digest, "window_seconds": plan.seconds, **samples},
+    )
+
+
+def _finish_files(
+    store: Path,
+    built: Sequence[Built],
+    moments: Moments,
+    *,
+    named: str,
+    plan: Plan,
+    record: Record,
+    settings: PrepareSettings,
+) -> None:
+    mels = settings.mel_bins
+    entries = [
+        (entry.split, entry_of(named, file, entry, frames=plan.frames, mels=mels))
+        for one in built
+        for entry, (file, _) in zip(one.entries, one.files, strict=True)
+    ]
+    told: dict[str, Any] = {
+        "config": {
+            "sample_rate": settings.sample_rate,
+            "n_mels": mels,
+            "duration": plan.seconds,
+            "num_versions": settings.views,
+            "num_waveform_augs": record.settings["augmentations.num_waveform_augs"],
+            "num_spectrogram_augs": record.settings["augmentations.num_spectrogram_augs"],
+        },
+        "tymbal": {
+            "settings": record.settings,
+            "source": record.source,
+            "plan": record.digest,
+            "files": record.files,
+            "features": asdict(record.features()),
+            "statistics": {"mean": moments.mean, "std": moments.std},
+        },
+    }
+    write_metadata(store, entries, told, part=settings.part)
+    if settings.part is None:
+        for part in PART_METADATA:
+            (store / part).unlink(missing_ok=True)
+
+
+def _nothing_left(failures: Sequence[Failure], source: str) -> AudioError:
+    some = "".join(f"\n    {failure.file}: {failure.reason}" for failure in failures[:3])
+    advice = failures[0].advice if failures else None
+    return AudioError(f"not one of its clips can be used{some}", path=source, advice=advice)

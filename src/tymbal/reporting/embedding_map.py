@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from tymbal.errors import SettingsError
-from tymbal.reporting.charts import COLOURS, Point, scatter
+from tymbal.pages.charts import COLOURS, Point, scatter
+from tymbal.pages.page import NotShownError, details, words
 from tymbal.reporting.clips import Clips
-from tymbal.reporting.page import NotShownError, details, words
 from tymbal.settings import ReportSettings
 
 __all__ = ["choose_rows", "embedding_map"]

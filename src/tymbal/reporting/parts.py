@@ -16,30 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tymbal import config as configuration
+from tymbal.compute.device import choose_device
 from tymbal.config import RUN_FILE, RunFile
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.baseline import baseline_features
-from tymbal.inference.embed import embed_store
-from tymbal.inference.found import beside, is_annotations
+from tymbal.inference.encoding import embed_store
+from tymbal.inference.predictions import beside, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
-from tymbal.reporting.answers import Answers, ask
-from tymbal.reporting.clips import Clips
-from tymbal.reporting.curves import learning_curves, run_tiles, speed
+from tymbal.pages.page import Part, Section, details, section, table, tiles
+from tymbal.reporting.classifier_part import Answers, ask
+from tymbal.reporting.clips import Clips, Sounds
 from tymbal.reporting.embedding_map import choose_rows, embedding_map
-from tymbal.reporting.page import Part, Section, details, section, table, tiles
-from tymbal.reporting.predictions import Predictions
-from tymbal.reporting.probes import Probes
-from tymbal.reporting.rebuilt import rebuilt_from_checkpoints, rebuilt_in_course
-from tymbal.reporting.sounds import Sounds
+from tymbal.reporting.predictions_part import Predictions
+from tymbal.reporting.probes_part import Probes
+from tymbal.reporting.run_part import learning_curves, rebuilt_from_checkpoints, rebuilt_in_course, run_tiles, speed
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.settings import PtSettings, ReportSettings
 from tymbal.store.base import SpectrogramSource
-from tymbal.store.format import DESCRIPTION
-from tymbal.store.store import Store
+from tymbal.store.packed.format import DESCRIPTION
+from tymbal.store.packed.packed_store import Store
 from tymbal.training.callbacks import MetricsFile
-from tymbal.training.device import choose_device
-from tymbal.training.folder import RunFolder
+from tymbal.training.run_folder import RunFolder
 
 __all__ = ["Desk", "part_of"]
 

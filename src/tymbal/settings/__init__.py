@@ -9,19 +9,18 @@ Units are seconds, Hz, and fractions between 0 and 1. `None` means "chosen for y
 
 from __future__ import annotations
 
-from tymbal.settings.augmentation import AugmentationSettings
-from tymbal.settings.checks import SIZES, parse_patch
+from tymbal.settings.augmentation import AugmentationSettings, ViewSettings
 from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
-from tymbal.settings.looking import DoctorSettings, ExploreSettings, ReportSettings
-from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
-from tymbal.settings.using import (
+from tymbal.settings.fields import SIZES, parse_patch
+from tymbal.settings.inference import (
     ConvertSettings,
     EmbedSettings,
     PredictSettings,
     ProbeSettings,
     SimilarSettings,
 )
-from tymbal.settings.views import ViewSettings
+from tymbal.settings.inspection import DoctorSettings, ExploreSettings, ReportSettings
+from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
 
 __all__ = [
     "SIZES",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tymbal.settings.checks import check, check_pattern
-from tymbal.settings.views import ViewSettings
+from tymbal.settings.augmentation import ViewSettings
+from tymbal.settings.fields import check, check_pattern
 
 __all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings", "SoundSettings"]
 

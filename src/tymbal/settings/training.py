@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from tymbal.errors import SettingsError
-from tymbal.settings.checks import SIZES, check, parse_patch
 from tymbal.settings.data import PtSettings, SoundSettings
-from tymbal.settings.recipes import NOTEBOOK, RECONSTRUCTION, Recipe
+from tymbal.settings.fields import NOTEBOOK, RECONSTRUCTION, SIZES, Recipe, check, parse_patch
 
 __all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings"]
 

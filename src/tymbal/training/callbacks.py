@@ -21,11 +21,22 @@ from typing_extensions import override
 
 from tymbal.files import write_text
 from tymbal.progress import Progress
+from tymbal.stopping import StopRequest
 from tymbal.training.batches import BatchPlan
-from tymbal.training.schedule import Plateau
-from tymbal.training.textlog import HEADER, log_line
+from tymbal.training.optimization import Plateau
+from tymbal.training.records import HEADER, log_line
 
-__all__ = ["Clock", "Evaluation", "MetricsFile", "Observer", "PlateauWatch", "ProgressBar", "Timetable", "is_better"]
+__all__ = [
+    "Clock",
+    "Evaluation",
+    "MetricsFile",
+    "Observer",
+    "PlateauWatch",
+    "ProgressBar",
+    "StopOnSignal",
+    "Timetable",
+    "is_better",
+]
 
 
 def is_better(value: float, than: float | None, *, greater: bool) -> bool:
@@ -310,3 +321,53 @@ def _parsed(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) and "step" in value else None
+
+
+_SECONDS = 1.0
+
+
+class StopOnSignal(TrainerCallback):
+    """Ends the session after the present step, with a checkpoint, once a signal asked for it.
+
+    A signal may reach one of several processes, while all of them have to stop at the same step. They agree on that
+    about once a second: to agree in every step would have every step wait for the device and the slowest process.
+
+    Args:
+        request: Whether a signal came.
+
+    Attributes:
+        stopped: Whether a signal ended the session, in whichever process it came.
+    """
+
+    def __init__(self, request: StopRequest) -> None:
+        self.stopped = False
+        self._request = request
+        self._last = self._next = 0
+        self._since = 0.0
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._last, self._next, self._since = state.global_step, state.global_step + 1, time.monotonic()
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Where this step ends the run anyway, what is left is quick, and better done now than in another session.
+        if control.should_training_stop:
+            return
+        asked = self._request.name is not None
+        self.stopped = asked if args.world_size == 1 else self._agreed(asked, args.device, state.global_step)
+        if self.stopped:
+            control.should_training_stop = control.should_log = control.should_save = True
+
+    def _agreed(self, asked: bool, device: torch.device, step: int) -> bool:
+        if step < self._next:
+            return False
+        now = time.monotonic()
+        own = torch.tensor([float(asked), (now - self._since) / (step - self._last)], device=device)
+        torch.distributed.all_reduce(own, op=torch.distributed.ReduceOp.MAX)
+        anyone, seconds_a_step = own.tolist()
+        # Of the same number in every process, so that all meet again at the same step.
+        self._last, self._next, self._since = step, step + max(1, round(_SECONDS / max(seconds_a_step, 1e-3))), now
+        return bool(anyone)

@@ -22,26 +22,31 @@ from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from tymbal import config
+from tymbal.compute.device import choose_device
+from tymbal.compute.processes import first_speaks, join, on_first, processes, rank, reproducible
 from tymbal.errors import CheckpointError, SettingsError
 from tymbal.progress import Progress, say, tell
 from tymbal.settings import TrainingSettings
 from tymbal.stopping import Stopped, requested
-from tymbal.training.arguments import training_arguments
-from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan
-from tymbal.training.callbacks import Clock, Evaluation, MetricsFile, Observer, PlateauWatch, ProgressBar, Timetable
+from tymbal.training.callbacks import (
+    Clock,
+    Evaluation,
+    MetricsFile,
+    Observer,
+    PlateauWatch,
+    ProgressBar,
+    StopOnSignal,
+    Timetable,
+)
 from tymbal.training.checkpoints import Checkpoints, checkpoint_meant, verify
-from tymbal.training.details import ByClass, ClassDetails
-from tymbal.training.determinism import reproducible
-from tymbal.training.device import choose_device
-from tymbal.training.folder import Resume, RunFolder, RunResult
-from tymbal.training.layers import Stages, Unfreezing
-from tymbal.training.optimizer import parameter_groups
-from tymbal.training.processes import first_speaks, join, on_first, processes, rank
-from tymbal.training.signals import StopOnSignal
+from tymbal.training.device_errors import Arithmetic, in_plain_words, settle_device
+from tymbal.training.layers import Stages, Unfreezing, WeightAverage
+from tymbal.training.optimization import parameter_groups, training_arguments
+from tymbal.training.records import ByClass, ClassDetails
+from tymbal.training.run_folder import Resume, RunFolder, RunResult
 from tymbal.training.trackers import check_trackers, trackers
 from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer
-from tymbal.training.trouble import Arithmetic, in_plain_words, settle_device
 
 __all__ = ["begin", "train"]
 

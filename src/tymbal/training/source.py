@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from tymbal import config
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import read_source
+from tymbal.compute.processes import on_first, processes
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation, NormalizeBy
@@ -25,12 +26,11 @@ from tymbal.settings import (
     TrainingSettings,
 )
 from tymbal.store.base import SpectrogramSource
-from tymbal.store.format import DESCRIPTION
-from tymbal.store.pt_folder import open_with
-from tymbal.store.pt_list import holds_pt
-from tymbal.store.pt_store import PtStore
-from tymbal.store.store import Store
-from tymbal.training.processes import on_first, processes
+from tymbal.store.packed.format import DESCRIPTION
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.pt.pt_folder import open_with
+from tymbal.store.pt.pt_list import holds_pt
+from tymbal.store.pt.pt_store import PtStore
 
 __all__ = ["RECORD", "features_of", "is_sound", "normalisation_of", "open_source", "settled", "thinning"]
 

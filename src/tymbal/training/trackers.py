@@ -27,7 +27,7 @@ from tymbal.errors import SettingsError
 from tymbal.files import write_json
 from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
-from tymbal.training.folder import RunFolder
+from tymbal.training.run_folder import RunFolder
 
 __all__ = ["check_trackers", "trackers"]
 

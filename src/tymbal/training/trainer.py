@@ -23,16 +23,15 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from tymbal.errors import CheckpointError, TrainingError
+from tymbal.objectives.metrics import RunningSums
 from tymbal.settings import TrainingSettings
 from tymbal.stopping import survive_in_worker
 from tymbal.store.dataset import whole_batch
-from tymbal.training.averaging import WeightAverage
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler, SequentialBatchSampler
 from tymbal.training.checkpoints import Checkpoints
-from tymbal.training.details import ClassDetails
-from tymbal.training.optimizer import make_optimizer
-from tymbal.training.schedule import make_schedule
-from tymbal.training.sums import RunningSums
+from tymbal.training.layers import WeightAverage
+from tymbal.training.optimization import make_optimizer, make_schedule
+from tymbal.training.records import ClassDetails
 
 __all__ = ["BatchDataset", "Objective", "TymbalTrainer"]
 

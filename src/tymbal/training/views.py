@@ -11,24 +11,22 @@ import torch
 from torch import Tensor
 
 from tymbal.audio.failures import write_failures
+from tymbal.compute.device import choose_device
+from tymbal.compute.processes import processes
 from tymbal.errors import StoreError
 from tymbal.progress import tell
 from tymbal.settings import PretrainSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import StoreDataset
-from tymbal.store.format import DESCRIPTION, Description
-from tymbal.store.pair_files import GENERATED, read_metadata
-from tymbal.store.pair_store import PairFileStore, find_pairs, open_pairs
-from tymbal.store.pairs import holds_pairs
-from tymbal.store.pt_list import holds_pt
-from tymbal.store.waves import WaveStore, holds_waves
-from tymbal.training.device import choose_device
-from tymbal.training.processes import processes
+from tymbal.store.packed.format import DESCRIPTION, Description
+from tymbal.store.packed.packed_store import WaveStore, holds_pairs, holds_waves
+from tymbal.store.pairs.pair_files import GENERATED, read_metadata
+from tymbal.store.pairs.pair_store import PairFileStore, find_pairs, open_pairs
+from tymbal.store.pt.pt_list import holds_pt
 from tymbal.training.source import FAILURES
 from tymbal.training.trainer import BatchDataset
-from tymbal.views.config import read_augmentation
-from tymbal.views.fresh import FreshViewDataset
-from tymbal.views.make import ViewMaker
+from tymbal.views.augmentation_config import read_augmentation
+from tymbal.views.make import FreshViewDataset, ViewMaker
 
 __all__ = ["clip_numbers", "open_views", "padded_clips", "view_dataset"]
 

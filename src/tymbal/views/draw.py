@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from tymbal.randomness import fold, uniform
 from tymbal.settings.augmentation import SPECTROGRAM, WAVEFORM, AugmentationSettings
 
-__all__ = ["VIEWS", "Draws", "clip_key", "draw", "view_keys"]
+__all__ = ["VIEWS", "Draws", "clip_key", "draw", "may_be_drawn", "told", "view_keys"]
 
 VIEWS = 2
 """Views of a version of a clip."""
@@ -181,3 +181,51 @@ def _tables(settings: AugmentationSettings) -> tuple[Tensor, Tensor, Tensor]:
     eligible = torch.tensor([[name in names for name in _NAMES] for names in allowed])
     count = torch.tensor([[settings.count(kind, strategy) for kind in _KINDS] for strategy in strategies])
     return probability, eligible, count
+
+
+_WORDS = {
+    "background": "background {0:.0f} dB below",
+    "noise": "noise {0:.0f} dB below",
+    "speed": "{0:.2f} times the speed",
+    "pitch_shift": "pitch {0:+.1f} semitones",
+    "time_stretch": "{0:.2f} times as fast, same pitch",
+    "shift": "shift {0:+.0%} of the clip",
+    "high_pass": "high pass {0:.0f} Hz",
+    "low_pass": "low pass {0:.0f} Hz",
+    "band_pass": "band pass {0:.0f} Hz, {1:.1f} octaves",
+    "reverberation": "reverberation {0:.2f} s, {1:.0f} dB",
+    "gain": "gain {0:+.1f} dB",
+    "polarity": "polarity turned",
+    "mixup": "mixup {0:.0%} of another clip",
+    "random_resized_crop": "crop {0:.0%} of the bins, {1:.0%} of the time",
+    "roll": "roll {0:+.0%} of the clip",
+    "frequency_mask": "mask of {0:.0%} of the bins",
+    "time_mask": "mask of {0:.0%} of the time",
+}
+
+
+def told(draws: Draws, view: int) -> tuple[str, ...]:
+    """What happens to a view, in the order in which it is done."""
+    active = zip(WAVEFORM + SPECTROGRAM, draws.active[view].tolist(), strict=True)
+    return tuple(_WORDS[name].format(*draws.values_of(name, view)) for name, is_on in active if is_on)
+
+
+def may_be_drawn(settings: AugmentationSettings, kind: str) -> list[str]:
+    """Each augmentation of a kind, `waveform` or `spectrogram`, with its ranges."""
+    group = getattr(settings, kind)
+    lines = []
+    for item in fields(group):
+        augmentation = getattr(group, item.name)
+        if augmentation is None:
+            continue
+        parts = []
+        for setting in fields(augmentation):
+            value = getattr(augmentation, setting.name)
+            if isinstance(value, tuple):
+                parts.append(f"{setting.name} {value[0]:g} to {value[1]:g}")
+            elif setting.name != "probability":
+                parts.append(f"{setting.name} {value}")
+            elif value != 1:
+                parts.append(f"with probability {value:g}")
+        lines.append(f"{item.name}: {', '.join(parts)}" if parts else item.name)
+    return lines

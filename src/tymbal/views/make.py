@@ -1,22 +1,27 @@
-"""Waveforms to augmented views, in either mode: the one place that generated and fresh views both come from."""
+"""Waveforms to augmented views, in either mode, generated before or fresh in each epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from tymbal.features.floor import ENERGY_FLOOR
+from tymbal.features.statistics import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
-from tymbal.views.draw import Draws
+from tymbal.store.packed.packed_store import FULL_SCALE, WaveStore
+from tymbal.views.draw import VIEWS, Draws, clip_key, draw, view_keys
 from tymbal.views.exact import exact_waveforms
-from tymbal.views.sounds import load_banks
-from tymbal.views.spectral import Clips, SpectralViews
-from tymbal.views.spectrogram import change_spectrograms
+from tymbal.views.fast_views import Clips, SpectralViews
+from tymbal.views.overlays import load_banks
+from tymbal.views.spectrogram_ops import change_spectrograms
 
-__all__ = ["Mode", "ViewMaker"]
+__all__ = ["FreshViewDataset", "Mode", "ViewMaker", "fresh_pairs"]
 
 Mode = Literal["spectral", "exact"]
 
@@ -87,3 +92,91 @@ class ViewMaker:
     def waveforms(self, waveforms: Tensor, clip: Tensor, draws: Draws) -> Tensor:
         """The waveforms of views, in `exact` mode: [views, samples]; arguments as in `views`."""
         return exact_waveforms(waveforms, clip, draws, features=self.features, banks=self._banks)
+
+
+_AT_ONCE = 16
+
+
+def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Tensor, *, seed: int) -> Tensor:
+    """Makes a pair of views of each clip of a batch, each of which may be mixed with another one.
+
+    Args:
+        maker: Makes views, in `spectral` mode.
+        waveforms: float32 [batch, samples], on the maker's device.
+        keys: What `clip_key` gives of each clip, int64 [batch], on the CPU.
+        versions: Version, or epoch, of each, int64 [batch], on the CPU.
+        seed: Seed of what is drawn.
+
+    Returns:
+        Log-mel, float16 [batch, 2, frames, mels], on the device.
+    """
+    count = len(waveforms)
+    draws = draw(maker.settings, view_keys(seed, keys, versions), versions.repeat_interleave(VIEWS).tolist())
+    clips = maker.transform(waveforms)
+    clip = torch.arange(count).repeat_interleave(VIEWS)
+    step = 1 + (draws.uniform("mixup", 1) * max(count - 1, 1)).long()
+    partner = (clip + step) % count
+    if waveforms.device.type != "cpu":
+        views = maker.views(clips, clip, draws, clips.mel[partner.to(waveforms.device)])
+        return views.half().reshape(count, VIEWS, *views.shape[1:])
+    result = torch.empty(count, VIEWS, clips.mel.shape[2], clips.mel.shape[1], dtype=torch.float16)
+    for start in range(0, count, _AT_ONCE):
+        stop = min(start + _AT_ONCE, count)
+        own = slice(start * VIEWS, stop * VIEWS)
+        part = draws.part(own.start, own.stop)
+        views = maker.views(clips.part(start, stop), clip[own] - start, part, clips.mel[partner[own]])
+        result[start:stop] = views.view(stop - start, VIEWS, *views.shape[1:])
+    return result
+
+
+class FreshViewDataset(Dataset[dict[str, Tensor]]):
+    """Some rows of a store of waveforms, as pairs of views that are made when they are asked for.
+
+    Args:
+        store: The waveforms.
+        rows: Row numbers in the store, [length].
+        maker: Makes views.
+        seed: Seed of what is drawn.
+        device: Where views are made.
+
+    Attributes:
+        on_device: Whether batches lie on a GPU already.
+    """
+
+    def __init__(
+        self, store: WaveStore, rows: npt.ArrayLike, maker: ViewMaker, *, seed: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.store = store
+        self.rows = np.asarray(rows, dtype=np.int64).reshape(-1)
+        self._maker = maker
+        self._seed = seed
+        self._device = torch.device(device)
+        self.on_device = self._device.type != "cpu"
+        self._keys = torch.tensor([clip_key(name) for name in store.index["id"].to_pylist()])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """One batch.
+
+        Args:
+            indices: epoch * len(self) + position of each clip, [batch].
+
+        Returns:
+            `spectrogram` float16 [batch, 2, frames, mels]; `frames`, `row` and `epoch` int64 [batch].
+        """
+        epoch, position = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
+        rows = self.rows[position]
+        waveforms = torch.from_numpy(self.store.waveforms(rows)).to(self._device).float().div_(FULL_SCALE)
+        row, epochs = torch.from_numpy(rows), torch.from_numpy(epoch)
+        pairs = fresh_pairs(self._maker, waveforms, self._keys[row], epochs, seed=self._seed)
+        frames = torch.full((len(rows),), pairs.shape[2])
+        return {"spectrogram": pairs, "frames": frames, "row": row, "epoch": epochs}
+
+    def announce(self, indices: Sequence[int]) -> None:
+        """Tells the store which indices come next."""
+        self.store.announce(self.rows[np.asarray(indices, dtype=np.int64) % len(self)])

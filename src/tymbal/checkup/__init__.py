@@ -1,1 +1,0 @@
-"""What this machine can do: what is installed, and how fast it works."""

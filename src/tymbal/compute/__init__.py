@@ -1,0 +1,1 @@
+"""Where computing happens: devices, precision, memory and processes."""

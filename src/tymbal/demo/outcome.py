@@ -1,0 +1,265 @@
+"""What came out of the demo: how many known events predictions find, and all figures in words."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tymbal.demo.wingbeats import Event, write_events
+from tymbal.files import replace_file
+from tymbal.inference.predictions import read_found
+from tymbal.progress import duration
+
+if TYPE_CHECKING:
+    from tymbal.audio.manifest import Manifest
+
+__all__ = ["Found", "Report", "Scores", "count_found", "join_clips"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How well held-out clips are told apart, as fractions.
+
+    Attributes:
+        figure: `accuracy`, or `mAP` where clips have several labels.
+        clips: How many were asked about.
+        classes: How many labels there are.
+        baseline: Mean and spread of the spectrogram, logistic regression and nearest neighbours.
+        random: Embeddings of an encoder with random weights, likewise.
+        pretrained: Embeddings of the pretrained encoder, likewise.
+        tuned_random: Fine-tuned from random weights.
+        tuned_pretrained: Fine-tuned from the pretrained ones.
+    """
+
+    figure: str
+    clips: int
+    classes: int
+    baseline: tuple[float, float]
+    random: tuple[float, float]
+    pretrained: tuple[float, float]
+    tuned_random: float
+    tuned_pretrained: float
+
+    def difference(self, one: float, other: float) -> tuple[float, float]:
+        """By how many points `one` is ahead of `other`, and the margin (95 %) that so many clips leave."""
+        margin = 196 * math.sqrt((one * (1 - one) + other * (1 - other)) / self.clips)
+        return 100 * (one - other), margin
+
+    def verdict(self) -> str:
+        """Whether the pretrained encoder is ahead of both the random one and the baseline, as far as this shows."""
+        ahead = [self.difference(self.pretrained[0], other[0]) for other in (self.random, self.baseline)]
+        if all(points > margin for points, margin in ahead):
+            return "Pretraining pays here."
+        if all(points > 0 for points, _ in ahead):
+            return "Pretraining seems to pay here, but so few clips cannot prove it."
+        return "Pretraining does not pay here, so far."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What came out.
+
+    Attributes:
+        held_out: What the held-out clips are.
+        steps: Steps of pretraining.
+        clips_seen: Clips seen in them, each time it was seen.
+        task: Accuracy in telling the masked patches from each other, on held-out clips.
+        seconds: Seconds of each step of the demo.
+        scores: How well clips are told apart; None without labels.
+        found: What was found in the recording; None without labels.
+    """
+
+    held_out: str
+    steps: int
+    clips_seen: int
+    task: float | None
+    seconds: dict[str, float] = field(default_factory=dict)
+    scores: Scores | None = None
+    found: Found | None = None
+
+    def text(self, folder: Path) -> str:
+        """The report, for a folder in which everything was written."""
+        parts = [self._scores(), self._meaning(), self._found(), self._places(folder), self._further(folder)]
+        return "\n\n".join(part for part in parts if part)
+
+    def _scores(self) -> str:
+        if self.scores is None:
+            return "There are no labels, so nothing could be classified: see below how to give some."
+        scores = self.scores
+        rows: list[tuple[str, float, float | None]] = [
+            ("plain baseline: mean and spread", *scores.baseline),
+            ("encoder, random weights", *scores.random),
+            (f"encoder, pretrained for {self._minutes()}", *scores.pretrained),
+            ("fine-tuned from random weights", scores.tuned_random, None),
+            ("fine-tuned from the pretrained", scores.tuned_pretrained, None),
+        ]
+        head = f"Told apart: {scores.clips:,} {self.held_out}, {scores.classes} classes. {scores.figure} in %:"
+        lines = [head, "", f"  {'':38}{'linear':>8}{'neighbours':>12}"]
+        for name, linear, neighbours in rows:
+            lines.append(
+                f"  {name:38}{100 * linear:8.1f}" + ("" if neighbours is None else f"{100 * neighbours:12.1f}")
+            )
+        return "\n".join(lines)
+
+    def _meaning(self) -> str:
+        spent = f"{self.steps:,} steps in {self._minutes()}, {self.clips_seen:,} clips seen"
+        task = "" if self.task is None else f" It tells {100 * self.task:.0f} % of the masked patches apart."
+        if self.scores is None:
+            return f"Pretraining: {spent}.{task}"
+        scores = self.scores
+        to_random, to_baseline = (
+            scores.difference(scores.pretrained[0], o[0]) for o in (scores.random, scores.baseline)
+        )
+        tuned = scores.difference(scores.tuned_pretrained, scores.tuned_random)
+        lines = [
+            f"{scores.verdict()} Read by a linear classifier, the pretrained encoder is",
+            f"  {_points(*to_random)} the one with random weights,",
+            f"  {_points(*to_baseline)} the plain baseline;",
+            f"fine-tuned, it is\n  {_points(*tuned)} the one with random weights.",
+            f"It had {spent}.{task}",
+        ]
+        if scores.verdict() != "Pretraining pays here.":
+            lines.append(
+                "That is little: such encoders are trained for hours to days. The first command below goes on."
+            )
+        return "\n".join(lines)
+
+    def _found(self) -> str:
+        if self.found is None:
+            return ""
+        text = f"In the recording {self.found.found} of {self.found.events} events got the right label."
+        if self.found.empty:
+            text += f" Of {self.found.empty} windows without any, {self.found.false_alarms} were false alarms."
+        return text
+
+    def _places(self, folder: Path) -> str:
+        places = {
+            "report.html": "all of it as pictures and sound: open it with a browser",
+            "manifest.csv": "every clip: duration, label, group, split",
+            "store": "the spectrograms",
+            "pretrained/model": "the pretrained encoder",
+            "probe.csv": "the figures above, and more",
+            "classifier/model": "the classifier",
+            "recording.flac": "what was searched, with events.csv",
+            "predictions.csv": "what was found: file, start, end, label, score",
+            "summary.txt": "this text",
+        }
+        there = {name: what for name, what in places.items() if (folder / name).exists() or name == "summary.txt"}
+        width = max(len(str(folder / name)) for name in there)
+        return "\n".join(["Written", *(f"  {folder / name!s:{width}}  {what}" for name, what in there.items())])
+
+    def _further(self, folder: Path) -> str:
+        def command(*words: str | Path) -> str:
+            return "  " + shlex.join(["tymbal", *map(str, words)])
+
+        lines = [f"To go on (all of this took {duration(sum(self.seconds.values()))})"]
+        lines.append(
+            command("pretrain", folder / "store", "-o", folder / "longer", "--size", "tiny", "--max-minutes", "60")
+        )
+        if self.scores is None:
+            lines.append("  tymbal demo --data FOLDER --label-pattern '([a-z]+)_'    where file names hold the label")
+        else:
+            lines.append(command("probe", folder / "longer", folder / "store"))
+            lines.append(command("predict", folder / "classifier", "YOUR_RECORDINGS", "-o", "scores.csv"))
+        return "\n".join(lines)
+
+    def _minutes(self) -> str:
+        return duration(self.seconds.get("pretrain", 0.0))
+
+
+def _points(points: float, margin: float) -> str:
+    side = "level with" if abs(points) < 0.05 else "ahead of" if points > 0 else "behind"
+    sure = "" if abs(points) > margin else ", may be chance"
+    return f"{abs(points):4.1f} points (± {margin:.1f}{sure}) {side}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What predictions found of what was there.
+
+    Attributes:
+        events: Events in the recording.
+        found: Events whose label had the best score while they lasted.
+        empty: Windows in which there was no event.
+        false_alarms: Of these, windows with another label than background.
+    """
+
+    events: int
+    found: int
+    empty: int
+    false_alarms: int
+
+
+def count_found(predictions: Path, events: Sequence[Event], *, background: str | None = None) -> Found:
+    """Compares a table of predictions with what was there.
+
+    The scores of the windows that overlap an event are averaged, each with the seconds of its overlap as weight.
+
+    Args:
+        predictions: Table of `tymbal predict`, with all labels of each window.
+        events: What was there.
+        background: Label of windows without an event; None where there are none.
+    """
+    windows: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
+    for row in read_found(predictions).rows:
+        windows[row.start, row.end][row.label] = row.score
+    found = 0
+    for event in events:
+        scores: dict[str, float] = defaultdict(float)
+        for (start, end), labels in windows.items():
+            overlap = min(end, event.end) - max(start, event.start)
+            for label, score in labels.items():
+                scores[label] += max(0.0, overlap) * score
+        found += max(scores, key=lambda label: scores[label]) == event.label
+    empty = [
+        labels
+        for (start, end), labels in windows.items()
+        if background is not None and not any(start < event.end and event.start < end for event in events)
+    ]
+    alarms = sum(max(labels, key=lambda label: labels[label]) != background for labels in empty)
+    return Found(len(events), found, len(empty), alarms)
+
+
+def join_clips(manifest: Manifest, path: Path, *, seconds: float, sample_rate: int, seed: int) -> list[Event]:
+    """Joins validation clips with one label into one recording, and writes `events.csv` (start, end, label) beside it.
+
+    Args:
+        manifest: The clips.
+        path: The sound file to write, 16-bit FLAC.
+        seconds: How long it becomes at most; one clip at least is taken, and cut.
+        sample_rate: In Hz.
+        seed: Seed of the choice.
+
+    Returns:
+        Which label is heard from when to when.
+    """
+    import soundfile as sf
+
+    from tymbal.audio.decode import read
+
+    clips = [clip for clip in manifest if clip.split == "validation" and len(clip.labels) == 1]
+    pieces: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]] = []
+    events: list[Event] = []
+    length = 0
+    for place in np.random.default_rng(seed).permutation(len(clips)):
+        clip = clips[place]
+        sound, _ = read(clip.file, sample_rate=sample_rate, start=clip.start, end=clip.end)
+        if events and length + len(sound) > seconds * sample_rate:
+            break
+        sound = sound[: round(seconds * sample_rate)]
+        events.append(
+            Event(round(length / sample_rate, 3), round((length + len(sound)) / sample_rate, 3), clip.labels[0])
+        )
+        pieces.append(sound)
+        length += len(sound)
+    with replace_file(path) as aside:
+        sf.write(aside, np.clip(np.concatenate(pieces), -1, 1), sample_rate, format="FLAC", subtype="PCM_16")
+    write_events(path.parent / "events.csv", events)
+    return events

@@ -1,0 +1,226 @@
+"""What is looked at in a pretraining beside its loss: whether embeddings stay apart, and what a probe reads from them.
+
+With every evaluation some fixed validation clips are embedded, the same each time, so that the figures compare:
+
+- `rank`: the effective rank of the embeddings, RankMe (Garrido et al. 2023): the exponential of the entropy of their
+  singular values. Where it falls, embeddings use fewer and fewer directions.
+- `cosine`: the mean cosine of pairs of clips. Near 1 all clips look alike to the encoder: it has collapsed.
+
+Where labels are given, logistic regression and nearest neighbours read the frozen embeddings every few epochs. Nothing
+here draws from the random numbers of the training or changes its weights.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tymbal.evaluation.labelled_clips import LabelledClips
+from tymbal.evaluation.probe_tasks import Question
+from tymbal.inference.encoding import embed_store
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.progress import tell
+from tymbal.store.base import DamagedRowsError, SpectrogramSource
+from tymbal.training.callbacks import MetricsFile
+
+__all__ = ["LabelProbe", "Watch", "alarms", "mean_cosine", "rank_me"]
+
+_CLIPS = 256
+_MOST_PROBED = 2000
+_COLLAPSED = 0.9999
+_ALIKE = 0.99
+_ONE_DIRECTION = 2.0
+_STILL = 8
+"""Evaluations without progress that are a plateau."""
+
+_ADVICE = {
+    "collapse": "All clips look alike to the encoder. Begin again with a lower --learning-rate or a longer --warmup.",
+    "plateau": f"No progress for {_STILL} evaluations. More epochs will hardly help: more clips, a larger --size or "
+    "another --mask-ratio might; --patience ends such a run.",
+    "not_finite": "Embeddings of some clips are not finite numbers. Lower --learning-rate, or --precision float32.",
+}
+
+Figures = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LabelProbe:
+    """A probe that is repeated.
+
+    Attributes:
+        store: Labelled clips.
+        clips: Which of them teach and which are asked.
+        every: Epochs from one to the next.
+        seed: Seed of the choice of clips, where there are many, and of the inner split.
+    """
+
+    store: SpectrogramSource
+    clips: LabelledClips
+    every: float
+    seed: int
+
+    def is_due(self, epoch: float, before: float) -> bool:
+        """Whether a multiple of `every` lies between the epoch of the last probe, 0 at first, and this one."""
+        return int(epoch / self.every + 1e-6) > int(before / self.every + 1e-6)
+
+    def read(self, embed: Callable[[SpectrogramSource, NDArray[np.int64]], NDArray[np.float32]]) -> dict[str, float]:
+        """Figures of logistic regression (`probe_…`) and nearest neighbours (`knn_…`)."""
+        generator = np.random.default_rng(self.seed)
+        train, asked = (
+            np.sort(generator.permutation(rows)[:_MOST_PROBED]) for rows in (self.clips.train, self.clips.validation)
+        )
+        question = Question(
+            train=self.clips.truth(self.store, train),
+            validation=self.clips.truth(self.store, asked),
+            groups=self.clips.groups(self.store, train),
+            multilabel=self.clips.multilabel,
+            neighbours=10,
+            seed=self.seed,
+        )
+        figure = "mAP" if self.clips.multilabel else "accuracy"
+        rows = question.ask(embed(self.store, np.concatenate([train, asked])), name="model", pooling="mean")
+        names = {"logistic": "probe", "knn": "knn"}
+        return {f"{names[row.reader]}_{figure}": row.figures[figure] for row in rows}
+
+
+class Watch:
+    """Looks at the encoder with every evaluation.
+
+    Args:
+        encoder: The encoder that is trained.
+        description: How its model normalises.
+        store: The validation clips.
+        rows: Their rows.
+        metrics: The metrics file of the run, which tells what was before.
+        monitor: Name of the metric that tells better models, and whether higher is better.
+        probe: Read labels too; None does not.
+    """
+
+    def __init__(
+        self,
+        encoder: SpectrogramEncoder,
+        description: ModelDescription,
+        store: SpectrogramSource,
+        rows: NDArray[np.int64],
+        *,
+        metrics: Path,
+        monitor: tuple[str, bool],
+        probe: LabelProbe | None = None,
+    ) -> None:
+        self._encoder = encoder
+        self._description = description
+        self._store = store
+        self._rows = rows[np.unique(np.linspace(0, len(rows) - 1, _CLIPS).astype(np.int64))]
+        self._metrics = metrics
+        self._monitor = monitor
+        self._probe = probe
+
+    def __call__(self, figures: Figures, epoch: float) -> dict[str, float]:
+        """Looks.
+
+        Args:
+            figures: What this evaluation found, `eval_…`.
+            epoch: Epochs that are done.
+
+        Returns:
+            `eval_rank`, `eval_cosine`, where it is due `eval_probe_…` and `eval_knn_…`, and an `alarm_…` of 1 where
+            there is a new cause for one.
+        """
+        before = MetricsFile.read(self._metrics)
+        with undisturbed():
+            vectors = self._look()
+            found: dict[str, float] = {}
+            if np.isfinite(vectors).all():
+                found = {"eval_rank": rank_me(vectors), "eval_cosine": mean_cosine(vectors)}
+                last = max((line["epoch"] for line in before if _is_probed(line)), default=0.0)
+                if self._probe is not None and self._probe.is_due(epoch, last):
+                    found |= {f"eval_{name}": value for name, value in self._probe.read(self._embed).items()}
+        for name in alarms([*before, {**figures, **found}], monitor=self._monitor):
+            found[f"alarm_{name}"] = 1.0
+            tell(f"{name.replace('_', ' ').capitalize()} (epoch {epoch:.1f}): {_ADVICE[name]}", warning=True)
+        return found
+
+    def _look(self) -> NDArray[np.float32]:
+        """Embeddings of the clips that can still be read."""
+        try:
+            return self._embed(self._store, self._rows)
+        except DamagedRowsError as error:
+            self._rows = np.setdiff1d(self._rows, list(error.rows))
+            return self._look()
+
+    def _embed(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        device = self._encoder.position_embedding.device
+        return embed_store(self._encoder, store, rows, description=self._description, poolings=["mean"], device=device)[
+            "mean"
+        ]
+
+
+def rank_me(vectors: NDArray[np.floating]) -> float:
+    """Effective rank of embeddings [clips, dimensions], from 1 to the smaller of both (Garrido et al. 2023)."""
+    values = np.linalg.svd(vectors.astype(np.float64), compute_uv=False)
+    shares = values / max(values.sum(), 1e-300) + 1e-7
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def mean_cosine(vectors: NDArray[np.floating]) -> float:
+    """Mean cosine of all pairs of embeddings [clips, dimensions]; 1 for a single one."""
+    unit = vectors.astype(np.float64)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-300)
+    count = len(unit)
+    return 1.0 if count < 2 else float((np.square(unit.sum(axis=0)).sum() - count) / (count * (count - 1)))
+
+
+def alarms(lines: Sequence[Figures], *, monitor: tuple[str, bool]) -> list[str]:
+    """Causes for alarm in the last of the logged lines that no earlier line has given: each is given once a run.
+
+    Args:
+        lines: Lines of the metrics file, the last with the figures of an evaluation.
+        monitor: Name of the metric that tells better models, and whether higher is better.
+    """
+    given = {key for line in lines for key in line}
+    evaluated = [line for line in lines if any(key.startswith("eval_") for key in line)]
+    name, greater = monitor
+    values = [line[f"eval_{name}"] for line in evaluated if line.get(f"eval_{name}") is not None]
+    ranks = [line["eval_rank"] for line in evaluated if line.get("eval_rank") is not None]
+    now = lines[-1]
+    found = []
+    if "eval_rank" not in now:
+        found.append("not_finite")
+    elif now["eval_cosine"] >= _COLLAPSED or (now["eval_cosine"] >= _ALIKE and _has_shrunk(ranks)):
+        found.append("collapse")
+    if len(values) > _STILL:
+        better = max if greater else min
+        best, latest = better(values[:-_STILL]), better(values[-_STILL:])
+        if (latest <= best) if greater else (latest >= best):
+            found.append("plateau")
+    return [cause for cause in found if f"alarm_{cause}" not in given]
+
+
+def _has_shrunk(ranks: Sequence[float]) -> bool:
+    """Whether the effective rank has fallen to a half, or was never more than a direction, twice in a row."""
+    return ranks[-1] < max(ranks) / 2 or (len(ranks) > 1 and max(ranks[-2:]) < _ONE_DIRECTION)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it random numbers may be drawn; afterwards all generators are as they were."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - others' generator, which is put back
+    with torch.random.fork_rng(devices=[]):  # embedding draws nothing on a device
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _is_probed(line: Figures) -> bool:
+    return any(key.startswith("eval_probe_") for key in line)

@@ -1,0 +1,237 @@
+"""Windows of sound to normalised spectrograms, and from there to scores or embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tymbal.errors import ModelError
+from tymbal.features.bank import filter_bank
+from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.inference.encoding import Encoded, check_layer, column_seconds, encode
+from tymbal.inference.streaming import Window
+from tymbal.models.classifier import SpectrogramClassifier, pooled_width
+from tymbal.models.description import ModelDescription
+from tymbal.models.folder import LoadedModel
+from tymbal.models.weights import fingerprint
+
+__all__ = ["Embedder", "FrontEnd", "Scorer", "embedder_like"]
+
+
+class FrontEnd:
+    """Windows of sound to what a model takes.
+
+    Args:
+        description: The model.
+        device: Where it computes.
+    """
+
+    def __init__(self, description: ModelDescription, device: torch.device | str = "cpu") -> None:
+        self._description, self._device = description, torch.device(device)
+        self._fbank = filter_bank(description.features)
+
+    def __call__(self, windows: Sequence[Window], *, length: int) -> tuple[Tensor, Tensor]:
+        """Computes normalised spectrograms.
+
+        Args:
+            windows: Windows of at most `length` samples and at least one frame; shorter ones are padded as the model
+                has learned it.
+            length: Samples of a full window.
+
+        Returns:
+            float32 [windows, frames, mels] on the device, and the frames of each that hold sound, int64 [windows].
+        """
+        features = self._description.features
+        count = max(features.frames_of(length), self._description.encoder.patch[1])
+        spectrograms = torch.full((len(windows), count, features.mel_bins), LOG_FLOOR)
+        frames = torch.empty(len(windows), dtype=torch.int64)
+        for number, window in enumerate(windows):
+            known = self._fbank(torch.from_numpy(window.samples))
+            spectrograms[number, : len(known)] = known
+            frames[number] = len(known)
+        frames = frames.to(self._device)
+        return self._description.normalisation(spectrograms.to(self._device), frames), frames
+
+
+class Scorer:
+    """Scores of labels for windows of sound.
+
+    Args:
+        loaded: A model with a classifier.
+        device: Where to compute.
+        dtype: Arithmetic, bfloat16 or float16; None is float32.
+        source: The path that the user gave, for messages.
+
+    Attributes:
+        labels: Names of the labels, in the order of the scores.
+        sample_rate: Rate of the sound that it takes, in Hz.
+        fingerprint: By which the weights are known again.
+
+    Raises:
+        ModelError: The model has no classifier.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        source: str | None = None,
+    ) -> None:
+        description = loaded.description
+        if not isinstance(loaded.module, SpectrogramClassifier) or not description.labels:
+            raise ModelError(
+                "this model is pretrained and knows no labels yet",
+                path=source,
+                advice="Train a classifier from it first: tymbal finetune LABELLED_FOLDER -o classifier --from MODEL",
+            )
+        self.description = description
+        self.labels = description.labels
+        self.sample_rate = description.features.sample_rate
+        self.fingerprint = fingerprint(loaded.module)
+        self._device, self._dtype = torch.device(device), dtype
+        self._model = loaded.module.to(self._device).eval()
+        self._front = FrontEnd(description, self._device)
+
+    @property
+    def band(self) -> tuple[float, float]:
+        """Lowest and highest frequency that the model hears, in Hz."""
+        features = self.description.features
+        return features.low_freq, features.high_freq or features.sample_rate / 2
+
+    def __call__(self, windows: Sequence[Window], *, length: int) -> NDArray[np.float32]:
+        """Scores windows.
+
+        Args:
+            windows: Windows of at most `length` samples; shorter ones are padded as the model has learned it.
+            length: Samples of a full window.
+
+        Returns:
+            Probabilities [windows, labels]: they sum to 1 where a clip has one label, each stands for itself where it
+            may have several.
+        """
+        x, frames = self._front(windows, length=length)
+        with torch.inference_mode(), torch.autocast(self._device.type, dtype=self._dtype, enabled=bool(self._dtype)):
+            logits = self._model(x, frames=frames)
+        scores = logits.float().sigmoid() if self.description.multilabel else logits.float().softmax(dim=1)
+        return cast(NDArray[np.float32], scores.cpu().numpy())
+
+
+class Embedder:
+    """Embeddings of windows of sound, or of spectrograms.
+
+    Args:
+        loaded: A model; a classifier's encoder is taken.
+        pooling: `mean`, `rows` or `cls`.
+        layer: Number of blocks to go through; `None` is all of them and the final norm.
+        skip_padding: Pool over the patches that hold sound.
+        device: Where to compute.
+        dtype: Arithmetic, bfloat16 or float16; None is float32.
+
+    Attributes:
+        description: The model.
+        dimensions: Length of an embedding.
+        front: From windows to spectrograms.
+
+    Raises:
+        SettingsError: There is no such layer.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        pooling: str = "mean",
+        layer: int | None = None,
+        skip_padding: bool = True,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        module = loaded.module
+        encoder = module.encoder if isinstance(module, SpectrogramClassifier) else module
+        check_layer(encoder, layer)
+        self.description = loaded.description
+        self.dimensions = pooled_width(pooling, encoder.config)
+        self.device = torch.device(device)
+        self.encoder = encoder.to(self.device).eval()
+        self._pooling, self._layer, self._skip, self._dtype = pooling, layer, skip_padding, dtype
+        self.front = FrontEnd(loaded.description, self.device)
+
+    def record(self) -> dict[str, Any]:
+        """What decides its embeddings: the weights' fingerprint and how they are pooled."""
+        return {
+            "model": fingerprint(self.encoder),
+            "pooling": self._pooling,
+            "layer": self._layer,
+            "skip_padding": self._skip,
+        }
+
+    def windows(self, windows: Sequence[Window], *, length: int) -> NDArray[np.float32]:
+        """One embedding a window of at most `length` samples, [windows, dimensions]."""
+        return self.clips(*self.front(windows, length=length))
+
+    def window_seconds(
+        self, windows: Sequence[Window], *, length: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """One embedding a second of each window: as `seconds`."""
+        return self.seconds(*self.front(windows, length=length))
+
+    def clips(self, x: Tensor, frames: Tensor) -> NDArray[np.float32]:
+        """One embedding a spectrogram, [batch, dimensions].
+
+        Args:
+            x: Normalised, on the device, [batch, frames, mels].
+            frames: Frames of real sound, int64 [batch].
+        """
+        return cast(NDArray[np.float32], self.encode(x, frames).pooled(self._pooling).cpu().numpy())
+
+    def seconds(self, x: Tensor, frames: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """One embedding a second, [batch, seconds, dimensions], and whether there is sound, [batch, seconds]."""
+        encoded = self.encode(x, frames)
+        centres = column_seconds(self.encoder.config, self.description.features, encoded.grid[1])
+        values, real = encoded.seconds(self._pooling, centres.to(self.device, torch.float32))
+        return values.cpu().numpy(), real.cpu().numpy()
+
+    def encode(self, x: Tensor, frames: Tensor) -> Encoded:
+        """Tokens of normalised spectrograms, for other ways of pooling."""
+        return encode(self.encoder, x, frames, layer=self._layer, skip_padding=self._skip, dtype=self._dtype)
+
+
+def embedder_like(
+    loaded: LoadedModel,
+    record: Mapping[str, Any],
+    *,
+    index: Path,
+    source: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Embedder:
+    """A model at work as it was when a file of embeddings was written.
+
+    Args:
+        loaded: The model.
+        record: What decided the embeddings; see `tymbal.inference.embeddings.read_record`.
+        index: The file, for messages.
+        source: The model's path that the user gave, for messages.
+        device: Where to compute.
+        dtype: Arithmetic; None is float32.
+
+    Raises:
+        ModelError: The embeddings are another model's.
+    """
+    how = {name: record[name] for name in ("pooling", "layer", "skip_padding")}
+    embedder = Embedder(loaded, **how, device=device, dtype=dtype)
+    if record["model"] != embedder.record()["model"]:
+        raise ModelError(
+            f"the embeddings in {index} are another model's",
+            path=source,
+            advice="Give the model that they were made with, or embed the sounds again.",
+        )
+    return embedder

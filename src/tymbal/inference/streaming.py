@@ -1,0 +1,217 @@
+"""One walk over many recordings: decoded as a stream, cut into windows, computed in batches, spooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tymbal.audio.decode import stream
+from tymbal.audio.failures import Failure, problem
+from tymbal.audio.paths import recorded_at
+from tymbal.audio.sources import Recording
+from tymbal.errors import AudioError, SettingsError
+from tymbal.inference.spool import Outcome, Spool
+from tymbal.models.description import ModelDescription
+from tymbal.progress import Progress, duration
+
+__all__ = ["Cut", "Rows", "Window", "cut_for", "walk", "windows"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A piece of a recording.
+
+    Attributes:
+        start: Its first sample in the recording.
+        samples: Its sound, float32; shorter than the window where the recording ends.
+    """
+
+    start: int
+    samples: NDArray[np.float32]
+
+    @property
+    def end(self) -> int:
+        """The sample after its last one, where the recording really ends for the last window."""
+        return self.start + len(self.samples)
+
+
+def windows(blocks: Iterable[NDArray[np.float32]], *, length: int, hop: int, shortest: int = 1) -> Iterator[Window]:
+    """Cuts blocks of any sizes into windows.
+
+    Every sample is in some window. Where the recording does not end with a window, one more that starts in step
+    reaches to its end and is shorter.
+
+    Args:
+        blocks: Consecutive samples, float32 [samples] each.
+        length: Samples of a window.
+        hop: Samples from the start of one window to that of the next, at most `length`.
+        shortest: A remainder of fewer samples is left out, unless it is the whole recording.
+
+    Yields:
+        Windows in order, holding copies of the samples.
+    """
+    held = np.empty(0, np.float32)
+    start = 0
+    for block in blocks:
+        held = np.concatenate([held, block])
+        offset = 0
+        while offset + length <= len(held):
+            yield Window(start + offset, held[offset : offset + length].copy())
+            offset += hop
+        held, start = held[offset:], start + offset
+    # What is held begins with `length - hop` samples that the window before had, except at the very beginning.
+    fresh = len(held) if start == 0 else len(held) - (length - hop)
+    if len(held) and fresh > 0 and (start == 0 or len(held) >= shortest):
+        yield Window(start, held.copy())
+
+
+_BLOCK = 10.0  # seconds decoded at a time
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How recordings are cut.
+
+    Attributes:
+        rate: Samples a second.
+        length: Samples of a window.
+        hop: Samples from one window to the next.
+        shortest: Fewest samples that can be analysed.
+    """
+
+    rate: int
+    length: int
+    hop: int
+    shortest: int
+
+
+class Rows(NamedTuple):
+    """What was computed for a batch of windows.
+
+    Attributes:
+        window: To which of the windows each row belongs, in order, [rows].
+        columns: Values by column of the spool's schema, [rows] each.
+    """
+
+    window: NDArray[np.integer[Any]]
+    columns: Mapping[str, NDArray[Any]]
+
+
+def cut_for(description: ModelDescription, *, window: float | None = None, hop: float | None = None) -> Cut:
+    """How recordings are cut for a model.
+
+    Args:
+        description: The model.
+        window: Seconds of a window; None is what it was trained on.
+        hop: Seconds from one window to the next; None is the window.
+
+    Raises:
+        SettingsError: A window is shorter than a frame, or there would be gaps.
+    """
+    features = description.features
+    rate, shortest = features.sample_rate, 1 if features.is_centred else features.window_samples
+    learned = features.samples_of(description.encoder.frames)
+    length = learned if window is None else round(window * rate)
+    step = length if hop is None else round(hop * rate)
+    if length < shortest:
+        raise SettingsError(
+            f"window is {window:g} s, shorter than one frame of {shortest / rate:g} s",
+            advice=f"The model was trained on {learned / rate:.3g} s.",
+        )
+    if not 1 <= step <= length:
+        raise SettingsError(
+            f"hop is {hop:g} s, but a window is {length / rate:.4g} s: there would be gaps between windows",
+            advice=f"Set hop to at most {length / rate:.4g}.",
+        )
+    return Cut(rate, length, step, shortest)
+
+
+def walk(
+    recordings: Sequence[Recording],
+    spool: Spool,
+    cut: Cut,
+    compute: Callable[[Sequence[Window]], Rows],
+    *,
+    batch_size: int,
+    progress: Progress,
+) -> None:
+    """Computes rows for all windows of recordings and spools them, with what became of each recording.
+
+    Args:
+        recordings: What to walk over.
+        spool: Where rows go.
+        cut: How recordings are cut.
+        compute: From windows to rows.
+        batch_size: Windows that are computed at once.
+        progress: Told of each recording.
+    """
+    batch: list[Window | Outcome] = []
+    held = 0
+    for event in _events(recordings, cut, progress):
+        batch.append(event)
+        held += isinstance(event, Window)
+        if held == batch_size:
+            _spool(batch, spool, compute)
+            batch, held = [], 0
+    _spool(batch, spool, compute)
+
+
+def _events(recordings: Sequence[Recording], cut: Cut, progress: Progress) -> Iterator[Window | Outcome]:
+    """The windows of each recording and behind them what became of it."""
+    before = 0.0
+    for recording in recordings:
+        reached, count = 0, 0
+        stamp = recording.stamp()
+        failure = None
+        try:
+            for window in _windows(recording, cut):
+                reached, count = window.end, count + 1
+                yield window
+                progress.advance(0, note=f"{duration(before + reached / cut.rate)} of sound")
+        except AudioError as error:
+            failure = Failure.of(error, recording.path)
+        if failure is not None and reached:
+            until = f"{failure.reason} (read up to {reached / cut.rate:.2f} s)"
+            failure = Failure(failure.file, until, failure.advice)
+        began = recorded_at(recording.path)
+        yield Outcome(
+            file=str(recording.path),
+            place=recording.place,
+            stamp=stamp,
+            seconds=reached / cut.rate,
+            windows=count,
+            began=None if began is None else began.isoformat(),
+            reason=None if failure is None else failure.reason,
+            advice="" if failure is None else failure.advice,
+        )
+        before += reached / cut.rate
+        progress.advance(failed=int(failure is not None))
+
+
+def _windows(recording: Recording, cut: Cut) -> Iterator[Window]:
+    blocks = stream(recording.path, sample_rate=cut.rate, block=_BLOCK)
+    for window in windows(blocks, length=cut.length, hop=cut.hop, shortest=cut.shortest):
+        if len(window.samples) < cut.shortest:
+            raise problem("too short", f"{len(window.samples) / cut.rate:.4g} s, less than one frame", recording.path)
+        yield window
+
+
+def _spool(batch: Sequence[Window | Outcome], spool: Spool, compute: Callable[[Sequence[Window]], Rows]) -> None:
+    """Computes the windows of a batch and spools their rows, each recording's before its outcome."""
+    found = [event for event in batch if isinstance(event, Window)]
+    rows = compute(found) if found else None
+    first = behind = 0
+    for place, event in enumerate(batch):
+        last = place == len(batch) - 1
+        behind += isinstance(event, Window)
+        if behind > first and rows is not None and (last or isinstance(event, Outcome)):
+            start, stop = np.searchsorted(rows.window, (first, behind))
+            if stop > start:
+                spool.add({name: values[start:stop] for name, values in rows.columns.items()})
+            first = behind
+        if isinstance(event, Outcome):
+            spool.end(event)

@@ -1,1 +1,0 @@
-"""Doors to other people's checkpoints: their names and layouts to ours, and back."""

@@ -1,0 +1,202 @@
+"""A model from one layout to another: ours, Hugging Face's, SSAST's, that of scripts around Hugging Face's, ONNX.
+
+What the target cannot hold is refused or said.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from tymbal.audio.tables import read_label_names
+from tymbal.errors import ModelError, SettingsError
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.folder import LoadedModel, load_model, save_model
+from tymbal.models.formats import extractor, huggingface, scripts
+from tymbal.models.formats import ssast_checkpoint as ssast
+from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
+
+__all__ = ["ModelLayout", "convert_model"]
+
+ModelLayout = Literal["tymbal", "hf", "ssast", "script", "onnx"]
+
+_SSAST_HEADS = ("cpred", "gpred")
+_SSAST_EPS = 1e-6
+_AST_SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_length",
+    "num_mel_bins",
+    "patch_size",
+    "frequency_stride",
+    "time_stride",
+    "layer_norm_eps",
+)
+
+
+def convert_model(
+    source: str | os.PathLike[str], output: Path, *, to: ModelLayout | None, settings: ConvertSettings
+) -> tuple[ModelLayout, list[str]]:
+    """Writes a model in another layout, without loss where that can hold it.
+
+    Args:
+        source: A run, a model folder, a name on the Hugging Face hub, an SSAST file, or one of a script.
+        output: The folder, or the file for `ssast`, `script` and `onnx`; nothing stands there yet.
+        to: The layout. `None` is one file, of a script where it was pretrained by reconstruction, else SSAST's.
+        settings: What the source does not tell: stride, heads, pooling, names of labels, statistics.
+
+    Returns:
+        The layout, and what a user should know of the result, in sentences.
+
+    Raises:
+        ModelError: The source cannot be read, or the target cannot hold it.
+        SettingsError: The settings do not fit the model.
+    """
+    stride = None if settings.stride is None else parse_patch(settings.stride, setting="stride")
+    loaded = load_model(str(source), stride=stride, pooling=settings.pooling, heads=settings.heads)
+    description = _described(loaded.description, settings)
+    module, heads = loaded.module, loaded.objective_state
+    if to == "onnx":
+        from tymbal.models.onnx import write_onnx
+
+        known = replace(loaded, description=description)
+        return "onnx", write_onnx(output, known, pooling=settings.pooling or "mean")
+    rebuilds = "projector.weight" in heads
+    if to is None and rebuilds and isinstance(module, SpectrogramEncoder):
+        scripts.write(output, module, heads)
+        return "script", _what_a_script_needs(description, heads)
+    if to in (None, "ssast"):
+        others = sorted({name.partition(".")[0] for name in heads} - set(_SSAST_HEADS))
+        if others:
+            how = "by reconstruction: --to pth writes all of it" if rebuilds else "on visible patches only"
+            raise ModelError(
+                f"an SSAST file cannot hold the {' and '.join(others)} of this model",
+                path=source,
+                advice=f"It was pretrained {how}. A classifier fine-tuned from it can be converted.",
+            )
+        ssast.write(output, module, objective_state=heads)
+        return "ssast", _what_ssast_lacks(loaded, description)
+    if to == "hf":
+        obstacle = huggingface.obstacle(description.encoder, description.pooling)
+        if obstacle is not None:
+            raise ModelError(
+                f"Hugging Face's AST cannot hold this model: {obstacle}",
+                path=source,
+                advice="Use --to tymbal, or fine-tune with square patches and --pooling cls.",
+            )
+    save_model(output, module, description, objective_state=heads)
+    return ("hf", _what_transformers_does_otherwise(description, heads)) if to == "hf" else ("tymbal", [])
+
+
+def _described(description: ModelDescription, settings: ConvertSettings) -> ModelDescription:
+    """The description with what the user adds to it."""
+    if settings.label_csv is not None:
+        labels = tuple(read_label_names(settings.label_csv).values())
+        if len(labels) != len(description.labels):
+            raise SettingsError(
+                f"the label table has {len(labels)} classes, the model {len(description.labels)}",
+                path=settings.label_csv,
+                advice="Give the label_csv with which the model was fine-tuned.",
+            )
+        description = replace(description, labels=labels)
+    if settings.multilabel:
+        description = replace(description, multilabel=True)
+    if settings.dataset_mean is not None:
+        description = replace(description, mean=settings.dataset_mean)
+    if settings.dataset_std is not None:
+        description = replace(description, std=settings.dataset_std)
+    return description
+
+
+def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
+    notes = []
+    preprocessor = extractor.to_preprocessor(description)
+    if preprocessor is None:
+        notes.append("transformers has no extractor for librosa's spectrograms: make them with Tymbal.")
+    elif not extractor.is_stock(preprocessor):
+        notes.append(
+            "Its spectrograms are not those of transformers' own extractor: load the one in the folder, "
+            f"{extractor.REMOTE_CODE}, with trust_remote_code=True."
+        )
+    if heads:
+        notes.append(
+            "The mask token and the heads of its pretraining lie in objective.safetensors, which transformers does "
+            "not read."
+        )
+    if description.head_eps not in (None, description.encoder.layer_norm_eps):
+        notes.append(
+            f"transformers has one epsilon for all layer norms, {description.encoder.layer_norm_eps:g}; the head's was "
+            f"{description.head_eps:g}: its logits differ by about 1e-5."
+        )
+    return notes
+
+
+def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
+    """What a file of weights does not say, with what to build the modules from."""
+    config, rows = huggingface.to_config(description), description.encoder.grid[0]
+    said = ", ".join(f"{name}={config[name]}" for name in _AST_SHAPE)
+    shapes = [f"{name} {tuple(value.shape)}" for name, value in sorted(heads.items()) if value.ndim > 1]
+    notes = [
+        f"Its encoder is ASTModel(ASTConfig({said})), with the names on disk and of transformers 4.",
+        f"Beside it stand {', '.join(shapes)}.",
+    ]
+    steps = description.encoder.stride[1]
+    first = heads.get("decoder.0.weight")
+    if first is not None and first.shape[1] * steps == rows * len(heads["projector.weight"]):
+        notes.append(
+            f"The projector gives channels for each of the {steps} frames of a column of patches. The decoder runs "
+            f"over frames, the {rows} rows of a column side by side as channels."
+        )
+    how = f"(x - {description.mean:.7g}) / (2 * {description.std:.7g})"
+    notes.append(
+        "The file does not say how spectrograms are normalised: "
+        + ("each clip by its own statistics." if description.normalize == "clip" else f"{how}.")
+    )
+    return notes
+
+
+def _what_ssast_lacks(loaded: LoadedModel, description: ModelDescription) -> list[str]:
+    """What an SSAST file does not say, with what to give SSAST for it."""
+    encoder = description.encoder
+    own = description.normalize == "clip"
+    mean, std = (0.0, 0.5) if own else (description.mean, description.std)
+    notes = [
+        f"An SSAST file does not say how spectrograms are normalised. Give: --dataset_mean {mean:.7g} "
+        f"--dataset_std {std:.7g} --num_mel_bins {encoder.mels} --target_length {encoder.frames}"
+    ]
+    if own:
+        notes.append(
+            "It normalises each clip by its own mean and standard deviation, which SSAST does not: give it "
+            "spectrograms that are (x - mean) / (2 std) already."
+        )
+    if description.labels:
+        task = "ft_cls" if description.pooling == "cls" else "ft_avgtok"
+        notes.append(
+            f"Nor what it is: --task {task} --fshape {encoder.patch[0]} --tshape {encoder.patch[1]} "
+            f"--fstride {encoder.stride[0]} --tstride {encoder.stride[1]} --n_class {len(description.labels)}. Its "
+            "labels are numbers there, in the order of the model's."
+        )
+    else:
+        missing = [name for name in _SSAST_HEADS if f"{name}.0.weight" not in loaded.objective_state]
+        if missing:
+            notes.append(f"It has no {' and '.join(missing)} head, with which SSAST goes on pretraining.")
+    if (encoder.width, encoder.depth, encoder.heads) not in SIZES.values():
+        notes.append("SSAST itself builds tiny, small and base models only; this one has another size.")
+    head_eps = ssast.HEAD_EPS if not description.labels else description.head_eps or encoder.layer_norm_eps
+    if (encoder.layer_norm_eps, head_eps) != (_SSAST_EPS, ssast.HEAD_EPS):
+        notes.append(f"SSAST's layer norms have epsilons of {_SSAST_EPS:g} and, in the head, {ssast.HEAD_EPS:g}.")
+    if description.features != FeatureSettings(mel_bins=encoder.mels):
+        notes.append("Its spectrograms are made with other settings than SSAST makes them: give it those.")
+    if description.skip_padding:
+        notes.append("It pools over the patches that hold sound, SSAST over all: short clips score otherwise there.")
+    if description.padding != 0:
+        notes.append(f"It knows padding as {description.padding:.4g} (silence), SSAST pads with 0.")
+    return notes

@@ -1,0 +1,318 @@
+"""Tables of names: which of ours is which of theirs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tymbal.errors import ModelError
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.description import AUDIOSET_MEAN, AUDIOSET_STD, ModelDescription
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.models.weights import Checkpoint, read_json, read_weights
+from tymbal.settings import FeatureSettings
+
+__all__ = [
+    "MODEL_TYPE",
+    "PREFIX",
+    "WEIGHTS",
+    "describe",
+    "expand",
+    "fetch",
+    "names_from",
+    "obstacle",
+    "read",
+    "rename",
+    "to_config",
+    "to_state",
+]
+
+
+def expand(table: Iterable[tuple[str, str]], depth: int) -> dict[str, str]:
+    """Writes a table out: `{n}` stands for the number of a block, `.*` for `.weight` and `.bias`.
+
+    Args:
+        table: Pairs of a name of ours and one of theirs.
+        depth: Number of blocks.
+
+    Returns:
+        Ours to theirs, each a name of a tensor.
+    """
+    names = {}
+    for ours, theirs in table:
+        for ending in ("weight", "bias") if ours.endswith(".*") else ("*",):
+            for n in range(depth) if "{n}" in ours else (0,):
+                pair = [text.replace("{n}", str(n)).replace("*", ending) for text in (ours, theirs)]
+                names[pair[0]] = pair[1]
+    return names
+
+
+def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Renames tensors by a table of old to new names; also gives the old names that it lacks."""
+    renamed = {names[name]: value for name, value in tensors.items() if name in names}
+    return renamed, tuple(name for name in tensors if name not in names)
+
+
+MODEL_TYPE = "audio-spectrogram-transformer"
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""Files of a folder that hold its weights, the best first."""
+
+PREFIX = "audio_spectrogram_transformer."
+"""What stands before the encoder's names in a model with a head."""
+
+_ENCODER = (
+    ("cls_token", "embeddings.cls_token"),
+    ("distillation_token", "embeddings.distillation_token"),
+    ("position_embedding", "embeddings.position_embeddings"),
+    ("patch_projection.*", "embeddings.patch_embeddings.projection.*"),
+    ("blocks.{n}.norm1.*", "encoder.layer.{n}.layernorm_before.*"),
+    ("blocks.{n}.attention.query.*", "encoder.layer.{n}.attention.attention.query.*"),
+    ("blocks.{n}.attention.key.*", "encoder.layer.{n}.attention.attention.key.*"),
+    ("blocks.{n}.attention.value.*", "encoder.layer.{n}.attention.attention.value.*"),
+    ("blocks.{n}.attention.projection.*", "encoder.layer.{n}.attention.output.dense.*"),
+    ("blocks.{n}.norm2.*", "encoder.layer.{n}.layernorm_after.*"),
+    ("blocks.{n}.fc1.*", "encoder.layer.{n}.intermediate.dense.*"),
+    ("blocks.{n}.fc2.*", "encoder.layer.{n}.output.dense.*"),
+    ("norm.*", "layernorm.*"),
+)
+_HEAD = (("head_norm.*", "classifier.layernorm.*"), ("head.*", "classifier.dense.*"))
+_PARTS = ("query", "key", "value")
+_IN_MEMORY = (
+    ("attention.q_proj.", "attention.attention.query."),
+    ("attention.k_proj.", "attention.attention.key."),
+    ("attention.v_proj.", "attention.attention.value."),
+    ("attention.o_proj.", "attention.output.dense."),
+    ("mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "output.dense."),
+    ("layernorm_", "layernorm_"),
+)
+
+
+def obstacle(config: EncoderConfig, pooling: str | None) -> str | None:
+    """Why transformers' AST classes cannot hold such a model, in words; `None` where they can."""
+    if config.patch[0] != config.patch[1]:
+        return f"its patches are {config.patch[0]}x{config.patch[1]}, and transformers' AST has square ones only"
+    if pooling not in (None, "cls"):
+        return f"its classifier pools by {pooling}, and transformers' AST by cls only"
+    return None
+
+
+def read(folder: Path, *, name: str | None = None) -> Checkpoint:
+    """Reads a folder that transformers, or Tymbal, saved.
+
+    Args:
+        folder: Where it lies.
+        name: What the user calls it; `None` is the folder.
+
+    Raises:
+        ModelError: Where files are missing or damaged, or the model has parts that ours has not.
+    """
+    config = read_json(folder / "config.json")
+    weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if weights is None:
+        raise ModelError(
+            f"the folder holds no weights ({', '.join(WEIGHTS)})",
+            path=folder,
+            advice="Save the model with save_pretrained, or download its files again.",
+        )
+    encoder, head, left = names_from(read_weights(weights), path=str(folder))
+    preprocessor = folder / "preprocessor_config.json"
+    description = describe(
+        config,
+        read_json(preprocessor) if preprocessor.is_file() else None,
+        labels=len(head["head.bias"]) if head else 0,
+        path=name or str(folder),
+    )
+    return Checkpoint("huggingface", description, encoder, head, left=left)
+
+
+def names_from(
+    state: Mapping[str, Tensor], *, path: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor], tuple[str, ...]]:
+    """Finds an AST among tensors by name, in either naming and behind any prefix.
+
+    Returns:
+        Weights of our encoder, of our classifier's head, and the names that have no place in either.
+
+    Raises:
+        ModelError: Where there is none.
+    """
+    anchor = "embeddings.cls_token"
+    found = next((name for name in state if name == anchor or name.endswith(f".{anchor}")), None)
+    if found is None:
+        raise ModelError(
+            f"no audio spectrogram transformer is among its {len(state)} weights ({next(iter(state))}, …)",
+            path=path,
+            advice="Give a model folder, an AST checkpoint of Hugging Face, or an SSAST file.",
+        )
+    prefix = found.removesuffix(anchor)
+    root = prefix.removesuffix(PREFIX)
+    plain = {_on_disk(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
+    others = {name.removeprefix(root): value for name, value in state.items() if not name.startswith(prefix)}
+    depth = 1 + max((int(m[1]) for m in map(re.compile(r"encoder\.layer\.(\d+)\.").match, plain) if m), default=-1)
+    encoder, left = rename(plain, {theirs: ours for ours, theirs in expand(_ENCODER, depth).items()})
+    head, left_head = rename(others, {theirs: ours for ours, theirs in expand(_HEAD, 0).items()})
+    if "patch_projection.weight" in encoder:
+        encoder["patch_projection.weight"] = encoder["patch_projection.weight"].flatten(1)
+    return _fuse(encoder, depth), head, left + left_head
+
+
+def to_state(module: SpectrogramEncoder | SpectrogramClassifier) -> dict[str, Tensor]:
+    """The weights of a model as transformers names them on disk. The mask token, which AST has not, is left out."""
+    encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
+    state = dict(encoder.state_dict())
+    state["patch_projection.weight"] = state["patch_projection.weight"].reshape(-1, 1, *encoder.config.patch)
+    for n in range(encoder.config.depth):
+        for ending in ("weight", "bias") if encoder.config.qkv_bias else ("weight",):
+            fused = state.pop(f"blocks.{n}.attention.qkv.{ending}")
+            for part, value in zip(_PARTS, fused.chunk(3), strict=True):
+                state[f"blocks.{n}.attention.{part}.{ending}"] = value
+    renamed, _ = rename(state, expand(_ENCODER, encoder.config.depth))
+    if isinstance(module, SpectrogramEncoder):
+        return renamed
+    head, _ = rename(module.state_dict(), expand(_HEAD, 0))
+    return {**{PREFIX + name: value for name, value in renamed.items()}, **head}
+
+
+def to_config(description: ModelDescription) -> dict[str, Any]:
+    """The `config.json` of a model, without our own description."""
+    encoder = description.encoder
+    config: dict[str, Any] = {
+        "architectures": ["ASTForAudioClassification" if description.labels else "ASTModel"],
+        "attention_probs_dropout_prob": encoder.attention_dropout,
+        "dtype": "float32",
+        "frequency_stride": encoder.stride[0],
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": encoder.dropout,
+        "hidden_size": encoder.width,
+        "initializer_range": 0.02,
+        "intermediate_size": encoder.hidden_width,
+        "layer_norm_eps": encoder.layer_norm_eps,
+        "max_length": encoder.frames,
+        "model_type": MODEL_TYPE,
+        "num_attention_heads": encoder.heads,
+        "num_hidden_layers": encoder.depth,
+        "num_mel_bins": encoder.mels,
+        "patch_size": encoder.patch[0],
+        "qkv_bias": encoder.qkv_bias,
+        "time_stride": encoder.stride[1],
+    }
+    if description.labels:
+        config["id2label"] = {str(i): label for i, label in enumerate(description.labels)}
+        config["label2id"] = {label: i for i, label in enumerate(description.labels)}
+        config["problem_type"] = f"{'multi' if description.multilabel else 'single'}_label_classification"
+    return config
+
+
+def fetch(name: str) -> Path:
+    """Downloads a model from the Hugging Face hub (configuration and safetensors only), or finds it in the cache.
+
+    Raises:
+        ModelError: Where the hub has no such model or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    wanted = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"{name} is neither a file nor a folder here, and the Hugging Face hub did not give it: {reason}",
+            advice="Check the path. For a model of the hub, check its name and the network, or download it beforehand "
+            f"where there is one: hf download {name}",
+        ) from error
+
+
+def describe(
+    config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, *, labels: int, path: str
+) -> ModelDescription:
+    """Says what a model is. Hugging Face's own entries say what they can, our description the rest.
+
+    So a model that was changed and saved in transformers, with other labels say, is read as it is now.
+
+    Args:
+        config: The content of its `config.json`.
+        preprocessor: That of its `preprocessor_config.json`, if it has one.
+        labels: Number of its labels; 0 for an encoder.
+        path: Where it is from, for messages and provenance.
+
+    Raises:
+        ModelError: Where the model has parts that ours has not.
+    """
+    names = config.get("id2label") or {}
+    told: dict[str, Any] = {
+        "encoder": _encoder_config(config, path=path),
+        "labels": tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(labels)),
+        "pooling": "cls" if labels else None,
+        "multilabel": config.get("problem_type") == "multi_label_classification",
+    }
+    if preprocessor is not None and preprocessor.get("mean", AUDIOSET_MEAN) is not None:  # null in our own extractor's
+        normalised = preprocessor.get("do_normalize", True)
+        told["mean"] = float(preprocessor.get("mean", AUDIOSET_MEAN)) if normalised else 0.0
+        told["std"] = float(preprocessor.get("std", AUDIOSET_STD)) if normalised else 0.5
+    if "tymbal" in config:
+        return replace(ModelDescription.from_json(config["tymbal"], path=path), **told)
+    heard = preprocessor or {}
+    features = FeatureSettings(
+        sample_rate=int(heard.get("sampling_rate", 16_000)),
+        mel_bins=int(heard.get("num_mel_bins", told["encoder"].mels)),
+    )
+    return ModelDescription(
+        **{"mean": AUDIOSET_MEAN, "std": AUDIOSET_STD, **told},
+        features=features,
+        padding=0.0,
+        provenance={"from": f"Hugging Face checkpoint {path}"},
+    )
+
+
+def _encoder_config(config: Mapping[str, Any], *, path: str) -> EncoderConfig:
+    """The shape of the encoder; what is missing has the default of transformers' ASTConfig."""
+    activation = config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise ModelError(f"its activation is {activation!r}, which is not supported: gelu only", path=path)
+    patch = config.get("patch_size", 16)
+    width = int(config.get("hidden_size", 768))
+    return EncoderConfig(
+        width=width,
+        depth=int(config.get("num_hidden_layers", 12)),
+        heads=int(config.get("num_attention_heads", 12)),
+        mels=int(config.get("num_mel_bins", 128)),
+        frames=int(config.get("max_length", 1024)),
+        patch=(patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1])),
+        stride=(int(config.get("frequency_stride", 10)), int(config.get("time_stride", 10))),
+        mlp_ratio=int(config.get("intermediate_size", 3072)) / width,
+        layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
+        qkv_bias=bool(config.get("qkv_bias", True)),
+        dropout=float(config.get("hidden_dropout_prob", 0.0)),
+        attention_dropout=float(config.get("attention_probs_dropout_prob", 0.0)),
+    )
+
+
+def _on_disk(name: str) -> str:
+    """Turns the naming in the memory of transformers 5 into that of the format; the latter stays as it is."""
+    match = re.match(r"layers\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    for memory, disk in _IN_MEMORY:
+        if match[2].startswith(memory):
+            return f"encoder.layer.{match[1]}.{disk}{match[2].removeprefix(memory)}"
+    return name
+
+
+def _fuse(encoder: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
+    """Joins queries, keys and values into our one matrix."""
+    for n in range(depth):
+        for ending in ("weight", "bias"):
+            names = [f"blocks.{n}.attention.{part}.{ending}" for part in _PARTS]
+            if all(name in encoder for name in names):
+                encoder[f"blocks.{n}.attention.qkv.{ending}"] = torch.cat([encoder.pop(name) for name in names])
+    return encoder

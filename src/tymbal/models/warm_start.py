@@ -1,0 +1,283 @@
+"""Starting from what another model has learned, its head too where that knows the labels, and saying what was taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tymbal.errors import ModelError
+from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder, resize_positions
+from tymbal.models.folder import classifier_of, open_checkpoint
+from tymbal.models.weights import Checkpoint, fill
+
+__all__ = [
+    "POOLING",
+    "HeadChoice",
+    "TransferReport",
+    "WarmClassifier",
+    "warm_encoder",
+    "warm_start",
+    "warm_start_classifier",
+]
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """What came from where.
+
+    Attributes:
+        taken: Weights that are those of the source.
+        resized: Weights that were fitted to another grid of patches.
+        new: Weights that the source lacks.
+        left: Weights of the source that were not used.
+        assumed: What the source does not tell, in words.
+        head: What became of the head of a classifier, in words.
+    """
+
+    taken: tuple[str, ...]
+    resized: tuple[str, ...]
+    new: tuple[str, ...]
+    left: tuple[str, ...]
+    assumed: str | None = None
+    head: str | None = None
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.taken)} weights taken"]
+        for word, names in (("resized", self.resized), ("new", self.new), ("left behind", self.left)):
+            if names:
+                shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+                parts.append(f"{len(names)} {word} ({shown})")
+        if self.assumed:
+            parts.append(f"assumed: {self.assumed}")
+        if self.head:
+            parts.append(f"head: {self.head}")
+        return "; ".join(parts)
+
+
+def warm_start(
+    source: str | Path,
+    *,
+    config: EncoderConfig,
+    keep_stride: bool = False,
+    cut: bool | None = None,
+    source_stride: tuple[int, int] | None = None,
+    source_heads: int | None = None,
+) -> tuple[SpectrogramEncoder, TransferReport, ModelDescription]:
+    """Makes an encoder from another model's weights.
+
+    Args:
+        source: As for `tymbal.load_model`.
+        config: What is wanted. Frames, mel bins, stride and dropout are taken from it; width, depth, heads, patch and
+            the like from the source.
+        keep_stride: Take the stride, too, from the source.
+        cut: How position embeddings are fitted to shorter clips: cut out of the middle or squeezed. `None` cuts those
+            of SSAST files, as SSAST does, and squeezes others.
+        source_stride: Stride of a file that does not tell, of SSAST's fine-tuning or a script.
+        source_heads: Attention heads of a file of a script, which does not tell.
+
+    Returns:
+        The encoder, in training mode; what was taken; and the description of the source.
+
+    Raises:
+        ModelError: Where the source is no model, is damaged, or its patches do not fit the wanted spectrograms.
+    """
+    checkpoint = open_checkpoint(source, stride=source_stride, heads=source_heads)
+    encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride, cut=cut)
+    return encoder, report, checkpoint.description
+
+
+def warm_encoder(
+    checkpoint: Checkpoint, *, path: str, config: EncoderConfig, keep_stride: bool = False, cut: bool | None = None
+) -> tuple[SpectrogramEncoder, TransferReport]:
+    """As `warm_start`, from a checkpoint that was read from `path`."""
+    origin = checkpoint.description.encoder
+    if config.mels < origin.patch[0]:
+        raise ModelError(
+            f"its patches of {origin.patch[0]}x{origin.patch[1]} do not fit spectrograms of {config.mels} mel bins",
+            path=path,
+            advice=f"Prepare the sound with {origin.mels} mel bins, or start from another model.",
+        )
+    target = replace(
+        origin,
+        frames=config.frames,
+        mels=config.mels,
+        stride=origin.stride if keep_stride else config.stride,
+        dropout=config.dropout,
+        attention_dropout=config.attention_dropout,
+    )
+    tensors = dict(checkpoint.encoder)
+    resized: tuple[str, ...] = ()
+    if target.grid != origin.grid:
+        by_cutting = checkpoint.door == "ssast" if cut is None else cut
+        positions = _positions(tensors, origin, path=path)
+        tensors["position_embedding"] = resize_positions(positions, origin.grid, target.grid, cut=by_cutting)
+        resized = ("position_embedding",)
+    encoder = SpectrogramEncoder(target)
+    new = () if "mask_token" in tensors else ("mask_token",)
+    for name in new:
+        tensors[name] = encoder.state_dict()[name]
+    fill(encoder, tensors, path=path)
+    taken = tuple(name for name in encoder.state_dict() if name not in resized and name not in new)
+    left = (*checkpoint.head, *checkpoint.objective, *checkpoint.left)
+    assumed = checkpoint.description.provenance.get("assumed") if checkpoint.door in ("ssast", "script") else None
+    return encoder, TransferReport(taken, resized, new, left, assumed)
+
+
+def _positions(tensors: dict[str, Tensor], origin: EncoderConfig, *, path: str) -> Tensor:
+    """The position embeddings of the source, if they are what its description says."""
+    wanted = (1, origin.prefix_tokens + origin.num_patches, origin.width)
+    found = tensors.get("position_embedding", torch.empty(0))
+    if tuple(found.shape) != wanted:
+        raise ModelError(
+            f"its position embeddings are {tuple(found.shape)}, but its description says {wanted}", path=path
+        )
+    return found
+
+
+POOLING = "mean"
+"""How a new head pools where nothing is said."""
+
+_NAMED = 5  # labels that a message names
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadChoice:
+    """What is wanted of the head.
+
+    Attributes:
+        labels: Names of the labels, in the order of the scores.
+        pooling: How it pools. `None` is as the head that is taken does, else by `POOLING`.
+        skip_padding: Whether it pools over patches with sound only. `None` is as the head that is taken, else true.
+        dropout: Dropout before its linear layer.
+        new: Draw a new one in any case.
+    """
+
+    labels: Sequence[str]
+    pooling: str | None = None
+    skip_padding: bool | None = None
+    dropout: float = 0.0
+    new: bool = False
+
+    def draw(self, encoder: SpectrogramEncoder) -> SpectrogramClassifier:
+        """A classifier with a new head."""
+        return SpectrogramClassifier(
+            encoder,
+            len(self.labels),
+            pooling=self.pooling or POOLING,
+            skip_padding=self.skip_padding is not False,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True)
+class WarmClassifier:
+    """A classifier to go on with.
+
+    Attributes:
+        module: It, in training mode.
+        report: What was taken.
+        source: What it was taken from.
+        head_eps: Epsilon of the head's norm where it is not the encoder's.
+    """
+
+    module: SpectrogramClassifier
+    report: TransferReport
+    source: ModelDescription
+    head_eps: float | None = None
+
+
+def warm_start_classifier(
+    source: str | Path,
+    *,
+    config: EncoderConfig,
+    head: HeadChoice,
+    keep_stride: bool = False,
+    source_heads: int | None = None,
+) -> WarmClassifier:
+    """Makes a classifier from another model's weights.
+
+    Args:
+        source: As for `tymbal.load_model`.
+        config: The encoder that is wanted, as for `tymbal.models.warm_start.warm_start`.
+        head: The head that is wanted.
+        keep_stride: Take the stride of the patches, too, from the source.
+        source_heads: Attention heads of a file that does not tell.
+
+    Raises:
+        ModelError: As `warm_start`.
+    """
+    checkpoint = open_checkpoint(source, heads=source_heads)
+    encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride)
+    origin = checkpoint.description
+    order, words = _fitting(checkpoint, head)
+    if order is not None:
+        known = replace(origin, encoder=encoder.config, labels=tuple(head.labels))
+        if head.skip_padding is not None:
+            known = replace(known, skip_padding=head.skip_padding)
+        module = classifier_of(encoder, known)
+        own = {name: value for name, value in module.state_dict().items() if not name.startswith("encoder.")}
+        tensors = {n: v[order] if n in ("head.weight", "head.bias") else v for n, v in checkpoint.head.items()}
+        if _shapes(own) == _shapes(tensors):
+            encoded = {name: value for name, value in module.state_dict().items() if name.startswith("encoder.")}
+            fill(module, {**encoded, **tensors}, path=str(source))
+            module.head_dropout.p = head.dropout
+            left = tuple(name for name in report.left if name not in tensors)
+            report = replace(report, taken=(*report.taken, *tensors), left=left, head=words)
+            return WarmClassifier(module.train(), report, origin, origin.head_eps)
+        words = "new, since that of the source is for another number of mel bins"
+    module = head.draw(encoder)
+    new = tuple(name for name in module.state_dict() if not name.startswith("encoder."))
+    report = replace(report, new=(*report.new, *new), head=words)
+    return WarmClassifier(module.train(), report, origin)
+
+
+def _fitting(checkpoint: Checkpoint, head: HeadChoice) -> tuple[list[int] | None, str | None]:
+    """For each wanted label its row in the head of the source, `None` where that is not taken; and what is to be said.
+
+    A source without a head is worth no word.
+    """
+    origin = checkpoint.description
+    if not checkpoint.head:
+        return None, None
+    if head.new:
+        return None, "new, as asked for"
+    if head.pooling not in (None, origin.pooling):
+        return None, f"new, since that of the source pools by {origin.pooling}, not by {head.pooling}"
+    return _order(origin.labels, tuple(head.labels), unnamed=_unnamed(checkpoint), pooling=origin.pooling)
+
+
+def _order(
+    known: tuple[str, ...], wanted: tuple[str, ...], *, unnamed: bool, pooling: str | None
+) -> tuple[list[int] | None, str]:
+    """For each wanted label its place among the known ones, if these are the same; and what is to be said."""
+    how = f"that of the source, pooling by {pooling}"
+    if sorted(known) == sorted(wanted):
+        return [known.index(label) for label in wanted], how
+    if unnamed and len(known) == len(wanted):
+        return list(range(len(known))), f"{how}; its labels have no names, and are taken in order for {_some(wanted)}"
+    if unnamed:
+        return None, f"new, since that of the source has {len(known)} labels, not {len(wanted)}"
+    there, here = ([one for one in a if one not in set(b)] for a, b in ((known, wanted), (wanted, known)))
+    others = [f"{where} {_some(names)}" for where, names in (("only there", there), ("only here", here)) if names]
+    return None, f"new, since the labels of the source are others: {'; '.join(others)}"
+
+
+def _unnamed(checkpoint: Checkpoint) -> bool:
+    """Whether labels are numbers for want of names: as transformers writes them, and as we number those of SSAST."""
+    prefix = {"huggingface": "LABEL_", "script": "LABEL_", "ssast": ""}.get(checkpoint.door)
+    labels = checkpoint.description.labels
+    return prefix is not None and labels == tuple(f"{prefix}{i}" for i in range(len(labels)))
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:_NAMED]) + (", …" if len(labels) > _NAMED else "")
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}

@@ -1,0 +1,1 @@
+"""What every page that Tymbal writes or serves is made of: HTML, charts, pictures."""

@@ -1,0 +1,150 @@
+"""What a probe found: its table as bars, by layer and by number of clips as curves, and what is confused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tymbal.errors import SettingsError
+from tymbal.evaluation.probe_tasks import READERS
+from tymbal.pages.charts import Line, lines
+from tymbal.pages.page import NotShownError, words
+from tymbal.reporting.classifier_part import confusion_matrix
+
+__all__ = ["Probes"]
+
+_SETS = ("baseline", "random", "model")
+_COLOURS = {"baseline": "b2", "random": "b1", "model": "b0"}
+
+
+@dataclass(frozen=True)
+class Probes:
+    """The table of a probe.
+
+    Attributes:
+        path: The `.json` file that `tymbal probe` wrote.
+        facts: What it says.
+    """
+
+    path: Path
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Probes | None:
+        """Reads the table; None where the file is something else.
+
+        Raises:
+            SettingsError: It is no JSON.
+        """
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"cannot be read: {error}", path=path) from None
+        is_probe = isinstance(found, dict) and {"rows", "classes", "model"} <= set(found)
+        return cls(path, found) if is_probe and found["rows"] else None
+
+    @property
+    def figure(self) -> str:
+        """The leading figure."""
+        return "mAP" if "mAP" in self.facts["rows"][0] else "accuracy"
+
+    def tiles(self) -> dict[str, str]:
+        """The figures that stand out."""
+        best: dict[str, float] = {}
+        for row in self._rows(shots=None):
+            best[row["features"]] = max(best.get(row["features"], 0.0), row[self.figure] or 0.0)
+        shown = {f"best {self.figure}, {name}": f"{100 * best[name]:.1f} %" for name in _SETS if name in best}
+        counts = {"classes": len(self.facts["classes"]), "learned from": self.facts["train"]}
+        return {**shown, **{name: f"{count:,}" for name, count in counts.items()}, "asked": f"{self._asked:,}"}
+
+    def bars(self) -> str:
+        """Every line that was learned from all clips."""
+        text = "The baseline is what mean and spread of the spectrogram alone tell, random the same encoder before it "
+        text += "learned anything: the model should be above both."
+        rows = self._rows(shots=None)
+        if any(row["repeats"] > 1 for row in rows):
+            text += f" Means over {max(row['repeats'] for row in rows)} folds, with their standard deviation."
+        body = "".join(self._bar(row) for row in rows)
+        head = f'<thead><tr><th>features, reader</th><th class="n">{self.figure}, %</th><td></td></tr></thead>'
+        return f'<p>{escape(text)}</p><table class="bars">{head}<tbody>{body}</tbody></table>'
+
+    def by_layer(self) -> str:
+        """The figure from layer to layer.
+
+        Raises:
+            NotShownError: One layer was read.
+        """
+        depth = max((row["layer"] for row in self.facts["rows"] if row["layer"] is not None), default=None)
+        if depth is None or self.facts["settings"].get("layers") != "all":
+            raise NotShownError("one layer was read", advice="tymbal probe --layers all reads them all.")
+        text = f"0 is the embedded patches, {depth} the last block, {depth + 1} behind the final norm."
+        return f"<p>{text}</p>{self._charts(self._rows(shots=None), lambda row: row['layer'], 'layer', none=depth + 1)}"
+
+    def by_shots(self) -> str:
+        """The figure by number of clips of each class.
+
+        Raises:
+            NotShownError: All clips were learned from.
+        """
+        rows = [row for row in self.facts["rows"] if row["shots"] is not None and row["layer"] is None]
+        if not rows:
+            raise NotShownError("it learned from all clips", advice="tymbal probe --shots 1 5 10 50 takes few.")
+        return self._charts(rows, lambda row: row["shots"], "clips of each class")
+
+    def confusion(self) -> str:
+        """What the model's probe takes for what.
+
+        Raises:
+            NotShownError: Clips have several labels, or the figures are means over folds.
+        """
+        if not self.facts.get("confusion"):
+            raise NotShownError("clips have several labels, or were asked in folds")
+        return confusion_matrix(np.array(self.facts["confusion"], np.int64), tuple(self.facts["classes"]))
+
+    @property
+    def _asked(self) -> int:
+        return int(self.facts["validation"])
+
+    def _rows(self, *, shots: int | None) -> list[dict[str, Any]]:
+        return [row for row in self.facts["rows"] if row["shots"] == shots]
+
+    def _bar(self, row: Mapping[str, Any]) -> str:
+        value = row[self.figure] or 0.0
+        layer = "" if row["layer"] is None else f", layer {row['layer']}"
+        spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
+        bar = (
+            f'<div class="bar"><span class="{_COLOURS[row["features"]]}" style="width:{100 * value:.2f}%"></span></div>'
+        )
+        name = words(f"{row['features']} ({row['pooling']}{layer}), {row['reader']}")
+        return f'<tr><th scope="row">{name}</th><td class="n">{100 * value:.1f}{spread}</td><td>{bar}</td></tr>'
+
+    def _charts(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        at: Callable[[Mapping[str, Any]], float | None],
+        label: str,
+        *,
+        none: float | None = None,
+    ) -> str:
+        """A chart a reader, a line for each set of features."""
+        charts: list[str] = []
+        for reader in READERS:
+            drawn: dict[str, list[tuple[float, float]]] = {}
+            for row in rows:
+                place = at(row) if at(row) is not None else none
+                if row["reader"] == reader and place is not None and row["features"] != "baseline":
+                    drawn.setdefault(f"{row['features']}, {row['pooling']}", []).append((place, row[self.figure] or 0))
+            if not drawn:
+                continue
+            curves = [
+                Line(name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)], dots=True)
+                for name, points in drawn.items()
+            ]
+            charts.append(lines(curves, title=f"{reader}: {self.figure}", x_label=label))
+        return f'<div class="grid">{"".join(charts)}</div>'

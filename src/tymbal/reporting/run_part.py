@@ -1,0 +1,325 @@
+"""What a run logged, and what it rebuilt: learning curves, speed, how it ended, and pictures of its course."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from tymbal.errors import CheckpointError
+from tymbal.evaluation.snapshots import Rebuilding, Rebuilt, read_snapshots, rebuilt_by
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.folder import LoadedModel, load_model
+from tymbal.objectives.reconstruction import ReconstructionObjective
+from tymbal.objectives.ssast import TASKS, SSASTObjective
+from tymbal.pages.charts import Line, lines
+from tymbal.pages.page import NotShownError, note, table
+from tymbal.pages.pictures import limits, spectrogram
+from tymbal.progress import duration
+from tymbal.reporting.clips import Clips, clip_name
+from tymbal.training.checkpoints import Checkpoints, verify
+
+__all__ = ["learning_curves", "rebuilt_from_checkpoints", "rebuilt_in_course", "run_tiles", "speed"]
+
+_TITLES = {
+    "loss": "loss",
+    "nce": "telling patches apart: cross entropy",
+    "acc": "telling patches apart: share that is right",
+    "mse": "rebuilding patches: squared error",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1": "macro F1",
+    "mAP": "mean average precision",
+    "auc": "area under the ROC curve",
+    "rank": "effective rank of embeddings",
+    "cosine": "mean cosine of pairs of clips",
+    "probe_accuracy": "linear probe: accuracy",
+    "probe_mAP": "linear probe: mean average precision",
+    "knn_accuracy": "nearest neighbours: accuracy",
+    "knn_mAP": "nearest neighbours: mean average precision",
+    "learning_rate": "learning rate",
+    "grad_norm": "norm of the gradient",
+}
+_SHORT = {"acc": "patches told apart", "nce": "cross entropy", "mse": "squared error", "mAP": "mAP"}
+_NOT_CURVES = ("step", "epoch", "seconds", "batch_size")
+_NOT_CURVES_END = ("_runtime", "_per_second")
+_LAST = ("grad_norm", "learning_rate")
+
+
+def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
+    """A chart for every figure, training and validation together.
+
+    Raises:
+        NotShownError: Nothing was logged.
+    """
+    known: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    bad: set[str] = set()
+    alarms: list[str] = []
+    for entry in logged:
+        for key, value in entry.items():
+            if key.startswith("alarm_"):
+                alarms.append(f"{key.removeprefix('alarm_').replace('_', ' ')} at epoch {entry['epoch']:.1f}")
+                continue
+            if key in _NOT_CURVES or key.endswith(_NOT_CURVES_END):
+                continue
+            name = key.removeprefix("eval_")
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                bad.add(name)
+                continue
+            known[name]["validation" if key.startswith("eval_") else "training"].append((entry["epoch"], value))
+    if not known:
+        raise NotShownError("the run has logged nothing yet")
+    if known.get("top1") == known.get("accuracy"):  # where a clip has one label
+        known.pop("top1", None)
+    order = sorted(known, key=lambda name: ([*_TITLES, name].index(name), name))
+    order.sort(key=lambda name: name in _LAST)
+    once = [name for name in order if max(map(len, known[name].values())) == 1]
+    charts = [_chart(name, known[name]) for name in order if name not in once]
+    remark = f"Values that are not finite are left out of {', '.join(sorted(bad))}." if bad else ""
+    single = [
+        (_TITLES.get(name, name.replace("_", " ")), side, f"{points[0][1]:.4g}", f"{points[0][0]:.1f}")
+        for name in once
+        for side, points in known[name].items()
+    ]
+    listed = table(("logged once", "clips", "value", "epoch"), single, numbers=(2, 3)) if single else ""
+    warnings = note(f"Alarms of the training: {', '.join(alarms)}.", warning=True) if alarms else ""
+    drawn = f'<div class="grid">{"".join(charts)}</div>' if charts else ""
+    return warnings + drawn + listed + (note(remark, warning=True) if remark else "")
+
+
+def _chart(name: str, sides: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    drawn = [
+        Line(side, [x for x, _ in sides[side]], [y for _, y in sides[side]], dots=side == "validation")
+        for side in ("training", "validation")
+        if sides.get(side)
+    ]
+    title = _TITLES.get(name, name.replace("_", " "))
+    if len(drawn) == 1 and drawn[0].name == "validation":
+        title += " (validation)"
+    return lines(drawn, title=title, x_label="epoch")
+
+
+def speed(logged: Sequence[Mapping[str, Any]]) -> str:
+    """How many clips a second were learned from, evaluations and saves included.
+
+    Raises:
+        NotShownError: Too little was logged to tell.
+    """
+    steps = [entry for entry in logged if entry.get("batch_size")]
+    found = [
+        (
+            later["epoch"],
+            (later["step"] - before["step"]) * later["batch_size"] / (later["seconds"] - before["seconds"]),
+        )
+        for before, later in itertools.pairwise(steps)
+        if later["seconds"] > before["seconds"]
+    ]
+    if not found:
+        raise NotShownError("fewer than two logged steps do not tell a speed")
+    rates = sorted(rate for _, rate in found)
+    line = Line("clips a second", [x for x, _ in found], [rate for _, rate in found])
+    chart = lines([line], title="clips a second", x_label="epoch", bounds=(0.0, rates[-1]))
+    text = f"Half of the time at least {rates[len(rates) // 2]:,.0f} clips a second; dips are evaluations and saves."
+    return f'<div class="grid">{chart}</div><p>{escape(text)}</p>'
+
+
+def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None) -> dict[str, str]:
+    """The figures that stand out: those of the model where the run has ended, else the last ones."""
+    found: dict[str, str] = {}
+    evaluated = [entry for entry in logged if any(key.startswith("eval_") for key in entry)]
+    figures: Mapping[str, Any] = (
+        result["metrics"] if result else evaluated[-1] if evaluated else logged[-1] if logged else {}
+    )
+    wanted = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "nce", "mse", "loss")
+    for name in [name for name in wanted if figures.get(f"eval_{name}") is not None][:4]:
+        value = figures[f"eval_{name}"]
+        share = name in ("accuracy", "balanced_accuracy", "mAP", "f1", "acc")
+        title = _SHORT.get(name, _TITLES.get(name, name))
+        found[f"{title}, validation"] = f"{100 * value:.1f} %" if share else f"{value:.4g}"
+    if logged:
+        found["steps"] = f"{logged[-1]['step']:,}"
+        found["epochs"] = f"{logged[-1]['epoch']:.1f}"
+        found["time of training"] = duration(logged[-1]["seconds"])
+    if result:
+        ended = {"steps": "all done", "patience": "no progress", "minutes": "time was up"}
+        found["ended"] = ended.get(result["ended"], result["ended"])
+    else:
+        found["ended"] = "not yet"
+    return found
+
+
+_MOST = 3  # checkpoints
+_ACROSS = 5  # pictures side by side
+_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A clip at several moments of a training.
+
+    Attributes:
+        name: Which clip, in words.
+        length: Its real frames.
+        place: Its place in the pictures.
+        moments: The pictures, by title.
+    """
+
+    name: str
+    length: int
+    place: int
+    moments: Mapping[str, Rebuilt]
+
+
+def rebuilt_in_course(folder: Path, *, most: int) -> str:
+    """What was written down while the run trained: the clips themselves need not be there any more.
+
+    Args:
+        folder: Where it was written down.
+        most: Clips to show.
+
+    Raises:
+        NotShownError: Nothing was written down.
+    """
+    found = read_snapshots(folder)
+    if not found:
+        raise NotShownError("nothing was written down while it trained (snapshots)")
+    found = [each for each in found if each.rows == found[-1].rows]  # another session may have chosen others
+    moments = {f"epoch {each.epoch:.3g}": each.rebuilt for each in found}
+    last = found[-1]
+    drawn = [
+        _Drawn(clip_name(*name), int(length), place, moments)
+        for place, (name, length) in enumerate(zip(last.names, last.frames, strict=True))
+    ][:most]
+    return _lead(last.rebuilt) + "".join(map(_clip, drawn))
+
+
+def rebuilt_from_checkpoints(
+    run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequence[Mapping[str, Any]]
+) -> str:
+    """What the checkpoints that are still there rebuild; for runs that wrote nothing down.
+
+    Args:
+        run: The run folder.
+        clips: The run's clips.
+        rows: Which of them to show.
+        logged: The run's figures, for the epoch of a step.
+
+    Raises:
+        NotShownError: The objective rebuilds nothing that could be drawn.
+        ModelError: There is no model yet, or it cannot be read.
+    """
+    loaded = load_model(run)
+    objective = _objective(loaded)
+    raw = torch.from_numpy(np.array(clips.store.gather(rows)))
+    frames = torch.from_numpy(clips.store.real_frames[rows].astype(np.int64))
+    epochs = {entry["step"]: entry["epoch"] for entry in logged}
+    moments: dict[str, Rebuilt] = {}
+    for step in _states(run, objective, loaded):
+        title = "the model" if step is None else f"epoch {epochs[step]:.3g}" if step in epochs else f"step {step:,}"
+        moments[title] = rebuilt_by(objective, raw, frames, torch.from_numpy(rows))
+    drawn = []
+    for place, row in enumerate(rows.tolist()):
+        label = ", ".join(clips.labels(row))
+        name = clips.name(row) + (f" ({label})" if label else "")
+        drawn.append(_Drawn(name, int(frames[place]), place, moments))
+    few = "" if len(moments) > 1 else note("One state is shown: no other checkpoint is there (keep_checkpoints).")
+    return _lead(next(iter(moments.values()))) + "".join(map(_clip, drawn)) + few
+
+
+def _lead(rebuilt: Rebuilt) -> str:
+    text = f"What is grey ({rebuilt.hidden.mean():.0%}) was hidden from the encoder, in every epoch the same. "
+    if rebuilt.puzzle:
+        text += "This objective rebuilds nothing; it tells the hidden patches of a clip apart. In the other pictures "
+        text += "they lie where it would put them, each place with the patch that it takes for its own; the number is "
+        text += "the share of places with a wrong one."
+    else:
+        visible = ~rebuilt.hidden
+        if np.array_equal(rebuilt.made[visible], rebuilt.true[visible]):
+            text += "In the other pictures it is what the model made of the rest; "
+        else:
+            text += "The other pictures are whole as the model rebuilt them; "
+        text += "the number is the mean squared error of what was hidden, in normalised units."
+    return f"<p>{escape(text)}</p>"
+
+
+def _clip(drawn: _Drawn) -> str:
+    last = list(drawn.moments.values())[-1]
+    true, hidden = last.true[drawn.place, : drawn.length], last.hidden[drawn.place, : drawn.length]
+    between = limits(true)
+
+    def figure(values: NDArray[np.float32], caption: str, cover: NDArray[np.bool_] | None = None) -> str:
+        picture = spectrogram(values, alt=f"{caption}: {drawn.name}", between=between, hidden=cover)
+        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+
+    figures = [figure(true, "the clip"), figure(true, "what the encoder saw", hidden)]
+    for title, each in drawn.moments.items():
+        error = each.error[drawn.place]
+        said = f"{error:.0%} wrong" if each.puzzle else f"{error:.3f}"
+        figures.append(figure(each.made[drawn.place, : drawn.length], f"{title}: {said}"))
+    rows = -(-len(figures) // _ACROSS)
+    columns = -(-len(figures) // rows)
+    head = f'<p class="soft"><span class="path">{escape(drawn.name)}</span></p>'
+    kind = "triptych" if rows == 1 else "triptych course"
+    return f'{head}<div class="{kind}" style="--columns:{columns}">{"".join(figures)}</div>'
+
+
+def _objective(loaded: LoadedModel) -> Rebuilding:
+    """The objective that the model was pretrained by, without the weights beside the encoder."""
+    how = loaded.description.objective
+    if not isinstance(loaded.module, SpectrogramEncoder) or how is None:
+        raise NotShownError("the model was not pretrained by this run")
+    normalisation = loaded.description.normalisation
+    seed = loaded.description.provenance.get("settings", {}).get("seed", 42)
+    if how.get("objective") == "reconstruction":
+        return ReconstructionObjective(
+            loaded.module,
+            normalisation=normalisation,
+            channels=how["channels"],
+            decoder_width=how["decoder_width"],
+            seed=seed,
+            **{name: how[name] for name in _MASKS},
+        ).eval()
+    if how.get("objective") not in TASKS:
+        raise NotShownError(f"there is nothing hidden and rebuilt with the objective {how.get('objective')}")
+    return SSASTObjective(
+        loaded.module,
+        task=how["objective"],
+        normalisation=normalisation,
+        encode=how["encode"],
+        decoder_depth=how["decoder_depth"],
+        decoder_width=how["decoder_width"],
+        mask=how["mask"],
+        mask_ratio=how["mask_ratio"],
+        mask_count=how["mask_count"],
+        cluster=(how["cluster_min"], how["cluster_max"]),
+        mask_padding=how["mask_padding"],
+        normalize_targets=how["normalize_targets"],
+        seed=seed,
+    ).eval()
+
+
+def _states(run: Path, objective: Rebuilding, loaded: LoadedModel) -> Iterator[int | None]:
+    """Puts one state after the other into the objective: those of checkpoints, else (None) that of the model."""
+    checkpoints = Checkpoints(run / "checkpoints")
+    found = False
+    for step in checkpoints.steps()[-_MOST:]:
+        try:
+            verify(checkpoints.path(step))
+        except CheckpointError:
+            continue
+        objective.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"))
+        found = True
+        yield step
+    if not found:
+        objective.load_head_state(loaded.objective_state)
+        yield None

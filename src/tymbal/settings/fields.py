@@ -1,0 +1,113 @@
+"""What all settings are checked with, and recipes: other defaults, which a choice brings along."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tymbal.errors import SettingsError
+
+__all__ = ["NOTEBOOK", "RECONSTRUCTION", "SIZES", "Recipe", "check", "check_pattern", "parse_patch"]
+
+SIZES: dict[str, tuple[int, int, int]] = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+"""Width, depth and attention heads of the named encoders (those of DeiT, AST and SSAST)."""
+
+
+def parse_patch(text: str, *, setting: str = "patch") -> tuple[int, int]:
+    """Reads `16x16` or `128x2`: mel bins x frames."""
+    match = re.fullmatch(r"\s*(\d+)\s*x\s*(\d+)\s*", text)
+    if match is None or "0" in (match[1], match[2]):
+        raise SettingsError(
+            f"{setting} is {text!r}, which is not mel bins x frames", advice=f"Example: {setting} 16x16."
+        )
+    return int(match[1]), int(match[2])
+
+
+def check(condition: bool, setting: str, value: object, wanted: str) -> None:
+    """Refuses a value with what is wanted instead.
+
+    Raises:
+        SettingsError: The condition does not hold.
+    """
+    if not condition:
+        raise SettingsError(f"{setting} is {value!r}, which is not {wanted}", advice=f"Set {setting} to {wanted}.")
+
+
+def check_pattern(setting: str, pattern: str, *, groups: bool = True) -> None:
+    """Refuses what is no regular expression, or has no group where one is wanted.
+
+    Raises:
+        SettingsError: The pattern cannot be used.
+    """
+    try:
+        found = re.compile(pattern).groups
+    except re.error as error:
+        raise SettingsError(f"{setting} {pattern!r} is not a regular expression: {error}") from None
+    if groups and found < 1:
+        raise SettingsError(
+            f"{setting} {pattern!r} has no group",
+            advice="Put round brackets around the part of the path that is wanted, as in 'site_([a-z]+)'.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Defaults that hold where a setting has a certain value.
+
+    Attributes:
+        setting: The setting.
+        value: The value that brings the defaults along.
+        defaults: They, by field name.
+        unless: Defaults that do not hold where another setting, which says the same in another way, is given.
+    """
+
+    setting: str
+    value: str
+    defaults: Mapping[str, Any]
+    unless: Mapping[str, str] = field(default_factory=dict)
+
+    def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The defaults that hold beside what is given, by field name; none where the recipe is not chosen."""
+        if given.get(self.setting) != self.value:
+            return {}
+        said = {name for name, other in self.unless.items() if given.get(other) is not None}
+        return {name: value for name, value in self.defaults.items() if name not in given and name not in said}
+
+
+RECONSTRUCTION = Recipe(
+    setting="objective",
+    value="reconstruction",
+    defaults={
+        "epochs": 150,
+        "patience": 10,
+        "min_progress": 1e-4,
+        "learning_rate": 1e-4,
+        "schedule": "linear",
+        "warmup": 0.05,
+        "batch_size": 8,
+        "accumulate": 2,
+        "clip_seconds": 1.0,
+    },
+    unless={"clip_seconds": "target_length", "batch_size": "batch_sizes"},
+)
+"""How one-second clips of insects are usually pretrained on with Hugging Face's AST."""
+
+NOTEBOOK = Recipe(
+    setting="recipe",
+    value="notebook",
+    defaults={
+        "epochs": 50,
+        "learning_rate": 5e-5,
+        "schedule": "cosine",
+        "warmup": 3,
+        "batch_size": 1,
+        "accumulate": 4,
+        "best_by": "accuracy",
+        "train": "3",
+        "clip_seconds": 1.0,
+    },
+    unless={"clip_seconds": "target_length", "batch_size": "batch_sizes"},
+)
+"""How such clips are usually fine-tuned on from there."""

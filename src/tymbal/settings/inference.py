@@ -1,0 +1,220 @@
+"""Settings of what is done with models: probing, predicting, converting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tymbal.settings.data import PtSettings
+from tymbal.settings.fields import check, parse_patch
+
+__all__ = ["ConvertSettings", "EmbedSettings", "PredictSettings", "ProbeSettings", "SimilarSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings(PtSettings):
+    """What a frozen encoder knows: logistic regression and nearest neighbours on its embeddings.
+
+    Attributes:
+        readers: What reads: `logistic` regression, `knn`, and `attentive`, which looks at every token of a clip with
+            learned queries instead of at their mean. That finds what is short, takes about as long as another pass of
+            the encoder, and disk space for all tokens while it reads them.
+        pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
+            apart, `cls` the class tokens. Several are read from one pass.
+        layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
+        layers: `all` reads every layer, from the embedded patches on, beside the `last`.
+        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
+        neighbours: Neighbours that vote.
+        shots: Also learn from so few clips of each class: `1 5 10 50`.
+        draws: How often such few clips are drawn anew.
+        folds: Split the labelled clips anew into so many folds, whole groups together, instead of the store's split.
+        cache: Keep embeddings in the user's cache folder ($TYMBAL_CACHE) for the next probe of the same.
+        random: Also probe the same encoder with random weights.
+        batch_size: Clips a batch.
+        precision: As in training.
+        device: As in training.
+        seed: Seed of the random encoder and of the inner split that chooses the regularisation.
+    """
+
+    readers: tuple[Literal["logistic", "knn", "attentive"], ...] = ("logistic", "knn")
+    pooling: tuple[Literal["mean", "rows", "cls"], ...] = ("rows",)
+    layer: int | None = None
+    layers: Literal["last", "all"] = "last"
+    skip_padding: bool = True
+    neighbours: int = 10
+    shots: tuple[int, ...] = ()
+    draws: int = 5
+    folds: int | None = None
+    cache: bool = True
+    random: bool = True
+    batch_size: int = 64
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(self.readers) >= 1, "readers", self.readers, "one reader or more")
+        check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
+        check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
+        both = self.layer is not None and self.layers == "all"
+        check(not both, "layer", self.layer, "None, where all layers are read")
+        check(min(self.shots, default=1) >= 1, "shots", self.shots, "numbers of 1 or more")
+        check(self.draws >= 1, "draws", self.draws, "1 or more")
+        check(self.folds is None or self.folds >= 2, "folds", self.folds, "2 or more")
+        check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """Scores for recordings of any length.
+
+    Attributes:
+        window: Length of a window in seconds. `None` is the length that the model was trained on.
+        hop: Seconds from one window to the next. `None` is the window: no overlap.
+        threshold: Lower scores are left out. `None` is 0 in the table of windows, 0.5 for detections.
+        label_thresholds: Thresholds of single labels, which stand above `threshold`: `robin=0.3 wren=0.8`.
+        top: Keep this many best labels a window. `None` keeps all.
+        merge: Join windows in a row with the same label into one detection.
+        gap: Seconds between two windows that are joined nevertheless.
+        format: `csv`, `parquet`, `json` (an array) or `jsonl`: a table of windows and beside it one of detections;
+            `raven` or `audacity`: a file of detections for each recording, in a folder. `None` tells by the ending of
+            the output.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+    """
+
+    window: float | None = None
+    hop: float | None = None
+    threshold: float | None = None
+    label_thresholds: tuple[str, ...] = ()
+    top: int | None = None
+    merge: bool = True
+    gap: float = 0.0
+    format: Literal["csv", "parquet", "json", "jsonl", "raven", "audacity"] | None = None
+    batch_size: int = 32
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
+        check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        every = self.threshold
+        check(every is None or 0 <= every <= 1, "threshold", every, "a score from 0 to 1")
+        for item in self.label_thresholds:
+            check(_is_threshold(item), "label_thresholds", item, "a label and a score from 0 to 1, as in robin=0.3")
+        check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
+        check(self.gap >= 0, "gap", self.gap, "a time in seconds, 0 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """Embeddings of sound or of a store.
+
+    Attributes:
+        per: What has an embedding: each `window` of a recording (each clip of a store), each `second`, or each `file`,
+            as the mean of its windows.
+        pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
+            apart, `cls` the class tokens.
+        layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
+        skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
+        window: Length of a window in seconds. `None` is the length that the model was trained on, by second the whole
+            seconds of it. A store has its own.
+        hop: Seconds from one window to the next. `None` is the window: no overlap.
+        format: `parquet`, `csv`, or `npy` with the rows in a CSV beside it. `None` tells by the ending of the output.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+    """
+
+    per: Literal["window", "second", "file"] = "window"
+    pooling: Literal["mean", "rows", "cls"] = "mean"
+    layer: int | None = None
+    skip_padding: bool = True
+    window: float | None = None
+    hop: float | None = None
+    format: Literal["parquet", "csv", "npy"] | None = None
+    batch_size: int = 32
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
+        check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
+        check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        if self.per == "second":
+            whole = self.window is None or self.window.is_integer()
+            check(whole, "window", self.window, "a whole number of seconds, for an embedding each second")
+            check(self.pooling != "cls", "pooling", self.pooling, "mean or rows, for an embedding each second")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarSettings:
+    """What sounds like a clip, among sounds with embeddings.
+
+    Attributes:
+        top: How many are found.
+        approximate: Search an index that is made once and kept beside the embeddings, instead of comparing with all of
+            them; needs the extra `search`. For millions.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+    """
+
+    top: int = 10
+    approximate: bool = False
+    batch_size: int = 32
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check(self.top >= 1, "top", self.top, "1 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertSettings(PtSettings):
+    """Stores and models from one format to another.
+
+    Attributes:
+        to: What to write. Of spectrograms: `store`, packed shards, or `pt`, a file each with SSAST's lists. Of a model:
+            a `tymbal` folder; `hf`, one that stock transformers loads; `ssast`, one file; `pth`, one file as scripts
+            around transformers' AST save it (`encoder.* / projector.* / decoder.*`) where the model was pretrained by
+            reconstruction, else SSAST's; `onnx`, one file that takes waveforms (extra `onnx`). `None` is the other kind
+            of spectrograms, a `tymbal` folder, or by the ending of the output.
+        stride: Mel bins x frames from one patch to the next in a file that may not tell: a fine-tuned one of SSAST, or
+            one of a script.
+        heads: Attention heads in a file of a script, which does not tell. `None` is the width over 64.
+        pooling: Pooling of a fine-tuned SSAST file, which does not tell: `mean` (ft_avgtok) or `cls` (ft_cls); and of
+            an encoder's embedding in ONNX. `None` is mean.
+        multilabel: The classes of a fine-tuned SSAST file do not exclude each other (it was trained with BCE).
+        validation_fraction: As in training; by default none is drawn.
+        shard_mib: Size of a shard file in MiB.
+    """
+
+    to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth", "onnx"] | None = None
+    stride: str | None = None
+    heads: int | None = None
+    pooling: Literal["mean", "cls"] | None = None
+    multilabel: bool = False
+    validation_fraction: float = 0.0
+    shard_mib: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride is not None:
+            parse_patch(self.stride, setting="stride")
+        check(self.heads is None or self.heads >= 1, "heads", self.heads, "1 or more")
+        check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
+
+
+def _is_threshold(item: str) -> bool:
+    label, _, value = item.rpartition("=")
+    try:
+        return bool(label) and 0 <= float(value) <= 1
+    except ValueError:
+        return False

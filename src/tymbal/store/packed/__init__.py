@@ -1,0 +1,1 @@
+"""Stores of packed `.npy` shards."""

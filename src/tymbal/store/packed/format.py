@@ -1,0 +1,317 @@
+"""What lies in a store folder: its description, and shard files in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import math
+import mmap
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tymbal.errors import SettingsError, StoreError
+from tymbal.features.statistics import LOG_FLOOR
+from tymbal.files import write_json
+from tymbal.settings import FeatureSettings
+
+__all__ = [
+    "DESCRIPTION",
+    "INDEX",
+    "INDEX_SCHEMA",
+    "NPY_HEADER",
+    "SCHEMA",
+    "SHARDS",
+    "SPECTROGRAMS",
+    "WAVEFORMS",
+    "WORK",
+    "Description",
+    "MappedShard",
+    "Shard",
+    "shard_name",
+]
+
+SCHEMA = 1
+SPECTROGRAMS, WAVEFORMS = "spectrograms", "waveforms"
+DESCRIPTION = "store.json"
+INDEX = "index.parquet"
+SHARDS = "shards"
+WORK = "work"
+
+NPY_HEADER = 128
+"""Bytes before the first spectrogram of a shard: an `.npy` header of this shape always fits, padded with spaces."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("file", pa.string()),
+        ("start", pa.float64()),
+        ("end", pa.float64()),
+        ("frames", pa.int32()),
+        ("labels", pa.list_(pa.string())),
+        ("group", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.int32()),
+        ("row", pa.int32()),
+        ("version", pa.int32()),
+    ]
+)
+"""Columns of the index: `start` and `end` in seconds of the file, `frames` of real sound, `row` within the shard,
+`version` of the clip, null but for views."""
+
+
+def shard_name(number: int) -> str:
+    """The path of a shard inside its store."""
+    return f"{SHARDS}/{number:05d}.npy"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard file: its path inside the store, spectrograms and bytes."""
+
+    file: str
+    rows: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """`store.json`.
+
+    Attributes:
+        features: How the spectrograms were computed; None where nobody wrote it down.
+        frames: Frames of a spectrogram, padding included.
+        mels: Mel bins.
+        count: Spectrograms in all shards.
+        shards: The shard files.
+        mean: Mean of all log-mel values of real frames.
+        std: Standard deviation of all log-mel values of real frames.
+        real_frames: Real frames in the whole store.
+        settings: The settings of the verb that made the store.
+        provenance: Versions, time and source.
+        padding: Log-mel value behind the end of a short spectrogram.
+        views: Spectrograms a row: 1, or 2 in a store of pairs of views.
+        kind: `spectrograms` or `waveforms`.
+    """
+
+    features: FeatureSettings | None
+    frames: int
+    mels: int
+    count: int
+    shards: tuple[Shard, ...]
+    mean: float
+    std: float
+    real_frames: int
+    settings: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    padding: float = LOG_FLOOR
+    views: int = 1
+    kind: str = SPECTROGRAMS
+
+    def write(self, store: Path) -> None:
+        """Writes `store.json`, whole or not at all."""
+        write_json(
+            store / DESCRIPTION,
+            {
+                "schema": SCHEMA,
+                "features": None if self.features is None else dataclasses.asdict(self.features),
+                "frames": self.frames,
+                "mels": self.mels,
+                "views": self.views,
+                "kind": self.kind,
+                "dtype": _DTYPES[self.kind],
+                "padding": self.padding,
+                "count": self.count,
+                "shards": [dataclasses.asdict(shard) for shard in self.shards],
+                "statistics": {"mean": self.mean, "std": self.std, "frames": self.real_frames},
+                "settings": self.settings,
+                "provenance": self.provenance,
+            },
+        )
+
+    @classmethod
+    def read(cls, store: Path) -> Description:
+        """Reads `store.json`.
+
+        Raises:
+            StoreError: There is none, it is damaged, or its schema is not ours.
+        """
+        path = store / DESCRIPTION
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise _no_store(store) from None
+        except ValueError as error:
+            raise StoreError(f"is not JSON: {error}", path=path, advice=_AGAIN) from None
+        schema = value.get("schema") if isinstance(value, dict) else None
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            raise StoreError(
+                f"has schema {schema!r}, this version of Tymbal reads {SCHEMA}",
+                path=path,
+                advice="Update Tymbal." if newer else _AGAIN,
+            )
+        try:
+            return cls._from_json(value)
+        except (KeyError, TypeError, ValueError, SettingsError) as error:
+            raise StoreError(f"is damaged: {type(error).__name__}: {error}", path=path, advice=_AGAIN) from error
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> Description:
+        kind = value.get("kind", SPECTROGRAMS)
+        if value["dtype"] != _DTYPES[kind]:
+            raise ValueError(f"dtype is {value['dtype']!r}, not {_DTYPES[kind]}")
+        statistics = value["statistics"]
+        return cls(
+            features=None if value["features"] is None else FeatureSettings(**value["features"]),
+            frames=int(value["frames"]),
+            mels=int(value["mels"]),
+            count=int(value["count"]),
+            shards=tuple(Shard(**shard) for shard in value["shards"]),
+            mean=float(statistics["mean"]),
+            std=float(statistics["std"]),
+            real_frames=int(statistics["frames"]),
+            settings=dict(value["settings"]),
+            provenance=dict(value["provenance"]),
+            padding=float(value.get("padding", LOG_FLOOR)),
+            views=int(value.get("views", 1)),
+            kind=kind,
+        )
+
+
+_DTYPES = {SPECTROGRAMS: "float16", WAVEFORMS: "int16"}
+_AGAIN = "Make the store again with `tymbal prepare`."
+
+
+def _no_store(store: Path) -> StoreError:
+    if not store.exists():
+        return StoreError("there is no such folder", path=store, advice="Make a store with `tymbal prepare`.")
+    if (store / WORK).is_dir():
+        return StoreError(
+            "is a store whose preparation has not finished",
+            path=store,
+            advice="Run the same `tymbal prepare` again: it continues.",
+        )
+    return StoreError(
+        f"is no store: it has no {DESCRIPTION}", path=store, advice="Make a store of it with `tymbal prepare`."
+    )
+
+
+_READ_AGAIN = "Make the store again with `tymbal prepare`."
+_CAN_ASK = hasattr(os, "RWF_NOWAIT") and hasattr(os, "posix_fadvise")
+
+
+class MappedShard:
+    """One `.npy` file of spectrograms, open for reading.
+
+    Args:
+        path: The file.
+        rows: Spectrograms in it.
+        shape: Of a row: [frames, mels], [views, frames, mels] or [samples].
+        dtype: Of its values, two bytes each.
+
+    Raises:
+        StoreError: The file cannot be opened, or its header does not say this shape.
+    """
+
+    def __init__(self, path: Path, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float16) -> None:
+        self.path = path
+        self.row_bytes = math.prod(shape) * 2
+        self._file = _open(path)
+        try:
+            _check_header(path, (rows, *shape), np.dtype(dtype))
+            self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(self._file)
+            raise
+        self.array: npt.NDArray[Any] = np.ndarray((rows, *shape), dtype, self._map, NPY_HEADER)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            os.close(self._file)
+
+    def cached(self, row: int) -> bool:
+        """Whether the first page of a row is in memory; True where the system cannot tell."""
+        if not _CAN_ASK:
+            return True
+        try:
+            os.preadv(self._file, [bytearray(1)], NPY_HEADER + row * self.row_bytes, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # Some network file systems cannot answer without waiting.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        return True
+
+    def announce(self, row: int) -> None:
+        """Tells the kernel to fetch this row; returns at once."""
+        os.posix_fadvise(self._file, NPY_HEADER + row * self.row_bytes, self.row_bytes, os.POSIX_FADV_WILLNEED)
+
+    def read(self, row: int, out: memoryview) -> None:
+        """Reads one row into `out` [row_bytes], past the map.
+
+        Raises:
+            StoreError: The file is shorter than it was, or the disk fails.
+        """
+        start, done = NPY_HEADER + row * self.row_bytes, 0
+        while done < self.row_bytes:
+            try:
+                got = os.preadv(self._file, [out[done:]], start + done)
+            except OSError as error:
+                raise StoreError(f"cannot be read: {error.strerror}", path=self.path) from error
+            if got == 0:
+                raise StoreError(
+                    "has become shorter since it was opened",
+                    path=self.path,
+                    advice="Make the store again with `tymbal prepare`.",
+                )
+            done += got
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.EMFILE and _allow_more_files():
+            return os.open(path, flags)
+        advice = None
+        if error.errno == errno.EMFILE:
+            advice = "Raise the limit (`ulimit -n 65536`), or make the store with a larger shard_mib."
+        raise StoreError(f"cannot be opened: {error.strerror}", path=path, advice=advice) from error
+
+
+def _check_header(path: Path, wanted: tuple[int, ...], kind: np.dtype[Any]) -> None:
+    with path.open("rb") as file:
+        try:
+            np.lib.format.read_magic(file)
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError as error:
+            raise StoreError(f"is no .npy file: {error}", path=path, advice=_READ_AGAIN) from error
+        if (shape, fortran, dtype, file.tell()) != (wanted, False, kind, NPY_HEADER):
+            raise StoreError(
+                f"holds {dtype} {list(shape)}, the store's description says {kind} {list(wanted)}",
+                path=path,
+                advice=_READ_AGAIN,
+            )
+
+
+def _allow_more_files() -> bool:
+    """Raises this process' soft limit of open files to the hard one; False if that changes nothing."""
+    try:
+        import resource
+    except ImportError:
+        return False
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True

@@ -1,0 +1,291 @@
+"""Packed stores, open for reading: of spectrograms, of pairs of views, of waveforms."""
+
+from __future__ import annotations
+
+import math
+import os
+from bisect import bisect_right
+from collections import deque
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tymbal.errors import StoreError
+from tymbal.settings import FeatureSettings
+from tymbal.store.base import SpectrogramSource
+from tymbal.store.packed.format import (
+    DESCRIPTION,
+    INDEX,
+    INDEX_SCHEMA,
+    SPECTROGRAMS,
+    WAVEFORMS,
+    Description,
+    MappedShard,
+)
+from tymbal.store.parallel_copy import BufferPool, in_parts
+
+__all__ = ["FULL_SCALE", "PairStore", "Store", "WaveStore", "holds_pairs", "holds_waves", "open_store"]
+
+_DAMAGED = "Make the store again with `tymbal prepare`."
+_ASKED = 2
+
+
+class Store(SpectrogramSource):
+    """A folder of spectrograms; open one with `Store.open`.
+
+    Attributes:
+        path: The folder.
+        description: What `store.json` says.
+        index: One row a spectrogram: id, file, start, end, frames, labels, group, split, shard, row, version.
+        views: Spectrograms a row.
+    """
+
+    views = 1
+    kind = SPECTROGRAMS
+
+    def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
+        super().__init__(path, index)
+        self.description = description
+        self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
+        self._shards: dict[int, MappedShard] = {}
+        self._pool = BufferPool()
+        # The last two batches that were announced, and whether they were found cached.
+        self._announced: deque[tuple[list[int], bool]] = deque(maxlen=2)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Opens a store and checks that it is whole.
+
+        Raises:
+            StoreError: It is no store, unfinished, damaged, or of another schema; the message says which and where.
+        """
+        folder = Path(path)
+        description = Description.read(folder)
+        if (description.kind, description.views) != (cls.kind, cls.views):
+            what = "pairs of augmented views" if description.views > 1 else "single spectrograms, not pairs of views"
+            raise StoreError(
+                f"holds {'waveforms' if description.kind == WAVEFORMS else what}",
+                path=folder,
+                advice="Pairs and waveforms are for contrastive pretraining (--objective contrastive), single "
+                "spectrograms for all else.",
+            )
+        for shard in description.shards:
+            file = folder / shard.file
+            size = file.stat().st_size if file.is_file() else None
+            if size != shard.bytes:
+                found = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
+                raise StoreError(found, path=file, advice=f"Copy the store again from where it came from. {_DAMAGED}")
+        index = _read_index(folder / INDEX)
+        rows = sum(shard.rows for shard in description.shards)
+        if not index.num_rows == rows == description.count:
+            raise StoreError(
+                f"the index has {index.num_rows} spectrograms, the shards {rows}, {DESCRIPTION} {description.count}",
+                path=folder,
+                advice=_DAMAGED,
+            )
+        return cls(folder, description, index)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self).open, (self.path,))
+
+    @property
+    def frames(self) -> int:
+        """Frames of a spectrogram, padding included."""
+        return self.description.frames
+
+    @property
+    def mels(self) -> int:
+        """Mel bins."""
+        return self.description.mels
+
+    @property
+    def features(self) -> FeatureSettings | None:
+        """How the spectrograms were computed; None where nobody wrote it down."""
+        return self.description.features
+
+    @property
+    def mean(self) -> float:
+        """Mean of all log-mel values of real frames."""
+        return self.description.mean
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all log-mel values of real frames."""
+        return self.description.std
+
+    @property
+    def padding(self) -> float:
+        """Log-mel value behind the end of a short spectrogram."""
+        return self.description.padding
+
+    def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
+        """Copies spectrograms out of the store, as raw log-mel values.
+
+        Args:
+            rows: Row numbers in any order, [n].
+            out: Where to put them, C-contiguous float16 [n, frames, mels]. None takes memory that is used again once
+                neither the result nor anything that shares its memory is alive.
+
+        Returns:
+            float16 [n, frames, mels].
+
+        Raises:
+            IndexError: A row number is not in the store.
+            StoreError: A shard cannot be read.
+        """
+        wanted = self._listed(rows)
+        out = self._memory(len(wanted), out, self._pool)
+        places = [self._place(row) for row in wanted]
+        size = math.prod(self.row_shape) * 2
+
+        def copy(start: int, stop: int) -> None:
+            for target, (shard, row) in zip(out[start:stop], places[start:stop], strict=True):
+                target[...] = shard.array[row]
+
+        def read(start: int, stop: int) -> None:
+            for number in range(start, stop):
+                shard, row = places[number]
+                shard.read(row, view[number * size : (number + 1) * size])
+
+        view = out.reshape(-1).view(np.uint8).data
+        in_parts(copy if self._seem_cached(wanted) else read, len(wanted), size)
+        return out
+
+    def announce(self, rows: npt.ArrayLike) -> None:
+        """Tells the kernel which rows come next, so that it fetches what is not cached in the background.
+
+        Where two of the rows are found cached, all are taken to be. A no-op where the system has no such call.
+        """
+        wanted = self._listed(rows)
+        self._announced.append((wanted, self._fetch(wanted)))
+
+    def _seem_cached(self, rows: list[int]) -> bool:
+        for announced, cached in self._announced:
+            if announced == rows:
+                return cached
+        return self._fetch(rows)
+
+    def _fetch(self, rows: list[int]) -> bool:
+        """Whether rows seem cached; the kernel is told to fetch them if not."""
+        asked = [self._place(row) for row in rows[:: max(len(rows) // _ASKED, 1)][:_ASKED]]
+        if all(shard.cached(row) for shard, row in asked):
+            return True
+        for row in rows:
+            shard, within = self._place(row)
+            shard.announce(within)
+        return False
+
+    def _listed(self, rows: npt.ArrayLike) -> list[int]:
+        # A batch flushes the processor's cache: after it few and simple steps in Python cost less than fast ones in
+        # numpy, whose code has to be fetched anew.
+        wanted: list[int] = np.asarray(rows, dtype=np.int64).reshape(-1).tolist()
+        if wanted and not 0 <= min(wanted) <= max(wanted) < len(self):
+            raise IndexError(f"rows {min(wanted)} to {max(wanted)} of a store of {len(self)} spectrograms")
+        return wanted
+
+    def _place(self, row: int) -> tuple[MappedShard, int]:
+        """The shard of a row, and its place in it."""
+        number = bisect_right(self._first_rows, row) - 1
+        return self._shards.get(number) or self._shard(number), row - self._first_rows[number]
+
+    def _shard(self, number: int) -> MappedShard:
+        there = self.description.shards[number]
+        shard = MappedShard(self.path / there.file, there.rows, self.row_shape, self.dtype)
+        self._shards[number] = shard
+        return shard
+
+
+def _read_index(path: Path) -> pa.Table:
+    try:
+        index = pq.read_table(path)
+    except FileNotFoundError:
+        raise StoreError("is missing", path=path, advice=_DAMAGED) from None
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"cannot be read: {error}", path=path, advice=_DAMAGED) from error
+    if "version" not in index.column_names:
+        # As written before there were views.
+        index = index.append_column("version", pa.nulls(index.num_rows, pa.int32()))
+    missing = [name for name in INDEX_SCHEMA.names if name not in index.column_names]
+    if missing:
+        raise StoreError(f"has no column {', '.join(missing)}", path=path, advice=_DAMAGED)
+    return index.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks()
+
+
+class PairStore(Store):
+    """A store whose rows are pairs of views; `gather` gives float16 [n, 2, frames, mels]."""
+
+    views = 2
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a row: [2, frames, mels]."""
+        return self.views, self.frames, self.mels
+
+    @property
+    def told_settings(self) -> dict[str, Any] | None:
+        """The settings of the preparation, where they are known."""
+        return self.description.settings or None
+
+
+def holds_pairs(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a store of pairs of views."""
+    folder = Path(path)
+    if not (folder / DESCRIPTION).is_file():
+        return False
+    try:
+        return Description.read(folder).views == PairStore.views
+    except StoreError:
+        return False
+
+
+FULL_SCALE = 32_767
+"""The sample that stands for 1."""
+
+
+class WaveStore(Store):
+    """A store whose rows are waveforms; `gather` gives int16 [n, samples]. Its statistics are those of its views."""
+
+    kind = WAVEFORMS
+    dtype = np.dtype(np.int16)
+
+    @property
+    def samples(self) -> int:
+        """Samples of a clip."""
+        return self.row_shape[0]
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a row: [samples]."""
+        return (int(self.description.provenance["samples"]),)
+
+    def waveforms(self, rows: npt.ArrayLike) -> npt.NDArray[np.int16]:
+        """Waveforms in any order, int16 [n, samples]."""
+        found: npt.NDArray[Any] = self.gather(rows)
+        return found
+
+
+def holds_waves(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a store of waveforms."""
+    folder = Path(path)
+    if not (folder / DESCRIPTION).is_file():
+        return False
+    try:
+        return Description.read(folder).kind == WAVEFORMS
+    except StoreError:
+        return False
+
+
+def open_store(path: str | os.PathLike[str]) -> Store:
+    """Opens a store of single spectrograms, of pairs of views, or of waveforms.
+
+    Raises:
+        StoreError: It is no store, unfinished, damaged, or of another schema.
+    """
+    if holds_waves(path):
+        return WaveStore.open(path)
+    return PairStore.open(path) if holds_pairs(path) else Store.open(path)

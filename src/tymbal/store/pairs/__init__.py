@@ -1,0 +1,1 @@
+"""Pairs of views in a `.pt` file each."""

@@ -1,0 +1,198 @@
+"""Pairs of views in a `.pt` file each, with a metadata.json: the layout that people have.
+
+    folder/
+      train/NAME_v0.pt     {"view1", "view2", "audio_name", "version", "original_path"}, views float32 [1, mels, frames]
+      val/NAME_v0.pt
+      metadata.json        {"train": [{"file", "audio_name", "version", "shape"}, …], "val": […], "config": {…}}
+
+Of a part of the work, train or val alone, metadata_train.json or metadata_val.json tell instead. `file` is the path
+as it was when the folder was written; where that is gone, the file is looked for beside its metadata. Beside these keys
+`metadata.json` carries, under `tymbal`, what a packed store knows, so that the way back loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tymbal.errors import StoreError
+from tymbal.files import PARTIAL, write_text
+from tymbal.store.packed.writer import Entry
+
+__all__ = [
+    "GENERATED",
+    "METADATA",
+    "PART_METADATA",
+    "entry_of",
+    "holds_pair_files",
+    "metadata_files",
+    "read_metadata",
+    "resolve_file",
+    "split_folder",
+    "write_metadata",
+    "write_pair",
+]
+
+METADATA = "metadata.json"
+
+GENERATED = "data/augmented_spectrograms"
+"""Where pairs of views go, and are looked for, where nobody says."""
+
+_PART = "metadata_{}.json"
+_SPLITS = ("train", "val")
+
+PART_METADATA = tuple(_PART.format(split) for split in _SPLITS)
+"""Metadata of a split alone."""
+
+
+def split_folder(split: str | None) -> str:
+    """The folder of a split: `val` for validation, `train` where there is none."""
+    return {None: "train", "validation": "val"}.get(split, split or "train")
+
+
+def write_pair(
+    folder: Path, pair: npt.NDArray[np.floating[Any]], *, stem: str, version: int, split: str | None, source: str
+) -> Path:
+    """Writes one file, whole or not at all.
+
+    Args:
+        folder: The layout's folder.
+        pair: Both views, log-mel [2, frames, mels].
+        stem: The clip's name, which no other has.
+        version: Of the clip.
+        split: Of the clip.
+        source: Its sound file.
+
+    Returns:
+        The file.
+    """
+    import torch
+
+    path = folder / split_folder(split) / f"{stem}_v{version}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, second = (torch.from_numpy(np.ascontiguousarray(view.T, np.float32))[None] for view in pair)
+    told = {"view1": first, "view2": second, "audio_name": stem, "version": version, "original_path": source}
+    aside = path.with_name(path.name + PARTIAL)
+    try:
+        with aside.open("wb") as file:
+            torch.save(told, file)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def entry_of(folder: str, file: str, entry: Entry, *, frames: int, mels: int) -> dict[str, Any]:
+    """What metadata say of a file.
+
+    Args:
+        folder: The layout's folder, as the user named it.
+        file: The file's path within the folder, with slashes.
+        entry: What an index says of the pair.
+        frames: Frames of a view.
+        mels: Its mel bins.
+    """
+    return {
+        "file": f"{Path(folder).as_posix()}/{file}",
+        "audio_name": Path(file).stem.rpartition("_v")[0],
+        "version": entry.version,
+        "shape": [1, mels, frames],
+        "tymbal": {name: value for name, value in asdict(entry).items() if name not in ("version", "frames")},
+    }
+
+
+def write_metadata(
+    folder: Path,
+    entries: Iterable[tuple[str | None, dict[str, Any]]],
+    told: Mapping[str, Any],
+    *,
+    part: str | None = None,
+) -> Path:
+    """Writes metadata.json, or that of a split alone.
+
+    Args:
+        folder: The layout's folder.
+        entries: The split and what `entry_of` gives of each file.
+        told: `config` and `tymbal`.
+        part: `train` or `val`, where only that was written.
+
+    Returns:
+        The file.
+    """
+    lists: dict[str, list[dict[str, Any]]] = {name: [] for name in ((part,) if part else _SPLITS)}
+    for split, entry in entries:
+        lists.setdefault(split_folder(split), []).append(entry)
+    lines = [
+        f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in found) + "\n]"
+        for name, found in lists.items()
+    ]
+    lines += [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in told.items()]
+    path = folder / (_PART.format(part) if part else METADATA)
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return path
+
+
+def metadata_files(path: str | os.PathLike[str]) -> list[Path]:
+    """The metadata of a folder, or the one that is given; empty where it is another kind of folder."""
+    there = Path(path)
+    if there.is_file():
+        return [there] if there.suffix == ".json" and there.stem.startswith("metadata") else []
+    if (there / METADATA).is_file():
+        return [there / METADATA]
+    return [file for part in PART_METADATA if (file := there / part).is_file()]
+
+
+def holds_pair_files(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder, or a metadata file, stands for pairs of views in `.pt` files."""
+    return bool(metadata_files(path))
+
+
+def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """Reads metadata.
+
+    Args:
+        path: The folder, or the file.
+
+    Returns:
+        Entries by split, and everything else that is told.
+
+    Raises:
+        StoreError: There are none, or they are damaged.
+    """
+    files = metadata_files(path)
+    if not files:
+        raise StoreError(f"has no {METADATA}", path=path, advice="Make pairs of views with `tymbal prepare --views`.")
+    lists: dict[str, list[dict[str, Any]]] = {}
+    told: dict[str, Any] = {}
+    for file in files:
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+            for name, found in value.items():
+                if isinstance(found, list):
+                    lists[name] = [_checked(entry) for entry in found]
+                else:
+                    told[name] = found
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise StoreError(f"is damaged: {error}", path=file, advice="Write it again.") from error
+    return lists, told
+
+
+def _checked(entry: Any) -> dict[str, Any]:
+    if not isinstance(entry["file"], str):
+        raise TypeError("an entry's file is no path")
+    return dict(entry)
+
+
+def resolve_file(file: str, roots: Sequence[Path]) -> Path:
+    """Where a file is: as it is named, or, after its folder has moved, under one of some folders."""
+    path = Path(file)
+    parts = file.replace("\\", "/").split("/")
+    candidates = [path, *(root.joinpath(*parts[-2:]) for root in roots), *(root / parts[-1] for root in roots)]
+    return next((candidate for candidate in candidates if candidate.is_file()), path)

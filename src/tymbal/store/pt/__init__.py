@@ -1,0 +1,1 @@
+"""Spectrograms in a `.pt` file each."""

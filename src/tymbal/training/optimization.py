@@ -1,0 +1,244 @@
+"""What changes the weights and how fast: arguments for `Trainer`, optimizers, parameter groups, schedules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+from tymbal.errors import DeviceError
+from tymbal.progress import tell
+from tymbal.settings import TrainingSettings
+from tymbal.training.batches import BatchPlan
+
+__all__ = [
+    "Plateau",
+    "make_optimizer",
+    "make_schedule",
+    "parameter_groups",
+    "step_scale",
+    "training_arguments",
+    "warmup_scale",
+]
+
+# Those that are not among these are our own (`training.schedule`).
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+def training_arguments(
+    settings: TrainingSettings,
+    *,
+    plan: BatchPlan,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    run: Path,
+    monitor: tuple[str, bool] | None,
+    thaws: bool = False,
+) -> TrainingArguments:
+    """Builds the arguments of `Trainer`.
+
+    Args:
+        settings: Ours.
+        plan: All steps of the run.
+        device: Where to compute.
+        dtype: Arithmetic of the encoder, None for float32.
+        run: The run folder.
+        monitor: Name of the metric that tells the best model and whether greater is better; None without validation.
+        thaws: Whether parameters are frozen for some time.
+
+    Raises:
+        DeviceError: Another GPU than the first visible one; `Trainer` takes that one.
+    """
+    if device.type == "cuda" and device.index:
+        raise DeviceError(
+            f"training takes the first GPU that it sees, not {device}",
+            advice=f"Set CUDA_VISIBLE_DEVICES={device.index} and use --device cuda.",
+        )
+    # What a person has to know is said by us; `Trainer` sets this level too, but only after its first remarks.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    on_cpu = device.type == "cpu"
+    arguments = TrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        run_name=run.name,
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.batch_sizes[0],
+        per_device_eval_batch_size=plan.batch_sizes[0],
+        gradient_accumulation_steps=plan.accumulate,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=_SCHEDULES.get(settings.schedule, "constant"),
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        max_grad_norm=settings.clip_norm,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
+        use_cpu=on_cpu,
+        ddp_backend="gloo" if on_cpu and plan.processes > 1 else None,
+        # Objectives train all that they do not freeze, for some time or for good, and have no buffers that change.
+        ddp_find_unused_parameters=thaws,
+        ddp_broadcast_buffers=False,
+        torch_compile=settings.compile,
+        seed=settings.seed,
+        # `EarlyStoppingCallback` wants a strategy; when to evaluate is for the timetable to say.
+        eval_strategy="no" if monitor is None else "steps",
+        eval_steps=plan.steps,
+        save_strategy="no",
+        logging_strategy="no",
+        metric_for_best_model=None if monitor is None else monitor[0],
+        greater_is_better=None if monitor is None else monitor[1],
+        # It would log 0.0 in place of a loss that is not finite, and wait for the device in every step.
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        dataloader_num_workers=settings.workers,
+        dataloader_pin_memory=device.type == "cuda",
+        report_to=[],
+        disable_tqdm=True,
+        log_level="error",
+        log_level_replica="error",
+    )
+    # `accelerate launch` may bring a precision of its own in the environment; ours was chosen with a reason.
+    arguments.mixed_precision = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
+    # With several GPUs and one process, `Trainer` falls into DataParallel, which is slower than one of them.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer of a run.
+
+    Args:
+        settings: Which one, and its numbers.
+        groups: What `parameter_groups` gave.
+    """
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.adam_beta1, fused=True)
+    kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+    betas = (settings.adam_beta1, settings.adam_beta2)
+    return kind(groups, lr=settings.learning_rate, betas=betas, fused=True)
+
+
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], *, learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Groups for a torch optimizer; frozen parameters are in none.
+
+    Several calls with different learning rates can be added up, for instance for a head that learns faster.
+
+    Args:
+        named: Parameters with their names, as `module.named_parameters()` gives them.
+        learning_rate: Highest learning rate of these parameters.
+        weight_decay: Weight decay of the matrices among them.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        # Tokens and position embeddings are bare parameters with names of their own.
+        is_matrix = parameter.ndim >= 2 and name.rpartition(".")[2] == "weight"
+        (decayed if is_matrix else plain).append(parameter)
+    groups = [
+        {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay},
+        {"params": plain, "lr": learning_rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Plateau(LambdaLR):
+    """A warm-up, and then a rate that falls whenever a metric has made no progress for some evaluations.
+
+    Args:
+        optimizer: Its learning rates.
+        warmup: Steps of the warm-up.
+        patience: Evaluations without progress that are put up with.
+        factor: What the rate is multiplied by.
+
+    Attributes:
+        scale: What the rates are multiplied by now.
+        best: The best value that was observed.
+        idle: Evaluations since then, or since the last fall.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, warmup: int, patience: int, factor: float) -> None:
+        # All but the optimizer and the function is saved and loaded as the schedule's state.
+        self.warmup = warmup
+        self.patience = patience
+        self.factor = factor
+        self.scale = 1.0
+        self.best: float | None = None
+        self.idle = 0
+        super().__init__(optimizer, self._rate)
+
+    def _rate(self, step: int) -> float:
+        return self.scale * warmup_scale(step, self.warmup)
+
+    def observe(self, value: float, *, greater: bool, min_progress: float = 0.0) -> None:
+        """Takes note of a metric; the rates fall at once if they have to.
+
+        Args:
+            value: The metric. What is not a number is no progress.
+            greater: Whether greater is better.
+            min_progress: What counts as progress.
+        """
+        gain = math.inf if self.best is None else (value - self.best) * (1 if greater else -1)
+        if not math.isnan(value) and gain > min_progress:
+            self.best, self.idle = value, 0
+            return
+        self.idle += 1
+        if self.idle <= self.patience:
+            return
+        self.idle = 0
+        self.scale *= self.factor
+        rates = [rate * self._rate(self.last_epoch) for rate in self.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._last_lr = rates
+
+
+def make_schedule(settings: TrainingSettings, plan: BatchPlan, optimizer: Optimizer, *, warmup: int) -> LambdaLR | None:
+    """Makes a schedule of our own; None where `Trainer` has the one that is wanted.
+
+    Args:
+        settings: Which one, and its numbers.
+        plan: All steps of the run.
+        optimizer: Whose learning rates it sets.
+        warmup: Steps of the warm-up.
+    """
+    if warmup > plan.steps:
+        tell(
+            f"The warm-up of {warmup:,} steps is longer than the run of {plan.steps:,}: the learning rate comes to "
+            f"{settings.learning_rate * plan.steps / warmup:.3g} at most",
+            warning=True,
+        )
+    if settings.schedule == "plateau":
+        patience, factor = settings.plateau_patience, settings.plateau_factor
+        return Plateau(optimizer, warmup=warmup, patience=patience, factor=factor)
+    if settings.schedule == "step":
+        falls = step_scale(plan, start=settings.step_start, every=settings.step_every, factor=settings.step_factor)
+        return LambdaLR(optimizer, lambda step: falls(step) * warmup_scale(step, warmup))
+    return None
+
+
+def warmup_scale(step: int, warmup: int) -> float:
+    """What a rate is multiplied by after `step` steps: from 0 to 1 in `warmup` steps."""
+    return min(1.0, step / warmup) if warmup else 1.0
+
+
+def step_scale(plan: BatchPlan, *, start: float, every: float, factor: float) -> Callable[[int], float]:
+    """What a rate is multiplied by after a number of steps, where it falls after some epochs and then every so many."""
+
+    def scale(step: int) -> float:
+        past = plan.epoch_after(step) - start
+        # A rounding error in the epochs must not move a fall by a step.
+        return float(factor ** (math.floor(past / every + 1e-9) + 1)) if past >= -1e-9 else 1.0
+
+    return scale

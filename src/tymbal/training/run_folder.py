@@ -1,0 +1,244 @@
+"""A run folder: begun, continued, or found finished.
+
+    run/
+      run.yaml        resolved settings; `tymbal pretrain --config run/run.yaml` repeats the run
+      checkpoints/    each complete or absent
+      model/          the best model
+      average/        a model of averaged weights, where that is wanted
+      metrics.jsonl   every logged figure, one JSON object a line
+      log.txt         the same for a person
+      classes.csv     what each evaluation of a classifier found of each class
+      confusion.csv   which classes its best model takes for which, and confusion.png
+      rebuilt/        what a pretraining rebuilt of some clips in its course, for the report
+      tensorboard/
+      result.json     written last: how the run ended, and the figures of the model
+
+The same command on the same folder continues it. Settings that change what is learned are not mixed: they are refused,
+with what differs. Those that do not (`FREE`) may change from session to session.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tymbal import config
+from tymbal.errors import CheckpointError, SettingsError
+from tymbal.files import write_json, write_text
+from tymbal.settings import TrainingSettings
+from tymbal.training.callbacks import MetricsFile
+from tymbal.training.records import HEADER, is_figure, log_line
+
+__all__ = ["FREE", "Resume", "RunFolder", "RunResult"]
+
+FREE = frozenset(
+    {
+        "device",
+        "workers",
+        "compile",
+        "deterministic",
+        "gradient_checkpointing",
+        "max_minutes",
+        "log_every",
+        "save_every",
+        "keep_checkpoints",
+        "report_to",
+        "probe_data",
+        "probe_every",
+        "snapshots",
+    }
+)
+"""Settings that may differ from session to session of one run."""
+
+Resume = bool | str | os.PathLike[str]
+
+_DATA = ("data_dir", "data_val", "data_val_dir")  # where they are gone, the data have moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        run: The run folder.
+        model: The model folder in it.
+        metrics: Figures of the model: those logged at its step, `eval_…` on the validation clips.
+        steps: Optimizer steps that were done.
+        best_step: The step after which the model was saved.
+        ended: Why training ended: all `steps`, no progress for `patience` evaluations, or `minutes` used up.
+    """
+
+    run: Path
+    model: Path
+    metrics: dict[str, float] = field(default_factory=dict)
+    steps: int
+    best_step: int
+    ended: str
+
+    def summary(self) -> str:
+        """What came out, for a person."""
+        why = {"patience": "no progress for too long", "minutes": "the minutes are used up"}.get(self.ended, "all done")
+        lines = [f"Trained for {self.steps:,} steps: {why}."]
+        figures = {
+            name.removeprefix("eval_"): value
+            for name, value in self.metrics.items()
+            if name.startswith("eval_") and is_figure(name)
+        }
+        if figures:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            lines.append(f"On the validation clips, after step {self.best_step:,}: {shown}")
+        return "\n".join([*lines, f"Model: {self.model}", f"All figures: {self.run / 'metrics.jsonl'}"])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps what.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the best model."""
+        return self.path / "model"
+
+    @property
+    def average(self) -> Path:
+        """Folder of the model with averaged weights, where that is wanted."""
+        return self.path / "average"
+
+    @property
+    def metrics(self) -> Path:
+        """File of the logged figures."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """File of the logged figures, for a person."""
+        return self.path / "log.txt"
+
+    @property
+    def classes(self) -> Path:
+        """Table of what evaluations found of each class."""
+        return self.path / "classes.csv"
+
+    @property
+    def rebuilt(self) -> Path:
+        """Folder of what was rebuilt in the course of a pretraining."""
+        return self.path / "rebuilt"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the TensorBoard logs."""
+        return self.path / "tensorboard"
+
+    def begin(
+        self, verb: str, arguments: Mapping[str, Any], settings: TrainingSettings, *, resume: Resume
+    ) -> RunResult | None:
+        """Begins the run or takes it up again, and records its settings. For the first process only.
+
+        Args:
+            verb: The verb, as on the command line.
+            arguments: Its source, output and the like by parameter name.
+            settings: Its resolved settings.
+            resume: Whether an earlier session may be continued (`auto`), must be there (True) or must not (False); or
+                the checkpoint to continue from.
+
+        Returns:
+            The result, where the run is finished already.
+
+        Raises:
+            SettingsError: The folder holds a run with other settings, of another verb, or any run at all.
+            CheckpointError: There is no run to resume.
+        """
+        if self._holds_a_run():
+            self._check(verb, arguments, settings, resume=resume)
+            result = self._finished(settings)
+            if result is not None:
+                return result
+        elif resume is True:
+            raise CheckpointError("there is no run to resume", path=self.path, advice="Leave resume out to begin one.")
+        config.write_run_yaml(self.path, verb, arguments, settings)
+        return None
+
+    def _holds_a_run(self) -> bool:
+        """Whether there is anything to continue. A mistake in the first command leaves a run.yaml, but nothing else."""
+        return (self.path / "result.json").exists() or any(self.checkpoints.glob("checkpoint-*"))
+
+    def finish(self, result: RunResult) -> None:
+        """Records that the run is finished."""
+        lines = MetricsFile.read(self.metrics)
+        write_text(self.log, HEADER + "".join(map(log_line, lines)) + f"\n{result.summary()}\n")
+        write_json(
+            self.path / "result.json",
+            {
+                "ended": result.ended,
+                "steps": result.steps,
+                "best_step": result.best_step,
+                "metrics": result.metrics,
+            },
+        )
+
+    def _check(self, verb: str, arguments: Mapping[str, Any], settings: TrainingSettings, *, resume: Resume) -> None:
+        if resume is False:
+            raise SettingsError("the folder holds a run already", path=self.path, advice=_OTHER_FOLDER)
+        if not (self.path / "run.yaml").exists():
+            raise SettingsError("the folder holds checkpoints but no run.yaml", path=self.path, advice=_OTHER_FOLDER)
+        recorded = config.read_run_yaml(self.path)
+        if recorded.verb != verb:
+            raise SettingsError(
+                f"the folder holds a '{recorded.verb}' run, this is '{verb}'", path=self.path, advice=_OTHER_FOLDER
+            )
+        free = FREE | {name for name in _DATA if _is_gone(recorded.settings.get(name))}
+        before = {name: value for name, value in recorded.settings.items() if name not in free}
+        now = {name: value for name, value in config.to_mapping(settings).items() if name not in free}
+        changes = config.diff(_located(before), _located(now)) + _other_data(recorded.arguments, arguments)
+        if changes:
+            raise SettingsError(
+                "the run was begun with other settings:\n    " + "\n    ".join(changes),
+                path=self.path,
+                advice="Give the same settings to continue it (--config run.yaml does), or choose another folder.",
+            )
+
+    def _finished(self, settings: TrainingSettings) -> RunResult | None:
+        file = self.path / "result.json"
+        if not (file.exists() and (self.model / "config.json").exists()):
+            return None
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+        used = config.read_run_yaml(self.path).settings.get("max_minutes")
+        if recorded["ended"] == "minutes" and used != settings.max_minutes:
+            return None
+        return RunResult(run=self.path, model=self.model, **recorded)
+
+
+_OTHER_FOLDER = "Choose another output folder, or delete this one."
+
+
+def _located(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings in which a path is the same path from wherever the command is given."""
+    paths = {name: settings[name] for name in config.PATHS if settings.get(name)}
+    return {**settings, **{name: os.path.realpath(path) for name, path in paths.items() if Path(path).exists()}}
+
+
+def _is_gone(path: str | None) -> bool:
+    return path is not None and not Path(path).exists()
+
+
+def _other_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the data of two sessions. Data that are gone may have moved, with the folder, elsewhere."""
+    name, old = next(((name, before[name]) for name in ("store", "source") if name in before), ("", ""))
+    if not old or not Path(old).exists() or Path(old).resolve() == Path(now[name]).resolve():
+        return []
+    return [f"{name}: {old} -> {now[name]}"]

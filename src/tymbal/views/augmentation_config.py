@@ -1,0 +1,153 @@
+"""Augmentations from a YAML file, and back: `configs/audio_augmentation_config.yaml`.
+
+    num_waveform_augs: 3
+    num_spectrogram_augs: 2
+    waveform:
+      gain: {db: [-12, 12]}
+      background: {folder: ../noises, snr: [3, 30], probability: 0.5}
+    spectrogram:
+      time_mask: {width: [0.02, 0.2]}
+    strategies:                       # version 0 as above, version 1 without a change of the spectrogram, 2 as 0, …
+      - {}
+      - {num_spectrogram_augs: 0}
+
+Only what stands under `waveform` and `spectrogram` is ever drawn. A folder is relative to the file.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tymbal.config import from_mapping, read_yaml, to_mapping
+from tymbal.errors import SettingsError
+from tymbal.settings.augmentation import (
+    AugmentationSettings,
+    SpectrogramAugmentations,
+    Strategy,
+    ViewSettings,
+    WaveformAugmentations,
+)
+from tymbal.values import nearest
+
+__all__ = ["DEFAULT_PATH", "augmentation_from", "augmentation_mapping", "chosen_augmentation", "read_augmentation"]
+
+DEFAULT_PATH = Path("configs/audio_augmentation_config.yaml")
+"""Read where it is there and no other file is named."""
+
+Group = TypeVar("Group", WaveformAugmentations, SpectrogramAugmentations)
+
+PathLike = str | os.PathLike[str]
+
+_PLAIN = ("num_waveform_augs", "num_spectrogram_augs")
+
+
+def read_augmentation(path: str | os.PathLike[str] | None = None) -> AugmentationSettings:
+    """Reads augmentations from a file.
+
+    Args:
+        path: The file. None is `DEFAULT_PATH` where it is there, else the defaults.
+
+    Raises:
+        SettingsError: It is not there, or something in it is unknown or wrong.
+    """
+    if path is None:
+        if not DEFAULT_PATH.is_file():
+            return AugmentationSettings()
+        path = DEFAULT_PATH
+    return augmentation_from(read_yaml(path), source=path)
+
+
+def chosen_augmentation(settings: ViewSettings) -> AugmentationSettings:
+    """The augmentations of a file, with the numbers that stand above it.
+
+    Raises:
+        SettingsError: As `read_augmentation`.
+    """
+    found = read_augmentation(settings.augmentations)
+    above = {name: value for name in _PLAIN if (value := getattr(settings, name)) is not None}
+    return replace(found, **above)
+
+
+def augmentation_from(mapping: Mapping[str, Any], *, source: PathLike | None = None) -> AugmentationSettings:
+    """Builds augmentations from a mapping, checking every key and type.
+
+    Args:
+        mapping: As in the file.
+        source: The file, for messages and relative folders.
+
+    Raises:
+        SettingsError: Something is unknown or wrong.
+    """
+    _check_known(mapping, (*_PLAIN, "waveform", "spectrogram", "strategies"), "the augmentations", source)
+    given: dict[str, Any] = {name: int(mapping[name]) for name in _PLAIN if _is_count(mapping, name, source)}
+    if "waveform" in mapping:
+        given["waveform"] = _group(WaveformAugmentations, mapping["waveform"], source)
+    if "spectrogram" in mapping:
+        given["spectrogram"] = _group(SpectrogramAugmentations, mapping["spectrogram"], source)
+    strategies = mapping.get("strategies") or []
+    if not isinstance(strategies, list) or not all(isinstance(one, Mapping) for one in strategies):
+        raise SettingsError(
+            "strategies is not a list of mappings", path=source, advice="Example: - {num_waveform_augs: 2}"
+        )
+    given["strategies"] = tuple(from_mapping(Strategy, one, source=source) for one in strategies)
+    try:
+        return AugmentationSettings(**given)
+    except SettingsError as error:
+        raise SettingsError(error.what, path=source, advice=error.advice) from None
+
+
+def augmentation_mapping(settings: AugmentationSettings) -> dict[str, Any]:
+    """Augmentations as plain values, which `augmentation_from` makes the same of."""
+    groups = {
+        kind: {
+            item.name: to_mapping(value)
+            for item in fields(getattr(settings, kind))
+            if (value := getattr(getattr(settings, kind), item.name)) is not None
+        }
+        for kind in ("waveform", "spectrogram")
+    }
+    strategies = [
+        {name: value for name, value in to_mapping(one).items() if value is not None} for one in settings.strategies
+    ]
+    return {**{name: getattr(settings, name) for name in _PLAIN}, **groups, "strategies": strategies}
+
+
+def _group(cls: type[Group], value: Any, source: PathLike | None) -> Group:
+    names = [item.name for item in fields(cls)]
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{cls.__name__} are not a mapping of names to settings", path=source)
+    _check_known(value, names, "the augmentations", source)
+    hints = typing.get_type_hints(cls)
+    found = {}
+    for name, given in value.items():
+        kind = next(option for option in typing.get_args(hints[name]) if option is not type(None))
+        if given is not None and not isinstance(given, Mapping):
+            raise SettingsError(f"{name} is not a mapping of settings", path=source, advice=f"Example: {name}: {{}}")
+        settings = dict(given or {})
+        folder = settings.get("folder")
+        if isinstance(folder, str) and source is not None:
+            settings["folder"] = str((Path(source).parent / folder).absolute())
+        found[name] = from_mapping(kind, settings, source=source)
+    return cls(**found)
+
+
+def _check_known(mapping: Mapping[str, Any], known: typing.Sequence[str], what: str, source: PathLike | None) -> None:
+    for key in mapping:
+        if key not in known:
+            guess = nearest(str(key), known)
+            advice = f"Did you mean {guess}?" if guess else f"Known are: {', '.join(known)}."
+            raise SettingsError(f"unknown name '{key}' in {what}", path=source, advice=advice)
+
+
+def _is_count(mapping: Mapping[str, Any], name: str, source: PathLike | None) -> bool:
+    value = mapping.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise SettingsError(
+            f"{name} is {value!r}, which is not a whole number", path=source, advice=f"Example: {name}: 3"
+        )
+    return name in mapping
