@@ -66,15 +66,15 @@ def test_draw_shots__takes_so_many_of_each_class() -> None:
 
 
 def test_probe__folds_keep_groups_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = __import__("tymbal.evaluation.probe_tasks", fromlist=["Question"])
+    module = __import__("tymbal.evaluation.probe_tasks", fromlist=["ProbeTask"])
     seen: list[tuple[int, int, int]] = []
-    ask = module.Question.ask
+    ask = module.ProbeTask.ask
 
     def watched(self, features, **names):
         seen.append((len(self.train), len(self.validation), len(set(self.groups))))
         return ask(self, features, **names)
 
-    monkeypatch.setattr(module.Question, "ask", watched)
+    monkeypatch.setattr(module.ProbeTask, "ask", watched)
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
     result = probe(model, store, folds=4, random=False, **QUICK)
     assert seen == [(36, 12, 3)] * 8  # four groups of twelve clips, for baseline and model
@@ -121,9 +121,9 @@ def test_keep__lets_go_of_what_was_not_used_for_longest(kept: Path, monkeypatch:
 
     monkeypatch.setattr(cache, "_ROOM", 1500)
     for number, name in enumerate(("old", "new")):
-        cache.keep(name, np.zeros(150, np.float32))
+        cache.save(name, np.zeros(150, np.float32))
         os.utime(kept / f"{name}.npy", (number, number))
-    assert cache.kept("old") is not None  # and so it is the one used last
-    cache.keep("newest", np.zeros(150, np.float32))
+    assert cache.load("old") is not None  # and so it is the one used last
+    cache.save("newest", np.zeros(150, np.float32))
     assert sorted(path.stem for path in kept.iterdir()) == ["newest", "old"]
-    assert cache.kept("new") is None
+    assert cache.load("new") is None

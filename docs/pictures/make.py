@@ -171,7 +171,7 @@ def draw_recording(figure: mpl.figure.SubFigure, demo: Path) -> None:
         picture, origin="lower", aspect="auto", cmap=COLOURS, vmin=np.percentile(picture, 5),
         vmax=np.percentile(picture, 99.8), extent=(0, picture.shape[1] * features.frame_shift, 0, 128),
     )  # fmt: skip
-    rows = {"flew past": read_events(demo / "events.csv"), "found": read_found(demo / "predictions.csv")}
+    rows = {"flew past": read_events(demo / "events.csv"), "found": read_predictions(demo / "predictions.csv")}
     truth = rows["flew past"]
     for height, (name, events) in zip((-12, -26), rows.items(), strict=True):
         axes.text(begin - 0.15, height, name, ha="right", va="center")
@@ -197,7 +197,7 @@ def read_events(path: Path) -> list[tuple[float, float, str]]:
         return [(float(row["start"]), float(row["end"]), row["label"]) for row in csv.DictReader(file)]
 
 
-def read_found(path: Path) -> list[tuple[float, float, str]]:
+def read_predictions(path: Path) -> list[tuple[float, float, str]]:
     """Stretches of time with one best label: the middle half of each window, neighbours joined."""
     windows: dict[tuple[float, float], list[tuple[float, str]]] = defaultdict(list)
     with path.open(newline="", encoding="utf-8") as file:

@@ -22,7 +22,7 @@ from tymbal.progress import Progress, counted, tell
 from tymbal.settings import EmbedSettings
 
 if TYPE_CHECKING:
-    from tymbal.inference.embedding_input import Material
+    from tymbal.inference.embedding_input import EmbeddingInput
     from tymbal.inference.embeddings import EmbeddingFormat
     from tymbal.inference.frontend import Embedder
 
@@ -117,7 +117,7 @@ def embed(
 
 
 def _run(
-    found: Material,
+    found: EmbeddingInput,
     output: Path,
     kind: EmbeddingFormat,
     record: dict[str, Any],

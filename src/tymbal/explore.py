@@ -28,7 +28,7 @@ from tymbal.stopping import stop_at_once
 
 if TYPE_CHECKING:
     from tymbal.exploring.library import Library
-    from tymbal.exploring.model_view import Eyes
+    from tymbal.exploring.model_view import ModelView
     from tymbal.exploring.page import Served
 
 __all__ = ["ExploreResult", "explore"]
@@ -121,11 +121,11 @@ def _own_uploads() -> Iterator[Path]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Eyes, Library | None, str]:
+def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[ModelView, Library | None, str]:
     """The model, the sounds to compare with, and what the page says about both."""
     from tymbal.compute.device import choose_device, choose_precision
     from tymbal.exploring.library import open_library
-    from tymbal.exploring.model_view import Eyes
+    from tymbal.exploring.model_view import ModelView
     from tymbal.inference.frontend import Embedder, Scorer, embedder_like
     from tymbal.inference.streaming import cut_for
     from tymbal.models.folder import load_model
@@ -145,7 +145,7 @@ def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Eyes
     cut = cut_for(description, window=window, hop=chosen.hop)
     if chosen.hop is None:
         cut = cut_for(description, window=window, hop=max(1, cut.length // 2) / cut.rate)
-    eyes = Eyes(embedder, cut, scorer=scorer, batch_size=chosen.batch_size)
+    eyes = ModelView(embedder, cut, scorer=scorer, batch_size=chosen.batch_size)
     kind = f"{len(description.labels):,} labels" if description.labels else "no classifier"
     facts = f"{model}: windows of {eyes.window:.3g} s at {cut.rate:,} Hz, {kind}."
     if library is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal._version import __version__
-from tymbal.compute.processes import first_speaks, processes
+from tymbal.compute.processes import processes, quiet_except_rank_zero
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, parse_patch
@@ -62,7 +62,7 @@ class _Start:
     new_head: bool = True
 
 
-@first_speaks()
+@quiet_except_rank_zero()
 def finetune(
     source: str | Path,
     output: str | Path,
@@ -95,9 +95,9 @@ def finetune(
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
-    from tymbal.training.source import is_sound, open_source, settled, thinning
+    from tymbal.training.source import is_sound, open_source, subsample, without_sound_settings
 
-    chosen = settled(source, configuration.resolve(FinetuneSettings, settings, config=config))
+    chosen = without_sound_settings(source, configuration.resolve(FinetuneSettings, settings, config=config))
     run = Path(output)
     finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
     if finished is not None:
@@ -105,7 +105,7 @@ def finetune(
     if chosen.classes == "seen" and chosen.data_val is None and is_sound(source, chosen):
         _check_labels(source, chosen)
     store = open_source(source, run, _features(chosen), chosen)
-    clips = _clips(source, store, chosen, every=thinning(store, run, chosen))
+    clips = _clips(source, store, chosen, every=subsample(store, run, chosen))
     objective, description, new_head = _objective(store, clips, chosen)
     encoder = objective.model.encoder
     if chosen.head_start == "probe" and new_head and not _has_begun(run):

@@ -35,13 +35,13 @@ from tymbal.preparation.record import (
     FAILURES,
     Record,
     check_output,
+    check_same_plan,
     check_space,
     finish,
     is_complete,
     read_failures,
-    refuse_changes,
 )
-from tymbal.preparation.task_pool import Crew, bytes_of, dask_executor, make_tasks, preview_task
+from tymbal.preparation.task_pool import TaskPool, bytes_of, dask_executor, make_tasks, preview_task
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import FeatureSettings, PrepareSettings
 from tymbal.store.packed.format import WORK
@@ -157,7 +157,7 @@ def prepare(
     with contextlib.ExitStack() as stack:
         if chosen.executor == "dask" and executor is None:
             executor = stack.enter_context(dask_executor(chosen.scheduler))
-        crew = stack.enter_context(Crew(executor, chosen.workers))
+        crew = stack.enter_context(TaskPool(executor, chosen.workers))
         listed = list_clips(source, chosen, lambda files: _headers(crew, files))
         for note in listed.notes:
             tell(note, warning=True)
@@ -165,7 +165,7 @@ def prepare(
         if chosen.preview:
             return _preview(store, plan, chosen)
         record = Record.of(source, chosen, listed, plan)
-        refuse_changes(store, record)
+        check_same_plan(store, record)
         built: list[Built] = []
         if is_complete(store):
             tell(f"{store} is complete already")
@@ -230,7 +230,7 @@ def _busy(store: Path) -> StoreError:
     )
 
 
-def _headers(crew: Crew, files: Sequence[str]) -> Iterator[Header | Failure]:
+def _headers(crew: TaskPool, files: Sequence[str]) -> Iterator[Header | Failure]:
     groups = [files[i : i + _HEADERS_AT_ONCE] for i in range(0, len(files), _HEADERS_AT_ONCE)]
     with Progress(len(files), "Looking at headers", unit="files") as progress:
         for found in _alive(crew.run(read_headers, groups, parallel=len(files) > _MANY_FILES)):
@@ -238,7 +238,7 @@ def _headers(crew: Crew, files: Sequence[str]) -> Iterator[Header | Failure]:
             progress.advance(len(found), failed=sum(isinstance(header, Failure) for header in found))
 
 
-def _build(crew: Crew, store: Path, plan: Plan, settings: PrepareSettings) -> list[Built]:
+def _build(crew: TaskPool, store: Path, plan: Plan, settings: PrepareSettings) -> list[Built]:
     """Builds the shards that are not there yet; what became of all of them, in order."""
     build, tasks = make_tasks(store, plan, settings)
     built = {task.number: read_sidecar(store, store / WORK, task.number) for task in tasks}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal._version import __version__
-from tymbal.compute.processes import first_speaks
+from tymbal.compute.processes import quiet_except_rank_zero
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PretrainSettings, parse_patch
@@ -66,7 +66,7 @@ _KEPT = {
 """The same for objectives that are not SSAST's."""
 
 
-@first_speaks()
+@quiet_except_rank_zero()
 def pretrain(
     store: str | os.PathLike[str],
     output: str | os.PathLike[str],
@@ -100,17 +100,17 @@ def pretrain(
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
-    from tymbal.training.source import open_source, settled, thinning
+    from tymbal.training.source import open_source, subsample, without_sound_settings
     from tymbal.training.views import open_views, view_dataset
 
-    chosen = settled(store, configuration.resolve(PretrainSettings, settings, config=config))
+    chosen = without_sound_settings(store, configuration.resolve(PretrainSettings, settings, config=config))
     run = Path(output)
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
     contrastive = chosen.objective == "contrastive"
     data = open_views(store, run, chosen) if contrastive else open_source(store, run, _features(chosen), chosen)
-    train_rows, validation_rows = _rows(data, every=thinning(data, run, chosen))
+    train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
     objective, description = _objective(data, chosen)
     probe = _probe(chosen, description)
     if probe is not None and not len(validation_rows):

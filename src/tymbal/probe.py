@@ -115,7 +115,7 @@ def probe(
         TymbalError: The model or the data cannot be used for a probe; the message says why.
     """
     from tymbal.evaluation.labelled_clips import labelled_clips
-    from tymbal.evaluation.run_probes import survey
+    from tymbal.evaluation.run_probes import run_probes
     from tymbal.inference.encoding import check_features
     from tymbal.models.folder import load_model
 
@@ -128,7 +128,7 @@ def probe(
         if clips.left_out:
             tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
         lasting = (Path(data) / DESCRIPTION).is_file()
-        rows = survey(loaded, store, clips, chosen, lasting=lasting)
+        rows = run_probes(loaded, store, clips, chosen, lasting=lasting)
         confusion = _confusion(rows, clips, store)
     result = ProbeResult(
         rows=tuple(rows),

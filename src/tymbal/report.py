@@ -71,14 +71,14 @@ def report(
         StoreError: A store cannot be read.
     """
     from tymbal.pages.page import page
-    from tymbal.reporting.parts import Desk, part_of
+    from tymbal.reporting.parts import PageContext, part_of
 
     chosen = configuration.resolve(ReportSettings, settings, config=config)
     given = [Path(sources)] if isinstance(sources, str | os.PathLike) else [Path(source) for source in sources]
     if not given:
         raise SettingsError("there is nothing to report on", advice="Give a store, a run, or a table of predictions.")
     place = _place(given[0], output)
-    desk = Desk()
+    desk = PageContext()
     with Progress(len(given), "Reporting", unit="parts") as progress:
         parts = []
         for source in given:

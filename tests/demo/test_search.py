@@ -9,7 +9,7 @@ import pytest
 import soundfile as sf
 
 from tymbal.audio.manifest import Clip, Manifest
-from tymbal.demo.outcome import Found, count_found, join_clips
+from tymbal.demo.outcome import Found, count_events, join_clips
 from tymbal.demo.wingbeats import Event
 
 
@@ -31,8 +31,8 @@ def test_count_found__windows_vote_by_their_overlap(tmp_path):
     _write(tmp_path / "p.csv", rows)
     # 0.5 s of the first window (0.9) and 0.2 s of the second (0.3): wren. All of the third: none, not wren.
     events = [Event(0.5, 1.2, "wren"), Event(2.0, 3.0, "wren")]
-    assert count_found(tmp_path / "p.csv", events, background="none") == Found(2, 1, 1, 1)
-    assert count_found(tmp_path / "p.csv", events) == Found(2, 1, 0, 0)
+    assert count_events(tmp_path / "p.csv", events, background="none") == Found(2, 1, 1, 1)
+    assert count_events(tmp_path / "p.csv", events) == Found(2, 1, 0, 0)
 
 
 def test_join_clips__events_say_where_each_clip_lies(tmp_path):

@@ -14,7 +14,7 @@ from small_model import small_model
 from tones import RATE, tone, tone_store
 from tymbal.exploring import drawing
 from tymbal.exploring.library import Library, Neighbour
-from tymbal.exploring.model_view import Eyes
+from tymbal.exploring.model_view import ModelView
 from tymbal.inference.frontend import Embedder, Scorer
 from tymbal.inference.streaming import cut_for
 from tymbal.models.folder import load_model
@@ -24,10 +24,10 @@ LABELS = ("a", "<b>", "c_d", "e", "f", "g")
 
 
 @pytest.fixture(scope="module")
-def eyes(tmp_path_factory: pytest.TempPathFactory) -> Eyes:
+def eyes(tmp_path_factory: pytest.TempPathFactory) -> ModelView:
     folder = tmp_path_factory.mktemp("model")
     loaded = load_model(small_model(folder / "model", labels=LABELS, pooling="cls"))
-    return Eyes(Embedder(loaded), cut_for(loaded.description, hop=0.1), scorer=Scorer(loaded))
+    return ModelView(Embedder(loaded), cut_for(loaded.description, hop=0.1), scorer=Scorer(loaded))
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_png__in_grey_goes_from_black_to_white() -> None:
     assert [picture.getpixel((x, 0))[0] for x in range(3)] == [0, pytest.approx(128, abs=3), 255]
 
 
-def test_window__has_low_frequencies_below(eyes: Eyes, sound: Path) -> None:
+def test_window__has_low_frequencies_below(eyes: ModelView, sound: Path) -> None:
     look = eyes.look(sound)
     text = drawing.window(look, eyes, patch=(0, 3))
     (picture,) = pictures(text)
@@ -64,7 +64,7 @@ def test_window__has_low_frequencies_below(eyes: Eyes, sound: Path) -> None:
     assert "0.00 to 0.34 s" in text
 
 
-def test_window__a_rest_of_a_patch_is_drawn_as_silence(eyes: Eyes, tmp_path: Path) -> None:
+def test_window__a_rest_of_a_patch_is_drawn_as_silence(eyes: ModelView, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "short.wav", tone("low", seconds=0.15), RATE)
     look = eyes.look(tmp_path / "short.wav")
     assert len(look.values) == 13
@@ -73,7 +73,7 @@ def test_window__a_rest_of_a_patch_is_drawn_as_silence(eyes: Eyes, tmp_path: Pat
     assert np.asarray(picture.convert("L"))[:, 13:].max() < 20
 
 
-def test_token_map__like_is_densest_at_its_patch(eyes: Eyes, sound: Path) -> None:
+def test_token_map__like_is_densest_at_its_patch(eyes: ModelView, sound: Path) -> None:
     text = drawing.token_map(eyes.look(sound), eyes, kind="like", patch=(1, 2))
     below, over = pictures(text)
     assert (below.size, over.size) == ((32, 16), (4, 2))
@@ -83,7 +83,7 @@ def test_token_map__like_is_densest_at_its_patch(eyes: Eyes, sound: Path) -> Non
     assert "<span>1.00</span>" in text
 
 
-def test_token_map__attention_says_from_where_it_is_read(eyes: Eyes, sound: Path) -> None:
+def test_token_map__attention_says_from_where_it_is_read(eyes: ModelView, sound: Path) -> None:
     look = eyes.look(sound)
     text = drawing.token_map(look, eyes, kind="last", patch=(0, 0))
     assert "read from the class tokens; an even one is 12.500%" in text
@@ -93,7 +93,7 @@ def test_token_map__attention_says_from_where_it_is_read(eyes: Eyes, sound: Path
     assert "choose a shorter --window" in drawing.token_map(bare, eyes, kind="rollout", patch=(0, 0))
 
 
-def test_scores__the_best_five_with_their_names_as_text(eyes: Eyes, sound: Path) -> None:
+def test_scores__the_best_five_with_their_names_as_text(eyes: ModelView, sound: Path) -> None:
     look = eyes.look(sound)
     text = drawing.scores(look, eyes)
     shares = [int(share) for share in re.findall(r"<b>(\d+)%</b>", text)]
@@ -104,7 +104,7 @@ def test_scores__the_best_five_with_their_names_as_text(eyes: Eyes, sound: Path)
     assert drawing.scores(type(look)(**{**vars(look), "scores": None}), eyes) == ""
 
 
-def test_course__draws_all_of_the_recording_and_its_scores(eyes: Eyes, sound: Path) -> None:
+def test_course__draws_all_of_the_recording_and_its_scores(eyes: ModelView, sound: Path) -> None:
     survey, look = eyes.survey(sound, most=60), eyes.look(sound, 3)
     assert survey is not None
     text = drawing.course(survey, look, eyes)
@@ -121,7 +121,7 @@ def test_course__draws_all_of_the_recording_and_its_scores(eyes: Eyes, sound: Pa
     assert "are shown (--minutes)" in drawing.course(eyes.survey(sound, most=0.2), look, eyes)
 
 
-def test_course__one_window_has_none(eyes: Eyes, tmp_path: Path) -> None:
+def test_course__one_window_has_none(eyes: ModelView, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "short.wav", tone("low", seconds=0.2), RATE)
     survey = eyes.survey(tmp_path / "short.wav", most=60)
     assert survey is not None
@@ -132,7 +132,7 @@ def neighbour(file: Path | str, *, row: int = 0, label: str | None = None) -> Ne
     return Neighbour(row, str(file), 0.1, 0.3, label, 0.9876)
 
 
-def test_cards__have_sound_and_spectrogram(eyes: Eyes, sound: Path) -> None:
+def test_cards__have_sound_and_spectrogram(eyes: ModelView, sound: Path) -> None:
     library = Library(sound.parent, sound, {})
     text = drawing.cards([neighbour(sound, label="<low>;x")], library, eyes)
     assert "&lt;low&gt;, x" in text
@@ -144,7 +144,7 @@ def test_cards__have_sound_and_spectrogram(eyes: Eyes, sound: Path) -> None:
     assert len(wave) / rate == pytest.approx(0.2, abs=1e-3)
 
 
-def test_cards__of_a_store_without_its_sound_show_the_spectrogram(eyes: Eyes, tmp_path: Path) -> None:
+def test_cards__of_a_store_without_its_sound_show_the_spectrogram(eyes: ModelView, tmp_path: Path) -> None:
     store = tone_store(tmp_path / "store", clips=4)
     library = Library(tmp_path / "store", tmp_path, {}, store)
     text = drawing.cards([neighbour("/tones/low/1.wav", row=5, label="")], library, eyes)
@@ -154,7 +154,7 @@ def test_cards__of_a_store_without_its_sound_show_the_spectrogram(eyes: Eyes, tm
     assert "<audio" not in text
 
 
-def test_cards__say_what_is_not_there(eyes: Eyes, tmp_path: Path) -> None:
+def test_cards__say_what_is_not_there(eyes: ModelView, tmp_path: Path) -> None:
     library = Library(tmp_path, tmp_path, {})
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
     text = drawing.cards([neighbour("/gone/a.wav"), neighbour(tmp_path / "torn.wav")], library, eyes)

@@ -11,7 +11,7 @@ from small_model import small_model
 from tones import RATE, tone
 from tymbal.audio.decode import read
 from tymbal.errors import AudioError
-from tymbal.exploring.model_view import Eyes, likeness
+from tymbal.exploring.model_view import ModelView, likeness
 from tymbal.features.bank import filter_bank
 from tymbal.inference.frontend import Embedder, Scorer
 from tymbal.inference.streaming import Window, cut_for, windows
@@ -20,11 +20,11 @@ from tymbal.models.folder import load_model
 LABELS = ("high", "low", "middle")
 
 
-def eyes(folder: Path, *, labels: tuple[str, ...] = LABELS, hop: float | None = 0.1, batch_size: int = 4) -> Eyes:
+def eyes(folder: Path, *, labels: tuple[str, ...] = LABELS, hop: float | None = 0.1, batch_size: int = 4) -> ModelView:
     loaded = load_model(small_model(folder / "model", labels=labels, pooling="mean" if labels else None))
     cut = cut_for(loaded.description, hop=hop)
     scorer = Scorer(loaded) if labels else None
-    return Eyes(Embedder(loaded), cut, scorer=scorer, batch_size=batch_size)
+    return ModelView(Embedder(loaded), cut, scorer=scorer, batch_size=batch_size)
 
 
 def recording(folder: Path, *, seconds: float = 2.0, name: str = "a.wav") -> Path:

@@ -7,7 +7,7 @@ import pytest
 from tymbal.errors import SettingsError
 from tymbal.inference.annotations import write_audacity, write_raven
 from tymbal.inference.detections import Detection
-from tymbal.inference.predictions import DETECTIONS, WINDOWS, beside, is_annotations, read_found
+from tymbal.inference.predictions import DETECTIONS, WINDOWS, beside, is_annotations, read_predictions
 from tymbal.inference.tables import TABLES, open_table
 
 ROWS = [("a, b.wav", 0.0, 5.0, "robin", 0.75), ("ü.wav", 86400.0, 86405.0, 'the "wren"', 0.5)]
@@ -24,7 +24,7 @@ def test_read_found__tables_of_windows_and_of_detections_come_back(tmp_path: Pat
         for row in ROWS:
             write((*row, None, None, 2))
     for name, kind in ((f"a.{ending}", "windows"), (f"a.detections.{ending}", "detections")):
-        found = read_found(tmp_path / name)
+        found = read_predictions(tmp_path / name)
         assert found.kind == kind
         assert [tuple(row) for row in found.rows] == ROWS
     assert beside(tmp_path / f"a.{ending}") == tmp_path / f"a.detections.{ending}"
@@ -35,7 +35,7 @@ def test_read_found__tables_of_windows_and_of_detections_come_back(tmp_path: Pat
 def test_read_found__nothing_found_is_no_mistake(tmp_path: Path, ending: str) -> None:
     with open_table(tmp_path / f"a.{ending}", ending, WINDOWS):
         pass
-    assert list(read_found(tmp_path / f"a.{ending}").rows) == []
+    assert list(read_predictions(tmp_path / f"a.{ending}").rows) == []
 
 
 def test_read_found__raven_and_audacity_come_back(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_read_found__raven_and_audacity_come_back(tmp_path: Path) -> None:
     write_audacity(tmp_path / "out" / "north" / "b.labels.txt", FOUND, LABELS)
     assert is_annotations(tmp_path / "out")
     assert not is_annotations(tmp_path / "out" / "a.selections.txt")
-    found = read_found(tmp_path / "out")
+    found = read_predictions(tmp_path / "out")
     assert found.kind == "detections"
     path = str(Path("nights/a.wav").absolute())
     assert [tuple(row) for row in found.rows] == [
@@ -59,9 +59,11 @@ def test_read_found__annotations_of_others(tmp_path: Path) -> None:
     columns = "Selection\tView\tBegin Time (s)\tEnd Time (s)\tCommon Name\tConfidence\tFile Offset (s)\tBegin Path\n"
     rows = "1\tSpectrogram 1\t63.0\t66.0\tRobin\t0.4\t3.0\tb.wav\n1\tWaveform 1\t63.0\t66.0\tRobin\t0.4\t3.0\tb.wav\n"
     (tmp_path / "birdnet.txt").write_text(columns + rows, encoding="utf-8")
-    assert [tuple(row) for row in read_found(tmp_path / "birdnet.txt").rows] == [("b.wav", 3.0, 6.0, "Robin", 0.4)]
+    assert [tuple(row) for row in read_predictions(tmp_path / "birdnet.txt").rows] == [
+        ("b.wav", 3.0, 6.0, "Robin", 0.4)
+    ]
     (tmp_path / "hand.txt").write_text("1.5\t2\tblack cap\n\\\t100\t900\n3\t4\n5\t6\twren\t0.25\n", encoding="utf-8")
-    assert [tuple(row) for row in read_found(tmp_path / "hand.txt").rows] == [
+    assert [tuple(row) for row in read_predictions(tmp_path / "hand.txt").rows] == [
         ("hand", 1.5, 2.0, "black cap", 1.0),
         ("hand", 3.0, 4.0, "", 1.0),
         ("hand", 5.0, 6.0, "wren", 0.25),
@@ -85,11 +87,11 @@ def test_read_found__annotations_of_others(tmp_path: Path) -> None:
 def test_read_found__what_is_broken_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(SettingsError, match=message):
-        list(read_found(tmp_path / name).rows)
+        list(read_predictions(tmp_path / name).rows)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("night.csv", "windows"), ("night.detections.csv", "detections")])
 def test_read_found__an_empty_table_is_what_its_name_says(name: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("file,start,end,label,score\n")
-    found = read_found(tmp_path / name)
+    found = read_predictions(tmp_path / name)
     assert (found.kind, list(found.rows)) == (kind, [])

@@ -11,7 +11,7 @@ import pytest
 
 from tymbal.errors import StoreError
 from tymbal.files import locked
-from tymbal.preparation.task_pool import Crew
+from tymbal.preparation.task_pool import TaskPool
 
 
 def square(number: int) -> int:
@@ -20,9 +20,9 @@ def square(number: int) -> int:
 
 def test_crew__runs_everything_somewhere() -> None:
     expected = [number * number for number in range(20)]
-    with Crew(None, workers=1) as crew:
+    with TaskPool(None, workers=1) as crew:
         assert list(crew.run(square, range(20), parallel=True)) == expected
-    with ThreadPoolExecutor(3) as threads, Crew(threads, workers=None) as crew:
+    with ThreadPoolExecutor(3) as threads, TaskPool(threads, workers=None) as crew:
         assert sorted(crew.run(square, range(20), parallel=False)) == expected
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from tymbal.store import parallel_copy as hands
-from tymbal.store.parallel_copy import in_parts
+from tymbal.store.parallel_copy import copy_in_parallel
 
 MIB = 1 << 20
 
@@ -19,7 +19,7 @@ def _four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 64])
 def test_in_parts__does_each_item_once(count: int) -> None:
     done: list[int] = []
-    in_parts(lambda start, stop: done.extend(range(start, stop)), count, MIB)
+    copy_in_parallel(lambda start, stop: done.extend(range(start, stop)), count, MIB)
     assert sorted(done) == list(range(count))
 
 
@@ -31,10 +31,10 @@ def test_in_parts__shares_large_work_and_keeps_small_work_here() -> None:
         names.add(threading.get_ident())
         both.wait()
 
-    in_parts(work, 2, MIB)
+    copy_in_parallel(work, 2, MIB)
     assert len(names) == 2
     seen: list[int] = []
-    in_parts(lambda start, stop: seen.append(threading.get_ident()), 100, 100)
+    copy_in_parallel(lambda start, stop: seen.append(threading.get_ident()), 100, 100)
     assert seen == [threading.get_ident()]
 
 
@@ -44,14 +44,16 @@ def test_in_parts__an_error_in_any_part_is_raised() -> None:
             raise OSError("disk")
 
     with pytest.raises(OSError, match="disk"):
-        in_parts(work, 4, MIB)
+        copy_in_parallel(work, 4, MIB)
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_in_parts__works_in_a_forked_process() -> None:
-    in_parts(lambda start, stop: None, 4, MIB)
-    child = multiprocessing.get_context("fork").Process(target=in_parts, args=(lambda start, stop: None, 4, MIB))
+    copy_in_parallel(lambda start, stop: None, 4, MIB)
+    child = multiprocessing.get_context("fork").Process(
+        target=copy_in_parallel, args=(lambda start, stop: None, 4, MIB)
+    )
     child.start()
     child.join(20)
     assert child.exitcode == 0

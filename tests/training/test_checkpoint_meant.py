@@ -13,7 +13,7 @@ from training_setup import TINY, make_store
 from tymbal.errors import CheckpointError, ModelError
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
-from tymbal.training.checkpoints import checkpoint_meant
+from tymbal.training.checkpoints import resolve_checkpoint
 
 SHORT: dict[str, Any] = {**TINY, "max_steps": 3}
 
@@ -32,10 +32,10 @@ def run(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_resume__takes_a_checkpoint_or_the_run_itself(run: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoint = run / "checkpoints" / "checkpoint-3"
-    assert checkpoint_meant(checkpoint, run) == checkpoint
+    assert resolve_checkpoint(checkpoint, run) == checkpoint
     monkeypatch.chdir(run.parent)
-    assert checkpoint_meant(Path("run"), run) is None
-    assert checkpoint_meant(Path("run/checkpoints"), run) is None
+    assert resolve_checkpoint(Path("run"), run) is None
+    assert resolve_checkpoint(Path("run/checkpoints"), run) is None
 
 
 def test_resume__of_the_run_itself_insists_on_one(run: Path, store: Path, tmp_path: Path):

@@ -15,7 +15,7 @@ from tymbal.progress import quietly
 from tymbal.training import device_errors as trouble
 from tymbal.training.batches import BatchPlan
 from tymbal.training.checkpoints import Checkpoints
-from tymbal.training.device_errors import in_plain_words, too_large
+from tymbal.training.device_errors import explain, too_large
 
 GIB = 2**30
 
@@ -154,10 +154,10 @@ def test_too_large__batch_sizes_that_grow():
 def test_in_plain_words(raised: RuntimeError, what: str, tmp_path):
     plan = BatchPlan(length=20, batch_sizes=(4,))
     where = {"plan": plan, "arithmetic": (torch.device("mps"), None), "checkpoints": Checkpoints(tmp_path / "c")}
-    with pytest.raises(TrainingError, match=what), in_plain_words(Copying(), Rows(20), settings(), **where):
+    with pytest.raises(TrainingError, match=what), explain(Copying(), Rows(20), settings(), **where):
         raise raised
     ours = RuntimeError("shapes differ")
-    with pytest.raises(RuntimeError) as caught, in_plain_words(Copying(), Rows(20), settings(), **where):
+    with pytest.raises(RuntimeError) as caught, explain(Copying(), Rows(20), settings(), **where):
         raise ours
     assert caught.value is ours
 

@@ -21,7 +21,7 @@ from tymbal.audio.tables import table_classes
 from tymbal.compat.flags import Flags, parse
 from tymbal.compat.outputs import Outputs, d_prime, finetuning_row, save_model_as, write_rows
 from tymbal.compat.translate import Call, translate
-from tymbal.compute.processes import first_speaks, on_first, rank
+from tymbal.compute.processes import on_rank_zero, quiet_except_rank_zero, rank
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.scoring import figures_of
 from tymbal.files import write_json
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["finetune_as_there", "finish", "run", "write_arguments"]
 
 
-@first_speaks()
+@quiet_except_rank_zero()
 def run(arguments: Sequence[str]) -> RunResult:
     """Does what `python run.py` with these arguments would.
 
@@ -86,7 +86,7 @@ def _pretrain(flags: Flags, call: Call) -> RunResult:
     outputs = Outputs(call.output, row=row, number=number, keep=flags.save_model)
     write_arguments(flags, call)
     result = tymbal.pretrain(call.source, call.output, on_evaluation=outputs.note, **call.settings)
-    on_first(lambda: finish(outputs, result))
+    on_rank_zero(lambda: finish(outputs, result))
     return result
 
 
@@ -122,9 +122,9 @@ def finetune_as_there(flags: Flags, call: Call) -> RunResult:
     outputs = Outputs(call.output, row=row, number=_epoch, keep=flags.save_model)
     write_arguments(flags, call)
     result = tymbal.finetune(call.source, call.output, on_evaluation=outputs.note, **call.settings)
-    on_first(lambda: finish(outputs, result))
+    on_rank_zero(lambda: finish(outputs, result))
     if flags.wa:
-        on_first(lambda: _write_average(result, metrics=flags.metrics))
+        on_rank_zero(lambda: _write_average(result, metrics=flags.metrics))
     if flags.data_eval is not None:
         _test(flags, result)
     return result
@@ -199,4 +199,4 @@ def _test(flags: Flags, result: RunResult) -> None:
     figures = figures_of(result.model, store, batch_size=flags.batch_size, device=flags.device)
     tell(f"On the {len(store):,} test clips: accuracy {figures['top1']:.4g}, mAP {figures['mAP']:.4g}")
     known = [result.metrics["eval_top1"], result.metrics["eval_auc"], figures["top1"], figures["auc"]]
-    on_first(lambda: write_rows(result.run / "eval_result.csv", [[value] for value in known]))
+    on_rank_zero(lambda: write_rows(result.run / "eval_result.csv", [[value] for value in known]))

@@ -15,7 +15,7 @@ from tymbal.progress import quietly
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["first_speaks", "join", "on_first", "processes", "rank", "reproducible"]
+__all__ = ["init_process_group", "on_rank_zero", "processes", "quiet_except_rank_zero", "rank", "reproducible"]
 
 T = TypeVar("T")
 
@@ -31,13 +31,13 @@ def processes() -> int:
 
 
 @contextlib.contextmanager
-def first_speaks() -> Iterator[None]:
+def quiet_except_rank_zero() -> Iterator[None]:
     """Within it, or a function that it decorates, all processes but the first are quiet."""
     with quietly() if rank() else contextlib.nullcontext():
         yield
 
 
-def join(device: torch.device) -> None:
+def init_process_group(device: torch.device) -> None:
     """Makes this process one of the group, if there is one. `Trainer` then uses the same group."""
     import torch
 
@@ -48,7 +48,7 @@ def join(device: torch.device) -> None:
         PartialState(cpu=cpu, backend="gloo" if cpu else None)
 
 
-def on_first(decide: Callable[[], T]) -> T:
+def on_rank_zero(decide: Callable[[], T]) -> T:
     """Calls a function in the first process and gives its result, or its error, to all of them."""
     if processes() == 1:
         return decide()

@@ -14,13 +14,13 @@ import numpy as np
 
 from tymbal.demo.wingbeats import Event, write_events
 from tymbal.files import replace_file
-from tymbal.inference.predictions import read_found
+from tymbal.inference.predictions import read_predictions
 from tymbal.progress import duration
 
 if TYPE_CHECKING:
     from tymbal.audio.manifest import Manifest
 
-__all__ = ["Found", "Report", "Scores", "count_found", "join_clips"]
+__all__ = ["Found", "Report", "Scores", "count_events", "join_clips"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +197,7 @@ class Found:
     false_alarms: int
 
 
-def count_found(predictions: Path, events: Sequence[Event], *, background: str | None = None) -> Found:
+def count_events(predictions: Path, events: Sequence[Event], *, background: str | None = None) -> Found:
     """Compares a table of predictions with what was there.
 
     The scores of the windows that overlap an event are averaged, each with the seconds of its overlap as weight.
@@ -208,7 +208,7 @@ def count_found(predictions: Path, events: Sequence[Event], *, background: str |
         background: Label of windows without an event; None where there are none.
     """
     windows: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
-    for row in read_found(predictions).rows:
+    for row in read_predictions(predictions).rows:
         windows[row.start, row.end][row.label] = row.score
     found = 0
     for event in events:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import tymbal
-from tymbal.demo.outcome import Found, Report, Scores, count_found, join_clips
+from tymbal.demo.outcome import Found, Report, Scores, count_events, join_clips
 from tymbal.demo.wingbeats import BACKGROUND, DEVICES, HELD_OUT, write_clips, write_recording
 from tymbal.errors import SettingsError
 from tymbal.files import write_json, write_text
@@ -258,7 +258,7 @@ def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthe
         events = join_clips(manifest, recording, seconds=plan.recording, sample_rate=rate, seed=_SEED)
     hop = round(store.frames * features.shift_samples / features.sample_rate / 2, 2)
     walk.step("predict", walk.folder / "classifier", recording, output="predictions.csv", hop=hop)
-    return count_found(walk.folder / "predictions.csv", events, background=BACKGROUND if synthetic else None)
+    return count_events(walk.folder / "predictions.csv", events, background=BACKGROUND if synthetic else None)
 
 
 def _show(walk: _Walk) -> None:

@@ -26,7 +26,7 @@ from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.format import DESCRIPTION, INDEX
 from tymbal.store.packed.packed_store import Store
 
-__all__ = ["cache_folder", "embed_kept", "keep", "kept", "key_of", "place_for_table"]
+__all__ = ["cache_folder", "embed_with_cache", "key_of", "load", "place_for_table", "save"]
 
 _SCHEMA = 1
 _ROOM = 2 * 10**9
@@ -68,7 +68,7 @@ def key_of(
     return found.hexdigest()
 
 
-def kept(key: str) -> NDArray[np.float32] | None:
+def load(key: str) -> NDArray[np.float32] | None:
     """What was kept under a name; None where there is nothing that can be read."""
     path = cache_folder() / f"{key}.npy"
     try:
@@ -79,7 +79,7 @@ def kept(key: str) -> NDArray[np.float32] | None:
     return values
 
 
-def keep(key: str, values: NDArray[np.float32]) -> None:
+def save(key: str, values: NDArray[np.float32]) -> None:
     """Keeps embeddings, and lets go of those not used for longest where all take too much room.
 
     A folder that cannot be written to keeps nothing.
@@ -119,7 +119,7 @@ def place_for_table(key: str) -> Path | None:
     return folder / _TABLE if os.access(folder, os.W_OK) else None
 
 
-def embed_kept(
+def embed_with_cache(
     encoder: SpectrogramEncoder,
     description: ModelDescription,
     store: SpectrogramSource,
@@ -153,7 +153,7 @@ def embed_kept(
         how = {"skip_padding": settings.skip_padding, "device": device.type, "dtype": str(dtype)}
         common = key_of(encoder, description, store, rows, how)
         keys = {(pooling, layer): f"{common}-{pooling}-{layer}" for pooling, layer in places}
-        held = {place: kept(key) for place, key in keys.items()}
+        held = {place: load(key) for place, key in keys.items()}
         known = {place: values for place, values in held.items() if values is not None and len(values) == len(rows)}
         if len(known) == len(places):
             progress.advance(len(rows))
@@ -172,5 +172,5 @@ def embed_kept(
         progress=progress,
     )
     for place, key in keys.items():
-        keep(key, found[place])
+        save(key, found[place])
     return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tymbal.evaluation.linear import fit_logistic, neighbour_scores, quality
 
-__all__ = ["READERS", "ProbeRow", "Question", "draw_shots", "table", "together"]
+__all__ = ["READERS", "ProbeRow", "ProbeTask", "aggregate", "draw_shots", "table"]
 
 READERS = ("logistic", "knn", "attentive")
 """What can read, in the order of the table."""
@@ -54,7 +54,7 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class ProbeTask:
     """What is asked of every set of features.
 
     Attributes:
@@ -73,7 +73,7 @@ class Question:
     neighbours: int
     seed: int
 
-    def ask(
+    def run(
         self,
         features: NDArray[np.floating[Any]],
         *,
@@ -152,7 +152,7 @@ def draw_shots(truth: NDArray[np.bool_], shots: int, *, seed: int) -> NDArray[np
     return np.unique(np.concatenate(chosen)).astype(np.int64)
 
 
-def together(repeats: Sequence[Sequence[ProbeRow]]) -> list[ProbeRow]:
+def aggregate(repeats: Sequence[Sequence[ProbeRow]]) -> list[ProbeRow]:
     """Means of the figures of rows at the same place, and the spread (standard deviation) of the leading one."""
     found: list[ProbeRow] = []
     for rows in zip(*repeats, strict=True):

@@ -16,10 +16,10 @@ from tymbal.compute.device import choose_device
 from tymbal.errors import SettingsError
 from tymbal.evaluation.attentive import fit_attentive
 from tymbal.evaluation.baseline import baseline_features
-from tymbal.evaluation.embedding_cache import embed_kept
+from tymbal.evaluation.embedding_cache import embed_with_cache
 from tymbal.evaluation.labelled_clips import LabelledClips
 from tymbal.evaluation.linear import grouped_folds
-from tymbal.evaluation.probe_tasks import ProbeRow, Question, draw_shots, together
+from tymbal.evaluation.probe_tasks import ProbeRow, ProbeTask, aggregate, draw_shots
 from tymbal.evaluation.tokens import Tokens, write_tokens
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
@@ -30,14 +30,14 @@ from tymbal.store.base import SpectrogramSource
 
 if TYPE_CHECKING:
     Part = tuple[NDArray[np.int64], NDArray[np.int64]]
-    Reader = Callable[[Question, NDArray[np.int64], NDArray[np.int64]], list[ProbeRow]]
+    Reader = Callable[[ProbeTask, NDArray[np.int64], NDArray[np.int64]], list[ProbeRow]]
 
-__all__ = ["survey"]
+__all__ = ["run_probes"]
 
 _ORDER = ("baseline", "random", "model")
 
 
-def survey(
+def run_probes(
     loaded: LoadedModel, store: SpectrogramSource, clips: LabelledClips, settings: ProbeSettings, *, lasting: bool
 ) -> list[ProbeRow]:
     """Asks everything; gives the lines of the table.
@@ -60,7 +60,7 @@ def survey(
         found += asked.pooled(baseline_features(store, asked.rows), name="baseline", pooling="moments")
         with Progress(len(encoders) * len(asked.rows), "Embedding", unit="clips") as progress:
             made = {
-                name: embed_kept(
+                name: embed_with_cache(
                     encoder,
                     loaded.description,
                     store,
@@ -112,9 +112,9 @@ class _Survey:
         """Asks about features [clips, dimensions]."""
         readers = self.settings.readers
 
-        def read(question: Question, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> list[ProbeRow]:
+        def read(question: ProbeTask, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> list[ProbeRow]:
             chosen = features[np.concatenate([inside, outside])]
-            return question.ask(chosen, name=name, pooling=pooling, readers=readers)
+            return question.run(chosen, name=name, pooling=pooling, readers=readers)
 
         return self._ask(read, layer)
 
@@ -122,7 +122,7 @@ class _Survey:
         """Asks about tokens of the clips."""
         device = choose_device(self.settings.device)[0]
 
-        def read(question: Question, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> list[ProbeRow]:
+        def read(question: ProbeTask, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> list[ProbeRow]:
             fitted = fit_attentive(
                 tokens,
                 inside,
@@ -150,7 +150,7 @@ class _Survey:
         asked: list[ProbeRow] = []
         for shots in (None, *self.settings.shots):
             repeats = [read(self._question(inside, outside), inside, outside) for inside, outside in self._drawn(shots)]
-            merged = repeats[0] if len(repeats) == 1 else together(repeats)
+            merged = repeats[0] if len(repeats) == 1 else aggregate(repeats)
             asked += [replace(row, layer=layer, shots=shots) for row in merged]
         return asked
 
@@ -175,8 +175,8 @@ class _Survey:
             for draw in range(self.settings.draws):
                 yield inside[draw_shots(self._truth[inside], shots, seed=self.settings.seed + draw)], outside
 
-    def _question(self, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> Question:
-        return Question(
+    def _question(self, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> ProbeTask:
+        return ProbeTask(
             train=self._truth[inside],
             validation=self._truth[outside],
             groups=None if self._groups is None else [self._groups[place] for place in inside],

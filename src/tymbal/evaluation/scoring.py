@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tymbal.compute.device import choose_device
-from tymbal.compute.processes import join, processes, rank
+from tymbal.compute.processes import init_process_group, processes, rank
 from tymbal.errors import ModelError, StoreError
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import load_model
@@ -58,7 +58,7 @@ def figures_of(
         multilabel=description.multilabel,
     )
     place = choose_device(device)[0]
-    join(place)
+    init_process_group(place)
     objective.to(place).eval()
     rows = store.rows(split)
     if not description.multilabel:  # where every clip has one class, one without a label tells nothing

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from tymbal.evaluation.labelled_clips import LabelledClips
-from tymbal.evaluation.probe_tasks import Question
+from tymbal.evaluation.probe_tasks import ProbeTask
 from tymbal.inference.encoding import embed_store
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
@@ -78,7 +78,7 @@ class LabelProbe:
         train, asked = (
             np.sort(generator.permutation(rows)[:_MOST_PROBED]) for rows in (self.clips.train, self.clips.validation)
         )
-        question = Question(
+        question = ProbeTask(
             train=self.clips.truth(self.store, train),
             validation=self.clips.truth(self.store, asked),
             groups=self.clips.groups(self.store, train),
@@ -87,7 +87,7 @@ class LabelProbe:
             seed=self.seed,
         )
         figure = "mAP" if self.clips.multilabel else "accuracy"
-        rows = question.ask(embed(self.store, np.concatenate([train, asked])), name="model", pooling="mean")
+        rows = question.run(embed(self.store, np.concatenate([train, asked])), name="model", pooling="mean")
         names = {"logistic": "probe", "knn": "knn"}
         return {f"{names[row.reader]}_{figure}": row.figures[figure] for row in rows}
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tymbal.audio.decode import read
 from tymbal.errors import TymbalError
 from tymbal.exploring.library import Library, Neighbour
-from tymbal.exploring.model_view import Eyes, Look, Survey, likeness
+from tymbal.exploring.model_view import Look, ModelView, Survey, likeness
 from tymbal.features.bank import filter_bank
 from tymbal.pages.charts import legend
 from tymbal.pages.page import words
@@ -43,7 +43,7 @@ def note(text: str, *, warning: bool = False) -> str:
     return f'<p class="warn" role="alert">{lines}</p>' if warning else f'<p class="note">{lines}</p>'
 
 
-def window(look: Look, eyes: Eyes, *, patch: tuple[int, int]) -> str:
+def window(look: Look, eyes: ModelView, *, patch: tuple[int, int]) -> str:
     """The spectrogram of a window, in which a patch can be chosen."""
     shown = _under_patches(look)
     picture = image(
@@ -64,7 +64,7 @@ def window(look: Look, eyes: Eyes, *, patch: tuple[int, int]) -> str:
     )
 
 
-def token_map(look: Look, eyes: Eyes, *, kind: str, patch: tuple[int, int]) -> str:
+def token_map(look: Look, eyes: ModelView, *, kind: str, patch: tuple[int, int]) -> str:
     """What the model makes of the window, laid over its spectrogram in grey.
 
     Args:
@@ -114,11 +114,11 @@ def _under_patches(look: Look) -> NDArray[np.float32]:
     return shortened(padded)[0]
 
 
-def _times(look: Look, eyes: Eyes) -> list[Mark]:
+def _times(look: Look, eyes: ModelView) -> list[Mark]:
     return time_marks(look.start, look.start + look.reach[1] * eyes.features.shift_samples / eyes.cut.rate)
 
 
-def scores(look: Look, eyes: Eyes) -> str:
+def scores(look: Look, eyes: ModelView) -> str:
     """The best labels of a window; empty of an encoder."""
     if look.scores is None:
         return ""
@@ -131,7 +131,7 @@ def scores(look: Look, eyes: Eyes) -> str:
     return f'<h3>Scores <small>of this window</small></h3><ol class="bars">{rows}</ol>'
 
 
-def course(survey: Survey, look: Look, eyes: Eyes) -> str:
+def course(survey: Survey, look: Look, eyes: ModelView) -> str:
     """The whole recording, in which a window can be chosen, and the scores along it; empty where it is one window.
 
     Args:
@@ -200,14 +200,14 @@ def _lines(survey: Survey, values: NDArray[np.float32], labels: Sequence[str], c
     )
 
 
-def cards(found: Sequence[Neighbour], library: Library, eyes: Eyes) -> str:
+def cards(found: Sequence[Neighbour], library: Library, eyes: ModelView) -> str:
     """Neighbours with their spectrogram, their sound where there is any, and how alike they are."""
     sounds = Sounds(most=len(found), seconds=_HEARD, beside=library.name, numbers=count(1), room=_ROOM)
     drawn = "".join(_card(each, library, eyes, sounds) for each in found)
     return f'<div class="cards">{drawn}</div><p class="soft">{escape(sounds.remark())}</p>'
 
 
-def _card(found: Neighbour, library: Library, eyes: Eyes, sounds: Sounds) -> str:
+def _card(found: Neighbour, library: Library, eyes: ModelView, sounds: Sounds) -> str:
     name = "/".join(PurePath(found.file.replace("\\", "/")).parts[-2:])
     where = f"{name}, {found.start:.2f} to {found.end:.2f} s"
     player = sounds.of(found.file, found.start, found.end)
@@ -228,7 +228,7 @@ def _card(found: Neighbour, library: Library, eyes: Eyes, sounds: Sounds) -> str
     return f'<figure class="card">{picture}{player}{silent}{empty}{caption}</figure>'
 
 
-def _picture(found: Neighbour, library: Library, eyes: Eyes, sounds: Sounds, *, alt: str) -> str:
+def _picture(found: Neighbour, library: Library, eyes: ModelView, sounds: Sounds, *, alt: str) -> str:
     """Its spectrogram, from the store or from its sound; empty where there is neither."""
     store = library.store
     try:

@@ -22,7 +22,7 @@ from tymbal.inference.frontend import Embedder, Scorer
 from tymbal.inference.streaming import Cut, Window, windows
 from tymbal.models.encoder import Block, SpectrogramEncoder
 
-__all__ = ["MOST_TOKENS", "Attention", "Eyes", "Look", "Survey", "attention", "likeness", "readers"]
+__all__ = ["MOST_TOKENS", "Attention", "Look", "ModelView", "Survey", "attention", "likeness", "readers"]
 
 _BLOCK = 10.0  # seconds decoded at a time
 _SPECTRUM_COLUMNS = 600
@@ -78,7 +78,7 @@ class Survey:
     windows: int
 
 
-class Eyes:
+class ModelView:
     """A model at work on sounds that a person drops.
 
     Args:

@@ -23,7 +23,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from tymbal.errors import SettingsError, TymbalError
 from tymbal.exploring import drawing
 from tymbal.exploring.library import Library
-from tymbal.exploring.model_view import Eyes, Look, Survey
+from tymbal.exploring.model_view import Look, ModelView, Survey
 
 __all__ = ["Served", "Uploads", "build", "serve"]
 
@@ -48,7 +48,9 @@ class Served:
     close: Callable[[], None]
 
 
-def build(eyes: Eyes, library: Library | None, uploads: Uploads, *, facts: str, top: int, minutes: float) -> gr.Blocks:
+def build(
+    eyes: ModelView, library: Library | None, uploads: Uploads, *, facts: str, top: int, minutes: float
+) -> gr.Blocks:
     """Puts the page together.
 
     Args:
@@ -153,7 +155,7 @@ class _Answers:
         most: Seconds of a recording that are looked at.
     """
 
-    eyes: Eyes
+    eyes: ModelView
     library: Library | None
     uploads: Uploads
     top: int

@@ -29,12 +29,12 @@ from tymbal.store.packed.packed_store import Store
 from tymbal.store.pt.pt_folder import open_with
 from tymbal.store.pt.pt_list import holds_pt
 
-__all__ = ["Material", "material"]
+__all__ = ["EmbeddingInput", "material"]
 
 _BLOCK = 1024  # clips of a store that are done or not as a whole
 
 
-class Material(ABC):
+class EmbeddingInput(ABC):
     """What is embedded, in pieces that are done or not.
 
     Attributes:
@@ -64,7 +64,7 @@ class Material(ABC):
 
 def material(
     sources: str | Path | Sequence[str | Path], embedder: Embedder, settings: EmbedSettings, *, path: str
-) -> Material:
+) -> EmbeddingInput:
     """What a user means: one store, or recordings.
 
     Args:
@@ -89,7 +89,7 @@ def material(
     return _Sounds(given, embedder, settings)
 
 
-class _Sounds(Material):
+class _Sounds(EmbeddingInput):
     """Recordings."""
 
     unit = "files"
@@ -151,7 +151,7 @@ class _Sounds(Material):
         return pa.table(columns, schema=self.schema)
 
 
-class _Clips(Material):
+class _Clips(EmbeddingInput):
     """Clips of a store, in blocks."""
 
     unit = "blocks of clips"

@@ -40,13 +40,13 @@ __all__ = [
     "DETECTIONS",
     "SCHEMA",
     "WINDOWS",
-    "FoundTable",
+    "PredictionTable",
     "Predictions",
-    "beside",
+    "detections_path",
     "failures_path",
     "is_annotations",
     "output_format",
-    "read_found",
+    "read_predictions",
 ]
 
 Format = TableFormat | AnnotationFormat
@@ -180,17 +180,17 @@ class Predictions:
     def _write_tables(
         self, spool: Spool, recordings: Sequence[Recording], output: Path
     ) -> tuple[int, tuple[Path, ...]]:
-        beside = output.with_name(f"{output.stem}.detections{output.suffix}")
+        detections_path = output.with_name(f"{output.stem}.detections{output.suffix}")
         kind = cast("TableFormat", self._kind)
         count = 0
         with ExitStack() as stack:
             tables = _Tables(
                 stack.enter_context(open_table(output, kind, WINDOWS)),
-                stack.enter_context(open_table(beside, kind, DETECTIONS)),
+                stack.enter_context(open_table(detections_path, kind, DETECTIONS)),
             )
             for outcome, batches in spool.read(recordings):
                 count += self._write_recording(tables, outcome, batches)
-        return count, (output, beside)
+        return count, (output, detections_path)
 
     def _write_recording(self, tables: _Tables, outcome: Outcome, batches: Iterator[pa.RecordBatch]) -> int:
         began = None if outcome.began is None else datetime.fromisoformat(outcome.began)
@@ -234,7 +234,7 @@ _READERS = {"raven": read_raven, "audacity": read_audacity}
 
 
 @dataclass(frozen=True)
-class FoundTable:
+class PredictionTable:
     """What was found.
 
     Attributes:
@@ -246,7 +246,7 @@ class FoundTable:
     rows: Iterator[Annotation]
 
 
-def read_found(path: Path) -> FoundTable:
+def read_predictions(path: Path) -> PredictionTable:
     """Reads predictions.
 
     Args:
@@ -257,22 +257,22 @@ def read_found(path: Path) -> FoundTable:
             asked for.
     """
     if path.is_dir():
-        return FoundTable(
+        return PredictionTable(
             "detections", chain.from_iterable(_annotations(file, path) for file in _annotation_files(path))
         )
     if path.suffix.lower() == ".txt":
-        return FoundTable("detections", _annotations(path, path.parent))
+        return PredictionTable("detections", _annotations(path, path.parent))
     if path.suffix.lower().removeprefix(".") not in TABLES:
         raise SettingsError("is no table of predictions", path=path, advice=_ADVICE)
     rows = read_rows(path)
     first = next(rows, None)
     if first is None:  # nothing but its name tells what an empty table would hold
-        return FoundTable("detections" if path.stem.endswith(".detections") else "windows", iter(()))
+        return PredictionTable("detections" if path.stem.endswith(".detections") else "windows", iter(()))
     missing = [name for name in _COLUMNS if name not in first]
     if missing:
         raise SettingsError(f"is no table of predictions: it lacks {', '.join(missing)}", path=path, advice=_ADVICE)
     kind: Literal["windows", "detections"] = "detections" if "windows" in first else "windows"
-    return FoundTable(kind, (_row(row, number, path) for number, row in enumerate(chain([first], rows), 1)))
+    return PredictionTable(kind, (_row(row, number, path) for number, row in enumerate(chain([first], rows), 1)))
 
 
 def is_annotations(folder: Path) -> bool:
@@ -280,7 +280,7 @@ def is_annotations(folder: Path) -> bool:
     return folder.is_dir() and bool(_annotation_files(folder))
 
 
-def beside(path: Path) -> Path | None:
+def detections_path(path: Path) -> Path | None:
     """The table of detections that lies beside one of windows; None where there is none."""
     other = path.with_name(f"{path.stem}.detections{path.suffix}")
     return other if path.is_file() and other.is_file() else None

@@ -24,7 +24,7 @@ from tymbal.config import diff
 from tymbal.errors import SettingsError
 from tymbal.files import PARTIAL, locked, replace_file, write_json
 
-__all__ = ["PIECE", "RECORDING", "Held", "Outcome", "Pieces", "Spool", "writing"]
+__all__ = ["PIECE", "RECORDING", "Outcome", "Pieces", "RowBuffer", "Spool", "writing"]
 
 _SECONDS = 20.0  # after which a part is closed: what a kill can cost beside the recording at hand
 _KEY = "tymbal"
@@ -99,7 +99,7 @@ class Spool:
         self._inside = contextlib.ExitStack()
         self._writer: pq.ParquetWriter | None = None
         self._part = contextlib.ExitStack()
-        self._held = Held(self._schema)
+        self._held = RowBuffer(self._schema)
         self._outcomes: list[Outcome] = []
         self._opened = 0.0
         self._steady = True  # not in the middle of writing: what is stopped now can be kept
@@ -238,7 +238,7 @@ RECORDING = "recording"
 """The column that tells to which recording of a part a row belongs."""
 
 
-class Held:
+class RowBuffer:
     """Rows in memory that is taken once: small pieces between the large ones of a batch would tear the heap apart.
 
     Args:

@@ -35,11 +35,11 @@ __all__ = [
     "FAILURES",
     "Record",
     "check_output",
+    "check_same_plan",
     "check_space",
     "finish",
     "is_complete",
     "read_failures",
-    "refuse_changes",
 ]
 
 FAILURES = "failures.csv"
@@ -115,7 +115,7 @@ def check_output(store: Path, settings: PrepareSettings) -> None:
             )
 
 
-def refuse_changes(store: Path, record: Record) -> None:
+def check_same_plan(store: Path, record: Record) -> None:
     """Whether a preparation is the one that was begun, or finished, in a folder.
 
     Raises:

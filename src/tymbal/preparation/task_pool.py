@@ -28,7 +28,7 @@ from tymbal.stopping import shielded, survive_in_worker
 from tymbal.store.packed.format import WORK
 from tymbal.store.pairs.pair_files import split_folder
 
-__all__ = ["Build", "Crew", "bytes_of", "dask_executor", "make_tasks", "preview_task"]
+__all__ = ["Build", "TaskPool", "bytes_of", "dask_executor", "make_tasks", "preview_task"]
 
 Build = Callable[[Any], Built]
 
@@ -137,7 +137,7 @@ Result = TypeVar("Result")
 _AHEAD = 3
 
 
-class Crew:
+class TaskPool:
     """Runs tasks in an executor that was given, in a pool of processes of its own, or in this process.
 
     Args:

@@ -21,7 +21,7 @@ from tymbal.config import RUN_FILE, RunFile
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.baseline import baseline_features
 from tymbal.inference.encoding import embed_store
-from tymbal.inference.predictions import beside, is_annotations
+from tymbal.inference.predictions import detections_path, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.pages.page import Part, Section, details, section, table, tiles
@@ -39,14 +39,14 @@ from tymbal.store.packed.packed_store import Store
 from tymbal.training.callbacks import MetricsFile
 from tymbal.training.run_folder import RunFolder
 
-__all__ = ["Desk", "part_of"]
+__all__ = ["PageContext", "part_of"]
 
 _FAILURES = "failures.csv"
 _RUNS = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
 
 
 @dataclass(frozen=True)
-class Desk:
+class PageContext:
     """What the parts of a page share.
 
     Attributes:
@@ -58,7 +58,7 @@ class Desk:
     stores: set[Path] = field(default_factory=set)
 
 
-def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
+def part_of(source: Path, settings: ReportSettings, desk: PageContext) -> Part:
     """Tells what is given, and shows it.
 
     Args:
@@ -88,7 +88,7 @@ def part_of(source: Path, settings: ReportSettings, desk: Desk) -> Part:
     )
 
 
-def _store_part(store: Store, settings: ReportSettings, desk: Desk) -> Part:
+def _store_part(store: Store, settings: ReportSettings, desk: PageContext) -> Part:
     desk.stores.add(store.path.resolve())
     clips = Clips(store, _sounds(settings, store.path.parent, desk.numbers))
     mapped = Clips(store, _sounds(settings, store.path.parent, desk.numbers))
@@ -110,7 +110,7 @@ def _store_part(store: Store, settings: ReportSettings, desk: Desk) -> Part:
     return _part("Store", store.path, store_tiles(store), sections)
 
 
-def _run_part(run: Path, record: RunFile, settings: ReportSettings, desk: Desk) -> Part:
+def _run_part(run: Path, record: RunFile, settings: ReportSettings, desk: PageContext) -> Part:
     logged = MetricsFile.read(run / "metrics.jsonl")
     result = run / "result.json"
     ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
@@ -155,14 +155,14 @@ def _classified(seen: _Run, _: list[dict[str, Any]]) -> list[Section]:
     ]
 
 
-def _predictions_part(found: Predictions, settings: ReportSettings, desk: Desk) -> Part:
+def _predictions_part(found: Predictions, settings: ReportSettings, desk: PageContext) -> Part:
     sounds = _sounds(settings, found.path.parent, desk.numbers)
 
     def surest() -> str:
         drawn = found.surest(sounds, most=settings.mistakes)
         return drawn + _remark(sounds)
 
-    other = beside(found.path) if found.of_windows else None
+    other = detections_path(found.path) if found.of_windows else None
     failures = found.path / _FAILURES if found.path.is_dir() else found.path.with_name(_FAILURES)
     sections = [
         section("Labels", found.labels),
@@ -205,7 +205,7 @@ class _Run:
     record: RunFile
     settings: ReportSettings
     scratch: Path
-    desk: Desk
+    desk: PageContext
 
     @cached_property
     def store(self) -> SpectrogramSource:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tymbal.audio.decode import info, read
 from tymbal.errors import TymbalError
 from tymbal.features.kaldi import KaldiFbank
-from tymbal.inference.predictions import read_found
+from tymbal.inference.predictions import read_predictions
 from tymbal.pages.charts import histogram
 from tymbal.pages.page import NotShownError, cards, words
 from tymbal.pages.pictures import image, png, spectrogram
@@ -70,7 +70,7 @@ class Predictions:
         Raises:
             SettingsError: It is no such file.
         """
-        table = read_found(path)
+        table = read_predictions(path)
         if table.kind == "detections":
             pieces = [Piece(one.file, one.start, one.end, ((one.score, one.label),)) for one in table.rows]
         else:

@@ -16,7 +16,7 @@ from tymbal.audio.decode import read
 from tymbal.errors import SettingsError, StoreError
 from tymbal.settings import FeatureSettings
 from tymbal.store.base import DamagedRowsError, SpectrogramSource
-from tymbal.store.parallel_copy import in_parts
+from tymbal.store.parallel_copy import copy_in_parallel
 
 __all__ = ["SoundDataset", "StoreDataset", "whole_batch"]
 
@@ -141,5 +141,5 @@ class SoundDataset(StoreDataset):
                 waveform[: len(sound)] = sound[:samples]
 
         # Decoding a clip takes as long as copying many times its size: one clip a thread is worth it.
-        in_parts(fill, len(clips), max(4 * samples, 1 << 20))
+        copy_in_parallel(fill, len(clips), max(4 * samples, 1 << 20))
         return {**batch, "waveform": torch.from_numpy(waveforms)}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tymbal.machine import cores
 
-__all__ = ["BufferPool", "in_parts"]
+__all__ = ["BufferPool", "copy_in_parallel"]
 
 _MOST = 4
 """Threads, this one included, that share a batch: memory is exhausted by few."""
@@ -26,7 +26,7 @@ _WORTH = 1 << 20
 _pools: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not survive a fork
 
 
-def in_parts(work: Callable[[int, int], None], count: int, size: int) -> None:
+def copy_in_parallel(work: Callable[[int, int], None], count: int, size: int) -> None:
     """Calls `work(start, stop)` for parts of `range(count)`, side by side where that pays.
 
     Args:

@@ -22,7 +22,7 @@ from tymbal.models.folder import CHECKPOINT_MANIFEST as MANIFEST
 from tymbal.models.weights import PICKLES, weights_in
 from tymbal.progress import tell
 
-__all__ = ["MANIFEST", "Checkpoints", "checkpoint_meant", "verify"]
+__all__ = ["MANIFEST", "Checkpoints", "resolve_checkpoint", "verify"]
 
 _SCHEMA = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -96,7 +96,7 @@ class Checkpoints:
         return None
 
 
-def checkpoint_meant(path: Path, run: Path) -> Path | None:
+def resolve_checkpoint(path: Path, run: Path) -> Path | None:
     """The checkpoint that a user means by what is given to resume from, told apart from weights to start from.
 
     Args:

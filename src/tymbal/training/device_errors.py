@@ -26,7 +26,7 @@ from tymbal.training.batches import BatchPlan
 from tymbal.training.checkpoints import Checkpoints
 from tymbal.training.trainer import BatchDataset
 
-__all__ = ["Arithmetic", "in_plain_words", "settle_device", "too_large"]
+__all__ = ["Arithmetic", "explain", "settle_device", "too_large"]
 
 Arithmetic = tuple[torch.device, torch.dtype | None]
 """Where to compute, and the dtype of the encoder's arithmetic, None for float32."""
@@ -63,7 +63,7 @@ def settle_device(
 
 
 @contextlib.contextmanager
-def in_plain_words(
+def explain(
     module: nn.Module,
     dataset: BatchDataset,
     settings: TrainingSettings,

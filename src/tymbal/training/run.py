@@ -23,7 +23,14 @@ from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
 
 from tymbal import config
 from tymbal.compute.device import choose_device
-from tymbal.compute.processes import first_speaks, join, on_first, processes, rank, reproducible
+from tymbal.compute.processes import (
+    init_process_group,
+    on_rank_zero,
+    processes,
+    quiet_except_rank_zero,
+    rank,
+    reproducible,
+)
 from tymbal.errors import CheckpointError, SettingsError
 from tymbal.progress import Progress, say, tell
 from tymbal.settings import TrainingSettings
@@ -39,8 +46,8 @@ from tymbal.training.callbacks import (
     StopOnSignal,
     Timetable,
 )
-from tymbal.training.checkpoints import Checkpoints, checkpoint_meant, verify
-from tymbal.training.device_errors import Arithmetic, in_plain_words, settle_device
+from tymbal.training.checkpoints import Checkpoints, resolve_checkpoint, verify
+from tymbal.training.device_errors import Arithmetic, explain, settle_device
 from tymbal.training.layers import Stages, Unfreezing, WeightAverage
 from tymbal.training.optimization import parameter_groups, training_arguments
 from tymbal.training.records import ByClass, ClassDetails
@@ -73,7 +80,7 @@ class _Start:
     idle: int = 0
 
 
-@first_speaks()
+@quiet_except_rank_zero()
 def begin(
     verb: str, output: str | os.PathLike[str], arguments: Mapping[str, Any], settings: TrainingSettings, resume: Resume
 ) -> RunResult | None:
@@ -95,18 +102,18 @@ def begin(
             missing.
         CheckpointError: There is no run to resume.
     """
-    join(choose_device(settings.device)[0])
+    init_process_group(choose_device(settings.device)[0])
     folder = RunFolder(Path(output))
-    _meant(resume, folder.path)  # a mistake is said now, not when sound is prepared
-    result = on_first(lambda: folder.begin(verb, arguments, settings, resume=resume))
+    _resume_checkpoint(resume, folder.path)  # a mistake is said now, not when sound is prepared
+    result = on_rank_zero(lambda: folder.begin(verb, arguments, settings, resume=resume))
     if result is not None:
         tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
     else:
-        on_first(lambda: check_trackers(settings.report_to))
+        on_rank_zero(lambda: check_trackers(settings.report_to))
     return result
 
 
-@first_speaks()
+@quiet_except_rank_zero()
 def train(
     module: nn.Module,
     train_dataset: BatchDataset,
@@ -162,16 +169,16 @@ def train(
     plan = _plan(settings, len(train_dataset), weights)
     has_validation = validation_dataset is not None and len(validation_dataset) > 0
     _check_goals(settings, has_validation=has_validation)
-    join(choose_device(settings.device)[0])
+    init_process_group(choose_device(settings.device)[0])
     checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
-    start = on_first(lambda: _find_start(checkpoints, plan, resume))
+    start = on_rank_zero(lambda: _find_start(checkpoints, plan, resume))
     clock = Clock(settings.max_minutes, start.seconds)
     average = None if settings.average_from is None else WeightAverage(module, settings)
     with reproducible(settings.deterministic):
         arithmetic = settle_device(module, train_dataset, settings, plan=plan)
     with (
         reproducible(settings.deterministic),
-        in_plain_words(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints),
+        explain(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints),
     ):
         trainer = _trainer(
             module,
@@ -251,16 +258,16 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
         )
 
 
-def _meant(resume: Resume, run: Path) -> Path | None:
+def _resume_checkpoint(resume: Resume, run: Path) -> Path | None:
     """The checkpoint that is named to resume from; None for the newest of the run, or for none at all."""
-    return None if isinstance(resume, bool) or resume == "auto" else checkpoint_meant(Path(resume), run)
+    return None if isinstance(resume, bool) or resume == "auto" else resolve_checkpoint(Path(resume), run)
 
 
 def _find_start(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> _Start:
     """Where to take the run up; the first process decides."""
     checkpoints.clean()
     found: tuple[Path, dict[str, Any]] | None
-    path = _meant(resume, checkpoints.folder.parent)
+    path = _resume_checkpoint(resume, checkpoints.folder.parent)
     if path is None:
         found = checkpoints.newest() if resume else None
     else:

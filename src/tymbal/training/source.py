@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from tymbal import config
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import read_source
-from tymbal.compute.processes import on_first, processes
+from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.features.normalisation import Normalisation, NormalizeBy
@@ -32,7 +32,15 @@ from tymbal.store.pt.pt_folder import open_with
 from tymbal.store.pt.pt_list import holds_pt
 from tymbal.store.pt.pt_store import PtStore
 
-__all__ = ["RECORD", "features_of", "is_sound", "normalisation_of", "open_source", "settled", "thinning"]
+__all__ = [
+    "RECORD",
+    "features_of",
+    "is_sound",
+    "normalisation_of",
+    "open_source",
+    "subsample",
+    "without_sound_settings",
+]
 
 Chosen = TypeVar("Chosen", PretrainSettings, FinetuneSettings)
 
@@ -72,7 +80,7 @@ def open_source(
         _refuse_padding(settings, path)
         return _opened(path, run)
     if settings.data_dir is not None or holds_pt(path):
-        return on_first(lambda: _open_pt(path, run, settings))
+        return on_rank_zero(lambda: _open_pt(path, run, settings))
     _refuse(settings, path, "not of .pt files", _ONLY_PT)
     _refuse_padding(settings, path)
     if processes() > 1:
@@ -91,12 +99,12 @@ def is_sound(source: str | os.PathLike[str], settings: PtSettings) -> bool:
     return path.exists() and not spectrograms
 
 
-def thinning(store: SpectrogramSource, run: Path, settings: TrainingSettings) -> int:
+def subsample(store: SpectrogramSource, run: Path, settings: TrainingSettings) -> int:
     """One clip in how many is still to be taken: what was prepared into the run was thinned on the way."""
     return 1 if store.path.absolute() == (run / "store").absolute() else settings.every
 
 
-def settled(source: str | os.PathLike[str], settings: Chosen) -> Chosen:
+def without_sound_settings(source: str | os.PathLike[str], settings: Chosen) -> Chosen:
     """Settings without those of a recipe that are for sound, where the source is spectrograms, whose clips are made.
 
     Raises:

@@ -21,7 +21,7 @@ from torch import Tensor
 from tymbal.randomness import fold, uniform
 from tymbal.settings.augmentation import SPECTROGRAM, WAVEFORM, AugmentationSettings
 
-__all__ = ["VIEWS", "Draws", "clip_key", "draw", "may_be_drawn", "told", "view_keys"]
+__all__ = ["VIEWS", "Draws", "clip_key", "describe_strategies", "draw", "told", "view_keys"]
 
 VIEWS = 2
 """Views of a version of a clip."""
@@ -210,7 +210,7 @@ def told(draws: Draws, view: int) -> tuple[str, ...]:
     return tuple(_WORDS[name].format(*draws.values_of(name, view)) for name, is_on in active if is_on)
 
 
-def may_be_drawn(settings: AugmentationSettings, kind: str) -> list[str]:
+def describe_strategies(settings: AugmentationSettings, kind: str) -> list[str]:
     """Each augmentation of a kind, `waveform` or `spectrogram`, with its ranges."""
     group = getattr(settings, kind)
     lines = []

@@ -18,7 +18,7 @@ import torch
 from tymbal.files import replace_folder
 from tymbal.pages.sheets import Picture, coloured, png, sheet
 from tymbal.settings.augmentation import AugmentationSettings
-from tymbal.views.draw import VIEWS, clip_key, draw, may_be_drawn, told, view_keys
+from tymbal.views.draw import VIEWS, clip_key, describe_strategies, draw, told, view_keys
 from tymbal.views.make import ViewMaker
 
 __all__ = ["Example", "Shown", "page", "write_preview"]
@@ -167,7 +167,7 @@ def page(examples: Sequence[Example], settings: AugmentationSettings, *, mode: s
 def _settings(settings: AugmentationSettings) -> str:
     lists = []
     for kind, title in (("waveform", "The sound"), ("spectrogram", "The spectrogram")):
-        lines = "".join(f"<li>{escape(line)}</li>" for line in may_be_drawn(settings, kind))
+        lines = "".join(f"<li>{escape(line)}</li>" for line in describe_strategies(settings, kind))
         lists.append(f"<h3>{title}</h3><ul>{lines or '<li>nothing</li>'}</ul>")
     return f'<details class="soft"><summary>What may be drawn</summary>{"".join(lists)}</details>\n'
 

@@ -27,7 +27,7 @@ from tymbal.store.packed.format import (
     Description,
     MappedShard,
 )
-from tymbal.store.parallel_copy import BufferPool, in_parts
+from tymbal.store.parallel_copy import BufferPool, copy_in_parallel
 
 __all__ = ["FULL_SCALE", "PairStore", "Store", "WaveStore", "holds_pairs", "holds_waves", "open_store"]
 
@@ -153,7 +153,7 @@ class Store(SpectrogramSource):
                 shard.read(row, view[number * size : (number + 1) * size])
 
         view = out.reshape(-1).view(np.uint8).data
-        in_parts(copy if self._seem_cached(wanted) else read, len(wanted), size)
+        copy_in_parallel(copy if self._seem_cached(wanted) else read, len(wanted), size)
         return out
 
     def announce(self, rows: npt.ArrayLike) -> None:
@@ -227,7 +227,7 @@ class PairStore(Store):
         return self.views, self.frames, self.mels
 
     @property
-    def told_settings(self) -> dict[str, Any] | None:
+    def recorded_settings(self) -> dict[str, Any] | None:
         """The settings of the preparation, where they are known."""
         return self.description.settings or None
 

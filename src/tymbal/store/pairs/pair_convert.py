@@ -48,15 +48,15 @@ def unpack_pairs(source: PairSource, output: str | os.PathLike[str]) -> int:
         config = {
             "sample_rate": None if features is None else features.sample_rate,
             "n_mels": source.mels,
-            "duration": None if source.told_settings is None else source.told_settings.get("window"),
+            "duration": None if source.recorded_settings is None else source.recorded_settings.get("window"),
             "num_versions": len(set(source.index["version"].to_pylist())),
             **{
-                name: (source.told_settings or {}).get(f"augmentations.{name}")
+                name: (source.recorded_settings or {}).get(f"augmentations.{name}")
                 for name in ("num_waveform_augs", "num_spectrogram_augs")
             },
         }
         ours = {
-            "settings": source.told_settings or {},
+            "settings": source.recorded_settings or {},
             "features": None if features is None else asdict(features),
             "statistics": {"mean": source.mean, "std": source.std},
         }
@@ -92,7 +92,7 @@ def pack_pairs(source: PairSource, output: str | os.PathLike[str], *, shard_mib:
             views=2,
             moments=moments,
             statistics=(source.mean, source.std),
-            settings=source.told_settings or {},
+            settings=source.recorded_settings or {},
             provenance={"source": str(Path(source.path).absolute()), "verb": "convert"},
         )
         write_failures(aside / "failures.csv", source.failures if isinstance(source, PairFileStore) else ())

@@ -169,7 +169,7 @@ class PairFileStore(SpectrogramSource):
             return None
 
     @property
-    def told_settings(self) -> dict[str, Any] | None:
+    def recorded_settings(self) -> dict[str, Any] | None:
         """The settings of the preparation, where they are known."""
         return self.told.get("tymbal", {}).get("settings") or None
 
