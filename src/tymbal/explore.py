@@ -27,9 +27,9 @@ from tymbal.settings import ExploreSettings
 from tymbal.stopping import stop_at_once
 
 if TYPE_CHECKING:
+    from tymbal.exploring.app import Served
     from tymbal.exploring.library import Library
     from tymbal.exploring.model_view import ModelView
-    from tymbal.exploring.page import Served
 
 __all__ = ["ExploreResult", "explore"]
 
@@ -77,11 +77,11 @@ def explore(
     _check_gradio()
     with stop_at_once(), _own_uploads() as folder:
         eyes, library, facts = _open(str(model), None if store is None else Path(store), chosen)
-        from tymbal.exploring import page
-        from tymbal.exploring.page import Uploads
+        from tymbal.exploring import app
+        from tymbal.exploring.app import Uploads
 
-        built = page.build(eyes, library, Uploads(folder), facts=facts, top=chosen.top, minutes=chosen.minutes)
-        served = page.serve(built, host=chosen.host, port=chosen.port, browser=chosen.browser)
+        built = app.build(eyes, library, Uploads(folder), facts=facts, top=chosen.top, minutes=chosen.minutes)
+        served = app.serve(built, host=chosen.host, port=chosen.port, browser=chosen.browser)
         try:
             _wait(served, until or threading.Event())
         finally:

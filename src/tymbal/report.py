@@ -78,11 +78,11 @@ def report(
     if not given:
         raise SettingsError("there is nothing to report on", advice="Give a store, a run, or a table of predictions.")
     place = _place(given[0], output)
-    desk = PageContext()
+    context = PageContext()
     with Progress(len(given), "Reporting", unit="parts") as progress:
         parts = []
         for source in given:
-            parts.append(part_of(source, chosen, desk))
+            parts.append(part_of(source, chosen, context))
             progress.advance()
     written = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
     title = parts[0].title if len(parts) == 1 else f"Report: {', '.join(source.resolve().name for source in given)}"

@@ -1,1 +1,1 @@
-"""What the page of `tymbal explore` shows: everything but `page` is plain functions that need no Gradio."""
+"""What the page of `tymbal explore` shows: everything but `app` is plain functions that need no Gradio."""

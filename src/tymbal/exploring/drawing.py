@@ -19,8 +19,8 @@ from tymbal.features.bank import filter_bank
 from tymbal.pages.charts import legend
 from tymbal.pages.page import words
 from tymbal.pages.pictures import image, limits, overlay, png, shortened, spectrogram
+from tymbal.pages.players import Sounds
 from tymbal.pages.plots import Choice, Mark, hertz_marks, plot, time_marks
-from tymbal.reporting.clips import Sounds
 
 __all__ = ["MAPS", "cards", "course", "note", "scores", "token_map", "window"]
 
@@ -211,7 +211,7 @@ def _card(found: Neighbour, library: Library, eyes: ModelView, sounds: Sounds) -
     name = "/".join(PurePath(found.file.replace("\\", "/")).parts[-2:])
     where = f"{name}, {found.start:.2f} to {found.end:.2f} s"
     player = sounds.of(found.file, found.start, found.end)
-    here = sounds.found(found.file).is_file()
+    here = sounds.locate(found.file).is_file()
     reason = "the sound cannot be read" if here else "the file is not there any more"
     picture = _picture(found, library, eyes, sounds, alt=f"Spectrogram of {where}")
     silent = "" if player else f'<p class="note">No sound: {reason}.</p>'
@@ -235,7 +235,7 @@ def _picture(found: Neighbour, library: Library, eyes: ModelView, sounds: Sounds
         if store is not None:
             values = store.gather(np.array([found.row]))[0][: max(int(store.real_frames[found.row]), 1)]
             return spectrogram(values, alt=alt)
-        wave, _ = read(sounds.found(found.file), sample_rate=eyes.cut.rate, start=found.start, end=found.end)
+        wave, _ = read(sounds.locate(found.file), sample_rate=eyes.cut.rate, start=found.start, end=found.end)
         return spectrogram(filter_bank(eyes.features)(torch.from_numpy(wave)).numpy(), alt=alt)
     except TymbalError:
         return ""

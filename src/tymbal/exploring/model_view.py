@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tymbal.audio.decode import info, stream
 from tymbal.audio.failures import problem
-from tymbal.exploring.downsample import Course
+from tymbal.exploring.downsample import Downsampler
 from tymbal.features.bank import filter_bank
 from tymbal.inference.frontend import Embedder, Scorer
 from tymbal.inference.streaming import Cut, Window, windows
@@ -195,8 +195,8 @@ class ModelView:
             AudioError: It cannot be read.
         """
         seconds = info(path).duration
-        spectrum = Course(_SPECTRUM_COLUMNS, self.features.mel_bins, "mean")
-        scores = Course(_SCORE_COLUMNS, len(self.labels), "max")
+        spectrum = Downsampler(_SPECTRUM_COLUMNS, self.features.mel_bins, "mean")
+        scores = Downsampler(_SCORE_COLUMNS, len(self.labels), "max")
         done = until = 0
         tail = np.empty((0, self.features.mel_bins), np.float32)  # what no window behind the last one has
         for batch in self._batches(path, most):
@@ -212,7 +212,7 @@ class ModelView:
                     scores.add(self._scorer(batch, length=self.cut.length))
             advance(min(1.0, until / self.cut.rate / max(min(seconds, most), 1e-9)))
         spectrum.add(tail)
-        middle = np.arange(len(scores.values)) * scores.per + (scores.per - 1) / 2
+        middle = np.arange(len(scores.values)) * scores.rows_per_column + (scores.rows_per_column - 1) / 2
         return Survey(
             seconds=max(seconds, until / self.cut.rate),
             until=until / self.cut.rate,

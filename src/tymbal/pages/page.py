@@ -177,4 +177,4 @@ class _Names:
 
 
 def _file(name: str) -> str:
-    return resources.files("tymbal.reporting").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("tymbal.pages").joinpath(name).read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.folder import LoadedModel
 from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, cards, table, words
-from tymbal.reporting.clips import Clips
+from tymbal.reporting.clip_cards import Clips
 from tymbal.store.base import SpectrogramSource
 
 __all__ = ["DECIDED", "Answers", "ask", "confusion_matrix", "decisions"]

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from tymbal.errors import SettingsError
 from tymbal.pages.charts import COLOURS, Point, scatter
 from tymbal.pages.page import NotShownError, details, words
-from tymbal.reporting.clips import Clips
+from tymbal.reporting.clip_cards import Clips
 from tymbal.settings import ReportSettings
 
 __all__ = ["choose_rows", "embedding_map"]

@@ -25,8 +25,9 @@ from tymbal.inference.predictions import detections_path, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.pages.page import Part, Section, details, section, table, tiles
+from tymbal.pages.players import Sounds
 from tymbal.reporting.classifier_part import Answers, ask
-from tymbal.reporting.clips import Clips, Sounds
+from tymbal.reporting.clip_cards import Clips
 from tymbal.reporting.embedding_map import choose_rows, embedding_map
 from tymbal.reporting.predictions_part import Predictions
 from tymbal.reporting.probes_part import Probes
@@ -58,29 +59,29 @@ class PageContext:
     stores: set[Path] = field(default_factory=set)
 
 
-def part_of(source: Path, settings: ReportSettings, desk: PageContext) -> Part:
+def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Part:
     """Tells what is given, and shows it.
 
     Args:
         source: A store, a run folder, what predict wrote, or the table of a probe.
         settings: The settings of the report.
-        desk: What the parts of the page share.
+        context: What the parts of the page share.
 
     Raises:
         SettingsError: It is nothing that there is a report for.
         StoreError: It is a store that cannot be read.
     """
     if (source / DESCRIPTION).is_file():
-        return _store_part(Store.open(source), settings, desk)
+        return _store_part(Store.open(source), settings, context)
     if (source / RUN_FILE).is_file():
         record = configuration.read_run_yaml(source)
         if record.verb in _RUNS:
-            return _run_part(source, record, settings, desk)
+            return _run_part(source, record, settings, context)
     probes = Probes.read(source) if source.is_file() and source.suffix == ".json" else None
     if probes is not None:
         return _probe_part(probes)
     if source.is_file() or is_annotations(source):
-        return _predictions_part(Predictions.read(source), settings, desk)
+        return _predictions_part(Predictions.read(source), settings, context)
     raise SettingsError(
         "there is nothing to report on" if source.exists() else "there is no such file or folder",
         path=source,
@@ -88,10 +89,10 @@ def part_of(source: Path, settings: ReportSettings, desk: PageContext) -> Part:
     )
 
 
-def _store_part(store: Store, settings: ReportSettings, desk: PageContext) -> Part:
-    desk.stores.add(store.path.resolve())
-    clips = Clips(store, _sounds(settings, store.path.parent, desk.numbers))
-    mapped = Clips(store, _sounds(settings, store.path.parent, desk.numbers))
+def _store_part(store: Store, settings: ReportSettings, context: PageContext) -> Part:
+    context.stores.add(store.path.resolve())
+    clips = Clips(store, _sounds(settings, store.path.parent, context.numbers))
+    mapped = Clips(store, _sounds(settings, store.path.parent, context.numbers))
 
     def draw_map() -> str:
         rows = choose_rows(mapped, most=settings.map_clips, seed=settings.seed)
@@ -110,12 +111,12 @@ def _store_part(store: Store, settings: ReportSettings, desk: PageContext) -> Pa
     return _part("Store", store.path, store_tiles(store), sections)
 
 
-def _run_part(run: Path, record: RunFile, settings: ReportSettings, desk: PageContext) -> Part:
+def _run_part(run: Path, record: RunFile, settings: ReportSettings, context: PageContext) -> Part:
     logged = MetricsFile.read(run / "metrics.jsonl")
     result = run / "result.json"
     ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
     with tempfile.TemporaryDirectory(prefix="tymbal-report-") as folder:
-        seen = _Run(run, record, settings, Path(folder), desk)
+        seen = _Run(run, record, settings, Path(folder), context)
         own = (_classified if record.verb == "finetune" else _rebuilt)(seen, logged)
         sections = [
             section("Learning curves", lambda: learning_curves(logged)),
@@ -155,8 +156,8 @@ def _classified(seen: _Run, _: list[dict[str, Any]]) -> list[Section]:
     ]
 
 
-def _predictions_part(found: Predictions, settings: ReportSettings, desk: PageContext) -> Part:
-    sounds = _sounds(settings, found.path.parent, desk.numbers)
+def _predictions_part(found: Predictions, settings: ReportSettings, context: PageContext) -> Part:
+    sounds = _sounds(settings, found.path.parent, context.numbers)
 
     def surest() -> str:
         drawn = found.surest(sounds, most=settings.mistakes)
@@ -198,14 +199,14 @@ class _Run:
         record: Its run.yaml.
         settings: The settings of the report.
         scratch: An empty folder.
-        desk: What the parts of the page share.
+        context: What the parts of the page share.
     """
 
     path: Path
     record: RunFile
     settings: ReportSettings
     scratch: Path
-    desk: PageContext
+    context: PageContext
 
     @cached_property
     def store(self) -> SpectrogramSource:
@@ -237,7 +238,7 @@ class _Run:
     @cached_property
     def clips(self) -> Clips:
         """They, to be drawn."""
-        return Clips(self.store, _sounds(self.settings, self.store.path.parent, self.desk.numbers))
+        return Clips(self.store, _sounds(self.settings, self.store.path.parent, self.context.numbers))
 
     @cached_property
     def answers(self) -> Answers:
@@ -248,14 +249,14 @@ class _Run:
     def labels(self) -> list[Section]:
         """The labels, unless the store has its own part of the page."""
         found = section("Labels", lambda: balance(self.store))
-        return [] if "store" in vars(self) and self.store.path.resolve() in self.desk.stores else [found]
+        return [] if "store" in vars(self) and self.store.path.resolve() in self.context.stores else [found]
 
     def map(self) -> str:
         """A map of what the model makes of the clips."""
         loaded = load_model(self.path)
         module = loaded.module
         encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
-        mapped = Clips(self.store, _sounds(self.settings, self.store.path.parent, self.desk.numbers))
+        mapped = Clips(self.store, _sounds(self.settings, self.store.path.parent, self.context.numbers))
         rows = choose_rows(mapped, most=self.settings.map_clips, seed=self.settings.seed)
         vectors: NDArray[np.float32] = embed_store(
             encoder,

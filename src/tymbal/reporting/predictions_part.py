@@ -19,8 +19,8 @@ from tymbal.inference.predictions import read_predictions
 from tymbal.pages.charts import histogram
 from tymbal.pages.page import NotShownError, cards, words
 from tymbal.pages.pictures import image, png, spectrogram
+from tymbal.pages.players import Sounds
 from tymbal.progress import duration
-from tymbal.reporting.clips import Sounds
 from tymbal.settings import FeatureSettings
 
 __all__ = ["Piece", "Predictions"]
@@ -187,7 +187,7 @@ class Predictions:
         return self.pieces
 
     def _piece(self, sounds: Sounds, file: str, start: float, end: float, *, title: str) -> str:
-        path = sounds.found(file)
+        path = sounds.locate(file)
         rate = min(info(path).sample_rate, _HIGHEST_RATE)
         wave, rate = read(path, sample_rate=rate, start=start, end=end)
         values = KaldiFbank(FeatureSettings(sample_rate=rate))(torch.from_numpy(wave)).numpy()

@@ -26,7 +26,7 @@ from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, note, table
 from tymbal.pages.pictures import limits, spectrogram
 from tymbal.progress import duration
-from tymbal.reporting.clips import Clips, clip_name
+from tymbal.reporting.clip_cards import Clips, clip_name
 from tymbal.training.checkpoints import Checkpoints, verify
 
 __all__ = ["learning_curves", "rebuilt_from_checkpoints", "rebuilt_in_course", "run_tiles", "speed"]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tymbal.audio.failures import Failure
 from tymbal.pages.charts import histogram
 from tymbal.pages.page import NotShownError, cards, details, note, table, words
-from tymbal.reporting.clips import Clips
+from tymbal.reporting.clip_cards import Clips
 from tymbal.store.base import SpectrogramSource
 
 __all__ = ["balance", "copies", "examples", "left_out", "lengths", "store_tiles"]

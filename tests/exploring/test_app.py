@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tymbal.exploring.page import Uploads
+from tymbal.exploring.app import Uploads
 
 
 def upload(folder: Path, name: str) -> Path:
