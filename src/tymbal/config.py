@@ -32,11 +32,12 @@ from tymbal._version import __version__
 from tymbal.errors import SettingsError
 from tymbal.files import write_text
 from tymbal.machine import machine
+from tymbal.settings.fields import names_that
 from tymbal.values import convert, nearest, plain, shown
 
 __all__ = [
-    "PATHS",
     "RunFile",
+    "deciding",
     "diff",
     "from_mapping",
     "is_run_file",
@@ -56,9 +57,6 @@ Settings = TypeVar("Settings")
 PathLike = str | os.PathLike[str]
 
 RUN_FILE = "run.yaml"
-
-PATHS = ("from", "data_dir", "data_val", "data_val_dir", "label_csv", "augmentations", "probe_data")
-"""Settings that are paths, which `run.yaml` has in full."""
 
 _RUN_KEYS = frozenset({"verb", "arguments", "settings"})
 
@@ -149,6 +147,12 @@ def to_mapping(settings: Any) -> dict[str, Any]:
 def to_keywords(settings: Any) -> dict[str, Any]:
     """Settings as keyword arguments of the verb that takes them."""
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+
+
+def deciding(settings: Any) -> dict[str, Any]:
+    """The part of settings that decides what comes out, as `to_mapping` has it: all that may not change on resume."""
+    free = names_that(settings, "resumable")
+    return {name: value for name, value in to_mapping(settings).items() if name not in free}
 
 
 def diff(old: Any, new: Any) -> list[str]:
@@ -252,7 +256,7 @@ def write_run_yaml(run: PathLike, verb: str, arguments: Mapping[str, Any], setti
     """
     given = {key: _located(value) for key, value in arguments.items() if value is not None}
     chosen = to_mapping(settings)
-    for name in PATHS:
+    for name in names_that(settings, "path"):
         if chosen.get(name) is not None:
             chosen[name] = _located(chosen[name])
     path = Path(run) / RUN_FILE

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbedResult", "embed"]
 
-_DECIDING = ("per", "window", "hop")
-
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedResult:
@@ -108,8 +106,8 @@ def embed(
     found = material(sources, embedder, chosen, path=str(model))
     record = {
         "verb": "embed",
+        **configuration.deciding(chosen),
         **embedder.record(),
-        **{name: getattr(chosen, name) for name in _DECIDING},
         "precision": str(dtype),
         "source": found.source,
     }

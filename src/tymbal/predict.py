@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PredictResult", "predict"]
 
-_NO_MATTER = frozenset({"batch_size", "device", "precision", "format", "merge", "gap"})
-"""Settings that do not decide what is spooled, or that are recorded as what they come to."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult:
@@ -114,13 +111,12 @@ def predict(
     scorer = Scorer(load_model(model), device=device, dtype=dtype, source=str(model))
     cut = cut_for(scorer.description, window=chosen.window, hop=chosen.hop)
     predictions = Predictions(scorer, chosen, kind)
-    deciding = {key: value for key, value in configuration.to_mapping(chosen).items() if key not in _NO_MATTER}
     record = {
         "verb": "predict",
         "model": scorer.fingerprint,
         "precision": str(dtype),
         "scores": predictions.what,
-        **deciding,
+        **configuration.deciding(chosen),
     }
 
     def score(windows: Sequence[Window]) -> Rows:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from tymbal.audio.failures import Failure, write_failures
 from tymbal.audio.manifest import Manifest
-from tymbal.config import diff, to_mapping
+from tymbal.config import deciding, diff
 from tymbal.errors import AudioError, StoreError
 from tymbal.features.statistics import Moments
 from tymbal.files import PARTIAL, write_json
@@ -44,8 +44,7 @@ __all__ = [
 
 FAILURES = "failures.csv"
 _RECORD = "plan.json"
-_NO_MATTER = frozenset({"workers", "part", "preview", "force", "executor", "scheduler"})
-_DRAWN = frozenset({"augmentations", "num_waveform_augs", "num_spectrogram_augs"})
+_DRAWN = ("augmentations", "num_waveform_augs", "num_spectrogram_augs")  # recorded as what they come to
 _AGAIN = "Choose another output folder, or delete this one to begin anew."
 
 
@@ -165,7 +164,7 @@ def read_failures(store: Path) -> list[Failure]:
 
 
 def _relevant(settings: PrepareSettings) -> dict[str, Any]:
-    given = {key: value for key, value in to_mapping(settings).items() if key not in _NO_MATTER | _DRAWN}
+    given = {key: value for key, value in deciding(settings).items() if key not in _DRAWN}
     if settings.every == 1:
         del given["every"]  # stores of before know no such setting
     if not settings.views:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from tymbal.errors import SettingsError
-from tymbal.settings.fields import check
+from tymbal.settings.fields import check, setting
 
 __all__ = [
     "SPECTROGRAM",
@@ -335,14 +335,14 @@ class ViewSettings:
     """
 
     views: int = 0
-    augmentations: str | None = None
+    augmentations: str | None = setting(None, path=True)
     num_waveform_augs: int | None = None
     num_spectrogram_augs: int | None = None
     view_mode: Literal["spectral", "exact"] = "spectral"
     write: Literal["store", "pt", "waveforms"] = "store"
-    part: str | None = None
-    preview: bool = False
-    force: bool = False
+    part: str | None = setting(None, resumable=True)
+    preview: bool = setting(False, resumable=True)
+    force: bool = setting(False, resumable=True)
 
     def __post_init__(self) -> None:
         check(self.views >= 0, "views", self.views, "0 or more")

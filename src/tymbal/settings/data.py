@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tymbal.settings.augmentation import ViewSettings
-from tymbal.settings.fields import check, check_pattern
+from tymbal.settings.fields import check, check_pattern, setting
 
 __all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings", "SoundSettings"]
 
@@ -37,7 +37,7 @@ class ScanSettings:
 
     labels: Literal["auto", "folder", "column", "none"] = "auto"
     label_pattern: str | None = None
-    label_csv: str | None = None
+    label_csv: str | None = setting(None, path=True)
     group_pattern: str | None = None
     split: Literal["auto", "clips", "groups", "keep", "none"] = "auto"
     validation_pattern: str | None = None
@@ -46,7 +46,7 @@ class ScanSettings:
     seed: int = 42
     silence_db: float = -100.0
     min_seconds: float = 0.025
-    workers: int | None = None
+    workers: int | None = setting(None, resumable=True)
 
     def __post_init__(self) -> None:
         check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
@@ -172,8 +172,8 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     min_fill: float = 0.5
     every: int = 1
     shard_mib: int = 64
-    executor: Literal["processes", "dask"] = "processes"
-    scheduler: str | None = None
+    executor: Literal["processes", "dask"] = setting("processes", resumable=True)
+    scheduler: str | None = setting(None, resumable=True)
 
     def __post_init__(self) -> None:
         for name, value in (_VIEWS if self.views else _PLAIN).items():
@@ -220,14 +220,14 @@ class PtSettings:
             `None` is silence, in fine-tuning what the weights to start from know.
     """
 
-    data_dir: str | None = None
-    data_val: str | None = None
-    data_val_dir: str | None = None
-    validation_fraction: float = 0.1
-    label_csv: str | None = None
-    target_length: int | None = None
-    mel_bins: int | None = None
-    layout: Literal["auto", "frames-mels", "mels-frames"] = "auto"
+    data_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
+    data_val: str | None = setting(None, path=True, data=True, only_for=("pt", "sound"))
+    data_val_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
+    validation_fraction: float = setting(0.1, only_for=("pt", "sound"))
+    label_csv: str | None = setting(None, path=True, only_for=("pt", "sound"))
+    target_length: int | None = setting(None, only_for=("pt", "sound"))
+    mel_bins: int | None = setting(None, only_for=("pt", "sound"))
+    layout: Literal["auto", "frames-mels", "mels-frames"] = setting("auto", only_for=("pt",))
     dataset_mean: float | None = None
     dataset_std: float | None = None
     padding: Literal["silence", "zeros"] | None = None
@@ -253,9 +253,9 @@ class SoundSettings:
             recording, a site, a speaker).
     """
 
-    clip_seconds: float | None = None
-    sample_rate: int | None = None
-    group_pattern: str | None = None
+    clip_seconds: float | None = setting(None, only_for=("sound",))
+    sample_rate: int | None = setting(None, only_for=("sound",))
+    group_pattern: str | None = setting(None, only_for=("sound",))
 
     def __post_init__(self) -> None:
         seconds, rate = self.clip_seconds, self.sample_rate

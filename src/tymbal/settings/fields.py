@@ -1,15 +1,103 @@
-"""What all settings are checked with, and recipes: other defaults, which a choice brings along."""
+"""How a setting is declared and checked, and recipes: other defaults, which a choice brings along.
+
+A field of a settings dataclass has a type, a default and, in its class's docstring, a description. What else there is
+to say of it stands in the field too, so that no list elsewhere has to name it:
+
+    workers: int = setting(0, resumable=True, group="machine")
+    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",))
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from tymbal.errors import SettingsError
 
-__all__ = ["NOTEBOOK", "RECONSTRUCTION", "SIZES", "Recipe", "check", "check_pattern", "parse_patch"]
+__all__ = [
+    "NOTEBOOK",
+    "RECONSTRUCTION",
+    "SIZES",
+    "Nature",
+    "Recipe",
+    "check",
+    "check_pattern",
+    "names_that",
+    "nature",
+    "parse_patch",
+    "setting",
+]
+
+Value = TypeVar("Value")
+
+_KEY = "tymbal"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nature:
+    """What a setting is, beside its type, its default and its description.
+
+    Attributes:
+        path: Whether it is a path, which `run.yaml` has in full.
+        data: Whether it names data that are read again when a run is continued, and may lie elsewhere by then.
+        resumable: Whether it may change when what was begun is continued: it does not change what comes out, or is
+            recorded as what it comes to.
+        first: Whether it is one of the few that short help shows.
+        group: The group that help shows it in. `None` is that of the class which introduces it.
+        aliases: Its older names, still understood.
+        only_for: Kinds of source that it is for, of `pt` and `sound`; it has no effect on others. Empty is all.
+    """
+
+    path: bool = False
+    data: bool = False
+    resumable: bool = False
+    first: bool = False
+    group: str | None = None
+    aliases: tuple[str, ...] = ()
+    only_for: tuple[str, ...] = ()
+
+
+def setting(
+    default: Value,
+    *,
+    path: bool = False,
+    data: bool = False,
+    resumable: bool = False,
+    first: bool = False,
+    group: str | None = None,
+    aliases: tuple[str, ...] = (),
+    only_for: tuple[str, ...] = (),
+) -> Value:
+    """A field of a settings dataclass that says its own nature; the arguments are the attributes of `Nature`."""
+    own = Nature(
+        path=path, data=data, resumable=resumable, first=first, group=group, aliases=aliases, only_for=only_for
+    )
+    return field(default=default, metadata={_KEY: own})
+
+
+def nature(cls: Any, name: str) -> Nature:
+    """What a setting is.
+
+    Args:
+        cls: A settings dataclass, or an instance of one.
+        name: The field. Where the class only changes the default of a field that it inherits, its nature is inherited.
+    """
+    kind = cls if isinstance(cls, type) else type(cls)
+    for base in kind.__mro__:
+        known = getattr(base, "__dataclass_fields__", {}).get(name)
+        if known is not None and _KEY in known.metadata:
+            return cast(Nature, known.metadata[_KEY])
+    return Nature()
+
+
+def names_that(cls: Any, what: str) -> tuple[str, ...]:
+    """Names of the settings of a class whose nature says `what` (an attribute of `Nature`), as YAML spells them."""
+    names = (each.name for each in dataclasses.fields(cls))
+    return tuple(name.removesuffix("_") for name in names if getattr(nature(cls, name), what))
+
 
 SIZES: dict[str, tuple[int, int, int]] = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
 """Width, depth and attention heads of the named encoders (those of DeiT, AST and SSAST)."""

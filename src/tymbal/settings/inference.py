@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tymbal.settings.data import PtSettings
-from tymbal.settings.fields import check, parse_patch
+from tymbal.settings.fields import check, parse_patch, setting
 
 __all__ = ["ConvertSettings", "EmbedSettings", "PredictSettings", "ProbeSettings", "SimilarSettings"]
 
@@ -91,12 +91,12 @@ class PredictSettings:
     threshold: float | None = None
     label_thresholds: tuple[str, ...] = ()
     top: int | None = None
-    merge: bool = True
-    gap: float = 0.0
-    format: Literal["csv", "parquet", "json", "jsonl", "raven", "audacity"] | None = None
-    batch_size: int = 32
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    device: str = "auto"
+    merge: bool = setting(True, resumable=True)
+    gap: float = setting(0.0, resumable=True)
+    format: Literal["csv", "parquet", "json", "jsonl", "raven", "audacity"] | None = setting(None, resumable=True)
+    batch_size: int = setting(32, resumable=True)
+    precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
+    device: str = setting("auto", resumable=True)
 
     def __post_init__(self) -> None:
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
@@ -136,10 +136,10 @@ class EmbedSettings:
     skip_padding: bool = True
     window: float | None = None
     hop: float | None = None
-    format: Literal["parquet", "csv", "npy"] | None = None
-    batch_size: int = 32
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    device: str = "auto"
+    format: Literal["parquet", "csv", "npy"] | None = setting(None, resumable=True)
+    batch_size: int = setting(32, resumable=True)
+    precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
+    device: str = setting("auto", resumable=True)
 
     def __post_init__(self) -> None:
         check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from tymbal.errors import SettingsError
 from tymbal.settings.data import PtSettings, SoundSettings
-from tymbal.settings.fields import NOTEBOOK, RECONSTRUCTION, SIZES, Recipe, check, parse_patch
+from tymbal.settings.fields import NOTEBOOK, RECONSTRUCTION, SIZES, Recipe, check, parse_patch, setting
 
 __all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings"]
 
@@ -68,7 +68,7 @@ class TrainingSettings:
 
     epochs: float = 100
     max_steps: int | None = None
-    max_minutes: float | None = None
+    max_minutes: float | None = setting(None, resumable=True)
     batch_size: int = 64
     batch_sizes: tuple[int, ...] = ()
     accumulate: int = 1
@@ -86,24 +86,24 @@ class TrainingSettings:
     adam_beta2: float = 0.98
     clip_norm: float = 1.0
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    device: str = "auto"
-    compile: bool = False
-    gradient_checkpointing: bool = False
+    device: str = setting("auto", resumable=True)
+    compile: bool = setting(False, resumable=True)
+    gradient_checkpointing: bool = setting(False, resumable=True)
     normalize: Literal["auto", "dataset", "clip"] = "auto"
     seed: int = 42
-    deterministic: bool = False
+    deterministic: bool = setting(False, resumable=True)
     every: int = 1
     eval_every: float = 1
     eval_steps: int | None = None
-    save_every: float | None = None
-    keep_checkpoints: int = 2
+    save_every: float | None = setting(None, resumable=True)
+    keep_checkpoints: int = setting(2, resumable=True)
     patience: int = 0
     min_progress: float = 0.0
     average_from: float | None = None
     average_to: float | None = None
-    log_every: int = 10
-    report_to: tuple[str, ...] = ("tensorboard",)
-    workers: int = 0
+    log_every: int = setting(10, resumable=True)
+    report_to: tuple[str, ...] = setting(("tensorboard",), resumable=True)
+    workers: int = setting(0, resumable=True)
 
     def __post_init__(self) -> None:
         check(self.epochs > 0, "epochs", self.epochs, "a number above 0")
@@ -190,7 +190,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     recipes: ClassVar[tuple[Recipe, ...]] = (RECONSTRUCTION,)
 
     objective: Literal["joint", "mpc", "mpg", "reconstruction", "contrastive"] = "joint"
-    from_: str | None = None
+    from_: str | None = setting(None, path=True)
     size: Literal["tiny", "small", "base"] = "small"
     width: int | None = None
     depth: int | None = None
@@ -214,15 +214,15 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     mse_weight: float = 10.0
     normalize_targets: bool = False
     views: Literal["auto", "generated", "fresh"] = "auto"
-    augmentations: str | None = None
+    augmentations: str | None = setting(None, path=True)
     temperature: float = 0.1
     projection: int = 128
     view_mask: Literal["none", "crossed"] = "none"
     view_mask_ratio: float = 0.5
     chunk: int | None = None
-    probe_data: str | None = None
-    probe_every: float = 5.0
-    snapshots: int = 3
+    probe_data: str | None = setting(None, path=True, resumable=True)
+    probe_every: float = setting(5.0, resumable=True)
+    snapshots: int = setting(3, resumable=True)
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
@@ -329,7 +329,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     learning_rate: float = 1e-4
     batch_size: int = 32
     recipe: Literal["none", "notebook"] = "none"
-    from_: str | None = None
+    from_: str | None = setting(None, path=True)
     size: Literal["tiny", "small", "base"] = "small"
     width: int | None = None
     depth: int | None = None

@@ -14,14 +14,14 @@
       result.json     written last: how the run ended, and the figures of the model
 
 The same command on the same folder continues it. Settings that change what is learned are not mixed: they are refused,
-with what differs. Those that do not (`FREE`) may change from session to session.
+with what differs. Those that do not (`resumable` in `tymbal.settings`) may change from session to session.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,33 +30,13 @@ from tymbal import config
 from tymbal.errors import CheckpointError, SettingsError
 from tymbal.files import write_json, write_text
 from tymbal.settings import TrainingSettings
+from tymbal.settings.fields import names_that
 from tymbal.training.callbacks import MetricsFile
 from tymbal.training.records import HEADER, is_figure, log_line
 
-__all__ = ["FREE", "Resume", "RunFolder", "RunResult"]
-
-FREE = frozenset(
-    {
-        "device",
-        "workers",
-        "compile",
-        "deterministic",
-        "gradient_checkpointing",
-        "max_minutes",
-        "log_every",
-        "save_every",
-        "keep_checkpoints",
-        "report_to",
-        "probe_data",
-        "probe_every",
-        "snapshots",
-    }
-)
-"""Settings that may differ from session to session of one run."""
+__all__ = ["Resume", "RunFolder", "RunResult"]
 
 Resume = bool | str | os.PathLike[str]
-
-_DATA = ("data_dir", "data_val", "data_val_dir")  # where they are gone, the data have moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,10 +181,14 @@ class RunFolder:
             raise SettingsError(
                 f"the folder holds a '{recorded.verb}' run, this is '{verb}'", path=self.path, advice=_OTHER_FOLDER
             )
-        free = FREE | {name for name in _DATA if _is_gone(recorded.settings.get(name))}
+        moved = (name for name in names_that(settings, "data") if _is_gone(recorded.settings.get(name)))
+        free = {*names_that(settings, "resumable"), *moved}
         before = {name: value for name, value in recorded.settings.items() if name not in free}
         now = {name: value for name, value in config.to_mapping(settings).items() if name not in free}
-        changes = config.diff(_located(before), _located(now)) + _other_data(recorded.arguments, arguments)
+        paths = names_that(settings, "path")
+        changes = config.diff(_located(before, paths), _located(now, paths)) + _other_data(
+            recorded.arguments, arguments
+        )
         if changes:
             raise SettingsError(
                 "the run was begun with other settings:\n    " + "\n    ".join(changes),
@@ -226,10 +210,10 @@ class RunFolder:
 _OTHER_FOLDER = "Choose another output folder, or delete this one."
 
 
-def _located(settings: dict[str, Any]) -> dict[str, Any]:
+def _located(settings: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
     """Settings in which a path is the same path from wherever the command is given."""
-    paths = {name: settings[name] for name in config.PATHS if settings.get(name)}
-    return {**settings, **{name: os.path.realpath(path) for name, path in paths.items() if Path(path).exists()}}
+    given = {name: settings[name] for name in paths if settings.get(name)}
+    return {**settings, **{name: os.path.realpath(path) for name, path in given.items() if Path(path).exists()}}
 
 
 def _is_gone(path: str | None) -> bool:
