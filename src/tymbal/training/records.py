@@ -113,7 +113,7 @@ def log_line(line: Mapping[str, Any]) -> str:
     figures = {name: value for name, value in line.items() if is_figure(name)}
     of_validation = any(name.startswith(_VALIDATION) for name in figures)
     order = sorted(figures, key=lambda name: (not name.endswith("loss"), name == "batch_size"))
-    told = [f"{name.removeprefix(_VALIDATION).replace('_', ' ')} {_shown(figures[name])}" for name in order]
+    told = [f"{name.removeprefix(_VALIDATION).replace('_', ' ')} {_figure_text(figures[name])}" for name in order]
     minutes, seconds = divmod(int(line["seconds"]), 60)
     elapsed = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     what = "validation: " if of_validation else ""
