@@ -20,7 +20,7 @@ from tones import FEATURES, FRAMES, PITCHES, RATE, tone, tone_store
 from tymbal import convert, embed
 from tymbal.errors import AudioError, ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
-from tymbal.inference.encoding import embed_store
+from tymbal.inference.encoding import FrozenEncoder
 from tymbal.inference.spool import Outcome, Spool
 from tymbal.models.classifier import pool
 from tymbal.models.folder import load_model
@@ -135,7 +135,7 @@ def test_embed__a_store(encoder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     table = pq.read_table(tmp_path / "out.parquet")
     loaded = load_model(encoder)
     rows, facts = store.rows(), loaded.description
-    expected = embed_store(loaded.module, store, rows, description=facts, poolings=["mean"])["mean"]
+    expected = FrozenEncoder(loaded.module, facts.normalisation).embed(store, rows).values["mean", None]
     np.testing.assert_allclose(vectors(tmp_path / "out.parquet"), expected, atol=1e-5)
     assert result.rows == 48
     assert table["id"].to_pylist() == store.index["id"].to_pylist()

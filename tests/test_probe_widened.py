@@ -13,7 +13,7 @@ from tymbal.errors import SettingsError
 from tymbal.evaluation import embedding_cache as cache
 from tymbal.evaluation.probe_tasks import draw_shots
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.inference import encoding as embed
+from tymbal.inference.encoding import FrozenEncoder
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import save_model
@@ -68,13 +68,13 @@ def test_draw_shots__takes_so_many_of_each_class() -> None:
 def test_probe__folds_keep_groups_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = __import__("tymbal.evaluation.probe_tasks", fromlist=["ProbeTask"])
     seen: list[tuple[int, int, int]] = []
-    ask = module.ProbeTask.ask
+    run = module.ProbeTask.run
 
     def watched(self, features, **names):
         seen.append((len(self.train), len(self.validation), len(set(self.groups))))
-        return ask(self, features, **names)
+        return run(self, features, **names)
 
-    monkeypatch.setattr(module.ProbeTask, "ask", watched)
+    monkeypatch.setattr(module.ProbeTask, "run", watched)
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
     result = probe(model, store, folds=4, random=False, **QUICK)
     assert seen == [(36, 12, 3)] * 8  # four groups of twelve clips, for baseline and model
@@ -97,8 +97,8 @@ def test_probe__embeddings_are_kept_for_the_same_and_for_nothing_else(
 ) -> None:
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
     made: list[int] = []
-    embed_layers = embed.embed_layers
-    monkeypatch.setattr(embed, "embed_layers", lambda *a, **k: made.append(1) or embed_layers(*a, **k))
+    embed = FrozenEncoder.embed
+    monkeypatch.setattr(FrozenEncoder, "embed", lambda *a, **k: made.append(1) or embed(*a, **k))
     first = probe(model, store, **QUICK)
     assert len(made) == len(list(kept.glob("*.npy"))) == 2
     assert probe(model, store, **QUICK).rows == first.rows

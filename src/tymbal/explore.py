@@ -123,24 +123,20 @@ def _own_uploads() -> Iterator[Path]:
 
 def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[ModelView, Library | None, str]:
     """The model, the sounds to compare with, and what the page says about both."""
-    from tymbal.compute.device import choose_device, choose_precision
     from tymbal.exploring.library import open_library
     from tymbal.exploring.model_view import ModelView
-    from tymbal.inference.frontend import Embedder, Scorer, embedder_like
+    from tymbal.inference.frontend import ready_model
     from tymbal.inference.streaming import cut_for
-    from tymbal.models.folder import load_model
 
-    device, _ = choose_device(chosen.device)
-    dtype, _ = choose_precision(chosen.precision, device)
-    loaded = load_model(model)
-    embedder = Embedder(loaded, pooling=chosen.pooling, device=device, dtype=dtype)
-    description, library = loaded.description, None
+    ready = ready_model(model, chosen)
+    embedder = ready.embedder(pooling=chosen.pooling)
+    description, library = ready.description, None
     if store is not None:
         fingerprint = embedder.record()["model"]
         mels = description.features.mel_bins
         library = open_library(store, model=model, fingerprint=fingerprint, mels=mels, settings=chosen)
-        embedder = embedder_like(loaded, library.record, index=library.name, source=model, device=device, dtype=dtype)
-    scorer = Scorer(loaded, device=device, dtype=dtype) if description.labels else None
+        embedder = ready.embedder_like(library.record, index=library.name)
+    scorer = ready.scorer() if description.labels else None
     window = chosen.window if library is None else library.window
     cut = cut_for(description, window=window, hop=chosen.hop)
     if chosen.hop is None:

@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,27 +117,26 @@ def probe(
     from tymbal.evaluation.labelled_clips import labelled_clips
     from tymbal.evaluation.run_probes import run_probes
     from tymbal.inference.encoding import check_features
-    from tymbal.models.folder import load_model
+    from tymbal.inference.frontend import ready_model
 
     chosen = configuration.resolve(ProbeSettings, settings, config=config)
     _check_output(output)
-    loaded = load_model(model)
-    with opened_store(data, loaded.description, chosen) as store:
-        check_features(store, loaded.description, path=model)
+    ready = ready_model(model, chosen)
+    with opened_store(data, ready.description, chosen) as store:
+        check_features(store, ready.description, path=model)
         clips = labelled_clips(store)
         if clips.left_out:
             tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
-        lasting = (Path(data) / DESCRIPTION).is_file()
-        rows = run_probes(loaded, store, clips, chosen, lasting=lasting)
-        confusion = _confusion(rows, clips, store)
+        lasting = (Path(data) / DESCRIPTION).is_file()  # the store will still be there for the next probe
+        run = run_probes(ready, store, clips, replace(chosen, cache=chosen.cache and lasting))
     result = ProbeResult(
-        rows=tuple(rows),
-        train=len(clips.train),
-        validation=len(clips.validation),
+        rows=run.rows,
+        train=len(run.clips.train),
+        validation=len(run.clips.validation),
         classes=clips.classes,
         multilabel=clips.multilabel,
-        confusion=confusion,
-        folds=None if chosen.folds is None else rows[0].repeats,
+        confusion=_confusion(run.rows, clips),
+        folds=None if chosen.folds is None else run.rows[0].repeats,
         written=() if output is None else (Path(output),),
     )
     if output is not None:
@@ -156,15 +155,15 @@ def opened_store(
         yield open_source(source, Path(folder), description.features, settings)
 
 
-def _confusion(rows: Sequence[ProbeRow], clips: LabelledClips, store: SpectrogramSource) -> tuple[tuple[int, ...], ...]:
+def _confusion(rows: Sequence[ProbeRow], clips: LabelledClips) -> tuple[tuple[int, ...], ...]:
     import numpy as np
 
     reader = next(reader for reader in READERS if any(row.reader == reader for row in rows))
-    leading = [row for row in rows if row.features == "model" and row.reader == reader and row.shots is None]
-    if clips.multilabel or leading[-1].scores is None:
+    last = [row for row in rows if row.features == "model" and row.reader == reader and row.shots is None][-1]
+    if clips.multilabel or last.scores is None or last.truth is None:
         return ()
     counts = np.zeros((len(clips.classes),) * 2, np.int64)
-    np.add.at(counts, (clips.truth(store, clips.validation).argmax(1), leading[-1].scores.argmax(1)), 1)
+    np.add.at(counts, (last.truth.argmax(1), last.scores.argmax(1)), 1)
     return tuple(tuple(row) for row in counts.tolist())
 
 

@@ -90,6 +90,7 @@ def similar(
         StoreError: There are no embeddings.
     """
     from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_record, rows_of
+    from tymbal.inference.frontend import ready_model
     from tymbal.inference.tables import open_table
 
     chosen = configuration.resolve(SimilarSettings, settings, config=config)
@@ -98,7 +99,8 @@ def similar(
         raise SettingsError("a table ends in .csv, .parquet, .json or .jsonl", path=target, advice="Name it so.")
     place = Path(index)
     record = read_record(place)
-    query = _example(_embedder(model, record, chosen, place), Path(clip), record, batch_size=chosen.batch_size)
+    embedder = ready_model(model, chosen).embedder_like(record, index=place)
+    query = _example(embedder, Path(clip), record, batch_size=chosen.batch_size)
     search = nearest_approximately if chosen.approximate else nearest_exactly
     rows, scores = search(place, query, chosen.top)
     neighbours = tuple(
@@ -112,17 +114,6 @@ def similar(
     return SimilarResult(neighbours, target)
 
 
-def _embedder(model: str | Path, record: dict[str, Any], settings: SimilarSettings, index: Path) -> Embedder:
-    """The model at work as it was when the others were embedded."""
-    from tymbal.compute.device import choose_device, choose_precision
-    from tymbal.inference.frontend import embedder_like
-    from tymbal.models.folder import load_model
-
-    device, _ = choose_device(settings.device)
-    dtype, _ = choose_precision(settings.precision, device)
-    return embedder_like(load_model(model), record, index=index, source=str(model), device=device, dtype=dtype)
-
-
 def _example(embedder: Embedder, clip: Path, record: dict[str, Any], *, batch_size: int) -> NDArray[np.float32]:
     """The embedding of the example: the mean of its windows, weighted by their length."""
     import numpy as np
@@ -133,13 +124,13 @@ def _example(embedder: Embedder, clip: Path, record: dict[str, Any], *, batch_si
 
     cut = cut_for(embedder.description, window=record["window"], hop=record["hop"])
     blocks = stream(clip, sample_rate=cut.rate)
-    found = list(windows(blocks, length=cut.length, hop=cut.hop, shortest=cut.shortest))
-    if len(found[0].samples) < cut.shortest:
-        raise problem("too short", f"{len(found[0].samples) / cut.rate:.4g} s, less than one frame", clip)
+    pieces = list(windows(blocks, length=cut.length, hop=cut.hop, shortest=cut.shortest))
+    if len(pieces[0].samples) < cut.shortest:
+        raise problem("too short", f"{len(pieces[0].samples) / cut.rate:.4g} s, less than one frame", clip)
     parts = [
-        embedder.windows(found[start : start + batch_size], length=cut.length)
-        for start in range(0, len(found), batch_size)
+        embedder.windows(pieces[start : start + batch_size], length=cut.length)
+        for start in range(0, len(pieces), batch_size)
     ]
-    weights = np.array([len(window.samples) for window in found], np.float64)
+    weights = np.array([len(window.samples) for window in pieces], np.float64)
     mean: NDArray[np.float32] = np.average(np.concatenate(parts), axis=0, weights=weights).astype(np.float32)
     return mean

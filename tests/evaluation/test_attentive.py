@@ -15,10 +15,9 @@ from tymbal.evaluation import tokens as module
 from tymbal.evaluation.attentive import STRENGTHS, fit_attentive
 from tymbal.evaluation.linear import fit_logistic, quality
 from tymbal.evaluation.tokens import Tokens, write_tokens
-from tymbal.inference.encoding import embed_store
+from tymbal.inference.encoding import FrozenEncoder
 from tymbal.models.folder import load_model
 from tymbal.progress import Progress
-from tymbal.settings import ProbeSettings
 
 QUICK = {"device": "cpu", "precision": "float32"}
 COLUMNS, WIDTH = 48, 16
@@ -109,24 +108,16 @@ def test_write_tokens__their_mean_is_the_embedding(tmp_path: Path) -> None:
     store = tone_store(tmp_path / "store", clips=6, validation=2)
     loaded = load_model(small_model(tmp_path / "model"))
     rows = np.array([0, 3, 7, 8, 16])
-    made = write_tokens(
-        loaded.module,
-        loaded.description,
-        store,
-        rows,
-        layers=[1, None],
-        settings=ProbeSettings(batch_size=2, **QUICK),
-        folder=tmp_path,
-        progress=Progress(5, "Writing", unit="clips"),
-    )
-    for layer, tokens in made.items():
+    frozen = FrozenEncoder(loaded.module, loaded.description.normalisation, batch_size=2)
+    progress = Progress(5, "Writing", unit="clips")
+    written = write_tokens(frozen, store, rows, layers=[1, None], folder=tmp_path, progress=progress)
+    assert written.rows.tolist() == rows.tolist()
+    for layer, tokens in written.layers.items():
         values, real = tokens.batch(np.array([4, 0, 2]))
         patches = real.clone()
         patches[:, : tokens.prefix] = False
         means = (values * patches.unsqueeze(2)).sum(1) / patches.sum(1, keepdim=True)
-        expected = embed_store(
-            loaded.module, store, rows[[4, 0, 2]], description=loaded.description, poolings=["mean"], layer=layer
-        )["mean"]
+        expected = frozen.embed(store, rows[[4, 0, 2]], layers=[layer]).values["mean", layer]
         torch.testing.assert_close(means, torch.from_numpy(expected), rtol=2e-3, atol=2e-3)
         assert not real[1].all()  # a short clip
         assert tokens.path.stat().st_size == 5 * 10 * 16 * 2

@@ -26,6 +26,9 @@ class Tones:
     def gather(self, rows: np.ndarray) -> np.ndarray:
         return self.clips[rows]
 
+    def announce(self, rows: np.ndarray) -> None:
+        pass
+
 
 def classifier(labels: int) -> SpectrogramClassifier:
     torch.manual_seed(0)

@@ -9,7 +9,7 @@ import torch
 from tones import FEATURES, FRAMES, tone_store
 from tymbal.errors import ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.inference.encoding import check_features, embed_store
+from tymbal.inference.encoding import FrozenEncoder, check_features
 from tymbal.models.classifier import pool
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
@@ -24,10 +24,13 @@ def encoder() -> SpectrogramEncoder:
     return SpectrogramEncoder(CONFIG)
 
 
-def test_embed_store__is_pooling_of_the_tokens_of_each_clip(tmp_path: Path) -> None:
+def test_frozen_encoder__is_pooling_of_the_tokens_of_each_clip(tmp_path: Path) -> None:
     store, model = tone_store(tmp_path / "store", clips=5), encoder().eval()
     rows = np.array([7, 0, 3])
-    found = embed_store(model, store, rows, description=DESCRIPTION, poolings=("mean", "rows", "cls"), batch_size=2)
+    frozen = FrozenEncoder(model, DESCRIPTION.normalisation, batch_size=2)
+    embeddings = frozen.embed(store, rows, poolings=("mean", "rows", "cls"))
+    assert embeddings.rows.tolist() == rows.tolist()
+    found = {how: each for (how, _), each in embeddings.values.items()}
     assert {how: each.shape for how, each in found.items()} == {"mean": (3, 16), "rows": (3, 32), "cls": (3, 16)}
     for place, row in enumerate(rows):
         frames = int(store.real_frames[row])
@@ -41,30 +44,32 @@ def test_embed_store__is_pooling_of_the_tokens_of_each_clip(tmp_path: Path) -> N
             np.testing.assert_allclose(each[place], expected[0], atol=2e-6)
 
 
-def test_embed_store__padding_is_pooled_only_where_wanted(tmp_path: Path) -> None:
+def test_frozen_encoder__padding_is_pooled_only_where_wanted(tmp_path: Path) -> None:
     store, model = tone_store(tmp_path / "store", clips=3), encoder()
     short = np.flatnonzero(store.real_frames < FRAMES)
     full = np.flatnonzero(store.real_frames == FRAMES)
     assert len(short)
     for rows, same in ((full, True), (short, False)):
         skipped, taken = (
-            embed_store(model, store, rows, description=DESCRIPTION, poolings=("rows",), skip_padding=skip)["rows"]
+            FrozenEncoder(model, DESCRIPTION.normalisation, skip_padding=skip)
+            .embed(store, rows, poolings=("rows",))
+            .values["rows", None]
             for skip in (True, False)
         )
         assert np.allclose(skipped, taken, atol=1e-6) == same
 
 
-def test_embed_store__layers(tmp_path: Path) -> None:
+def test_frozen_encoder__layers(tmp_path: Path) -> None:
     store, model = tone_store(tmp_path / "store", clips=2), encoder()
     rows = np.arange(4)
     first, last, final = (
-        embed_store(model, store, rows, description=DESCRIPTION, poolings=("mean",), layer=layer)["mean"]
+        FrozenEncoder(model, DESCRIPTION.normalisation).embed(store, rows, layers=[layer]).values["mean", layer]
         for layer in (0, 2, None)
     )
     assert not np.allclose(first, last)
     assert not np.allclose(last, final)
     with pytest.raises(SettingsError, match="layer is 3, but the encoder has 2 blocks"):
-        embed_store(model, store, rows, description=DESCRIPTION, poolings=("mean",), layer=3)
+        FrozenEncoder(model, DESCRIPTION.normalisation).embed(store, rows, layers=[3])
 
 
 def test_check_features__names_what_differs(tmp_path: Path) -> None:

@@ -6,13 +6,11 @@ neighbouring frames, over the frames of real sound only. Nothing is learned befo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from tymbal.store.base import SpectrogramSource
+from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import readable_batches
 
 __all__ = ["baseline_features", "spectrogram_moments"]
 
@@ -35,13 +33,19 @@ def spectrogram_moments(spectrograms: NDArray[np.floating], real_frames: NDArray
     return np.concatenate([mean, spread, _moments(steps, real_steps)[1]], axis=1)
 
 
-def baseline_features(store: SpectrogramSource, rows: NDArray[np.int64], *, batch: int = 256) -> NDArray[np.float32]:
-    """`spectrogram_moments` of rows of a store, [rows, 3 * mels]."""
-    parts = [
-        spectrogram_moments(store.gather(part), store.real_frames[part])
-        for part in (rows[start : start + batch] for start in range(0, len(rows), batch))
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, 3 * store.mels), np.float32)
+def baseline_features(
+    store: SpectrogramSource, rows: NDArray[np.int64], *, batch: int = 256
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """`spectrogram_moments` of rows of a store.
+
+    Returns:
+        The rows that could be read, [clips], and their features, [clips, 3 * mels].
+    """
+    read, parts = [rows[:0]], [np.empty((0, 3 * store.mels), np.float32)]
+    for part, spectrograms in readable_batches(store, rows, batch_size=batch):
+        read.append(part)
+        parts.append(spectrogram_moments(spectrograms, store.real_frames[part]))
+    return np.concatenate(read), np.concatenate(parts)
 
 
 def _moments(values: NDArray[np.float32], real: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -7,21 +7,16 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tymbal.compute.device import choose_device, choose_precision
 from tymbal.files import replace_file
-from tymbal.inference import encoding as embed
-from tymbal.models.description import ModelDescription
-from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
 from tymbal.progress import Progress
-from tymbal.settings import ProbeSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.format import DESCRIPTION, INDEX
 from tymbal.store.packed.packed_store import Store
@@ -46,26 +41,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tymbal"
 
 
-def key_of(
-    encoder: SpectrogramEncoder,
-    description: ModelDescription,
-    store: Store,
-    rows: NDArray[np.int64],
-    settings: Mapping[str, Any],
-) -> str:
-    """The name of embeddings, by all that decides them."""
-    found = hashlib.blake2b(digest_size=20)
-    for name, value in encoder.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().numpy().tobytes())
-    facts = {"schema": _SCHEMA, **asdict(description.normalisation), **settings}
-    found.update(json.dumps([asdict(encoder.config), facts], sort_keys=True, default=str).encode())
+def key_of(encoder: FrozenEncoder, store: Store, rows: NDArray[np.int64]) -> str:
+    """The name of embeddings, by all that decides them but layer and pooling."""
+    digest = hashlib.blake2b(digest_size=20)
+    for name, value in encoder.encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    facts = {
+        "schema": _SCHEMA,
+        **asdict(encoder.normalisation),
+        "skip_padding": encoder.skip_padding,
+        "device": encoder.device.type,
+        "dtype": str(encoder.dtype),
+    }
+    digest.update(json.dumps([asdict(encoder.encoder.config), facts], sort_keys=True, default=str).encode())
     for file in (DESCRIPTION, INDEX):
-        found.update((store.path / file).read_bytes())
+        digest.update((store.path / file).read_bytes())
     for shard in store.description.shards:  # the same description over other values would be another store
-        found.update(str((store.path / shard.file).stat().st_mtime_ns).encode())
-    found.update(rows.tobytes())
-    return found.hexdigest()
+        digest.update(str((store.path / shard.file).stat().st_mtime_ns).encode())
+    digest.update(rows.tobytes())
+    return digest.hexdigest()
 
 
 def load(key: str) -> NDArray[np.float32] | None:
@@ -120,57 +115,37 @@ def place_for_table(key: str) -> Path | None:
 
 
 def embed_with_cache(
-    encoder: SpectrogramEncoder,
-    description: ModelDescription,
+    encoder: FrozenEncoder,
     store: SpectrogramSource,
     rows: NDArray[np.int64],
     *,
+    poolings: Sequence[str],
     layers: Sequence[int | None],
-    settings: ProbeSettings,
-    lasting: bool,
+    cached: bool,
     progress: Progress,
-) -> dict[tuple[str, int | None], NDArray[np.float32]]:
-    """Embeds rows of a store from several layers, or takes what an earlier probe has kept.
+) -> RowEmbeddings:
+    """Embeds rows of a store from several layers, or loads what an earlier probe has saved.
 
     Args:
-        encoder: The encoder.
-        description: How its model normalises.
+        encoder: The encoder at work.
         store: Where the spectrograms are.
         rows: Which of them, [clips].
-        layers: Layers, as in `embed_layers`.
-        settings: Poolings, device and whether embeddings are kept.
-        lasting: Whether the store will still be there for the next probe.
-        progress: Told of each batch.
-
-    Returns:
-        For each pooling and layer [clips, dimensions].
+        poolings: Poolings, as in `FrozenEncoder.embed`.
+        layers: Layers, as there.
+        cached: Whether to load and save; only embeddings of packed stores are.
+        progress: Advances batch by batch.
     """
-    device, _ = choose_device(settings.device)
-    dtype, _ = choose_precision(settings.precision, device)
-    places = [(pooling, layer) for pooling in settings.pooling for layer in layers]
     keys: dict[tuple[str, int | None], str] = {}
-    if settings.cache and lasting and isinstance(store, Store):
-        how = {"skip_padding": settings.skip_padding, "device": device.type, "dtype": str(dtype)}
-        common = key_of(encoder, description, store, rows, how)
-        keys = {(pooling, layer): f"{common}-{pooling}-{layer}" for pooling, layer in places}
-        held = {place: load(key) for place, key in keys.items()}
-        known = {place: values for place, values in held.items() if values is not None and len(values) == len(rows)}
-        if len(known) == len(places):
+    if cached and isinstance(store, Store):
+        common = key_of(encoder, store, rows)
+        keys = {(how, layer): f"{common}-{how}-{layer}" for how in poolings for layer in layers}
+        loaded = {place: load(key) for place, key in keys.items()}
+        known = {place: values for place, values in loaded.items() if values is not None and len(values) == len(rows)}
+        if len(known) == len(keys):
             progress.advance(len(rows))
-            return known
-    found = embed.embed_layers(
-        encoder,
-        store,
-        rows,
-        description=description,
-        poolings=settings.pooling,
-        layers=layers,
-        skip_padding=settings.skip_padding,
-        batch_size=settings.batch_size,
-        device=device,
-        dtype=dtype,
-        progress=progress,
-    )
-    for place, key in keys.items():
-        save(key, found[place])
-    return found
+            return RowEmbeddings(rows=rows, values=known)
+    embedded = encoder.embed(store, rows, poolings=poolings, layers=layers, progress=progress)
+    if len(embedded.rows) == len(rows):
+        for place, key in keys.items():
+            save(key, embedded.values[place])
+    return embedded

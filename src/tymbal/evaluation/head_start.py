@@ -14,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tymbal.errors import StoreError
 from tymbal.evaluation.linear import Fitted, fit_logistic
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import normalised_batches
 
 __all__ = ["fit_head"]
 
@@ -60,18 +62,22 @@ def fit_head(
 
     Returns:
         The regression, and on how many clips.
+
+    Raises:
+        StoreError: None of the clips can be read.
     """
     if len(rows) > _MOST:
         drawn = _drawn(truth, seed=seed)
         rows, truth = rows[drawn], truth[drawn]
         groups = None if groups is None else [groups[place] for place in drawn]
     model = model.to(device)
-    features = _features(model, store, rows, normalisation, batch_size=batch_size, dtype=dtype)
-    fitted = fit_logistic(features, truth, multilabel=multilabel, groups=groups, seed=seed)
+    readable, features = _features(model, store, rows, normalisation, batch_size=batch_size, dtype=dtype)
+    groups = None if groups is None else [group for group, is_read in zip(groups, readable, strict=True) if is_read]
+    fitted = fit_logistic(features, truth[readable], multilabel=multilabel, groups=groups, seed=seed)
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(fitted.weight.T))
         model.head.bias.copy_(torch.from_numpy(np.maximum(fitted.bias, _ABSENT)))
-    return fitted, len(rows)
+    return fitted, len(features)
 
 
 def _drawn(truth: NDArray[np.bool_], *, seed: int) -> NDArray[np.int64]:
@@ -90,12 +96,17 @@ def _features(
     *,
     batch_size: int,
     dtype: torch.dtype | None,
-) -> NDArray[np.float64]:
-    """What the linear layer sees of the clips, [clips, pooled width]."""
-    found: list[Tensor] = []
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which of the rows can be read, bool [rows], and what the linear layer sees of those, [clips, pooled width].
+
+    Raises:
+        StoreError: None of them can be read.
+    """
+    seen: list[Tensor] = []
+    read: list[NDArray[np.int64]] = []
 
     def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(inputs[0].double().cpu())
+        seen.append(inputs[0].double().cpu())
 
     device, training = model.head.weight.device, model.training
     model.eval()
@@ -106,13 +117,14 @@ def _features(
             torch.inference_mode(),
             torch.autocast(device.type, dtype=dtype, enabled=dtype is not None),
         ):
-            for start in range(0, len(rows), batch_size):
-                part = rows[start : start + batch_size]
-                frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
-                spectrogram = torch.from_numpy(store.gather(part)).to(device)
-                model(normalisation(spectrogram, frames), frames=frames)
-                progress.advance(len(part))
+            for batch in normalised_batches(
+                store, rows, normalisation=normalisation, batch_size=batch_size, device=device, progress=progress
+            ):
+                model(batch.x, frames=batch.frames)
+                read.append(batch.rows)
     finally:
         hook.remove()
         model.train(training)
-    return torch.cat(found).numpy()
+    if not seen:
+        raise StoreError("not one of the clips to fit the head on can be read any more", path=store.path)
+    return np.isin(rows, np.concatenate(read)), torch.cat(seen).numpy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +45,13 @@ class LabelledClips:
 
     def groups(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> list[str] | None:
         """The group of each row; None where not all rows have one."""
-        found = store.index["group"].take(rows).to_pylist()
-        return found if all(found) else None
+        groups = store.index["group"].take(rows).to_pylist()
+        return groups if all(groups) else None
+
+    def among(self, rows: NDArray[np.int64]) -> LabelledClips:
+        """Those of the clips that are among some rows."""
+        train, validation = (side[np.isin(side, rows)] for side in (self.train, self.validation))
+        return replace(self, train=train, validation=validation)
 
 
 def labelled_clips(

@@ -17,6 +17,10 @@ READERS = ("logistic", "knn", "attentive")
 """What can read, in the order of the table."""
 
 
+_NESTED = ("figures", "scores", "truth")
+"""Fields of a row that no single cell of a table holds."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
     """One line of the table: a set of features and what reads them.
@@ -32,7 +36,8 @@ class ProbeRow:
         shots: Clips of each class that were learned from; None is all.
         repeats: Folds or draws that the figures are means of.
         spread: Standard deviation of the leading figure over these; None for one.
-        scores: Of the clips that were asked, [clips, classes]; None for means.
+        scores: Of the validation clips that could be read, [clips, classes]; None for means.
+        truth: Which of these clips has which label, bool [clips, classes]; None for means.
     """
 
     features: str
@@ -46,20 +51,21 @@ class ProbeRow:
     repeats: int = 1
     spread: float | None = None
     scores: NDArray[np.floating[Any]] | None = field(default=None, compare=False, repr=False)
+    truth: NDArray[np.bool_] | None = field(default=None, compare=False, repr=False)
 
     def flat(self) -> dict[str, Any]:
         """As one row of a table."""
         row = asdict(self)
-        return {**{key: value for key, value in row.items() if key not in ("figures", "scores")}, **self.figures}
+        return {**{key: value for key, value in row.items() if key not in _NESTED}, **self.figures}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeTask:
-    """What is asked of every set of features.
+    """A task that every set of features is measured by.
 
     Attributes:
         train: Labels of the clips to learn from, bool [clips, classes].
-        validation: Labels of the clips to be asked, bool [clips, classes].
+        validation: Labels of the clips to score, bool [clips, classes].
         groups: Groups of the clips to learn from, where they have them.
         multilabel: Whether a clip may have several labels.
         neighbours: Neighbours that vote.
@@ -82,16 +88,16 @@ class ProbeTask:
         readers: Sequence[str] = ("logistic", "knn"),
     ) -> list[ProbeRow]:
         """Reads features [clips, dimensions], those to learn from first, by logistic regression and neighbours."""
-        known, asked = np.split(features.astype(np.float64), [len(self.train)])
-        found: list[ProbeRow] = []
+        known, queries = np.split(features.astype(np.float64), [len(self.train)])
+        rows: list[ProbeRow] = []
         if "logistic" in readers:
             fitted = fit_logistic(known, self.train, multilabel=self.multilabel, groups=self.groups, seed=self.seed)
-            scores = fitted.scores(asked)
-            found.append(self.row(scores, name=name, pooling=pooling, reader="logistic", strength=fitted.strength))
+            scores = fitted.scores(queries)
+            rows.append(self.row(scores, name=name, pooling=pooling, reader="logistic", strength=fitted.strength))
         if "knn" in readers:
-            votes = neighbour_scores(known, self.train, asked, neighbours=self.neighbours)
-            found.append(self.row(votes, name=name, pooling=pooling, reader="knn"))
-        return [replace(row, dimensions=features.shape[1]) for row in found]
+            votes = neighbour_scores(known, self.train, queries, neighbours=self.neighbours)
+            rows.append(self.row(votes, name=name, pooling=pooling, reader="knn"))
+        return [replace(row, dimensions=features.shape[1]) for row in rows]
 
     def row(
         self,
@@ -103,7 +109,7 @@ class ProbeTask:
         dimensions: int = 0,
         strength: float | None = None,
     ) -> ProbeRow:
-        """What a reader's scores [clips, classes] of the clips that are asked come to."""
+        """What a reader's scores [clips, classes] of the validation clips come to."""
         return ProbeRow(
             features=name,
             pooling=pooling,
@@ -112,6 +118,7 @@ class ProbeTask:
             strength=strength,
             figures=quality(scores, self.validation, multilabel=self.multilabel),
             scores=scores,
+            truth=self.validation,
         )
 
 
@@ -129,14 +136,14 @@ def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
     dimensions_wide = 12 if extra else 10
     head = f"{'features':<10}{'pooling':<10}{extra}{'dimensions':>{dimensions_wide}}  "
     lines = [f"{head}{''.join(f'{reader:>{wide}}' for reader in readers)}   ({figure}, %)"]
-    found: dict[tuple[Any, ...], dict[str, str]] = {}
+    cells_of: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in rows:
         value = f"{100 * row.figures[figure]:.1f}"
         if row.spread is not None:
             value += f" ± {100 * row.spread:.1f}"
         place = (row.features, row.pooling, row.layer, row.shots, row.dimensions)
-        found.setdefault(place, {})[row.reader] = value
-    for (features, pooling, layer, shots, dimensions), by in found.items():
+        cells_of.setdefault(place, {})[row.reader] = value
+    for (features, pooling, layer, shots, dimensions), by in cells_of.items():
         last = "-" if features == "baseline" else "last"
         cells = f"{last if layer is None else layer:>6}" * with_layer
         cells += f"{'all' if shots is None else shots:>6}" * with_shots
@@ -154,14 +161,14 @@ def draw_shots(truth: NDArray[np.bool_], shots: int, *, seed: int) -> NDArray[np
 
 def aggregate(repeats: Sequence[Sequence[ProbeRow]]) -> list[ProbeRow]:
     """Means of the figures of rows at the same place, and the spread (standard deviation) of the leading one."""
-    found: list[ProbeRow] = []
+    aggregated: list[ProbeRow] = []
     for rows in zip(*repeats, strict=True):
         names = list(rows[0].figures)
         means = {name: float(np.mean([row.figures[name] for row in rows])) for name in names}
         leading = "mAP" if "mAP" in means else "accuracy"
         spread = float(np.std([row.figures[leading] for row in rows], ddof=1)) if len(rows) > 1 else None
         same = len({row.strength for row in rows}) == 1
-        found.append(
+        aggregated.append(
             replace(
                 rows[0],
                 figures=means,
@@ -169,6 +176,7 @@ def aggregate(repeats: Sequence[Sequence[ProbeRow]]) -> list[ProbeRow]:
                 spread=spread,
                 strength=rows[0].strength if same else None,
                 scores=None,
+                truth=None,
             )
         )
-    return found
+    return aggregated

@@ -24,7 +24,8 @@ from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.masks import Masks
 from tymbal.objectives.reconstruction import ReconstructionObjective
 from tymbal.objectives.ssast import SSASTObjective, tell_apart
-from tymbal.store.base import DamagedRowsError, SpectrogramSource
+from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import NormalisedBatch, normalised_batches
 
 __all__ = [
     "MOST",
@@ -106,29 +107,32 @@ class Snapshots(TrainerCallback):
             files[step].unlink()
 
     def _write(self, step: int, epoch: float) -> None:
-        try:
-            raw = torch.from_numpy(np.array(self._store.gather(self._rows)))
-        except DamagedRowsError as error:
-            self._rows = np.setdiff1d(self._rows, list(error.rows))
-            if len(self._rows):
-                self._write(step, epoch)
+        batch = next(
+            normalised_batches(
+                self._store,
+                self._rows,
+                normalisation=self._objective.normalisation,
+                batch_size=len(self._rows),
+                device=next(self._objective.parameters()).device,
+            ),
+            None,
+        )
+        if batch is None:  # no file of the clips can be read any more
             return
-        device = next(self._objective.parameters()).device
-        frames = torch.from_numpy(self._store.real_frames[self._rows].astype(np.int64)).to(device)
         was_training = self._objective.training
         self._objective.eval()
-        found = rebuilt_by(self._objective, raw.to(device), frames, torch.from_numpy(self._rows).to(device))
+        rebuilt = rebuilt_by(self._objective, batch)
         self._objective.train(was_training)
         index = self._store.index
-        names = [(index["file"][row].as_py() or "", index["start"][row].as_py() or 0.0) for row in self._rows.tolist()]
-        facts = {"schema": _SCHEMA, "step": step, "epoch": epoch, "names": names, "puzzle": found.puzzle}
+        names = [(index["file"][row].as_py() or "", index["start"][row].as_py() or 0.0) for row in batch.rows.tolist()]
+        facts = {"schema": _SCHEMA, "step": step, "epoch": epoch, "names": names, "puzzle": rebuilt.puzzle}
         tensors = {
-            "rows": self._rows.astype(np.int64),
-            "frames": frames.cpu().numpy(),
-            "true": _half(found.true),
-            "hidden": found.hidden,
-            "made": _half(found.made),
-            "error": found.error,
+            "rows": batch.rows,
+            "frames": batch.frames.cpu().numpy(),
+            "true": _half(rebuilt.true),
+            "hidden": rebuilt.hidden,
+            "made": _half(rebuilt.made),
+            "error": rebuilt.error,
         }
         with replace_file(self._folder / f"{step:08}{_ENDING}") as aside:
             whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -206,23 +210,20 @@ def can_rebuild(objective: nn.Module) -> TypeIs[Rebuilding]:
 
 
 @torch.no_grad()
-def rebuilt_by(objective: Rebuilding, spectrograms: Tensor, frames: Tensor, rows: Tensor) -> Rebuilt:
+def rebuilt_by(objective: Rebuilding, batch: NormalisedBatch) -> Rebuilt:
     """Masks clips as in every evaluation, and has them rebuilt.
 
     Args:
         objective: In evaluation mode.
-        spectrograms: Log-mel values as they are stored, [clips, frames, mels], on the device of the objective.
-        frames: Real frames of each, int64 [clips].
-        rows: Numbers in the store, on which the masks depend, int64 [clips].
+        batch: The clips, on the device of the objective. The masks depend on their rows.
     """
-    epoch = torch.zeros_like(rows)
+    rows = torch.from_numpy(batch.rows).to(batch.x.device)
+    x, epoch = batch.x, torch.zeros_like(rows)
     if isinstance(objective, ReconstructionObjective):
-        clean = objective.normalisation(spectrograms, frames)
-        masked = objective.make_masks(clean.shape[1], frames, rows, epoch)
-        made = objective.reconstruct(clean.masked_fill(masked, 0.0)).float()
-        return _rebuilt(clean, masked, made)
-    x = objective.normalisation(spectrograms, frames)
-    masks = objective.make_masks(x.shape[1], frames, rows, epoch)
+        masked = objective.make_masks(x.shape[1], batch.frames, rows, epoch)
+        made = objective.reconstruct(x.masked_fill(masked, 0.0)).float()
+        return _rebuilt(x, masked, made)
+    masks = objective.make_masks(x.shape[1], batch.frames, rows, epoch)
     tokens, patches = objective.predict(x, masks)[:, PREFIX_TOKENS:].float(), objective.encoder.patchify(x).float()
     encoder = objective.encoder
     true = _picture(encoder, patches)

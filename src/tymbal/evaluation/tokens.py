@@ -6,6 +6,7 @@ written once, clip after clip, and read by batches: memory does not grow with th
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tymbal.compute.device import choose_device, choose_precision
-from tymbal.errors import SettingsError
-from tymbal.inference.encoding import Encoded, check_layer, encode_layers
-from tymbal.models.description import ModelDescription
-from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.errors import SettingsError, StoreError
+from tymbal.inference.encoding import Encoded, FrozenEncoder
 from tymbal.progress import Progress, tell
-from tymbal.settings import ProbeSettings
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Tokens", "write_tokens"]
+__all__ = ["RowTokens", "Tokens", "write_tokens"]
 
 _LARGEST = float(np.finfo(np.float16).max)
 _SPARE = 64 * 2**20
@@ -70,59 +67,63 @@ class Tokens:
         return torch.from_numpy(values).float(), torch.from_numpy(real)
 
 
+@dataclass(frozen=True)
+class RowTokens:
+    """Tokens of rows of a store.
+
+    Attributes:
+        rows: The rows that could be read, in the order of the files, int64 [clips].
+        layers: The tokens by layer.
+    """
+
+    rows: NDArray[np.int64]
+    layers: dict[int | None, Tokens]
+
+
 def write_tokens(
-    encoder: SpectrogramEncoder,
-    description: ModelDescription,
+    encoder: FrozenEncoder,
     store: SpectrogramSource,
     rows: NDArray[np.int64],
     *,
     layers: Sequence[int | None],
-    settings: ProbeSettings,
     folder: Path,
     progress: Progress,
-) -> dict[int | None, Tokens]:
+) -> RowTokens:
     """Encodes rows of a store, from several layers in one pass, into a file a layer.
 
     Args:
-        encoder: The encoder; it is moved to the device and put into evaluation mode.
-        description: How its model normalises.
+        encoder: The encoder at work.
         store: Where the spectrograms are.
         rows: Which of them, [clips].
-        layers: Layers, as in `tymbal.inference.encoding.embed_layers`.
-        settings: Batch size, device, precision, and whether padding is left out.
+        layers: Layers, as in `FrozenEncoder.batches`.
         folder: Where the files go.
-        progress: Told of each batch.
+        progress: Advances batch by batch.
 
     Raises:
         SettingsError: The disk is too small, or there is no such layer.
+        StoreError: Not one of the rows can be read.
     """
-    for layer in layers:
-        check_layer(encoder, layer)
-    device, _ = choose_device(settings.device)
-    dtype, _ = choose_precision(settings.precision, device)
-    encoder = encoder.to(device).eval()
     paths = {layer: folder / f"{'last' if layer is None else layer}.tokens" for layer in layers}
-    files = {layer: path.open("wb") for layer, path in paths.items()}
+    read: list[NDArray[np.int64]] = []
     columns: list[NDArray[np.int64]] = []
-    try:
-        for start in range(0, len(rows), settings.batch_size):
-            part = rows[start : start + settings.batch_size]
-            frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
-            x = description.normalisation(torch.from_numpy(store.gather(part)).to(device), frames)
-            encoded = encode_layers(encoder, x, frames, layers=layers, skip_padding=settings.skip_padding, dtype=dtype)
-            if not start:
-                _check_space(folder, encoded[layers[0]], clips=len(rows), layers=len(layers))
+    shape, grid, prefix = (0, 0), (0, 0), 0
+    with contextlib.ExitStack() as stack:
+        files = {layer: stack.enter_context(path.open("wb")) for layer, path in paths.items()}
+        for part, encoded in encoder.batches(store, rows, layers=layers, progress=progress):
+            one = encoded[layers[0]]
+            if not read:
+                shape, grid, prefix = (one.tokens.shape[1], one.tokens.shape[2]), one.grid, one.prefix
+                _check_space(folder, one, clips=len(rows), layers=len(layers))
             for layer, file in files.items():
                 half = encoded[layer].tokens.clamp(-_LARGEST, _LARGEST).half()
                 file.write(half.cpu().contiguous().numpy().data)
-            columns.append(_real_columns(encoded[layers[0]], len(part)))
-            progress.advance(len(part))
-    finally:
-        for file in files.values():
-            file.close()
-    one = encoded[layers[0]]
-    shape = (one.tokens.shape[1], one.tokens.shape[2])
-    return {layer: Tokens(path, shape, one.grid, one.prefix, np.concatenate(columns)) for layer, path in paths.items()}
+            columns.append(_real_columns(one, len(part)))
+            read.append(part)
+    if not read:
+        raise StoreError("not one of the clips can be read any more", path=store.path)
+    real = np.concatenate(columns)
+    tokens = {layer: Tokens(path, shape, grid, prefix, real) for layer, path in paths.items()}
+    return RowTokens(np.concatenate(read), tokens)
 
 
 def _real_columns(encoded: Encoded, clips: int) -> NDArray[np.int64]:

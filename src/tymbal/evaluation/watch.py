@@ -13,7 +13,7 @@ here draws from the random numbers of the training or changes its weights.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,11 @@ from numpy.typing import NDArray
 
 from tymbal.evaluation.labelled_clips import LabelledClips
 from tymbal.evaluation.probe_tasks import ProbeTask
-from tymbal.inference.encoding import embed_store
+from tymbal.inference.encoding import FrozenEncoder
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import tell
-from tymbal.store.base import DamagedRowsError, SpectrogramSource
+from tymbal.store.base import SpectrogramSource
 from tymbal.training.callbacks import MetricsFile
 
 __all__ = ["LabelProbe", "Watch", "alarms", "mean_cosine", "rank_me"]
@@ -72,22 +72,26 @@ class LabelProbe:
         """Whether a multiple of `every` lies between the epoch of the last probe, 0 at first, and this one."""
         return int(epoch / self.every + 1e-6) > int(before / self.every + 1e-6)
 
-    def read(self, embed: Callable[[SpectrogramSource, NDArray[np.int64]], NDArray[np.float32]]) -> dict[str, float]:
+    def read(self, encoder: FrozenEncoder) -> dict[str, float]:
         """Figures of logistic regression (`probe_…`) and nearest neighbours (`knn_…`)."""
         generator = np.random.default_rng(self.seed)
-        train, asked = (
+        train, validation = (
             np.sort(generator.permutation(rows)[:_MOST_PROBED]) for rows in (self.clips.train, self.clips.validation)
         )
-        question = ProbeTask(
+        embeddings = encoder.embed(self.store, np.concatenate([train, validation]))
+        train, validation = (side[np.isin(side, embeddings.rows)] for side in (train, validation))
+        if not len(train) or not len(validation):
+            return {}
+        task = ProbeTask(
             train=self.clips.truth(self.store, train),
-            validation=self.clips.truth(self.store, asked),
+            validation=self.clips.truth(self.store, validation),
             groups=self.clips.groups(self.store, train),
             multilabel=self.clips.multilabel,
             neighbours=10,
             seed=self.seed,
         )
         figure = "mAP" if self.clips.multilabel else "accuracy"
-        rows = question.run(embed(self.store, np.concatenate([train, asked])), name="model", pooling="mean")
+        rows = task.run(embeddings.values["mean", None], name="model", pooling="mean")
         names = {"logistic": "probe", "knn": "knn"}
         return {f"{names[row.reader]}_{figure}": row.figures[figure] for row in rows}
 
@@ -117,7 +121,7 @@ class Watch:
         probe: LabelProbe | None = None,
     ) -> None:
         self._encoder = encoder
-        self._description = description
+        self._normalisation = description.normalisation
         self._store = store
         self._rows = rows[np.unique(np.linspace(0, len(rows) - 1, _CLIPS).astype(np.int64))]
         self._metrics = metrics
@@ -136,32 +140,22 @@ class Watch:
             there is a new cause for one.
         """
         before = MetricsFile.read(self._metrics)
+        found: dict[str, float] = {}
         with undisturbed():
-            vectors = self._look()
-            found: dict[str, float] = {}
+            device = self._encoder.position_embedding.device
+            encoder = FrozenEncoder(self._encoder, self._normalisation, device=device)
+            vectors = encoder.embed(self._store, self._rows).values["mean", None]
+            if not len(vectors):  # no file of them can be read any more
+                return {}
             if np.isfinite(vectors).all():
                 found = {"eval_rank": rank_me(vectors), "eval_cosine": mean_cosine(vectors)}
                 last = max((line["epoch"] for line in before if _is_probed(line)), default=0.0)
                 if self._probe is not None and self._probe.is_due(epoch, last):
-                    found |= {f"eval_{name}": value for name, value in self._probe.read(self._embed).items()}
+                    found |= {f"eval_{name}": value for name, value in self._probe.read(encoder).items()}
         for name in alarms([*before, {**figures, **found}], monitor=self._monitor):
             found[f"alarm_{name}"] = 1.0
             tell(f"{name.replace('_', ' ').capitalize()} (epoch {epoch:.1f}): {_ADVICE[name]}", warning=True)
         return found
-
-    def _look(self) -> NDArray[np.float32]:
-        """Embeddings of the clips that can still be read."""
-        try:
-            return self._embed(self._store, self._rows)
-        except DamagedRowsError as error:
-            self._rows = np.setdiff1d(self._rows, list(error.rows))
-            return self._look()
-
-    def _embed(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        device = self._encoder.position_embedding.device
-        return embed_store(self._encoder, store, rows, description=self._description, poolings=["mean"], device=device)[
-            "mean"
-        ]
 
 
 def rank_me(vectors: NDArray[np.floating]) -> float:

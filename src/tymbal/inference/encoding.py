@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,20 +12,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tymbal.errors import ModelError, SettingsError
-from tymbal.models.classifier import pool
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.classifier import pool, pooled_width
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.progress import Progress
 from tymbal.settings import FeatureSettings
 from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import normalised_batches
 
 __all__ = [
     "Encoded",
+    "FrozenEncoder",
+    "RowEmbeddings",
     "check_features",
     "check_layer",
     "column_seconds",
-    "embed_layers",
-    "embed_store",
     "encode",
     "encode_layers",
 ]
@@ -119,15 +121,15 @@ def encode_layers(
     dtype: torch.dtype | None = None,
 ) -> dict[int | None, Encoded]:
     """Encodes in one pass what `encode` does layer by layer; the arguments are its own."""
-    wanted = [layer for layer in layers if layer is not None]
+    blocks = [layer for layer in layers if layer is not None]
     with torch.inference_mode(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
-        output = encoder(x, hidden_states=bool(wanted))
+        output = encoder(x, hidden_states=bool(blocks))
     real = encoder.config.real_columns(frames, output.grid[1]) if skip_padding else None
-    found: dict[int | None, Tensor] = {layer: output.hidden_states[layer] for layer in wanted}
+    by_layer: dict[int | None, Tensor] = {layer: output.hidden_states[layer] for layer in blocks}
     if None in layers:
-        found[None] = output.tokens
+        by_layer[None] = output.tokens
     prefix = encoder.config.prefix_tokens
-    return {layer: Encoded(tokens.float(), output.grid, prefix, real) for layer, tokens in found.items()}
+    return {layer: Encoded(tokens.float(), output.grid, prefix, real) for layer, tokens in by_layer.items()}
 
 
 def column_seconds(config: EncoderConfig, features: FeatureSettings, columns: int) -> Tensor:
@@ -148,98 +150,121 @@ def check_layer(encoder: SpectrogramEncoder, layer: int | None) -> None:
         raise SettingsError(f"layer is {layer}, but the encoder has {depth} blocks", advice=f"Choose 0 to {depth}.")
 
 
-def embed_store(
-    encoder: SpectrogramEncoder,
-    store: SpectrogramSource,
-    rows: NDArray[np.int64],
-    *,
-    description: ModelDescription,
-    poolings: Sequence[str],
-    layer: int | None = None,
-    skip_padding: bool = True,
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
-) -> dict[str, NDArray[np.float32]]:
-    """Embeds rows of a store.
+@dataclass(frozen=True, kw_only=True)
+class RowEmbeddings:
+    """Embeddings of rows of a store.
+
+    Attributes:
+        rows: The rows that could be read, in the order in which they were asked for, int64 [clips].
+        values: By pooling and layer, float32 [clips, dimensions].
+    """
+
+    rows: NDArray[np.int64]
+    values: Mapping[tuple[str, int | None], NDArray[np.float32]]
+
+
+class FrozenEncoder:
+    """An encoder at work on the rows of stores.
 
     Args:
         encoder: The encoder; it is moved to the device and put into evaluation mode.
-        store: Where the spectrograms are.
-        rows: Which of them, [clips].
-        description: How the encoder's model normalises and pads.
-        poolings: Ways of pooling, all from one pass.
-        layer: Number of blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
+        normalisation: How its model normalises.
         skip_padding: Pool over the patches that hold sound, not over those of silence behind a short clip.
         batch_size: Clips a batch.
         device: Where to compute.
         dtype: Arithmetic, bfloat16 or float16; `None` is float32.
-        progress: Told of each batch.
-
-    Returns:
-        For each pooling [clips, dimensions].
-
-    Raises:
-        ModelError: The store's mel bins are not the encoder's.
-        SettingsError: There is no such layer.
     """
-    found = embed_layers(
-        encoder,
-        store,
-        rows,
-        description=description,
-        poolings=poolings,
-        layers=[layer],
-        skip_padding=skip_padding,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        progress=progress,
-    )
-    return {how: found[how, layer] for how in poolings}
 
+    def __init__(
+        self,
+        encoder: SpectrogramEncoder,
+        normalisation: Normalisation,
+        *,
+        skip_padding: bool = True,
+        batch_size: int = 64,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.encoder = encoder.to(self.device).eval()
+        self.normalisation = normalisation
+        self.skip_padding, self.batch_size, self.dtype = skip_padding, batch_size, dtype
 
-def embed_layers(
-    encoder: SpectrogramEncoder,
-    store: SpectrogramSource,
-    rows: NDArray[np.int64],
-    *,
-    description: ModelDescription,
-    poolings: Sequence[str],
-    layers: Sequence[int | None],
-    skip_padding: bool = True,
-    batch_size: int = 64,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
-) -> dict[tuple[str, int | None], NDArray[np.float32]]:
-    """Embeds rows of a store from several layers in one pass; the arguments are those of `embed_store`.
+    def batches(
+        self,
+        store: SpectrogramSource,
+        rows: NDArray[np.int64],
+        *,
+        layers: Sequence[int | None] = (None,),
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[NDArray[np.int64], dict[int | None, Encoded]]]:
+        """Encodes rows of a store batch by batch, several layers in one pass.
 
-    Returns:
-        For each pooling and layer [clips, dimensions].
+        Args:
+            store: Where the spectrograms are.
+            rows: Which of them, [clips].
+            layers: Numbers of blocks to go through; 0 is the embedded patches, `None` all of them and the final norm.
+            progress: Advances batch by batch.
 
-    Raises:
-        ModelError: The store's mel bins are not the encoder's.
-        SettingsError: There is no such layer.
-    """
-    for layer in layers:
-        check_layer(encoder, layer)
-    device = torch.device(device)
-    encoder = encoder.to(device).eval()
-    found: dict[tuple[str, int | None], list[Tensor]] = {(how, layer): [] for how in poolings for layer in layers}
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        store.announce(rows[start + batch_size : start + 2 * batch_size])
-        frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
-        raw = torch.from_numpy(store.gather(part)).to(device)
-        x = description.normalisation(raw, frames)
-        encoded = encode_layers(encoder, x, frames, layers=layers, skip_padding=skip_padding, dtype=dtype)
-        for (how, layer), parts in found.items():
-            parts.append(encoded[layer].pooled(how).cpu())
-        if progress is not None:
-            progress.advance(len(part))
-    return {place: torch.cat(parts).numpy() for place, parts in found.items()}
+        Yields:
+            The rows that could be read, int64 [batch], and their tokens by layer.
+
+        Raises:
+            SettingsError: There is no such layer.
+            StoreError: The store cannot be read.
+        """
+        for layer in layers:
+            check_layer(self.encoder, layer)
+        for batch in normalised_batches(
+            store,
+            rows,
+            normalisation=self.normalisation,
+            batch_size=self.batch_size,
+            device=self.device,
+            progress=progress,
+        ):
+            encoded = encode_layers(
+                self.encoder,
+                batch.x,
+                batch.frames,
+                layers=layers,
+                skip_padding=self.skip_padding,
+                dtype=self.dtype,
+            )
+            yield batch.rows, encoded
+
+    def embed(
+        self,
+        store: SpectrogramSource,
+        rows: NDArray[np.int64],
+        *,
+        poolings: Sequence[str] = ("mean",),
+        layers: Sequence[int | None] = (None,),
+        progress: Progress | None = None,
+    ) -> RowEmbeddings:
+        """Embeds rows of a store by several poolings and layers in one pass; see `batches`.
+
+        Args:
+            store: Where the spectrograms are.
+            rows: Which of them, [clips].
+            poolings: `mean`, `rows` or `cls`.
+            layers: Layers, as in `batches`.
+            progress: Advances batch by batch.
+        """
+        read: list[NDArray[np.int64]] = []
+        parts: dict[tuple[str, int | None], list[Tensor]] = {(how, layer): [] for how in poolings for layer in layers}
+        for part, encoded in self.batches(store, rows, layers=layers, progress=progress):
+            read.append(part)
+            for (how, layer), pooled in parts.items():
+                pooled.append(encoded[layer].pooled(how).cpu())
+        config = self.encoder.config
+        return RowEmbeddings(
+            rows=np.concatenate([rows[:0], *read]),
+            values={
+                (how, layer): torch.cat([torch.empty(0, pooled_width(how, config)), *pooled]).numpy()
+                for (how, layer), pooled in parts.items()
+            },
+        )
 
 
 def check_features(store: SpectrogramSource, description: ModelDescription, *, path: Any = None) -> None:

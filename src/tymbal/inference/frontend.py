@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tymbal.compute.device import choose_device, choose_precision
 from tymbal.errors import ModelError
 from tymbal.features.bank import filter_bank
 from tymbal.features.kaldi import LOG_FLOOR
-from tymbal.inference.encoding import Encoded, check_layer, column_seconds, encode
+from tymbal.inference.encoding import Encoded, FrozenEncoder, check_layer, column_seconds, encode
 from tymbal.inference.streaming import Window
 from tymbal.models.classifier import SpectrogramClassifier, pooled_width
 from tymbal.models.description import ModelDescription
-from tymbal.models.folder import LoadedModel
+from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.folder import LoadedModel, load_model
 from tymbal.models.weights import fingerprint
 
-__all__ = ["Embedder", "FrontEnd", "Scorer", "embedder_like"]
+__all__ = ["Embedder", "FrontEnd", "ReadyModel", "Scorer", "probabilities", "ready_model"]
 
 
 class FrontEnd:
@@ -120,8 +123,13 @@ class Scorer:
         x, frames = self._front(windows, length=length)
         with torch.inference_mode(), torch.autocast(self._device.type, dtype=self._dtype, enabled=bool(self._dtype)):
             logits = self._model(x, frames=frames)
-        scores = logits.float().sigmoid() if self.description.multilabel else logits.float().softmax(dim=1)
-        return cast(NDArray[np.float32], scores.cpu().numpy())
+        return probabilities(logits, multilabel=self.description.multilabel)
+
+
+def probabilities(logits: Tensor, *, multilabel: bool) -> NDArray[np.float32]:
+    """Probabilities from logits [clips, labels], which sum to 1 over the labels where a clip has one."""
+    scores = logits.float().sigmoid() if multilabel else logits.float().softmax(dim=1)
+    return cast(NDArray[np.float32], scores.cpu().numpy())
 
 
 class Embedder:
@@ -204,34 +212,100 @@ class Embedder:
         return encode(self.encoder, x, frames, layer=self._layer, skip_padding=self._skip, dtype=self._dtype)
 
 
-def embedder_like(
-    loaded: LoadedModel,
-    record: Mapping[str, Any],
-    *,
-    index: Path,
-    source: str | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> Embedder:
-    """A model at work as it was when a file of embeddings was written.
+class ComputeSettings(Protocol):
+    """Settings of a verb that computes."""
+
+    @property
+    def device(self) -> str:
+        """`auto`, or a device."""
+
+    @property
+    def precision(self) -> Literal["auto", "float32", "bf16", "fp16"]:
+        """`auto`, or an arithmetic."""
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A loaded model, and where and in which arithmetic it computes.
+
+    Attributes:
+        loaded: The model.
+        device: Where it computes.
+        dtype: Arithmetic, bfloat16 or float16; None is float32.
+        source: The path that the user gave, for messages.
+    """
+
+    loaded: LoadedModel
+    device: torch.device
+    dtype: torch.dtype | None
+    source: str
+
+    @property
+    def description(self) -> ModelDescription:
+        """What the model was trained on, and how it normalises."""
+        return self.loaded.description
+
+    def scorer(self) -> Scorer:
+        """The model as a classifier.
+
+        Raises:
+            ModelError: It has no classifier.
+        """
+        return Scorer(self.loaded, device=self.device, dtype=self.dtype, source=self.source)
+
+    def embedder(self, *, pooling: str = "mean", layer: int | None = None, skip_padding: bool = True) -> Embedder:
+        """The model's encoder for windows of sound; see `Embedder`."""
+        return Embedder(
+            self.loaded, pooling=pooling, layer=layer, skip_padding=skip_padding, device=self.device, dtype=self.dtype
+        )
+
+    def embedder_like(self, record: Mapping[str, Any], *, index: Path) -> Embedder:
+        """The model's encoder as it was when a file of embeddings was written.
+
+        Args:
+            record: What decided the embeddings; see `tymbal.inference.embeddings.read_record`.
+            index: The file, for messages.
+
+        Raises:
+            ModelError: The embeddings are another model's.
+        """
+        embedder = self.embedder(**{name: record[name] for name in ("pooling", "layer", "skip_padding")})
+        if record["model"] != embedder.record()["model"]:
+            raise ModelError(
+                f"the embeddings in {index} are another model's",
+                path=self.source,
+                advice="Give the model that they were made with, or embed the sounds again.",
+            )
+        return embedder
+
+    def frozen_encoder(
+        self, encoder: SpectrogramEncoder | None = None, *, skip_padding: bool = True, batch_size: int = 64
+    ) -> FrozenEncoder:
+        """The model's encoder for rows of stores, or another one of the same shape; see `FrozenEncoder`."""
+        module = self.loaded.module
+        own = module.encoder if isinstance(module, SpectrogramClassifier) else module
+        return FrozenEncoder(
+            own if encoder is None else encoder,
+            self.description.normalisation,
+            skip_padding=skip_padding,
+            batch_size=batch_size,
+            device=self.device,
+            dtype=self.dtype,
+        )
+
+
+def ready_model(model: str | Path, settings: ComputeSettings) -> ReadyModel:
+    """Chooses the device and the arithmetic, and loads a model.
 
     Args:
-        loaded: The model.
-        record: What decided the embeddings; see `tymbal.inference.embeddings.read_record`.
-        index: The file, for messages.
-        source: The model's path that the user gave, for messages.
-        device: Where to compute.
-        dtype: Arithmetic; None is float32.
+        model: A run, a model folder, a Hugging Face or SSAST checkpoint.
+        settings: Those of the verb.
 
     Raises:
-        ModelError: The embeddings are another model's.
+        DeviceError: The device is not there.
+        ModelError: The model cannot be read.
+        SettingsError: The device or the precision does not exist, or they do not fit.
     """
-    how = {name: record[name] for name in ("pooling", "layer", "skip_padding")}
-    embedder = Embedder(loaded, **how, device=device, dtype=dtype)
-    if record["model"] != embedder.record()["model"]:
-        raise ModelError(
-            f"the embeddings in {index} are another model's",
-            path=source,
-            advice="Give the model that they were made with, or embed the sounds again.",
-        )
-    return embedder
+    device, _ = choose_device(settings.device)
+    dtype, _ = choose_precision(settings.precision, device)
+    return ReadyModel(load_model(model), device, dtype, str(model))

@@ -125,6 +125,16 @@ class ClassificationObjective(nn.Module):
                 sums |= self.ensemble.sums(logits, truth, row)
             return {"loss": loss, "sums": sums}
 
+    @torch.no_grad()
+    def evaluation_sums(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Summed metrics of a batch that was scored elsewhere, as `forward` gives them in evaluation mode.
+
+        Args:
+            logits: float32 [batch, classes].
+            truth: Which clip is of which class, bool [batch, classes].
+        """
+        return self._sums(logits, truth, self._loss(logits, truth.float()))
+
     def _truth(self, labels: Tensor) -> Tensor:
         """Which clip is of which class, bool [batch, classes]."""
         if labels.ndim == 1:

@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
-from typing import cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from tymbal.evaluation.labelled_clips import labelled_clips
-from tymbal.models.classifier import SpectrogramClassifier
-from tymbal.models.folder import LoadedModel
+from tymbal.evaluation.scoring import LabelledScores
 from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, cards, table, words
 from tymbal.reporting.clip_cards import Clips
-from tymbal.store.base import SpectrogramSource
 
-__all__ = ["DECIDED", "Answers", "ask", "confusion_matrix", "decisions"]
+__all__ = ["DECIDED", "Answers", "confusion_matrix", "decisions"]
 
 _MOST_CLASSES = 20
 _MOST_PAIRS = 10
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Scores of clips beside what they are.
-
-    Attributes:
-        classes: Names of the classes.
-        rows: Rows of the store, [clips].
-        truth: Which clip is of which class, bool [clips, classes].
-        scores: Probabilities, [clips, classes].
-        multilabel: Whether a clip may have several labels.
-    """
-
-    classes: tuple[str, ...]
-    rows: NDArray[np.int64]
-    truth: NDArray[np.bool_]
-    scores: NDArray[np.float32]
-    multilabel: bool
+class Answers(LabelledScores):
+    """Scores of clips beside their labels, to be drawn."""
 
     def confusion(self) -> str:
         """The confusion matrix, or the worst of it where there are many classes; with several labels, decisions."""
@@ -115,31 +94,6 @@ def confusion_matrix(counts: NDArray[np.int64], classes: tuple[str, ...]) -> str
     rows = [(classes[true], classes[said], f"{count:,}") for count, true, said in worst]
     listed = table(("is", "is taken for", "clips"), rows, numbers=[2]) if rows else "<p>No clip is confused.</p>"
     return f"<p>{escape(text)}</p>{_matrix(counts, order, classes)}<h4>Confused most often</h4>{listed}"
-
-
-def ask(loaded: LoadedModel, store: SpectrogramSource, *, batch_size: int, device: torch.device) -> Answers:
-    """Scores the labelled validation clips of a store.
-
-    Raises:
-        NotShownError: The model is no classifier.
-        StoreError: There are no labelled validation clips, or they have labels that the model does not know.
-    """
-    description, module = loaded.description, loaded.module
-    if not isinstance(module, SpectrogramClassifier):
-        raise NotShownError("the model is no classifier")
-    found = labelled_clips(store, multilabel=description.multilabel, classes=description.labels)
-    rows = found.validation
-    module = module.to(device).eval()
-    parts: list[NDArray[np.float32]] = []
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
-        raw = torch.from_numpy(store.gather(part)).to(device)
-        with torch.inference_mode():
-            logits = module(description.normalisation(raw, frames), frames=frames).float()
-        scores = logits.sigmoid() if description.multilabel else logits.softmax(1)
-        parts.append(cast(NDArray[np.float32], scores.cpu().numpy()))
-    return Answers(found.classes, rows, found.truth(store, rows), np.concatenate(parts), description.multilabel)
 
 
 def _matrix(counts: NDArray[np.int64], order: NDArray[np.int64], classes: tuple[str, ...]) -> str:

@@ -13,20 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tymbal import config as configuration
 from tymbal.compute.device import choose_device
 from tymbal.config import RUN_FILE, RunFile
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.baseline import baseline_features
-from tymbal.inference.encoding import embed_store
+from tymbal.evaluation.scoring import score_validation
+from tymbal.inference.encoding import FrozenEncoder
 from tymbal.inference.predictions import detections_path, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.pages.page import Part, Section, details, section, table, tiles
 from tymbal.pages.players import Sounds
-from tymbal.reporting.classifier_part import Answers, ask
+from tymbal.reporting.classifier_part import Answers
 from tymbal.reporting.clip_cards import Clips
 from tymbal.reporting.embedding_map import choose_rows, embedding_map
 from tymbal.reporting.predictions_part import Predictions
@@ -97,7 +97,8 @@ def _store_part(store: Store, settings: ReportSettings, context: PageContext) ->
     def draw_map() -> str:
         rows = choose_rows(mapped, most=settings.map_clips, seed=settings.seed)
         what = "Mean and spread of the mel bins (no model has a part in it)"
-        return embedding_map(baseline_features(store, rows), mapped, rows, settings, what=what)
+        rows, moments = baseline_features(store, rows)
+        return embedding_map(moments, mapped, rows, settings, what=what)
 
     sections = [
         section("Labels", lambda: balance(store)),
@@ -244,7 +245,8 @@ class _Run:
     def answers(self) -> Answers:
         """What the classifier says about the validation clips."""
         device = choose_device(self.settings.device)[0]
-        return ask(load_model(self.path), self.store, batch_size=self.settings.batch_size, device=device)
+        scores = score_validation(load_model(self.path), self.store, batch_size=self.settings.batch_size, device=device)
+        return Answers(**vars(scores))
 
     def labels(self) -> list[Section]:
         """The labels, unless the store has its own part of the page."""
@@ -258,16 +260,17 @@ class _Run:
         encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
         mapped = Clips(self.store, _sounds(self.settings, self.store.path.parent, self.context.numbers))
         rows = choose_rows(mapped, most=self.settings.map_clips, seed=self.settings.seed)
-        vectors: NDArray[np.float32] = embed_store(
+        frozen = FrozenEncoder(
             encoder,
-            self.store,
-            rows,
-            description=loaded.description,
-            poolings=["mean"],
+            loaded.description.normalisation,
             batch_size=self.settings.batch_size,
             device=choose_device(self.settings.device)[0],
-        )["mean"]
-        return _with_remark(embedding_map(vectors, mapped, rows, self.settings, what="Embeddings of the model"), mapped)
+        )
+        embeddings = frozen.embed(self.store, rows)
+        drawn = embedding_map(
+            embeddings.values["mean", None], mapped, embeddings.rows, self.settings, what="Embeddings of the model"
+        )
+        return _with_remark(drawn, mapped)
 
 
 def _part(kind: str, path: Path, figures: Mapping[str, str], sections: list[Section]) -> Part:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -27,6 +26,7 @@ from tymbal.pages.page import NotShownError, note, table
 from tymbal.pages.pictures import limits, spectrogram
 from tymbal.progress import duration
 from tymbal.reporting.clip_cards import Clips, clip_name
+from tymbal.store.dataset import normalised_batches
 from tymbal.training.checkpoints import Checkpoints, verify
 
 __all__ = ["learning_curves", "rebuilt_from_checkpoints", "rebuilt_in_course", "run_tiles", "speed"]
@@ -220,18 +220,21 @@ def rebuilt_from_checkpoints(
     """
     loaded = load_model(run)
     objective = _objective(loaded)
-    raw = torch.from_numpy(np.array(clips.store.gather(rows)))
-    frames = torch.from_numpy(clips.store.real_frames[rows].astype(np.int64))
+    batch = next(
+        normalised_batches(clips.store, rows, normalisation=objective.normalisation, batch_size=max(len(rows), 1)), None
+    )
+    if batch is None:
+        raise NotShownError("not one of the clips can be read any more")
     epochs = {entry["step"]: entry["epoch"] for entry in logged}
     moments: dict[str, Rebuilt] = {}
     for step in _states(run, objective, loaded):
         title = "the model" if step is None else f"epoch {epochs[step]:.3g}" if step in epochs else f"step {step:,}"
-        moments[title] = rebuilt_by(objective, raw, frames, torch.from_numpy(rows))
+        moments[title] = rebuilt_by(objective, batch)
     drawn = []
-    for place, row in enumerate(rows.tolist()):
+    for place, row in enumerate(batch.rows.tolist()):
         label = ", ".join(clips.labels(row))
         name = clips.name(row) + (f" ({label})" if label else "")
-        drawn.append(_Drawn(name, int(frames[place]), place, moments))
+        drawn.append(_Drawn(name, int(batch.frames[place]), place, moments))
     few = "" if len(moments) > 1 else note("One state is shown: no other checkpoint is there (keep_checkpoints).")
     return _lead(next(iter(moments.values()))) + "".join(map(_clip, drawn)) + few
 

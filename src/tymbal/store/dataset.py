@@ -1,10 +1,10 @@
-"""Batches of a store for a plain `torch.utils.data.DataLoader`, a whole batch at once, with waveforms on demand."""
+"""Batches of a store, without rows that have become unreadable: for a `DataLoader`, or normalised in one pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,20 @@ from torch.utils.data import Dataset
 
 from tymbal.audio.decode import read
 from tymbal.errors import SettingsError, StoreError
+from tymbal.features.normalisation import Normalisation
+from tymbal.progress import Progress
 from tymbal.settings import FeatureSettings
 from tymbal.store.base import DamagedRowsError, SpectrogramSource
 from tymbal.store.parallel_copy import copy_in_parallel
 
-__all__ = ["SoundDataset", "StoreDataset", "whole_batch"]
+__all__ = [
+    "NormalisedBatch",
+    "SoundDataset",
+    "StoreDataset",
+    "normalised_batches",
+    "readable_batches",
+    "whole_batch",
+]
 
 Batch = TypeVar("Batch")
 
@@ -71,13 +80,8 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
             Where clips have become unreadable the batch is smaller, down to none at all.
         """
         epoch, position = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
-        rows = self.rows[position]
-        try:
-            spectrograms = self.store.gather(rows)
-        except DamagedRowsError as error:
-            readable = ~np.isin(rows, error.rows)
-            rows, epoch = rows[readable], epoch[readable]
-            spectrograms = self.store.gather(rows)
+        readable, spectrograms = _gather_readable(self.store, self.rows[position])
+        rows, epoch = self.rows[position[readable]], epoch[readable]
         batch = {
             "spectrogram": torch.from_numpy(spectrograms),
             "frames": torch.from_numpy(self._frames[rows].astype(np.int64)),
@@ -143,3 +147,108 @@ class SoundDataset(StoreDataset):
         # Decoding a clip takes as long as copying many times its size: one clip a thread is worth it.
         copy_in_parallel(fill, len(clips), max(4 * samples, 1 << 20))
         return {**batch, "waveform": torch.from_numpy(waveforms)}
+
+
+class NormalisedBatch(NamedTuple):
+    """Spectrograms as an encoder takes them.
+
+    Attributes:
+        x: Normalised, float32 [batch, frames, mels], on the device.
+        frames: Frames of real sound, int64 [batch], on the device.
+        rows: Rows of the store, int64 [batch].
+    """
+
+    x: Tensor
+    frames: Tensor
+    rows: npt.NDArray[np.int64]
+
+
+def normalised_batches(
+    store: SpectrogramSource,
+    rows: npt.NDArray[np.int64],
+    *,
+    normalisation: Normalisation,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> Iterator[NormalisedBatch]:
+    """Walks over rows of a store once, in their order, as whatever looks at clips outside of training takes them.
+
+    Args:
+        store: Where the spectrograms are.
+        rows: Which of them, [clips].
+        normalisation: How the model normalises.
+        batch_size: Clips a batch.
+        device: Where the batches go.
+        rank: Number of this process, which takes every `processes`-th batch.
+        processes: Processes that share the rows.
+        progress: Advances by the rows of each batch when the next one is asked for.
+
+    Yields:
+        Batches of the rows that can be read; see `readable_batches`.
+
+    Raises:
+        StoreError: The store cannot be read.
+    """
+    for part, spectrograms in readable_batches(
+        store, rows, batch_size=batch_size, rank=rank, processes=processes, progress=progress
+    ):
+        frames = torch.from_numpy(store.real_frames[part].astype(np.int64)).to(device)
+        x = normalisation(torch.from_numpy(spectrograms).to(device), frames)
+        yield NormalisedBatch(x, frames, part)
+
+
+def readable_batches(
+    store: SpectrogramSource,
+    rows: npt.NDArray[np.int64],
+    *,
+    batch_size: int,
+    rank: int = 0,
+    processes: int = 1,
+    progress: Progress | None = None,
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
+    """Reads rows of a store batch by batch, the next one announced.
+
+    Rows that have become unreadable are left out, and named by the store: a batch is then smaller, and an empty one is
+    passed over. What is computed from the batches is of the rows that come with them, not of those asked for.
+
+    Args:
+        store: Where the spectrograms are.
+        rows: Which of them, [clips].
+        batch_size: Clips a batch.
+        rank: Number of this process, which takes every `processes`-th batch.
+        processes: Processes that share the rows.
+        progress: Advances by the rows of each batch when the next one is asked for.
+
+    Yields:
+        Row numbers [batch] and raw log-mel values, float16 [batch, frames, mels], in memory that is used again when
+        nothing refers to it any more.
+
+    Raises:
+        StoreError: The store cannot be read.
+    """
+    parts = [rows[start : start + batch_size] for start in range(rank * batch_size, len(rows), processes * batch_size)]
+    for part, upcoming in zip(parts, [*parts[1:], rows[:0]], strict=True):
+        store.announce(upcoming)
+        readable, spectrograms = _gather_readable(store, part)
+        if readable.any():
+            yield part[readable], spectrograms
+        if progress is not None:
+            progress.advance(len(part))
+
+
+def _gather_readable(
+    store: SpectrogramSource, rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float16]]:
+    """Which of some rows can be read, bool [rows], and the spectrograms of those."""
+    readable = np.ones(len(rows), np.bool_)
+    while True:
+        try:
+            return readable, store.gather(rows[readable])
+        except DamagedRowsError as error:
+            damaged = np.isin(rows, error.rows) & readable
+            if not damaged.any():
+                raise
+            readable &= ~damaged
