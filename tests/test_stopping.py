@@ -122,10 +122,10 @@ def test_survive_in_worker__outlives_the_signals_of_a_job_but_not_its_parent():
 
 CREW = """
 import time
-from tymbal.preparation.task_pool import Crew
+from tymbal.preparation.task_pool import TaskPool
 from tymbal.stopping import stop_at_once
 
-with stop_at_once(), Crew(None, 2) as crew:
+with stop_at_once(), TaskPool(None, 2) as crew:
     for _ in crew.run(time.sleep, [0.1] * 600, parallel=True):
         print("done", flush=True)
 """

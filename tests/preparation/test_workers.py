@@ -29,9 +29,9 @@ def test_crew__runs_everything_somewhere() -> None:
 def test_crew__processes_die_with_their_parent() -> None:
     script = """
 import os, time
-from tymbal.preparation.task_pool import Crew
+from tymbal.preparation.task_pool import TaskPool
 if __name__ == "__main__":
-    with Crew(None, workers=2) as crew:
+    with TaskPool(None, workers=2) as crew:
         print(next(crew.run(os.path.abspath, ["."] * 2, parallel=True)), flush=True)
         print(*crew._pool._processes, flush=True)
         time.sleep(60)
