@@ -10,6 +10,7 @@ import pytest
 from tymbal import config
 from tymbal.errors import SettingsError
 from tymbal.settings import (
+    ConvertSettings,
     FeatureSettings,
     FinetuneSettings,
     PredictSettings,
@@ -159,3 +160,40 @@ def test_examples__every_section_is_valid(file):
     assert content
     for verb in content:
         assert config.resolve(classes[verb], {}, config=file) != classes[verb]()
+
+
+OLD = [
+    (PretrainSettings, "clip_seconds", "window", 2.0),
+    (PretrainSettings, "validation_fraction", "validation", 0.3),
+    (FinetuneSettings, "target_length", "frames", 64),
+    (FinetuneSettings, "clip-seconds", "window", 2.0),
+    (ConvertSettings, "target_length", "frames", 48),
+    (ProbeSettings, "layers", "layer", "all"),
+]
+
+
+@pytest.mark.parametrize("name", OLD, ids=lambda name: name[1])
+def test_old_name__means_the_same_and_says_so_once(name, tmp_path, capsys):
+    cls, old, new, value = name
+    config._say_old.cache_clear()
+    settings = cls(**{new: value})
+    assert config.resolve(cls, {old: value}) == settings
+    (tmp_path / "a.yaml").write_text(f"{old}: {value}\n")
+    assert config.resolve(cls, {}, config=tmp_path / "a.yaml") == settings
+    plain = old.replace("-", "_")
+    assert capsys.readouterr().err == f"{plain} is now called {new}; the old name still works\n"
+    with pytest.raises(SettingsError, match=f"{old} and {new} are one setting\n  Leave out {old}, its old name."):
+        config.resolve(cls, {old: value, new: value})
+
+
+def test_old_name__in_the_run_yaml_of_an_older_run(tmp_path, capsys):
+    settings = FinetuneSettings(window=2.0, frames=64, validation=0.3)
+    path = config.write_run_yaml(tmp_path, "finetune", {"source": "sounds"}, settings)
+    text = path.read_text()
+    for old, new in (("clip_seconds", "window"), ("target_length", "frames"), ("validation_fraction", "validation")):
+        text = text.replace(f"\n  {new}:", f"\n  {old}:")
+    assert "clip_seconds: 2.0" in text
+    path.write_text(text)
+    assert config.read_run_yaml(path).settings == config.to_mapping(settings)
+    assert config.resolve(FinetuneSettings, {}, config=tmp_path) == settings
+    assert capsys.readouterr().err == ""

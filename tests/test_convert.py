@@ -62,12 +62,12 @@ def test_convert__pt_files_to_a_store_and_back_bit_by_bit(digits, tmp_path, caps
 
 def test_convert__settings_of_pt_files_hold(digits, tmp_path):
     source, _ = digits
-    convert(source, tmp_path / "store", target_length=48, padding="zeros", dataset_mean=-5.0, dataset_std=3.0)
+    convert(source, tmp_path / "store", frames=48, padding="zeros", dataset_mean=-5.0, dataset_std=3.0)
     store = Store.open(tmp_path / "store")
     assert (store.frames, store.padding, store.mean, store.std) == (48, 0.0, -5.0, 3.0)
     short = int(np.argmin(store.real_frames))
     assert (store.gather([short])[0, store.real_frames[short] :] == 0).all()
-    convert(source, tmp_path / "small", shard_mib=1, target_length=1024)
+    convert(source, tmp_path / "small", shard_mib=1, frames=1024)
     assert len(Store.open(tmp_path / "small").description.shards) > 1
 
 

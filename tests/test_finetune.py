@@ -211,7 +211,7 @@ def test_finetune__names_a_class_only_in_validation_before_it_prepares(tmp_path:
 
 def test_finetune__of_sound_prepares_one_clip_in_so_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tone_folder(tmp_path / "sound", clips=11)
-    given = {**TINY, "every": 10, "max_steps": 1, "sample_rate": 8000, "mel_bins": 16, "target_length": FRAMES}
+    given = {**TINY, "every": 10, "max_steps": 1, "sample_rate": 8000, "mel_bins": 16, "frames": FRAMES}
     result = finetune(folder, tmp_path / "run", **given)
     said = " ".join(capsys.readouterr().err.split())
     assert "Of every class and split one clip in 10 is prepared" in said

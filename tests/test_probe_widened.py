@@ -37,14 +37,14 @@ def saved(path: Path, *, seed: int = 1) -> Path:
 
 def test_probe__all_layers_are_those_that_are_read_one_by_one(tmp_path: Path) -> None:
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
-    together = probe(model, store, layers="all", random=False, **QUICK)
+    together = probe(model, store, layer="all", random=False, **QUICK)
     rows = [row for row in together.rows if row.features == "model" and row.reader == "logistic"]
     assert [row.layer for row in rows] == [0, 1, 2, None]
     for row in rows:
         alone = probe(model, store, layer=row.layer, random=False, cache=False, **QUICK)
         assert alone.figure("model") == row.figures["accuracy"]
     assert [line.split()[2] for line in together.summary().splitlines()[3:8]] == ["-", "0", "1", "2", "last"]
-    with pytest.raises(SettingsError, match="where all layers are read"):
+    with pytest.raises(SettingsError, match="layers and layer are one setting"):
         probe(model, store, layer=1, layers="all")
 
 

@@ -29,9 +29,9 @@ PRETRAINING = {
     "keep_checkpoints": 2,
     "seed": 42,
     "clip_norm": 1.0,
-    "validation_fraction": 0.1,
+    "validation": 0.1,
     "train": "all",
-    "clip_seconds": 1.0,
+    "window": 1.0,
     "report_to": ("tensorboard",),
 }
 FINE_TUNING = {
@@ -48,7 +48,7 @@ FINE_TUNING = {
     "seed": 42,
     "clip_norm": 1.0,
     "train": "3",
-    "clip_seconds": 1.0,
+    "window": 1.0,
 }
 RECIPES: dict[str, tuple[type[Any], dict[str, str], dict[str, Any]]] = {
     "pretrain": (PretrainSettings, {"objective": "reconstruction"}, PRETRAINING),
@@ -112,17 +112,17 @@ def test_recipe__stands_below_flags_and_files(tmp_path: Path, called: list[dict[
 
 
 def test_recipe__gives_way_to_another_word_for_the_same(called: list[dict[str, Any]]):
-    choice = {"objective": "reconstruction", "target_length": 512, "batch_sizes": (1, 2)}
+    choice = {"objective": "reconstruction", "frames": 512, "batch_sizes": (1, 2)}
     settings = config.resolve(PretrainSettings, choice)
-    assert settings.clip_seconds is None
+    assert settings.window is None
     assert settings.batch_size == PretrainSettings().batch_size
-    flags = ["--objective", "reconstruction", "--target-length", "512", "--batch-sizes", "1", "2"]
+    flags = ["--objective", "reconstruction", "--frames", "512", "--batch-sizes", "1", "2"]
     assert main(["pretrain", "data", "-o", "run", *flags]) == 0
     assert config.resolve(PretrainSettings, called[0]) == settings
 
 
 def test_recipe__run_yaml_repeats_what_was_chosen(tmp_path: Path, called: list[dict[str, Any]]):
-    settings = config.resolve(PretrainSettings, {"objective": "reconstruction", "clip_seconds": None, "epochs": 2})
+    settings = config.resolve(PretrainSettings, {"objective": "reconstruction", "window": None, "epochs": 2})
     config.write_run_yaml(tmp_path, "pretrain", {"store": "data", "output": "run"}, settings)
     assert config.resolve(PretrainSettings, {}, config=tmp_path) == settings
     assert main(["pretrain", "--config", str(tmp_path)]) == 0

@@ -99,7 +99,7 @@ def test_recipe__all_clips_of_a_recording_lie_on_one_side(run: Path):
 
 def test_recipe__leaves_a_model_folder_and_its_figures(run: Path):
     settings = read_run_yaml(run).settings
-    assert (settings["epochs"], settings["patience"], settings["clip_seconds"]) == (150, 10, 1.0)
+    assert (settings["epochs"], settings["patience"], settings["window"]) == (150, 10, 1.0)
     for name in ("config.json", "model.safetensors", "preprocessor_config.json", "README.md", "objective.safetensors"):
         assert (run / "model" / name).is_file()
     metrics = json.loads((run / "result.json").read_text())["metrics"]
@@ -133,26 +133,26 @@ def test_command__prints_the_final_evaluation(store: Path, tmp_path: Path, capsy
     assert "masked_mse " in out
     settings = read_run_yaml(tmp_path / "run").settings
     assert settings["accumulate"] == 2
-    assert settings["clip_seconds"] is None  # the store has its clips, whatever the recipe says of sound
+    assert settings["window"] is None  # the store has its clips, whatever the recipe says of sound
 
 
 @pytest.mark.parametrize(("seconds", "clips"), [(0.3, 203), (5.0, 12), (60.0, 1)])
-def test_clip_seconds__windows_of_any_length(seconds: float, clips: int, tmp_path: Path):
+def test_window__windows_of_any_length(seconds: float, clips: int, tmp_path: Path):
     (tmp_path / "sound").mkdir()
     for n in range(2):
         soundfile.write(tmp_path / "sound" / f"{n}.wav", noise(61.0, seed=n), 16_000)
-    settings = {**RECIPE, "clip_seconds": seconds, "mel_bins": 16, "validation_fraction": 0.5}
+    settings = {**RECIPE, "window": seconds, "mel_bins": 16, "validation": 0.5}
     pretrain(tmp_path / "sound", tmp_path / "run", **settings)
     store = tymbal.Store.open(tmp_path / "run" / "store")
     assert len(store) == 2 * clips
     assert load_model(tmp_path / "run").description.encoder.frames == store.frames
 
 
-def test_target_length__is_the_length_of_windows_too(tmp_path: Path):
+def test_frames__is_the_length_of_windows_too(tmp_path: Path):
     (tmp_path / "sound").mkdir()
     for n in range(4):
         soundfile.write(tmp_path / "sound" / f"{n}.wav", noise(3.0, seed=n), 16_000)
-    pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE, target_length=64, validation_fraction=0.25)
+    pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE, frames=64, validation=0.25)
     store = tymbal.Store.open(tmp_path / "run" / "store")
     assert (store.frames, len(store)) == (64, 4 * 5)  # of 0.655 s; the last one is kept, because most of it is sound
 
@@ -169,7 +169,7 @@ def test_sound__groups_rate_and_frames_are_settings(tmp_path: Path):
     (tmp_path / "sound").mkdir()
     for n in range(8):
         soundfile.write(tmp_path / "sound" / f"site{n // 2}_{n}.wav", noise(1.0, rate=8000, seed=n), 8000)
-    options = {"group_pattern": "site([0-9])", "sample_rate": 8000, "target_length": 128, "validation_fraction": 0.25}
+    options = {"group_pattern": "site([0-9])", "sample_rate": 8000, "frames": 128, "validation": 0.25}
     pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE, **options)
     store = tymbal.Store.open(tmp_path / "run" / "store")
     assert store.features is not None
@@ -180,8 +180,8 @@ def test_sound__groups_rate_and_frames_are_settings(tmp_path: Path):
 
 
 def test_sound__settings_are_refused_where_clips_are_made(store: Path, tmp_path: Path):
-    with pytest.raises(SettingsError, match="clip_seconds is for sound"):
-        pretrain(store, tmp_path / "run", **STORE_RECIPE, clip_seconds=2.0)
+    with pytest.raises(SettingsError, match="window is for sound"):
+        pretrain(store, tmp_path / "run", **STORE_RECIPE, window=2.0)
     with pytest.raises(SettingsError, match="group_pattern is for sound"):
         pretrain(store, tmp_path / "run", **STORE_RECIPE, group_pattern="(a)")
 

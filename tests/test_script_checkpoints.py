@@ -23,7 +23,7 @@ TRAINING: dict[str, Any] = {
     "learning_rate": 1e-30,  # too small to change a float32: what is saved is what it started from
     "device": "cpu",
     "precision": "float32",
-    "target_length": 128,
+    "frames": 128,
 }
 
 
@@ -79,7 +79,7 @@ def test_finetune__from_a_scripts_checkpoint(
     length: int, checkpoint: Path, ast: ASTModel, sound: Path, capsys: pytest.CaptureFixture[str]
 ):
     run = checkpoint.with_name("run")
-    tymbal.finetune(sound, run, from_=str(checkpoint), **{**TRAINING, "target_length": length})
+    tymbal.finetune(sound, run, from_=str(checkpoint), **{**TRAINING, "frames": length})
     assert_taken(run, ast, except_positions=length == 112)
     told = " ".join(capsys.readouterr().err.split())
     assert "weights taken; " in told

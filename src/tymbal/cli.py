@@ -20,7 +20,7 @@ from cyclopts.exceptions import MissingArgumentError, UnusedCliTokensError
 
 import tymbal
 from tymbal.cli_settings import VerbHelp, fill_from_file, fill_from_recipe, shown_default, split_lists
-from tymbal.config import to_keywords
+from tymbal.config import old_names, settings_of, to_keywords, todays_name
 from tymbal.errors import SettingsError, TymbalError
 from tymbal.machine import check_companions
 from tymbal.progress import quietly, say
@@ -392,7 +392,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = next((word for word in given if not word.startswith("-")), "")
     try:
         with stop_at_once() if verb in _CONTINUES else contextlib.nullcontext():
-            app(given, exit_on_error=False, print_error=False, result_action="return_value")
+            app(_todays_names(verb, given), exit_on_error=False, print_error=False, result_action="return_value")
     except TymbalError as error:
         say(f"Error: {error}", style="red")
         return 2
@@ -406,6 +406,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("Stopped. The same command continues." if verb in _CONTINUES else "Stopped.")
         return 130
     return 0
+
+
+def _todays_names(verb: str, words: Sequence[str]) -> list[str]:
+    """Words of the command line in which flags of older names have those of today."""
+    cls = settings_of(verb)
+    old = {} if cls is None else {f"--{key.replace('_', '-')}": key for key in old_names(cls)}
+    found = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        found.append(f"--{todays_name(cls, old[flag])}{equals}{value}" if cls and flag in old else word)
+    return found
 
 
 def _run(verb: str, *arguments: Any, common: Common | None, settings: Any, **more: Any) -> None:

@@ -32,7 +32,8 @@ from tymbal._version import __version__
 from tymbal.errors import SettingsError
 from tymbal.files import write_text
 from tymbal.machine import machine
-from tymbal.settings.fields import names_that
+from tymbal.progress import tell
+from tymbal.settings.fields import names_that, nature
 from tymbal.values import convert, nearest, plain, shown
 
 __all__ = [
@@ -41,13 +42,16 @@ __all__ = [
     "diff",
     "from_mapping",
     "is_run_file",
+    "old_names",
     "read_run_yaml",
     "read_settings",
     "read_yaml",
     "recipe_under",
     "resolve",
+    "settings_of",
     "to_keywords",
     "to_mapping",
+    "todays_name",
     "versions",
     "write_run_yaml",
     "write_yaml",
@@ -68,7 +72,7 @@ class RunFile:
     Attributes:
         verb: The verb that was run.
         arguments: Its source, output and the like, by parameter name.
-        settings: Its resolved settings, by YAML key.
+        settings: Its resolved settings, by YAML key; older names are replaced by those of today.
         versions: Versions of Tymbal and of what it stands on, when it ran.
         machine: What it ran on.
     """
@@ -137,6 +141,24 @@ def from_mapping(cls: type[Settings], mapping: Mapping[str, Any], *, source: Pat
         if source is None or error.path is not None:
             raise
         raise SettingsError(error.what, path=source, advice=error.advice) from None
+
+
+def old_names(cls: type[Any]) -> dict[str, str]:
+    """Older names of settings that are still understood, each with the name of today, as YAML spells them."""
+    names = (each.name for each in dataclasses.fields(cls))
+    return {alias: _key(name) for name in names for alias in nature(cls, name).aliases}
+
+
+def todays_name(cls: type[Any], old: str) -> str:
+    """The name of today of a setting whose older name was used; says so, once."""
+    new = old_names(cls)[old]
+    _say_old(old, new)
+    return new
+
+
+@functools.cache
+def _say_old(old: str, new: str) -> None:
+    tell(f"{old} is now called {new}; the old name still works")
 
 
 def to_mapping(settings: Any) -> dict[str, Any]:
@@ -305,7 +327,11 @@ def _parse_run(content: Mapping[str, Any], path: Path) -> RunFile:
     for key, value in parts.items():
         if not isinstance(value, dict):
             raise SettingsError(f"'{key}' is not a mapping", path=path)
-    return RunFile(verb=str(content["verb"]), **parts)
+    verb = str(content["verb"])
+    cls = settings_of(verb)
+    old = {} if cls is None else old_names(cls)
+    parts["settings"] = {old.get(name, name): value for name, value in parts["settings"].items()}
+    return RunFile(verb=verb, **parts)
 
 
 def _run_file(path: PathLike) -> Path:
@@ -317,8 +343,15 @@ def _verb(cls: type[Any]) -> str:
 
 
 @functools.cache
-def _verbs() -> frozenset[str]:
-    return frozenset(_verb(getattr(stages, name)) for name in stages.__all__ if name.endswith("Settings"))
+def _verbs() -> dict[str, type[Any]]:
+    """Settings classes by verb."""
+    classes = (getattr(stages, name) for name in stages.__all__ if name.endswith("Settings"))
+    return {_verb(cls): cls for cls in classes}
+
+
+def settings_of(verb: str) -> type[Any] | None:
+    """The settings class of a verb; None where it has none."""
+    return _verbs().get(verb)
 
 
 def _hints(cls: Any) -> dict[str, Any]:
@@ -333,9 +366,16 @@ def _key(name: str) -> str:
 
 def _known(cls: type[Any], mapping: Mapping[str, Any], source: PathLike | None) -> dict[str, Any]:
     names = {_key(name): name for name in _hints(cls)}
+    old = old_names(cls)
     found: dict[str, Any] = {}
     for key, value in mapping.items():
         plain = _key(key.replace("-", "_"))
+        if plain in old:
+            plain = todays_name(cls, plain)
+            if {plain, names[plain]} & mapping.keys():
+                raise SettingsError(
+                    f"{key} and {plain} are one setting", path=source, advice=f"Leave out {key}, its old name."
+                )
         if plain not in names:
             guess = nearest(plain, names)
             advice = f"Did you mean {guess}?" if guess else f"Settings are: {', '.join(names)}."

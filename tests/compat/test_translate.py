@@ -55,7 +55,7 @@ def test_translate__run_mask_patch():
         "batch_size": 24,
         "padding": "zeros",
         "data_val": "val.json",
-        "target_length": 1024,
+        "frames": 1024,
     }
     assert {name: found[name] for name in wanted} == wanted
     assert "label_csv" not in found  # labels tell pretraining nothing

@@ -126,7 +126,7 @@ def test_write_tokens__their_mean_is_the_embedding(tmp_path: Path) -> None:
 def test_probe__attentive_stands_in_the_table_beside_the_others(tmp_path: Path) -> None:
     store, model = tone_store(tmp_path / "store").path, small_model(tmp_path / "model")
     readers = ("logistic", "attentive")
-    settings = {**QUICK, "readers": readers, "shots": (1,), "draws": 2, "layers": "all", "random": False}
+    settings = {**QUICK, "readers": readers, "shots": (1,), "draws": 2, "layer": "all", "random": False}
     result = probe(model, store, tmp_path / "out.json", **settings)
     rows = [row for row in result.rows if row.reader == "attentive"]
     assert [(row.features, row.pooling, row.layer, row.shots, row.repeats) for row in rows] == [
@@ -144,7 +144,7 @@ def test_probe__attentive_stands_in_the_table_beside_the_others(tmp_path: Path) 
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["settings"]["readers"] == list(readers)
     assert [row["accuracy"] for row in written["rows"]] == [row.figures["accuracy"] for row in result.rows]
-    again = probe(model, store, **{**settings, "readers": ("attentive",), "layers": "last", "shots": ()})
+    again = probe(model, store, **{**settings, "readers": ("attentive",), "layer": "last", "shots": ()})
     assert again.rows == tuple(row for row in rows if row.layer is None and row.shots is None)
 
 

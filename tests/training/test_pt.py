@@ -53,7 +53,7 @@ def lists(shared: Path, tmp_path: Path) -> Path:
 
 def data(lists: Path, **more: object) -> dict[str, object]:
     folders = {"data_dir": str(lists / "pt" / "train"), "data_val_dir": str(lists / "pt" / "val")}
-    return {**folders, "data_val": str(lists / "val.json"), "target_length": 64, **more}
+    return {**folders, "data_val": str(lists / "val.json"), "frames": 64, **more}
 
 
 def left_out(run: Path) -> dict[str, str]:
@@ -105,8 +105,8 @@ def test_pretrain__may_find_its_folders_elsewhere_later(lists):
     (lists / "pt").rename(lists / "scratch")
     moved = {"data_dir": str(lists / "scratch" / "train"), "data_val_dir": str(lists / "scratch" / "val")}
     assert pretrain(lists / "train.json", run, **{**TINY, **data(lists), **moved}).steps == 6
-    with pytest.raises(SettingsError, match="target_length: 64 -> 48"):
-        pretrain(lists / "train.json", run, **{**TINY, **data(lists), **moved, "target_length": 48})
+    with pytest.raises(SettingsError, match="frames: 64 -> 48"):
+        pretrain(lists / "train.json", run, **{**TINY, **data(lists), **moved, "frames": 48})
 
 
 def test_finetune_and_probe__labels_of_the_list(lists):
@@ -119,7 +119,7 @@ def test_finetune_and_probe__labels_of_the_list(lists):
     assert description.labels == ("zero", "one", "two", "three", "four", "five", "six", "eight")
     assert description.padding == LOG_FLOOR
     assert 0 <= result.metrics["eval_accuracy"] <= 1
-    given = {name: settings[name] for name in ("data_dir", "data_val", "data_val_dir", "label_csv", "target_length")}
+    given = {name: settings[name] for name in ("data_dir", "data_val", "data_val_dir", "label_csv", "frames")}
     probed = probe(run, lists / "train.json", random=False, neighbours=1, batch_size=16, device="cpu", **given)
     assert probed.train == 30
     assert probed.classes == description.labels
@@ -132,8 +132,8 @@ def test_pretrain__a_plain_folder_is_enough(shared, tmp_path, capsys):
 
 
 def test_pretrain__settings_without_effect_are_refused(shared, tmp_path, store):
-    with pytest.raises(SettingsError, match=r"target_length is for other data: .* is a store, which has all"):
-        pretrain(store, tmp_path / "run", **{**TINY, "target_length": 64})
+    with pytest.raises(SettingsError, match=r"frames is for other data: .* is a store, which has all"):
+        pretrain(store, tmp_path / "run", **{**TINY, "frames": 64})
     with pytest.raises(SettingsError, match=r"layout is for other data: .* is not of .pt files"):
         pretrain(tone_folder(tmp_path / "sound"), tmp_path / "other", **{**TINY, "layout": "frames-mels"})
 
@@ -143,7 +143,7 @@ def test_open_source__two_lists_of_sound_are_prepared_together(tmp_path):
     for name, part in (("train", sounds[:6]), ("val", sounds[6:])):
         data = [{"wav": str(path), "labels": path.parent.name} for path in part]
         (tmp_path / f"{name}.json").write_text(json.dumps({"data": data}))
-    settings = PretrainSettings(data_val=str(tmp_path / "val.json"), mel_bins=32, target_length=48)
+    settings = PretrainSettings(data_val=str(tmp_path / "val.json"), mel_bins=32, frames=48)
     store = open_source(tmp_path / "train.json", tmp_path / "run", FeatureSettings(sample_rate=8000), settings)
     assert (store.frames, store.mels, store.features.sample_rate) == (48, 32, 8000)
     assert (len(store.rows("train")), len(store.rows("validation"))) == (6, 3)

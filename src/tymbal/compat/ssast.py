@@ -189,9 +189,9 @@ def _test(flags: Flags, result: RunResult) -> None:
     settings = PtSettings(
         data_dir=flags.data_eval_dir or flags.data_val_dir or flags.data_dir,
         label_csv=flags.label_csv,
-        target_length=description.encoder.frames,
+        frames=description.encoder.frames,
         mel_bins=description.features.mel_bins,
-        validation_fraction=0.0,
+        validation=0.0,
     )
     folder = result.run / "test"
     folder.mkdir(exist_ok=True)

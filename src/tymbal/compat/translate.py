@@ -124,7 +124,7 @@ def _data(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, Any]:
     return {
         **folders,
         "data_val": flags.data_val,
-        "target_length": flags.target_length,
+        "frames": flags.target_length,
         "mel_bins": flags.num_mel_bins,
         "dataset_mean": flags.dataset_mean,
         "dataset_std": flags.dataset_std,

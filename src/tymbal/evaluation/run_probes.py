@@ -65,8 +65,7 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
     """
     probes = _Probes(store, clips, settings)
     encoders = _encoders(model, settings)
-    depth = encoders["model"].encoder.config.depth
-    layers = [settings.layer] if settings.layers == "last" else [*range(depth + 1), None]
+    layers = settings.layers(encoders["model"].encoder.config.depth)
     table: list[ProbeRow] = []
     if set(settings.readers) != {"attentive"}:
         read, moments = baseline_features(store, probes.rows)

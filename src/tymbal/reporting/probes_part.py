@@ -81,8 +81,8 @@ class Probes:
             NotShownError: One layer was read.
         """
         depth = max((row["layer"] for row in self.facts["rows"] if row["layer"] is not None), default=None)
-        if depth is None or self.facts["settings"].get("layers") != "all":
-            raise NotShownError("one layer was read", advice="tymbal probe --layers all reads them all.")
+        if depth is None or "all" not in (self.facts["settings"].get(name) for name in ("layer", "layers")):
+            raise NotShownError("one layer was read", advice="tymbal probe --layer all reads them all.")
         text = f"0 is the embedded patches, {depth} the last block, {depth + 1} behind the final norm."
         return f"<p>{text}</p>{self._charts(self._rows(shots=None), lambda row: row['layer'], 'layer', none=depth + 1)}"
 

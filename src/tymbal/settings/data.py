@@ -207,9 +207,9 @@ class PtSettings:
             `precomputed`, in its own.
         data_val: List of the clips to validate on.
         data_val_dir: Folder of their `.pt` files. `None` looks in `data_dir`, then beside the list.
-        validation_fraction: Fraction of the clips for validation, where no list or folder says.
+        validation: Fraction of the clips for validation, where no list or folder says.
         label_csv: SSAST's `index,mid,display_name` table, for lists whose labels are mids.
-        target_length: Frames of a spectrogram: shorter files are padded, longer ones cut. `None` is the longest file's,
+        frames: Frames of a spectrogram: shorter files are padded, longer ones cut. `None` is the longest file's,
             at most 1024, rounded up to a multiple of 16.
         mel_bins: Mel bins of the files. `None` is 128.
         layout: Whether a file holds frames x mel bins or mel bins x frames. `auto` tells by the number of mel bins, and
@@ -223,9 +223,9 @@ class PtSettings:
     data_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
     data_val: str | None = setting(None, path=True, data=True, only_for=("pt", "sound"))
     data_val_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
-    validation_fraction: float = setting(0.1, only_for=("pt", "sound"))
+    validation: float = setting(0.1, aliases=("validation_fraction",), only_for=("pt", "sound"))
     label_csv: str | None = setting(None, path=True, only_for=("pt", "sound"))
-    target_length: int | None = setting(None, only_for=("pt", "sound"))
+    frames: int | None = setting(None, aliases=("target_length",), only_for=("pt", "sound"))
     mel_bins: int | None = setting(None, only_for=("pt", "sound"))
     layout: Literal["auto", "frames-mels", "mels-frames"] = setting("auto", only_for=("pt",))
     dataset_mean: float | None = None
@@ -233,9 +233,8 @@ class PtSettings:
     padding: Literal["silence", "zeros"] | None = None
 
     def __post_init__(self) -> None:
-        fraction = self.validation_fraction
-        check(0 <= fraction < 1, "validation_fraction", fraction, "a fraction from 0 to below 1")
-        check(self.target_length is None or self.target_length >= 1, "target_length", self.target_length, "1 or more")
+        check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
+        check(self.frames is None or self.frames >= 1, "frames", self.frames, "1 or more")
         check(self.mel_bins is None or self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
         check(self.dataset_std is None or self.dataset_std > 0, "dataset_std", self.dataset_std, "a number above 0")
 
@@ -245,21 +244,21 @@ class SoundSettings:
     """Sound files that are trained on as they are, and prepared on the way.
 
     Attributes:
-        clip_seconds: Length of a clip in seconds: longer files are cut into such windows, shorter ones padded. `None`
-            is the length of `target_length` where that is set, else the longest file's, at most 10.24 s.
+        window: Length of a clip in seconds: longer files are cut into such windows, shorter ones padded. `None`
+            is the length of `frames` where that is set, else the longest file's, at most 10.24 s.
         sample_rate: Rate in Hz to which every file is resampled. `None` is that of the weights to start from, else
             16000.
         group_pattern: Regular expression on the path; its first group names what must stay on one side of the split (a
             recording, a site, a speaker).
     """
 
-    clip_seconds: float | None = setting(None, only_for=("sound",))
+    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",))
     sample_rate: int | None = setting(None, only_for=("sound",))
     group_pattern: str | None = setting(None, only_for=("sound",))
 
     def __post_init__(self) -> None:
-        seconds, rate = self.clip_seconds, self.sample_rate
-        check(seconds is None or seconds > 0, "clip_seconds", seconds, "a time in seconds above 0")
+        seconds, rate = self.window, self.sample_rate
+        check(seconds is None or seconds > 0, "window", seconds, "a time in seconds above 0")
         check(rate is None or rate >= 1000, "sample_rate", rate, "1000 Hz or more")
         if self.group_pattern is not None:
             check_pattern("group_pattern", self.group_pattern)

@@ -176,9 +176,9 @@ RECONSTRUCTION = Recipe(
         "warmup": 0.05,
         "batch_size": 8,
         "accumulate": 2,
-        "clip_seconds": 1.0,
+        "window": 1.0,
     },
-    unless={"clip_seconds": "target_length", "batch_size": "batch_sizes"},
+    unless={"window": "frames", "batch_size": "batch_sizes"},
 )
 """How one-second clips of insects are usually pretrained on with Hugging Face's AST."""
 
@@ -194,8 +194,8 @@ NOTEBOOK = Recipe(
         "accumulate": 4,
         "best_by": "accuracy",
         "train": "3",
-        "clip_seconds": 1.0,
+        "window": 1.0,
     },
-    unless={"clip_seconds": "target_length", "batch_size": "batch_sizes"},
+    unless={"window": "frames", "batch_size": "batch_sizes"},
 )
 """How such clips are usually fine-tuned on from there."""

@@ -21,8 +21,8 @@ class ProbeSettings(PtSettings):
             the encoder, and disk space for all tokens while it reads them.
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
             apart, `cls` the class tokens. Several are read from one pass.
-        layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
-        layers: `all` reads every layer, from the embedded patches on, beside the `last`.
+        layer: Blocks to go through; 0 is the embedded patches. `None` (or `last`) is all of them and the final norm;
+            `all` reads every layer, from the embedded patches on, beside that.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         neighbours: Neighbours that vote.
         shots: Also learn from so few clips of each class: `1 5 10 50`.
@@ -38,8 +38,7 @@ class ProbeSettings(PtSettings):
 
     readers: tuple[Literal["logistic", "knn", "attentive"], ...] = ("logistic", "knn")
     pooling: tuple[Literal["mean", "rows", "cls"], ...] = ("rows",)
-    layer: int | None = None
-    layers: Literal["last", "all"] = "last"
+    layer: str | None = setting(None, aliases=("layers",))
     skip_padding: bool = True
     neighbours: int = 10
     shots: tuple[int, ...] = ()
@@ -56,14 +55,19 @@ class ProbeSettings(PtSettings):
         super().__post_init__()
         check(len(self.readers) >= 1, "readers", self.readers, "one reader or more")
         check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
-        check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
-        both = self.layer is not None and self.layers == "all"
-        check(not both, "layer", self.layer, "None, where all layers are read")
+        good = self.layer in (None, "last", "all") or self.layer.isdecimal()
+        check(good, "layer", self.layer, "last, all, or a number of 0 or more")
         check(min(self.shots, default=1) >= 1, "shots", self.shots, "numbers of 1 or more")
         check(self.draws >= 1, "draws", self.draws, "1 or more")
         check(self.folds is None or self.folds >= 2, "folds", self.folds, "2 or more")
         check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+    def layers(self, depth: int) -> list[int | None]:
+        """The layers that are read of an encoder of so many blocks; None is the last one with the final norm."""
+        if self.layer == "all":
+            return [*range(depth + 1), None]
+        return [None if self.layer in (None, "last") else int(self.layer)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +196,7 @@ class ConvertSettings(PtSettings):
         pooling: Pooling of a fine-tuned SSAST file, which does not tell: `mean` (ft_avgtok) or `cls` (ft_cls); and of
             an encoder's embedding in ONNX. `None` is mean.
         multilabel: The classes of a fine-tuned SSAST file do not exclude each other (it was trained with BCE).
-        validation_fraction: As in training; by default none is drawn.
+        validation: As in training; by default none is drawn.
         shard_mib: Size of a shard file in MiB.
     """
 
@@ -201,7 +205,7 @@ class ConvertSettings(PtSettings):
     heads: int | None = None
     pooling: Literal["mean", "cls"] | None = None
     multilabel: bool = False
-    validation_fraction: float = 0.0
+    validation: float = 0.0
     shard_mib: int = 64
 
     def __post_init__(self) -> None:

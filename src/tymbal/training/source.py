@@ -50,8 +50,8 @@ RECORD = "spectrograms.parquet"
 """What a run knows of its `.pt` files."""
 
 _ONLY_PT = ("data_dir", "data_val_dir", "layout")
-_ONLY_PREPARING = ("data_val", "label_csv", "target_length", "mel_bins", "validation_fraction")
-_ONLY_SOUND = ("clip_seconds", "sample_rate", "group_pattern")
+_ONLY_PREPARING = ("data_val", "label_csv", "frames", "mel_bins", "validation")
+_ONLY_SOUND = ("window", "sample_rate", "group_pattern")
 
 
 def open_source(
@@ -120,7 +120,7 @@ def without_sound_settings(source: str | os.PathLike[str], settings: Chosen) -> 
             f"{given[0]} is for sound: {path} holds spectrograms, whose clips are made",
             advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
         )
-    return replace(settings, clip_seconds=None, sample_rate=None, group_pattern=None)
+    return replace(settings, window=None, sample_rate=None, group_pattern=None)
 
 
 def _recipe(settings: PtSettings) -> dict[str, Any]:
@@ -148,13 +148,13 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
     keywords = config.to_keywords(features)
     if settings.mel_bins is not None:
         keywords["mel_bins"] = settings.mel_bins
-    cut = settings.target_length is None
+    cut = settings.frames is None
     if isinstance(settings, SoundSettings):
         if settings.sample_rate is not None:
             keywords["sample_rate"] = settings.sample_rate
-        keywords |= {"window": settings.clip_seconds, "group_pattern": settings.group_pattern}
+        keywords |= {"window": settings.window, "group_pattern": settings.group_pattern}
         # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
-        cut = cut or settings.clip_seconds is not None or "clip_seconds" in _recipe(settings)
+        cut = cut or settings.window is not None or "window" in _recipe(settings)
     every = settings.every if isinstance(settings, TrainingSettings) else 1
     if every > 1:
         tell(f"Of every class and split one clip in {every} is prepared")
@@ -165,8 +165,8 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
         sound,
         run / "store",
         label_csv=settings.label_csv,
-        validation=settings.validation_fraction,
-        frames=settings.target_length,
+        validation=settings.validation,
+        frames=settings.frames,
         longer="windows" if cut else "crop-start",
         every=every,
         **keywords,

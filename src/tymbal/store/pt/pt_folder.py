@@ -130,9 +130,9 @@ def open_with(
         data_dir=settings.data_dir,
         validation=settings.data_val,
         data_val_dir=settings.data_val_dir,
-        validation_fraction=settings.validation_fraction,
+        validation_fraction=settings.validation,
         label_csv=settings.label_csv,
-        target_length=settings.target_length,
+        target_length=settings.frames,
         mel_bins=settings.mel_bins,
         layout=settings.layout,
         mean=settings.dataset_mean,
@@ -171,7 +171,7 @@ def _common_length(records: Sequence[Record]) -> int:
     frames = -(-min(longest, _LONGEST) // _ROUND) * _ROUND
     if longest > frames:
         cut = sum(one.real > frames for one in records)
-        tell(f"{cut:,} files are longer than {frames} frames and are cut: target_length changes that", warning=True)
+        tell(f"{cut:,} files are longer than {frames} frames and are cut: frames changes that", warning=True)
     return frames
 
 
