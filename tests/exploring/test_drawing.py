@@ -18,7 +18,6 @@ from tymbal.exploring.model_view import ModelView
 from tymbal.inference.frontend import Embedder, Scorer
 from tymbal.inference.streaming import cut_for
 from tymbal.models.folder import load_model
-from tymbal.pages.pictures import overlay, png
 
 LABELS = ("a", "<b>", "c_d", "e", "f", "g")
 
@@ -39,18 +38,6 @@ def sound(tmp_path: Path) -> Path:
 def pictures(text: str) -> list[Image.Image]:
     found = re.findall(r'src="data:image/png;base64,([^"]*)"', text)
     return [Image.open(io.BytesIO(base64.b64decode(code))) for code in found]
-
-
-def test_overlay__is_the_denser_the_higher_the_value() -> None:
-    picture = Image.open(io.BytesIO(overlay(np.array([[0.0, 0.5, 1.0, 2.0]]), between=(0, 1)))).convert("RGBA")
-    pixels = [picture.getpixel((x, 0)) for x in range(4)]
-    assert {pixel[:3] for pixel in pixels} == {(255, 140, 0)}
-    assert [pixel[3] for pixel in pixels] == [0, pytest.approx(110, abs=3), 217, 217]
-
-
-def test_png__in_grey_goes_from_black_to_white() -> None:
-    picture = Image.open(io.BytesIO(png(np.array([[-1.0, 0.5, 1.0]]), between=(0, 1), grey=True))).convert("RGB")
-    assert [picture.getpixel((x, 0))[0] for x in range(3)] == [0, pytest.approx(128, abs=3), 255]
 
 
 def test_window__has_low_frequencies_below(eyes: ModelView, sound: Path) -> None:
@@ -161,8 +148,3 @@ def test_cards__say_what_is_not_there(eyes: ModelView, tmp_path: Path) -> None:
     assert text.count("No spectrogram either.") == 2
     assert "the file is not there any more" in text
     assert "the sound cannot be read" in text
-
-
-def test_note__is_text() -> None:
-    assert drawing.note("<a>\n  b") == '<p class="note">&lt;a&gt;<br>b</p>'
-    assert 'role="alert"' in drawing.note("a", warning=True)

@@ -24,10 +24,12 @@ from tymbal.errors import SettingsError, TymbalError
 from tymbal.exploring import drawing
 from tymbal.exploring.library import Library
 from tymbal.exploring.model_view import Look, ModelView, Survey
+from tymbal.pages.page import embedded_style, note
 
 __all__ = ["Served", "Uploads", "build", "serve"]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PLACES = (".gradio-container", ".dark .gradio-container, .gradio-container.dark")  # in the light and in the dark
 _WAITING = "Going through the recording …"
 _DROP = "Drop a sound above, or record one. It stays on this machine and is deleted when you close the page."
 _PROGRESS = gr.Progress()  # Gradio fills it in where it is a default
@@ -100,7 +102,7 @@ def _lay_out() -> _Layout:
             )
             # Browsers do not know every format as sound (CAF, W64, the sound of an MP4): here anything can be given.
             other = gr.UploadButton("A file of another format", size="sm", elem_id="other")
-            notice = _html(drawing.note(_DROP), elem_id="notice")
+            notice = _html(note(_DROP), elem_id="notice")
             at = gr.Slider(1, 2, 1, step=1, label="Window", visible=False, elem_id="at")
             scores = _html(elem_id="scores")
         with gr.Column(scale=5, min_width=320):
@@ -164,11 +166,11 @@ class _Answers:
     def show(self, path: str | None, number: int, kind: str) -> list[Any]:
         """A window of a sound, or why there is none."""
         if path is None:
-            return [None, (0, 0), drawing.note(_DROP), "", "", "", ""]
+            return [None, (0, 0), note(_DROP), "", "", "", ""]
         try:
             look = self.eyes.look(Path(path), number)
         except TymbalError as error:
-            return [None, (0, 0), drawing.note(_message(error, path), warning=True), "", "", "", ""]
+            return [None, (0, 0), note(_message(error, path), warning=True), "", "", "", ""]
         return [look, look.loudest, "", drawing.scores(look, self.eyes), *self._maps(look, kind, look.loudest),
                 self._neighbours(look)]  # fmt: skip
 
@@ -177,7 +179,7 @@ class _Answers:
         self.uploads.hold(str(request.session_hash), None if path is None else Path(path))
         shown = self.show(path, 0, kind)
         there = shown[0] is not None
-        waiting = drawing.note(_WAITING) if there else ""
+        waiting = note(_WAITING) if there else ""
         return [*shown, None, waiting, gr.Slider(visible=False, value=1), gr.Radio(visible=there)]
 
     def survey(
@@ -196,7 +198,7 @@ class _Answers:
                 wanted=lambda: self.uploads.holds(session, file),
             )
         except TymbalError as error:
-            return [None, "", drawing.note(_message(error, path), warning=True), hidden]
+            return [None, "", note(_message(error, path), warning=True), hidden]
         if found is None:
             return [gr.skip()] * 4
         windows = self.eyes.count(found.seconds)
@@ -244,11 +246,11 @@ class _Answers:
     def _neighbours(self, look: Look) -> str:
         title = "<h2>Neighbours <small>of this window</small></h2>"
         if self.library is None:
-            return title + drawing.note("There is nothing to compare with. Give it too: tymbal explore MODEL STORE")
+            return title + note("There is nothing to compare with. Give it too: tymbal explore MODEL STORE")
         try:
             return title + drawing.cards(self.library.nearest(look.embedding, self.top), self.library, self.eyes)
         except TymbalError as error:
-            return title + drawing.note(str(error), warning=True)
+            return title + note(str(error), warning=True)
 
 
 def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Served:
@@ -285,7 +287,8 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Ser
             pwa=False,
             app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]},
             theme=theme,
-            css=_file("explore.css"),
+            css=embedded_style(".gradio-container", ".dark .gradio-container, .gradio-container.dark")
+            + _file("explore.css"),
         )
     except OSError:
         where = host if port is None else f"{host}:{port}"

@@ -16,13 +16,13 @@ from tymbal.errors import TymbalError
 from tymbal.exploring.library import Library, Neighbour
 from tymbal.exploring.model_view import Look, ModelView, Survey, likeness
 from tymbal.features.bank import filter_bank
-from tymbal.pages.charts import legend
-from tymbal.pages.page import words
-from tymbal.pages.pictures import image, limits, overlay, png, shortened, spectrogram
+from tymbal.pages.axes import Choice, Mark, hertz_marks, plot, time_marks
+from tymbal.pages.charts import bar, legend
+from tymbal.pages.page import note, words
+from tymbal.pages.pictures import image, limits, overlay, spectrogram
 from tymbal.pages.players import Sounds
-from tymbal.pages.plots import Choice, Mark, hertz_marks, plot, time_marks
 
-__all__ = ["MAPS", "cards", "course", "note", "scores", "token_map", "window"]
+__all__ = ["MAPS", "cards", "course", "scores", "token_map", "window"]
 
 MAPS = {
     "like": "Like the chosen patch",
@@ -37,21 +37,10 @@ _HEARD = 12.0  # seconds of a neighbour
 _ROOM = 12_000_000  # bytes of all neighbours' sounds
 
 
-def note(text: str, *, warning: bool = False) -> str:
-    """A remark in plain text; the lines of an error below each other."""
-    lines = "<br>".join(escape(line.strip()) for line in text.splitlines())
-    return f'<p class="warn" role="alert">{lines}</p>' if warning else f'<p class="note">{lines}</p>'
-
-
 def window(look: Look, eyes: ModelView, *, patch: tuple[int, int]) -> str:
     """The spectrogram of a window, in which a patch can be chosen."""
-    shown = _under_patches(look)
-    picture = image(
-        png(shown.T[::-1], between=limits(look.values)),
-        alt=f"Spectrogram from {look.start:.2f} to {look.end:.2f} s",
-        width=len(shown),
-        height=shown.shape[1],
-    )
+    alt = f"Spectrogram from {look.start:.2f} to {look.end:.2f} s"
+    picture = spectrogram(_under_patches(look), alt=alt, between=limits(look.values))
     rows, columns, _ = look.tokens.shape
     return plot(
         "window",
@@ -77,13 +66,11 @@ def token_map(look: Look, eyes: ModelView, *, kind: str, patch: tuple[int, int])
         return note("Attention is not computed for windows with so many patches: choose a shorter --window.")
     values = likeness(look.tokens, *patch) if kind == "like" else look.attention[kind]
     low, high = float(values.min()), 1.0 if kind == "like" else float(values.max())
-    below = _under_patches(look)
-    grey = png(below.T[::-1], between=limits(look.values), grey=True)
-    stacked = image(grey, alt="", width=len(below), height=below.shape[1])
+    stacked = spectrogram(_under_patches(look), alt="", between=limits(look.values), grey=True)
     over = overlay(values[::-1], between=(low, max(high, low + 1e-6)))
     rows, columns = values.shape
     alt = f"{MAPS[kind]}: from {low:.3g} to {high:.3g} in {rows} x {columns} patches"
-    stacked += image(over, alt=alt, width=columns, height=rows).replace("<img ", '<img class="over" ', 1)
+    stacked += image(over, alt=alt, width=columns, height=rows, kind="over")
     if kind == "like":
         ends = f"{low:.2f}", f"{high:.2f}"
         told = "Cosine between the token of the chosen patch and every other."
@@ -110,8 +97,7 @@ def _under_patches(look: Look) -> NDArray[np.float32]:
     """The spectrogram as far as patches cover it, [frames, mels]; behind the end of the sound at its quietest."""
     mels, frames = look.reach
     values = look.values[:frames, :mels]
-    padded = np.pad(values, ((0, frames - len(values)), (0, 0)), constant_values=float(values.min()))
-    return shortened(padded)[0]
+    return np.pad(values, ((0, frames - len(values)), (0, 0)), constant_values=float(values.min()))
 
 
 def _times(look: Look, eyes: ModelView) -> list[Mark]:
@@ -125,7 +111,7 @@ def scores(look: Look, eyes: ModelView) -> str:
     best = np.argsort(-look.scores, kind="stable")[:_BARS]
     rows = "".join(
         f"<li><span>{words(eyes.labels[label])}</span><b>{look.scores[label]:.0%}</b>"
-        f'<i class="bar" style="width:{100 * look.scores[label]:.1f}%"></i></li>'
+        f"{bar([('b0', float(look.scores[label]))])}</li>"
         for label in best
     )
     return f'<h3>Scores <small>of this window</small></h3><ol class="bars">{rows}</ol>'
@@ -144,12 +130,7 @@ def course(survey: Survey, look: Look, eyes: ModelView) -> str:
     left, right = (min(1.0, at / survey.until) for at in (look.start, look.end))
     number = min(round(look.start / eyes.hop), survey.windows - 1)
     choice = Choice(1, survey.windows, 0, number, left, right - left)
-    picture = image(
-        png(survey.spectrum.T[::-1], between=limits(survey.spectrum)),
-        alt=f"Spectrogram of {survey.until:.1f} s",
-        width=len(survey.spectrum),
-        height=survey.spectrum.shape[1],
-    )
+    picture = spectrogram(survey.spectrum, alt=f"Spectrogram of {survey.until:.1f} s", widest=len(survey.spectrum))
     times = time_marks(0, survey.until)
     said = "The whole recording: click, or use the arrow keys, to choose a window"
     title = f"Recording <small>{survey.until:,.1f} s, {survey.windows:,} windows</small>"

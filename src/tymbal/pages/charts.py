@@ -5,7 +5,6 @@ Colours come from the style of the page, so that they suit light and dark; shape
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,7 +12,9 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COLOURS", "Line", "Point", "histogram", "legend", "lines", "marker", "scatter"]
+from tymbal.pages.axes import number_text, value_marks
+
+__all__ = ["COLOURS", "Line", "Point", "bar", "histogram", "legend", "lines", "marker", "scatter"]
 
 COLOURS = 10
 """Colours that the page's style has."""
@@ -135,6 +136,18 @@ def marker(group: int, x: float, y: float, *, attributes: str = "", inner: str =
     return f'<polygon {look} points="{path}">{inner}</polygon>'
 
 
+def bar(pieces: Sequence[tuple[str, float]], *, said: str = "") -> str:
+    """A bar of a table or list.
+
+    Args:
+        pieces: From left to right, the class of the page's style that has the colour, and the share of the width.
+        said: What it shows, for those who do not see it.
+    """
+    inner = "".join(f'<span class="{kind}" style="width:{100 * share:.2f}%"></span>' for kind, share in pieces)
+    words = f' role="img" aria-label="{escape(said)}" title="{escape(said)}"' if said else ""
+    return f'<div class="bar"{words}>{inner}</div>'
+
+
 def legend(names: Sequence[str], *, buttons: bool = False) -> str:
     """What the colours mean; with buttons that show one group alone. `no label` has the colour of none."""
     entries: list[str] = []
@@ -159,9 +172,9 @@ class _Axes:
 
     @classmethod
     def around(cls, xs: Sequence[float], ys: Sequence[float]) -> _Axes:
-        y_marks = _marks(min(ys), max(ys), most=5)
+        y_marks = value_marks(min(ys), max(ys))
         x_range = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
-        x_marks = tuple(mark for mark in _marks(*x_range, most=5) if x_range[0] <= mark <= x_range[1])
+        x_marks = tuple(mark for mark in value_marks(*x_range) if x_range[0] <= mark <= x_range[1])
         return cls(x_marks, y_marks, x_range, (y_marks[0], y_marks[-1]))
 
     def x(self, value: float) -> float:
@@ -179,9 +192,9 @@ class _Axes:
         for mark in self.y_marks:
             height = self.y(mark)
             parts.append(f'<path class="axis" d="M{_LEFT:g},{height:.1f}H{_WIDTH - _RIGHT:g}" opacity=".55"/>')
-            parts.append(f'<text x="{_LEFT - 5:g}" y="{height + 3.5:.1f}" text-anchor="end">{_said(mark)}</text>')
+            parts.append(f'<text x="{_LEFT - 5:g}" y="{height + 3.5:.1f}" text-anchor="end">{number_text(mark)}</text>')
         parts += [
-            f'<text x="{self.x(mark):.1f}" y="{floor + 14:g}" text-anchor="middle">{_said(mark)}</text>'
+            f'<text x="{self.x(mark):.1f}" y="{floor + 14:g}" text-anchor="middle">{number_text(mark)}</text>'
             for mark in self.x_marks
         ]
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
@@ -197,25 +210,6 @@ def _sounding(point: Point) -> str:
     if not point.sound:
         return ""
     return f' data-sound="{point.sound}" tabindex="0" role="button" aria-label="{escape(point.text)}"'
-
-
-def _marks(low: float, high: float, *, most: int) -> tuple[float, ...]:
-    """Round values that reach from below `low` to above `high`."""
-    if high <= low:
-        low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
-    rough = (high - low) / most
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return tuple(step * number for number in range(first, last + 1))
-
-
-def _said(value: float) -> str:
-    if value and abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-")
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
-    return f"{round(value, 6):g}"
 
 
 def _thinned(line: Line) -> Line:

@@ -1,10 +1,13 @@
 "use strict";
+// One sound at a time.
+document.addEventListener("play", (event) => {
+  for (const other of document.querySelectorAll("audio")) if (other !== event.target) other.pause();
+}, true);
 // Maps: a point with sound plays it; a label of the legend is shown alone until it is pressed again.
 for (const map of document.querySelectorAll(".map")) {
   const said = map.querySelector("[aria-live]");
   const play = (point) => {
     const sound = document.getElementById(point.dataset.sound);
-    for (const other of document.querySelectorAll("audio")) if (other !== sound) other.pause();
     sound.currentTime = 0;
     sound.play();
     said.textContent = "Playing: " + point.getAttribute("aria-label");

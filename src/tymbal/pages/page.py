@@ -1,7 +1,9 @@
 """A page that holds all it needs: style, script, pictures and sound are in the file, and nothing is fetched.
 
 Parts have sections; both have a place in the table of contents. What cannot be shown is not left out silently: a
-section that raises a `TymbalError` stands there with its title and the reason.
+section that raises a `TymbalError` stands there with its title and the reason. The colours of all pages stand here;
+what reports, previews and the explorer are made of is styled by `parts.css`, what pages of one file have besides by
+`page.css`.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ __all__ = [
     "Part",
     "Section",
     "bullets",
+    "card",
     "cards",
     "details",
+    "embedded_style",
     "note",
     "page",
     "section",
@@ -72,7 +76,7 @@ def section(title: str, make: Callable[[], str]) -> Section:
         return Section(title, note(f"Not shown: {error.what}{where}.{advice}"))
 
 
-def page(title: str, lead: str, parts: Sequence[Part], *, footer: str) -> str:
+def page(title: str, lead: str, parts: Sequence[Part], *, footer: str, contents: bool = True) -> str:
     """The whole page.
 
     Args:
@@ -80,30 +84,34 @@ def page(title: str, lead: str, parts: Sequence[Part], *, footer: str) -> str:
         lead: What stands below the title, as plain text.
         parts: Its parts.
         footer: Its last line, as plain text.
+        contents: Whether it has a table of contents.
     """
     names = _Names()
-    contents: list[str] = []
+    entries: list[str] = []
     bodies: list[str] = []
     for part in parts:
         name = names.of(part.title)
-        entries: list[str] = []
+        inner_entries: list[str] = []
         body = [f'<section id="{name}" aria-labelledby="{name}-title">']
         body.append(f'<h2 id="{name}-title">{escape(part.title)}</h2>{part.lead}')
         for each in part.sections:
             inner = names.of(f"{part.title} {each.title}")
             body.append(f'<section id="{inner}"><h3>{escape(each.title)}</h3>{each.body}</section>')
-            entries.append(f'<li><a href="#{inner}">{escape(each.title)}</a></li>')
+            inner_entries.append(f'<li><a href="#{inner}">{escape(each.title)}</a></li>')
         bodies.append("".join([*body, "</section>"]))
-        contents.append(f'<li><a href="#{name}">{escape(part.title)}</a><ul>{"".join(entries)}</ul></li>')
+        entries.append(f'<li><a href="#{name}">{escape(part.title)}</a><ul>{"".join(inner_entries)}</ul></li>')
+    main = f"<main>{''.join(bodies)}</main>"
+    if contents:
+        navigation = f'<nav aria-label="Contents"><ul>{"".join(entries)}</ul></nav>'
+        main = f'<div class="frame">{navigation}\n{main}</div>'
     return "".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             '<link rel="icon" href="data:,">\n',
-            f"<title>{escape(title)}</title>\n<style>\n{_file('page.css')}</style>\n</head>\n<body>\n",
+            f'<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body class="tymbal">\n',
             f'<header><h1>{escape(title)}</h1><p class="soft">{escape(lead)}</p></header>\n',
-            f'<div class="frame"><nav aria-label="Contents"><ul>{"".join(contents)}</ul></nav>\n',
-            f"<main>{''.join(bodies)}</main></div>\n<footer>{escape(footer)}</footer>\n",
+            f"{main}\n<footer>{escape(footer)}</footer>\n",
             f"<script>\n{_file('page.js')}</script>\n</body>\n</html>\n",
         ]
     )
@@ -136,8 +144,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: Iterab
 
 
 def note(text: str, *, warning: bool = False) -> str:
-    """A remark in plain text."""
-    return f'<p class="{"warn" if warning else "note"}">{escape(text)}</p>'
+    """A remark in plain text; the lines of a longer one below each other."""
+    lines = "<br>".join(escape(line.strip()) for line in text.splitlines())
+    return f'<p class="warn" role="alert">{lines}</p>' if warning else f'<p class="note">{lines}</p>'
 
 
 def bullets(texts: Iterable[str]) -> str:
@@ -153,6 +162,22 @@ def details(title: str, body: str) -> str:
 def cards(inner: Iterable[str]) -> str:
     """Cards side by side, as many as there is room for."""
     return f'<div class="cards">{"".join(inner)}</div>'
+
+
+def card(picture: str, player: str, title: str, *, text: str = "", path: str = "") -> str:
+    """A picture with its sound above its name.
+
+    Args:
+        picture: The picture, as HTML.
+        player: The player, as HTML; empty for none.
+        title: Its name, as plain text.
+        text: What is known of it, as plain text, a line for each fact.
+        path: Where it comes from, as plain text.
+    """
+    lines = "".join(f"<div>{words(line)}</div>" for line in text.splitlines())
+    origin = f'<span class="path">{words(path)}</span>' if path else ""
+    caption = f"<figcaption><strong>{words(title)}</strong>{lines}{origin}</figcaption>"
+    return f'<figure class="card">{picture}{player}{caption}</figure>'
 
 
 def words(text: str) -> str:
@@ -174,6 +199,45 @@ class _Names:
             name = f"{plain}-{number}"
         self._used.add(name)
         return name
+
+
+_LIGHT = {
+    "paper": "#fdfcfa", "ink": "#1d2327", "soft": "#566069", "line": "#d9d6cf", "panel": "#f4f2ec",
+    "accent": "#1f6a73", "bad": "#a83a2c", "cell": "31, 106, 115", "wrong": "168, 58, 44",
+    "c0": "#1f6a73", "c1": "#c2571a", "c2": "#5b57a6", "c3": "#a3357c", "c4": "#4a7d1f", "c5": "#9c7400",
+    "c6": "#2f74c0", "c7": "#b03a3a", "c8": "#6d5a49", "c9": "#37806a", "none": "#9aa2a8",
+}  # fmt: skip
+_DARK = {
+    "paper": "#14181b", "ink": "#e8e6e1", "soft": "#a3adb5", "line": "#343b41", "panel": "#1c2226",
+    "accent": "#6cc0ca", "bad": "#ef8b7c", "cell": "70, 160, 172", "wrong": "214, 98, 82",
+    "c0": "#5fbac5", "c1": "#f0934f", "c2": "#a09cf0", "c3": "#e27fc0", "c4": "#97c96a", "c5": "#dcb547",
+    "c6": "#79b2f2", "c7": "#ee7f7f", "c8": "#bda48c", "c9": "#7ccfb2", "none": "#6d757b",
+}  # fmt: skip
+_PRINTED = _LIGHT | {
+    "paper": "#fff", "ink": "#000", "soft": "#444", "line": "#bbb", "panel": "#f3f3f3", "accent": "#0d4d55",
+    "bad": "#8f2418",
+}  # fmt: skip
+
+
+def embedded_style(light: str, dark: str) -> str:
+    """The style of what stands in an element of class `tymbal` on a page that has its own frame.
+
+    Args:
+        light: Selector of the element that holds the page.
+        dark: The same where the page is dark.
+    """
+    return f"{_colours(light, _LIGHT)}{_colours(dark, _DARK)}{_file('parts.css')}"
+
+
+def _style() -> str:
+    dark, printed = _colours(":root", _DARK), _colours(":root", _PRINTED, scheme="light")
+    media = f"@media (prefers-color-scheme: dark) {{ {dark} }}\n@media print {{ {printed} }}\n"
+    return f"{_colours(':root', _LIGHT, scheme='light dark')}{media}{_file('parts.css')}{_file('page.css')}"
+
+
+def _colours(selector: str, colours: Mapping[str, str], *, scheme: str = "") -> str:
+    known = f"color-scheme: {scheme}; " if scheme else ""
+    return f"{selector} {{ {known}{' '.join(f'--{name}: {value};' for name, value in colours.items())} }}\n"
 
 
 def _file(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import PurePath
 import numpy as np
 from numpy.typing import NDArray
 
-from tymbal.pages.page import words
+from tymbal.pages.page import card
 from tymbal.pages.pictures import limits, spectrogram
 from tymbal.pages.players import Sounds
 from tymbal.store.base import SpectrogramSource
@@ -61,9 +61,7 @@ class Clips:
         """Its spectrogram, title and text, with its sound if that is wanted."""
         player = self.sound(row)[1] if sound else ""
         picture = self.picture(row, alt=f"Spectrogram of {title}: {self.name(row)}")
-        below = "".join(f"<div>{words(line)}</div>" for line in text.splitlines())
-        caption = f'<strong>{words(title)}</strong>{below}<span class="path">{words(self.name(row))}</span>'
-        return f'<figure class="card">{picture}{player}<figcaption>{caption}</figcaption></figure>'
+        return card(picture, player, title, text=text, path=self.name(row))
 
     @property
     def between(self) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from tymbal.errors import SettingsError
 from tymbal.pages.charts import COLOURS, Point, scatter
-from tymbal.pages.page import NotShownError, details, words
+from tymbal.pages.page import NotShownError, card, cards, details
 from tymbal.reporting.clip_cards import Clips
 from tymbal.settings import ReportSettings
 
@@ -74,12 +74,8 @@ def embedding_map(
         return f"<p>{escape(lead)}</p>{drawing}"
     lead += " Points with a rim play their sound."
     texts = {row: label or "no label" for row, label in zip(rows.tolist(), labels, strict=True)}
-    listed = "".join(
-        f'<figure class="card">{player}<figcaption><strong>{words(texts[row])}</strong>'
-        f'<span class="path">{words(clips.name(row))}</span></figcaption></figure>'
-        for row, (_, player) in players.items()
-    )
-    below = details(f"The {len(players)} sounds of the map", f'<div class="cards">{listed}</div>')
+    listed = (card("", player, texts[row], path=clips.name(row)) for row, (_, player) in players.items())
+    below = details(f"The {len(players)} sounds of the map", cards(listed))
     return f'<p>{escape(lead)}</p>{drawing}<div class="screen">{below}</div>'
 
 

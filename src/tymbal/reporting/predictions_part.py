@@ -16,8 +16,8 @@ from tymbal.audio.decode import info, read
 from tymbal.errors import TymbalError
 from tymbal.features.kaldi import KaldiFbank
 from tymbal.inference.predictions import read_predictions
-from tymbal.pages.charts import histogram
-from tymbal.pages.page import NotShownError, cards, words
+from tymbal.pages.charts import bar, histogram
+from tymbal.pages.page import NotShownError, card, cards, words
 from tymbal.pages.pictures import image, png, spectrogram
 from tymbal.pages.players import Sounds
 from tymbal.progress import duration
@@ -193,9 +193,7 @@ class Predictions:
         values = KaldiFbank(FeatureSettings(sample_rate=rate))(torch.from_numpy(wave)).numpy()
         where = f"{PurePath(file).name}, {start:.1f} to {end:.1f} s"
         picture = spectrogram(values, alt=f"Spectrogram of {where}")
-        caption = f'<strong>{words(title)}</strong><span class="path">{words(where)}</span>'
-        player = sounds.of(file, start, end)
-        return f'<figure class="card">{picture}{player}<figcaption>{caption}</figcaption></figure>'
+        return card(picture, sounds.of(file, start, end), title, path=where)
 
 
 def _bar(label: str, pieces: Sequence[Piece], most: int, *, lengths: bool) -> str:
@@ -203,8 +201,7 @@ def _bar(label: str, pieces: Sequence[Piece], most: int, *, lengths: bool) -> st
     length = f'<td class="n">{duration(seconds)}</td>' if lengths else ""
     return (
         f'<tr><th scope="row">{words(label)}</th><td class="n">{len(pieces):,}</td>'
-        '<td><div class="bar">'
-        f'<span class="b0" style="width:{100 * len(pieces) / most:.2f}%"></span></div></td>{length}'
+        f"<td>{bar([('b0', len(pieces) / most)])}</td>{length}"
         f'<td class="n">{np.median([piece.found[0][0] for piece in pieces]):.2f}</td></tr>'
     )
 

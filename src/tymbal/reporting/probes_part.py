@@ -13,7 +13,7 @@ import numpy as np
 
 from tymbal.errors import SettingsError
 from tymbal.evaluation.probe_tasks import READERS
-from tymbal.pages.charts import Line, lines
+from tymbal.pages.charts import Line, bar, lines
 from tymbal.pages.page import NotShownError, words
 from tymbal.reporting.classifier_part import confusion_matrix
 
@@ -118,11 +118,9 @@ class Probes:
         value = row[self.figure] or 0.0
         layer = "" if row["layer"] is None else f", layer {row['layer']}"
         spread = "" if row["spread"] is None else f" ± {100 * row['spread']:.1f}"
-        bar = (
-            f'<div class="bar"><span class="{_COLOURS[row["features"]]}" style="width:{100 * value:.2f}%"></span></div>'
-        )
+        drawn = bar([(_COLOURS[row["features"]], value)])
         name = words(f"{row['features']} ({row['pooling']}{layer}), {row['reader']}")
-        return f'<tr><th scope="row">{name}</th><td class="n">{100 * value:.1f}{spread}</td><td>{bar}</td></tr>'
+        return f'<tr><th scope="row">{name}</th><td class="n">{100 * value:.1f}{spread}</td><td>{drawn}</td></tr>'
 
     def _charts(
         self,

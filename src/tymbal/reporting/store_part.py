@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tymbal.audio.failures import Failure
-from tymbal.pages.charts import histogram
+from tymbal.pages.charts import bar, histogram
 from tymbal.pages.page import NotShownError, cards, details, note, table, words
 from tymbal.reporting.clip_cards import Clips
 from tymbal.store.base import SpectrogramSource
@@ -25,6 +25,7 @@ _MOST_COMPARED = 20_000
 _MOST_LISTED = 20
 _MOST_FAILURES = 100
 _SIDES = ("train", "validation")
+_BARS = {"train": "b0", "validation": "b1", "other": "b2"}
 
 
 def store_tiles(store: SpectrogramSource) -> dict[str, str]:
@@ -85,14 +86,9 @@ def balance(store: SpectrogramSource) -> str:
 
 
 def _bar(label: str, counts: Counter[str], sides: Iterable[str], most: int) -> str:
-    pieces = "".join(
-        f'<span class="b{place}" style="width:{100 * counts[side] / most:.2f}%"></span>'
-        for place, side in ((["train", "validation", "other"].index(side), side) for side in sides)
-        if counts[side]
-    )
-    said = escape(", ".join(f"{side} {counts[side]:,}" for side in sides))
-    bar = f'<div class="bar" role="img" aria-label="{said}" title="{said}">{pieces}</div>'
-    return f'<tr><th scope="row">{words(label)}</th><td class="n">{counts.total():,}</td><td>{bar}</td></tr>'
+    said = ", ".join(f"{side} {counts[side]:,}" for side in sides)
+    drawn = bar([(_BARS[side], counts[side] / most) for side in sides if counts[side]], said=said)
+    return f'<tr><th scope="row">{words(label)}</th><td class="n">{counts.total():,}</td><td>{drawn}</td></tr>'
 
 
 def lengths(store: SpectrogramSource) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,16 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
 import torch
 
+from tymbal._version import __version__
 from tymbal.files import replace_folder
-from tymbal.pages.sheets import Picture, coloured, png, sheet
+from tymbal.pages.page import Part, Section, bullets, details, page
+from tymbal.pages.pictures import sheet, spectrogram
+from tymbal.pages.players import flac, player
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.views.draw import VIEWS, clip_key, describe_strategies, draw, told, view_keys
 from tymbal.views.make import ViewMaker
 
-__all__ = ["Example", "Shown", "page", "write_preview"]
+__all__ = ["Example", "Shown", "preview_page", "write_preview"]
 
 _RANGE = 14.0  # nepers of energy below the loudest: 60 dB
 _LOUDEST = 0.9
@@ -50,9 +49,10 @@ def write_preview(
     examples = list(_examples(maker, waveforms, names, versions, seed))
     columns = ["clip", *(f"version {n // VIEWS}, view {n % VIEWS + 1}" for n in range(versions * VIEWS))]
     with replace_folder(folder) as aside:
-        pictures = [[one.picture for one in (example.clip, *example.views)] for example in examples]
-        (aside / "pairs.png").write_bytes(sheet(pictures, columns=columns, rows=names))
-        text = page(examples, maker.settings, mode=maker.mode, seed=seed, rate=maker.features.sample_rate)
+        pictures = [[one.values for one in (example.clip, *example.views)] for example in examples]
+        between = [example.between for example in examples]
+        (aside / "pairs.png").write_bytes(sheet(pictures, between=between, columns=columns, rows=names))
+        text = preview_page(examples, maker.settings, mode=maker.mode, seed=seed, rate=maker.features.sample_rate)
         (aside / "index.html").write_text(text, encoding="utf-8")
 
 
@@ -74,37 +74,9 @@ def _examples(
         # One brightness and one loudness for a clip and its views, so that what is louder looks and sounds louder.
         high = float(values.max())
         heard = heard * (_LOUDEST / max(float(np.abs(heard).max()), 1e-6))
-        words = [(), *(told(draws, view) for view in range(len(draws)))]
-        shown = [
-            Shown(coloured(one, high - _RANGE, high), wave, said)
-            for one, wave, said in zip(values, heard, words, strict=True)
-        ]
-        yield Example(name, shown[0], tuple(shown[1:]))
-
-
-_STYLE = """
-:root{color-scheme:light dark;--paper:#fdfcfa;--ink:#1d2327;--soft:#566069;--line:#d9d6cf}
-@media(prefers-color-scheme:dark){:root{--paper:#14181b;--ink:#e8e6e1;--soft:#a3adb5;--line:#343b41}}
-*{box-sizing:border-box}
-body{font:1rem/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:70rem;margin:0 auto;
-padding:1.5rem}
-h1{font-size:1.7rem;margin:0}h2{font-size:1.05rem;overflow-wrap:anywhere;margin:0 0 .8rem}
-details{margin-bottom:1rem}
-p{max-width:46rem}.soft,figcaption,h3{color:var(--soft);font-size:.88rem}h3{font-weight:400;margin:0 0 .3rem}
-section{display:grid;grid-template-columns:minmax(0,1fr) minmax(0,2fr);gap:0 1.5rem;padding:1.5rem 0;
-border-top:1px solid var(--line)}
-h2{grid-column:1/-1}.clip{position:sticky;top:1rem;align-self:start}
-.views{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:1.3rem 1.5rem}
-figure{margin:0;min-width:0}img{display:block;width:100%;aspect-ratio:4/3;image-rendering:pixelated;border-radius:.3rem}
-audio{display:block;width:100%;height:2.3rem;margin-top:.4rem}
-figcaption ul{margin:.3rem 0 0;padding-left:1.1rem}
-@media(max-width:44rem){section{grid-template-columns:1fr;gap:1rem}.clip{position:static}}
-@media print{audio{display:none}figure,h2{break-inside:avoid}.clip{position:static}}
-"""
-_SCRIPT = """
-document.addEventListener("play",(event)=>{
-for(const other of document.querySelectorAll("audio"))if(other!==event.target)other.pause()},true)
-"""
+        changes = [(), *(told(draws, view) for view in range(len(draws)))]
+        shown = [Shown(*each) for each in zip(values, heard, changes, strict=True)]
+        yield Example(name, shown[0], tuple(shown[1:]), (high - _RANGE, high))
 
 
 @dataclass(frozen=True)
@@ -112,26 +84,36 @@ class Shown:
     """A clip or a view.
 
     Attributes:
-        picture: Its spectrogram, [mels, frames, 3].
+        values: Its log-mel spectrogram, float32 [frames, mels].
         waveform: Its sound, float32 [samples].
-        words: What was done to it.
+        changes: What was done to it, in words.
     """
 
-    picture: Picture
+    values: npt.NDArray[np.float32]
     waveform: npt.NDArray[np.float32]
-    words: tuple[str, ...]
+    changes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A clip and the views of its versions, one version after the other."""
+    """A clip and the views of its versions, one version after the other.
+
+    Attributes:
+        name: The clip's id.
+        clip: The clip.
+        views: The views.
+        between: Values of the darkest and the brightest colour of all of them.
+    """
 
     name: str
     clip: Shown
     views: tuple[Shown, ...]
+    between: tuple[float, float]
 
 
-def page(examples: Sequence[Example], settings: AugmentationSettings, *, mode: str, seed: int, rate: int) -> str:
+def preview_page(
+    examples: Sequence[Example], settings: AugmentationSettings, *, mode: str, seed: int, rate: int
+) -> str:
     """The page as HTML.
 
     Args:
@@ -152,24 +134,22 @@ def page(examples: Sequence[Example], settings: AugmentationSettings, *, mode: s
     )
     if mode == "spectral":
         heard += " This mode has no sound: what you hear was drawn alike and made sample by sample."
-    return "".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n',
-            f"<title>Views</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>Clips and their views</h1>\n",
-            f'<p>{lead}</p>\n<p class="soft">{heard}</p>\n{_settings(settings)}',
-            *(_section(example, rate) for example in examples),
-            f"<script>{_SCRIPT}</script>\n</body>\n</html>\n",
-        ]
+    about = f'<p class="soft">{heard}</p>{_settings(settings)}'
+    sections = tuple(Section(example.name, _pair(example, rate)) for example in examples)
+    return page(
+        "Clips and their views",
+        lead,
+        [Part("To see and to hear", about, sections)],
+        footer=f"Tymbal {__version__}. All of it is in this one file.",
+        contents=False,
     )
 
 
 def _settings(settings: AugmentationSettings) -> str:
     lists = []
     for kind, title in (("waveform", "The sound"), ("spectrogram", "The spectrogram")):
-        lines = "".join(f"<li>{escape(line)}</li>" for line in describe_strategies(settings, kind))
-        lists.append(f"<h3>{title}</h3><ul>{lines or '<li>nothing</li>'}</ul>")
-    return f'<details class="soft"><summary>What may be drawn</summary>{"".join(lists)}</details>\n'
+        lists.append(f"<h4>{title}</h4>{bullets(describe_strategies(settings, kind) or ['nothing'])}")
+    return f'<div class="soft">{details("What may be drawn", "".join(lists))}</div>'
 
 
 def _differing(settings: AugmentationSettings) -> str:
@@ -177,25 +157,15 @@ def _differing(settings: AugmentationSettings) -> str:
     return f", where the strategy of its version ({count} in turns) says nothing else" if count else ""
 
 
-def _section(example: Example, rate: int) -> str:
-    name = re.sub(r"([_/#])(?=\w)", r"\1<wbr>", escape(example.name))
-    views = []
-    for number, view in enumerate(example.views):
-        title = f"version {number // VIEWS}, view {number % VIEWS + 1}"
-        views.append(_figure(view, title, f"{title} of {example.name}", rate))
-    clip = _figure(example.clip, "the clip", example.name, rate)
-    return (
-        f'<section><h2>{name}</h2><div class="clip">{clip}</div><div class="views">{"".join(views)}</div></section>\n'
-    )
+def _pair(example: Example, rate: int) -> str:
+    def figure(shown: Shown, title: str, alt: str) -> str:
+        picture = spectrogram(shown.values, alt=alt, between=example.between)
+        changes = f"<figcaption>{bullets(shown.changes)}</figcaption>" if shown.changes else ""
+        return f"<figure><h4>{escape(title)}</h4>{picture}{player(flac(shown.waveform, rate))}{changes}</figure>"
 
-
-def _figure(shown: Shown, title: str, alt: str, rate: int) -> str:
-    file = io.BytesIO()
-    soundfile.write(file, shown.waveform, rate, format="FLAC", subtype="PCM_16")
-    picture, sound = (base64.b64encode(content).decode() for content in (png(shown.picture), file.getvalue()))
-    words = "".join(f"<li>{escape(one)}</li>" for one in shown.words)
-    return (
-        f'<figure><h3>{title}</h3><img alt="{escape(alt)}" src="data:image/png;base64,{picture}">'
-        f'<audio controls preload="metadata" src="data:audio/flac;base64,{sound}"></audio>'
-        f"<figcaption>{f'<ul>{words}</ul>' if words else ''}</figcaption></figure>"
-    )
+    titles = [f"version {number // VIEWS}, view {number % VIEWS + 1}" for number in range(len(example.views))]
+    views = [
+        figure(view, title, f"{title} of {example.name}") for view, title in zip(example.views, titles, strict=True)
+    ]
+    clip = figure(example.clip, "the clip", example.name)
+    return f'<div class="pair">{clip}<div class="views">{"".join(views)}</div></div>'

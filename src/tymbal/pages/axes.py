@@ -1,4 +1,4 @@
-"""Pictures over time with their axes, as HTML: what is drawn lies in one area, and all areas of a page align.
+"""Marks of axes, and pictures over time with theirs, as HTML: all areas of a page align.
 
 An area that can be clicked says into how many rows and columns it falls; `explore.js` tells which one was meant.
 """
@@ -13,35 +13,12 @@ from html import escape
 from tymbal.features.bank import bin_at
 from tymbal.settings import FeatureSettings
 
-__all__ = ["Choice", "Mark", "hertz_marks", "plot", "time_marks"]
+__all__ = ["Choice", "Mark", "hertz_marks", "number_text", "plot", "time_marks", "value_marks"]
 
 _HERTZ = (50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
-_STEPS = (
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1,
-    2,
-    5,
-    10,
-    15,
-    30,
-    60,
-    120,
-    300,
-    600,
-    900,
-    1800,
-    3600,
-    7200,
-    14_400,
-    43_200,
-)
+_SECONDS = (15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 43_200)  # steps longer than 10 s
 _EDGE = 0.03
-_MOST = 7  # labels below a picture
+_MOST = 7  # steps below a picture
 _APART = 0.09  # of the height, between two labels
 
 Mark = tuple[float, str]
@@ -125,19 +102,46 @@ def hertz_marks(features: FeatureSettings, mels: int) -> list[Mark]:
         features: How it was made.
         mels: Its mel bins, from the lowest on, that are shown.
     """
-    found: list[Mark] = []
+    marks: list[Mark] = []
     for hertz in _HERTZ:
         at = (bin_at(features, hertz) + 0.5) / mels
-        if 0 <= at <= 1 and (not found or at - found[-1][0] >= _APART):
-            found.append((at, f"{hertz // 1000} kHz" if hertz >= 1000 else f"{hertz} Hz"))
-    return found
+        if 0 <= at <= 1 and (not marks or at - marks[-1][0] >= _APART):
+            marks.append((at, f"{hertz // 1000} kHz" if hertz >= 1000 else f"{hertz} Hz"))
+    return marks
 
 
 def time_marks(start: float, end: float) -> list[Mark]:
     """Round times below a picture that reaches from `start` to `end`, in seconds."""
-    step = next((step for step in _STEPS if (end - start) / step < _MOST), 86_400)
+    step = _round_step(end - start, _MOST)
+    if step > 10:
+        step = next((step for step in _SECONDS if (end - start) / step < _MOST), 86_400)
     first, last = math.ceil(start / step - 1e-6), math.floor(end / step + 1e-6)
     return [((n * step - start) / (end - start), _clock(n * step, step)) for n in range(first, last + 1)]
+
+
+def value_marks(low: float, high: float, *, most: int = 5) -> tuple[float, ...]:
+    """Round values, in about `most` steps, that reach from below `low` to above `high`."""
+    if high <= low:
+        low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
+    step = _round_step(high - low, most)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return tuple(step * number for number in range(first, last + 1))
+
+
+def number_text(value: float) -> str:
+    """A value beside an axis, as short as it goes: `0.25`, `3e-4`, `12k`."""
+    if value and abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-")
+    if abs(value) >= 10_000:
+        return f"{value / 1000:g}k" if abs(value) < 1e6 else f"{value / 1e6:g}M"
+    return f"{round(value, 6):g}"
+
+
+def _round_step(span: float, most: int) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten of which `most` are as long as the span."""
+    rough = span / most
+    unit = 10.0 ** math.floor(math.log10(rough))
+    return next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough * 0.999)
 
 
 def _side(at: float) -> str:

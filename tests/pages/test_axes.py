@@ -5,7 +5,7 @@ import math
 import pytest
 
 from tymbal.features.bank import bin_at
-from tymbal.pages.plots import Choice, hertz_marks, plot, time_marks
+from tymbal.pages.axes import Choice, hertz_marks, plot, time_marks
 from tymbal.settings import FeatureSettings
 
 
