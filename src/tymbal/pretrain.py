@@ -98,6 +98,7 @@ def pretrain(
     from tymbal.evaluation.snapshots import Snapshots, can_rebuild
     from tymbal.evaluation.watch import Watch
     from tymbal.store.dataset import StoreDataset
+    from tymbal.training.records import read_metrics
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
     from tymbal.training.source import open_source, subsample, without_sound_settings
@@ -126,7 +127,7 @@ def pretrain(
             description,
             data,
             validation_rows,
-            metrics=metrics,
+            history=lambda: read_metrics(metrics),
             monitor=objective.monitor,
             probe=probe,
         )

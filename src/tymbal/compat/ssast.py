@@ -28,7 +28,8 @@ from tymbal.files import write_json
 from tymbal.models.folder import open_checkpoint
 from tymbal.progress import tell
 from tymbal.settings import SIZES, PtSettings
-from tymbal.training.callbacks import Evaluation, MetricsFile
+from tymbal.training.callbacks import Evaluation
+from tymbal.training.records import read_metrics
 from tymbal.training.run_folder import RunResult
 from tymbal.training.source import open_source
 
@@ -102,7 +103,7 @@ def finish(outputs: Outputs, result: RunResult) -> None:
 
     loaded = tymbal.load_model(result.model)
     save_model_as(result.run / BEST, loaded.module, loaded.objective_state)
-    outputs.write_table(MetricsFile.read(result.run / "metrics.jsonl"))
+    outputs.write_table(read_metrics(result.run / "metrics.jsonl"))
 
 
 def finetune_as_there(flags: Flags, call: Call) -> RunResult:

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import gc
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tymbal.compute.device import is_out_of_memory
-
-if TYPE_CHECKING:
-    from tymbal.training.trainer import BatchDataset
 
 __all__ = ["Gpu", "Memory", "Need", "fitting_batch", "free", "held_by", "measure", "step_on"]
 
@@ -146,7 +143,10 @@ def fitting_batch(need: Need, capacity: float, *, batch_size: int, accumulate: i
 
 
 def step_on(
-    device: torch.device, dtype: torch.dtype | None, module: nn.Module, dataset: BatchDataset
+    device: torch.device,
+    dtype: torch.dtype | None,
+    module: nn.Module,
+    batch_of: Callable[[Sequence[int]], Mapping[str, Tensor]],
 ) -> Callable[[int], None]:
     """A step without its last part, the optimizer's, for `measure`: forward and backward.
 
@@ -154,13 +154,13 @@ def step_on(
         device: Where to compute; the module goes there, and its gradients are dropped.
         dtype: Arithmetic of the encoder, None for float32.
         module: The objective.
-        dataset: Clips.
+        batch_of: Gives the batch of some indices, as a dataset's `__getitems__` does.
     """
     module.zero_grad(set_to_none=True)
 
     def step(clips: int) -> None:
         module.to(device)
-        batch = {name: value.to(device) for name, value in dataset.__getitems__(range(clips)).items()}
+        batch = {name: value.to(device) for name, value in batch_of(range(clips)).items()}
         try:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
                 loss = module(**batch)["loss"]

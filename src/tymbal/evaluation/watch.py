@@ -13,10 +13,9 @@ here draws from the random numbers of the training or changes its weights.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import tell
 from tymbal.store.base import SpectrogramSource
-from tymbal.training.callbacks import MetricsFile
 
 __all__ = ["LabelProbe", "Watch", "alarms", "mean_cosine", "rank_me"]
 
@@ -104,7 +102,7 @@ class Watch:
         description: How its model normalises.
         store: The validation clips.
         rows: Their rows.
-        metrics: The metrics file of the run, which tells what was before.
+        history: Gives the figures that the run has logged so far, one mapping a line of its metrics file.
         monitor: Name of the metric that tells better models, and whether higher is better.
         probe: Read labels too; None does not.
     """
@@ -116,7 +114,7 @@ class Watch:
         store: SpectrogramSource,
         rows: NDArray[np.int64],
         *,
-        metrics: Path,
+        history: Callable[[], Sequence[Figures]],
         monitor: tuple[str, bool],
         probe: LabelProbe | None = None,
     ) -> None:
@@ -124,7 +122,7 @@ class Watch:
         self._normalisation = description.normalisation
         self._store = store
         self._rows = rows[np.unique(np.linspace(0, len(rows) - 1, _CLIPS).astype(np.int64))]
-        self._metrics = metrics
+        self._history = history
         self._monitor = monitor
         self._probe = probe
 
@@ -139,7 +137,7 @@ class Watch:
             `eval_rank`, `eval_cosine`, where it is due `eval_probe_…` and `eval_knn_…`, and an `alarm_…` of 1 where
             there is a new cause for one.
         """
-        before = MetricsFile.read(self._metrics)
+        before = self._history()
         found: dict[str, float] = {}
         with undisturbed():
             device = self._encoder.position_embedding.device

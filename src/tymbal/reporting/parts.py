@@ -37,7 +37,7 @@ from tymbal.settings import PtSettings, ReportSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.format import DESCRIPTION
 from tymbal.store.packed.packed_store import Store
-from tymbal.training.callbacks import MetricsFile
+from tymbal.training.records import read_metrics
 from tymbal.training.run_folder import RunFolder
 
 __all__ = ["PageContext", "part_of"]
@@ -113,7 +113,7 @@ def _store_part(store: Store, settings: ReportSettings, context: PageContext) ->
 
 
 def _run_part(run: Path, record: RunFile, settings: ReportSettings, context: PageContext) -> Part:
-    logged = MetricsFile.read(run / "metrics.jsonl")
+    logged = read_metrics(run / "metrics.jsonl")
     result = run / "result.json"
     ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
     with tempfile.TemporaryDirectory(prefix="tymbal-report-") as folder:

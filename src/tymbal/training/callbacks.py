@@ -1,17 +1,16 @@
-"""What happens at fixed moments of a run: when to log, evaluate and save, when to stop, what to write down.
+"""What happens at fixed moments of a run: when to log, evaluate and save, and when to stop.
 
-Only the first process writes; all processes decide alike, so that none waits for the others for ever.
+All processes decide alike, so that none waits for the others for ever.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,17 +18,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from typing_extensions import override
 
-from tymbal.files import write_text
 from tymbal.progress import Progress
 from tymbal.stopping import StopRequest
 from tymbal.training.batches import BatchPlan
 from tymbal.training.optimization import Plateau
-from tymbal.training.records import HEADER, log_line
+from tymbal.training.records import read_metrics
 
 __all__ = [
     "Clock",
     "Evaluation",
-    "MetricsFile",
     "Observer",
     "PlateauWatch",
     "ProgressBar",
@@ -102,9 +99,9 @@ class Timetable(TrainerCallback):
 
 
 class PlateauWatch(TrainerCallback):
-    """Tells the schedule what every evaluation found.
+    """Passes the monitored metric of every evaluation to the schedule.
 
-    The schedule's state goes into the checkpoint of this step, and with it what it has been told.
+    The schedule's state goes into the checkpoint of this step, with what it has observed up to here.
 
     Args:
         min_progress: What counts as progress of the monitored metric.
@@ -122,7 +119,7 @@ class PlateauWatch(TrainerCallback):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What an evaluation in the middle of a run found.
+    """The outcome of an evaluation in the middle of a run.
 
     Attributes:
         step: Optimizer steps that are done.
@@ -140,27 +137,27 @@ class Evaluation:
 
 
 class Observer(TrainerCallback):
-    """Tells a caller about every evaluation; in the first process only.
+    """Calls a caller's function after every evaluation; in the first process only.
 
     Args:
-        tell: Is told.
+        call: The function.
         path: The metrics file.
         module: The objective.
     """
 
-    def __init__(self, tell: Callable[[Evaluation], None], path: Path, module: nn.Module) -> None:
-        self._tell = tell
+    def __init__(self, call: Callable[[Evaluation], None], path: Path, module: nn.Module) -> None:
+        self._call = call
         self._path = path
         self._module = module
 
     @override
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self._tell(
+            self._call(
                 Evaluation(
                     step=state.global_step,
                     epoch=float(state.epoch or 0.0),
-                    figures=MetricsFile.read(self._path),
+                    figures=read_metrics(self._path),
                     best=state.best_global_step == state.global_step,
                     module=self._module,
                 )
@@ -214,80 +211,6 @@ class Clock(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"seconds": self.seconds}}
 
 
-class MetricsFile(TrainerCallback):
-    """Writes every logged figure to `metrics.jsonl`, one JSON object a line: step, epoch, seconds, figures.
-
-    A resumed run takes the file up where its checkpoint was written: later lines, and a line that a kill cut short,
-    go; so every step is there once. `log.txt` says the same in words.
-
-    Args:
-        path: The file.
-        log: The file in words.
-        clock: Tells the seconds of training.
-        plan: Tells the batch size.
-    """
-
-    def __init__(self, path: Path, log: Path, clock: Clock, plan: BatchPlan) -> None:
-        self._path = path
-        self._log = log
-        self._clock = clock
-        self._plan = plan
-        self._file: IO[str] | None = None
-
-    @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            kept = [line for line in self.read(self._path) if line["step"] <= state.global_step]
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-            write_text(self._log, HEADER + "".join(map(log_line, kept)))
-            self._file = self._path.open("a", encoding="utf-8")
-
-    @override
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # This file is the history. The copy in the trainer's state would go into every checkpoint and grow for ever.
-        state.log_history.clear()
-        if self._file is None:
-            return
-        line = {"step": state.global_step, "epoch": round(state.epoch, 4), "seconds": round(self._clock.seconds, 2)}
-        if "loss" in kwargs["logs"]:
-            line["batch_size"] = self._plan.batch_size_of(state.global_step - 1)
-        # JSON has no NaN; a reader that meets one in the middle of a file stops.
-        figures = {name: _finite(value) for name, value in kwargs["logs"].items() if name != "epoch"}
-        self._file.write(json.dumps({**line, **figures}) + "\n")
-        self._file.flush()
-        with self._log.open("a", encoding="utf-8") as log:
-            log.write(log_line({**line, **figures}))
-
-    @override
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the file; nothing is lost without it."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-
-    @classmethod
-    def at_step(cls, path: Path, step: int) -> dict[str, float]:
-        """All figures that were logged at one step."""
-        figures: dict[str, float] = {}
-        for line in cls.read(path):
-            if line["step"] == step:
-                figures |= line
-        return figures
-
-    @staticmethod
-    def read(path: Path) -> list[dict[str, Any]]:
-        """The lines of a metrics file; an absent file has none, and a torn line is left out."""
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return [line for line in map(_parsed, lines) if line is not None]
-
-
 class ProgressBar(TrainerCallback):
     """Shows steps, time left and the latest figures.
 
@@ -309,18 +232,6 @@ class ProgressBar(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._latest |= self._shown(kwargs["logs"])
         self._progress.advance(0, note=", ".join(f"{name} {value:.4g}" for name, value in self._latest.items()))
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) and "step" in value else None
 
 
 _SECONDS = 1.0

@@ -139,7 +139,7 @@ def _fits(module: nn.Module, dataset: BatchDataset, arithmetic: Arithmetic, *, b
     """Whether a step fits into the memory of the GPU; the module is on the CPU afterwards."""
     device, dtype = arithmetic
     gpu = Gpu(device)
-    step = step_on(device, dtype, module, dataset)
+    step = step_on(device, dtype, module, dataset.__getitems__)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             module.to(device)
@@ -173,7 +173,7 @@ def _out_of_memory(
         )
     gpu = Gpu(device)
     held = held_by(module, processes=plan.processes)
-    need = measure(gpu, step_on(device, dtype, module, dataset), batch_size, held=held)
+    need = measure(gpu, step_on(device, dtype, module, dataset.__getitems__), batch_size, held=held)
     name = f"{device} ({gpu.describe()})"
     return too_large(need, gpu.capacity(), settings, batch_size=batch_size, device=name, begun=begun)
 

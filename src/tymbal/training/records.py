@@ -1,13 +1,17 @@
-"""What an evaluation found of each class, the average of weights, and the log that a person reads."""
+"""What a run writes down as it goes: `metrics.jsonl`, the same in words in `log.txt`, and `classes.csv`.
+
+Only the first process writes.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -16,23 +20,147 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from tymbal.files import write_text
+from tymbal.training.batches import BatchPlan
 
-__all__ = ["HEADER", "ByClass", "ClassDetails", "is_figure", "log_line", "read_counts"]
+__all__ = [
+    "HEADER",
+    "ByClass",
+    "ClassDetails",
+    "MetricsFile",
+    "is_figure",
+    "log_line",
+    "metrics_at_step",
+    "read_counts",
+    "read_metrics",
+]
 
-_FILE = "evaluation.safetensors"
-_PLACE = ("step", "epoch", "class")
-_KEPT = ("confusion", "decisions")
+HEADER = f"{'elapsed':>8}{'epoch':>8}{'step':>8}\n"
+"""The first line of `log.txt`."""
+
+_PLACE = ("step", "epoch", "seconds")
+_VALIDATION = "eval_"
+
+_CLASS_PLACE = ("step", "epoch", "class")
+_COUNTS_FILE = "evaluation.safetensors"
+_COUNTS = ("confusion", "decisions")
+
+
+class MetricsFile(TrainerCallback):
+    """Writes every logged figure to `metrics.jsonl`, one JSON object a line: step, epoch, seconds, figures.
+
+    A resumed run takes the file up where its checkpoint was written: later lines, and a line that a kill cut short,
+    go; so every step is in it once. `log.txt` says the same in words.
+
+    Args:
+        path: The file.
+        log: The file in words.
+        plan: Gives the batch size of each step.
+        seconds: Gives the seconds of training so far.
+    """
+
+    def __init__(self, path: Path, log: Path, plan: BatchPlan, seconds: Callable[[], float]) -> None:
+        self._path = path
+        self._log = log
+        self._plan = plan
+        self._seconds = seconds
+        self._file: IO[str] | None = None
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            kept = [line for line in read_metrics(self._path) if line["step"] <= state.global_step]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_text(self._log, HEADER + "".join(map(log_line, kept)))
+            self._file = self._path.open("a", encoding="utf-8")
+
+    @override
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # This file is the history. The copy in the trainer's state would go into every checkpoint and grow for ever.
+        state.log_history.clear()
+        if self._file is None:
+            return
+        line = {"step": state.global_step, "epoch": round(state.epoch, 4), "seconds": round(self._seconds(), 2)}
+        if "loss" in kwargs["logs"]:
+            line["batch_size"] = self._plan.batch_size_of(state.global_step - 1)
+        # JSON has no NaN; a reader that meets one in the middle of a file stops.
+        figures = {name: _finite(value) for name, value in kwargs["logs"].items() if name != "epoch"}
+        self._file.write(json.dumps({**line, **figures}) + "\n")
+        self._file.flush()
+        with self._log.open("a", encoding="utf-8") as log:
+            log.write(log_line({**line, **figures}))
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; nothing is lost without it."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; an absent file has none, and a torn line is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [line for line in map(_parsed, lines) if line is not None]
+
+
+def metrics_at_step(path: Path, step: int) -> dict[str, float]:
+    """All figures that a metrics file has of one step."""
+    figures: dict[str, float] = {}
+    for line in read_metrics(path):
+        if line["step"] == step:
+            figures |= line
+    return figures
+
+
+def is_figure(name: str) -> bool:
+    """Whether a logged value says something of the model, not of the speed of its evaluation."""
+    return name not in _PLACE and not name.endswith(("_runtime", "_per_second"))
+
+
+def log_line(line: Mapping[str, Any]) -> str:
+    """One line of `metrics.jsonl` in words, with its newline."""
+    figures = {name: value for name, value in line.items() if is_figure(name)}
+    of_validation = any(name.startswith(_VALIDATION) for name in figures)
+    order = sorted(figures, key=lambda name: (not name.endswith("loss"), name == "batch_size"))
+    words = [f"{name.removeprefix(_VALIDATION).replace('_', ' ')} {_in_words(figures[name])}" for name in order]
+    minutes, seconds = divmod(int(line["seconds"]), 60)
+    elapsed = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    what = "validation: " if of_validation else ""
+    return f"{elapsed:>8}{line['epoch']:>8.2f}{line['step']:>8}  {what}{', '.join(words)}\n"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and "step" in value else None
+
+
+def _in_words(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "not a number" if value is None else f"{value:,}"
 
 
 class ByClass(Protocol):
-    """An objective that can tell what it found of each class."""
+    """An objective that has figures of each class."""
 
     def by_class(self, sums: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
         """Figures of each class from the sums of an evaluation, each [classes]."""
 
 
 class ClassDetails(TrainerCallback):
-    """Writes down what every evaluation found of each class; in the first process only.
+    """Appends the figures of each class to `classes.csv` with every evaluation.
 
     Args:
         path: The table.
@@ -48,7 +176,7 @@ class ClassDetails(TrainerCallback):
         self._step = -1
 
     def take(self, sums: Mapping[str, Tensor]) -> None:
-        """Told the sums of an evaluation, before `on_evaluate`."""
+        """Takes the sums of an evaluation, before `on_evaluate`."""
         self._sums = dict(sums)
 
     @override
@@ -67,23 +195,23 @@ class ClassDetails(TrainerCallback):
         if not state.is_world_process_zero:
             return
         figures = self._objective.by_class(self._sums)
-        rows = [] if self._path.stat().st_size else [[*_PLACE, *figures]]
+        rows = [] if self._path.stat().st_size else [[*_CLASS_PLACE, *figures]]
         columns = [column.tolist() for column in figures.values()]
         for name, *values in zip(self._classes, *columns, strict=True):
-            rows.append([str(self._step), f"{state.epoch:.4f}", name, *map(_shown, values)])
+            rows.append([str(self._step), f"{state.epoch:.4f}", name, *map(_as_cell, values)])
         with self._path.open("a", encoding="utf-8", newline="") as file:
             file.write(_as_csv(rows))
 
     def save(self, checkpoint: Path, step: int) -> None:
         """Writes the counts of the evaluation of this step, if there was one, into its checkpoint."""
         if step == self._step:
-            counts = {name: self._sums[name].contiguous() for name in _KEPT if name in self._sums}
-            save_file(counts, checkpoint / _FILE)
+            counts = {name: self._sums[name].contiguous() for name in _COUNTS if name in self._sums}
+            save_file(counts, checkpoint / _COUNTS_FILE)
 
 
 def read_counts(checkpoint: Path) -> dict[str, Tensor]:
     """The counts that lie in a checkpoint: `confusion`, or `decisions` with several labels a clip; or none."""
-    file = checkpoint / _FILE
+    file = checkpoint / _COUNTS_FILE
     return load_file(file) if file.is_file() else {}
 
 
@@ -93,32 +221,5 @@ def _as_csv(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-def _shown(value: float) -> str:
+def _as_cell(value: float) -> str:
     return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.6g}"
-
-
-HEADER = f"{'elapsed':>8}{'epoch':>8}{'step':>8}\n"
-
-_LINE_PLACE = ("step", "epoch", "seconds")
-_VALIDATION = "eval_"
-
-
-def is_figure(name: str) -> bool:
-    """Whether a logged value says something of the model, not of the speed of its evaluation."""
-    return name not in _LINE_PLACE and not name.endswith(("_runtime", "_per_second"))
-
-
-def log_line(line: Mapping[str, Any]) -> str:
-    """One line of `metrics.jsonl` in words, with its newline."""
-    figures = {name: value for name, value in line.items() if is_figure(name)}
-    of_validation = any(name.startswith(_VALIDATION) for name in figures)
-    order = sorted(figures, key=lambda name: (not name.endswith("loss"), name == "batch_size"))
-    told = [f"{name.removeprefix(_VALIDATION).replace('_', ' ')} {_figure_text(figures[name])}" for name in order]
-    minutes, seconds = divmod(int(line["seconds"]), 60)
-    elapsed = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-    what = "validation: " if of_validation else ""
-    return f"{elapsed:>8}{line['epoch']:>8.2f}{line['step']:>8}  {what}{', '.join(told)}\n"
-
-
-def _figure_text(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "not a number" if value is None else f"{value:,}"

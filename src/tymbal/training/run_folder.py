@@ -31,8 +31,7 @@ from tymbal.errors import CheckpointError, SettingsError
 from tymbal.files import write_json, write_text
 from tymbal.settings import TrainingSettings
 from tymbal.settings.fields import names_that
-from tymbal.training.callbacks import MetricsFile
-from tymbal.training.records import HEADER, is_figure, log_line
+from tymbal.training.records import HEADER, is_figure, log_line, read_metrics
 
 __all__ = ["Resume", "RunFolder", "RunResult"]
 
@@ -76,7 +75,7 @@ class RunResult:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where a run keeps what.
+    """The files of a run.
 
     Attributes:
         path: The folder.
@@ -159,7 +158,7 @@ class RunFolder:
 
     def finish(self, result: RunResult) -> None:
         """Records that the run is finished."""
-        lines = MetricsFile.read(self.metrics)
+        lines = read_metrics(self.metrics)
         write_text(self.log, HEADER + "".join(map(log_line, lines)) + f"\n{result.summary()}\n")
         write_json(
             self.path / "result.json",

@@ -3,7 +3,7 @@
 What is changed, and why (tried with transformers 5.23, accelerate 1.15, torch 2.13):
 
 - It reads batches from a plan of the whole run, which it sees as one epoch (`training.batches`).
-- It adds up the sums of an objective on the device instead of gathering its outputs (`training.sums`).
+- It adds up the sums of an objective on the device instead of gathering its outputs (`objectives.metrics`).
 - It stops at a loss that is not finite, and saves no weights that are not.
 - It writes checkpoints aside and renames them when they are complete (`training.checkpoints`).
 """
@@ -33,7 +33,10 @@ from tymbal.training.layers import WeightAverage
 from tymbal.training.optimization import make_optimizer, make_schedule
 from tymbal.training.records import ClassDetails
 
-__all__ = ["BatchDataset", "Objective", "TymbalTrainer"]
+__all__ = ["BatchDataset", "Objective", "TymbalTrainer", "Watch"]
+
+Watch = Callable[[Mapping[str, float], float], dict[str, float]]
+"""Gives further figures for an evaluation, of its figures (`eval_…`) and the epoch."""
 
 _NOT_FINITE = "_not_finite"
 
@@ -77,8 +80,8 @@ class TymbalTrainer(Trainer):
         groups: Parameter groups for the optimizer.
         checkpoints: Where checkpoints go.
         average: The average of weights that goes into checkpoints, if any.
-        details: Told what evaluations find of each class, if that is wanted.
-        watch: Adds figures to those of an evaluation, told these and the epoch; in the first process only.
+        details: Takes the sums of evaluations, for figures of each class, if those are wanted.
+        watch: Gives further figures for an evaluation; in the first process only.
         skip: Batches that a resumed run has behind it.
         callbacks: What else happens.
     """
@@ -99,7 +102,7 @@ class TymbalTrainer(Trainer):
         checkpoints: Checkpoints,
         average: WeightAverage | None = None,
         details: ClassDetails | None = None,
-        watch: Callable[[Mapping[str, float], float], dict[str, float]] | None = None,
+        watch: Watch | None = None,
         skip: int = 0,
         callbacks: list[TrainerCallback],
     ) -> None:

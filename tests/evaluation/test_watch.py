@@ -12,7 +12,7 @@ from training_setup import TINY, make_store
 from tymbal import pretrain, report
 from tymbal.errors import ModelError, SettingsError
 from tymbal.evaluation.watch import alarms, mean_cosine, rank_me, undisturbed
-from tymbal.training.callbacks import MetricsFile
+from tymbal.training.records import read_metrics
 
 ACC = ("acc", True)
 
@@ -76,7 +76,7 @@ def test_pretrain__probe_is_logged_every_so_many_epochs_and_changes_no_weight(tm
     probed = pretrain(store.path, tmp_path / "probed", **settings, probe_data=str(store.path), probe_every=2)
     weights = [(run.model / "model.safetensors").read_bytes() for run in (plain, probed)]
     assert weights[0] == weights[1]
-    lines = [line for line in MetricsFile.read(tmp_path / "probed" / "metrics.jsonl") if "eval_acc" in line]
+    lines = [line for line in read_metrics(tmp_path / "probed" / "metrics.jsonl") if "eval_acc" in line]
     assert [round(line["epoch"]) for line in lines] == [1, 2, 3, 4]
     assert ["eval_probe_accuracy" in line for line in lines] == [False, True, False, True]
     assert all(0 <= lines[1][f"eval_{name}_accuracy"] <= 1 for name in ("probe", "knn"))
@@ -98,7 +98,7 @@ def test_pretrain__probe_goes_on_where_it_was_after_a_stop(tmp_path: Path) -> No
                 for key, value in line.items()
                 if key in {"step", "eval_rank", "eval_cosine"} or "accuracy" in key
             }
-            for line in MetricsFile.read(tmp_path / name / "metrics.jsonl")
+            for line in read_metrics(tmp_path / name / "metrics.jsonl")
             if "eval_acc" in line and line["step"] > 1
         ]
         for name in ("whole", "cut")
@@ -114,7 +114,7 @@ def test_pretrain__collapse_is_said_once(tmp_path: Path, monkeypatch: pytest.Mon
     make_store(tmp_path / "store")
     pretrain(tmp_path / "store", tmp_path / "run", **TINY)
     assert capsys.readouterr().err.count("All clips look alike to the encoder.") == 1
-    lines = MetricsFile.read(tmp_path / "run" / "metrics.jsonl")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert sum("alarm_collapse" in line for line in lines) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from training_setup import TINY, make_store
 from tymbal import pretrain, report
 from tymbal.evaluation.snapshots import kept_steps, read_snapshots
-from tymbal.training.callbacks import MetricsFile
+from tymbal.training.records import read_metrics
 
 
 def test_kept_steps__spread_over_the_course_with_first_and_last() -> None:
@@ -37,7 +37,7 @@ def test_pretrain__snapshots_are_those_of_the_evaluations_and_change_no_weight(t
     assert not (tmp_path / "without" / "rebuilt").exists()
     found = read_snapshots(tmp_path / "with" / "rebuilt")
     assert [each.step for each in found] == [5, 10, 14, 19]
-    lines = {line["step"]: line for line in MetricsFile.read(tmp_path / "with" / "metrics.jsonl")}
+    lines = {line["step"]: line for line in read_metrics(tmp_path / "with" / "metrics.jsonl")}
     assert [each.epoch for each in found] == pytest.approx([lines[each.step]["epoch"] for each in found], abs=1e-3)
     assert all((each.rebuilt.hidden == found[0].rebuilt.hidden).all() for each in found)
     assert all((each.rebuilt.true == found[0].rebuilt.true).all() for each in found)

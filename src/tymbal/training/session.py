@@ -1,0 +1,318 @@
+"""One session of a run: where it takes the run up, and `Trainer` with all that goes along with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, set_seed
+
+from tymbal import config
+from tymbal.compute.device import choose_device
+from tymbal.compute.processes import init_process_group, on_rank_zero, processes, rank
+from tymbal.errors import CheckpointError, SettingsError
+from tymbal.progress import tell
+from tymbal.settings import TrainingSettings
+from tymbal.training.batches import BatchPlan
+from tymbal.training.callbacks import Clock, Evaluation, Observer, PlateauWatch, Timetable
+from tymbal.training.checkpoints import Checkpoints, resolve_checkpoint, verify
+from tymbal.training.device_errors import Arithmetic
+from tymbal.training.layers import Stages, Unfreezing, WeightAverage
+from tymbal.training.optimization import parameter_groups, training_arguments
+from tymbal.training.records import ClassDetails, MetricsFile
+from tymbal.training.run_folder import Resume, RunFolder
+from tymbal.training.trackers import trackers
+from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer, Watch
+
+__all__ = [
+    "ResumePoint",
+    "Session",
+    "find_resume_point",
+    "make_trainer",
+    "named_checkpoint",
+    "open_session",
+    "session_callbacks",
+]
+
+_STATE = "trainer_state.json"
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a session takes a run up; all zero where it begins one.
+
+    Attributes:
+        checkpoint: The checkpoint that it continues from; None at the beginning.
+        step: Steps that are done.
+        best_step: The best of them, if any was evaluated.
+        seconds: Seconds of training that are done.
+        idle: Evaluations without progress up to here.
+    """
+
+    checkpoint: Path | None = None
+    step: int = 0
+    best_step: int | None = None
+    seconds: float = 0.0
+    idle: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What one session of a run trains, on what, and from where on.
+
+    Attributes:
+        module: The objective.
+        train_dataset: Clips to learn from.
+        validation_dataset: Clips to validate on, at least one; or None.
+        settings: How to train.
+        folder: The run folder.
+        plan: All steps of the run.
+        checkpoints: The checkpoints of the run.
+        start: Where the session begins.
+        clock: Counts the seconds of training.
+        average: The average of weights, where one is wanted.
+    """
+
+    module: nn.Module
+    train_dataset: BatchDataset
+    validation_dataset: BatchDataset | None
+    settings: TrainingSettings
+    folder: RunFolder
+    plan: BatchPlan
+    checkpoints: Checkpoints
+    start: ResumePoint
+    clock: Clock
+    average: WeightAverage | None
+
+
+def open_session(
+    module: nn.Module,
+    datasets: tuple[BatchDataset, BatchDataset | None],
+    settings: TrainingSettings,
+    *,
+    folder: RunFolder,
+    weights: NDArray[np.float64] | None,
+    resume: Resume,
+) -> Session:
+    """Finds out where the run stands; all processes start from the same place.
+
+    Args:
+        module: The objective.
+        datasets: Clips to learn from, and clips to validate on; None or empty for none.
+        settings: How to train.
+        folder: The run folder.
+        weights: Chances of the training clips; None where each comes once an epoch.
+        resume: As in `training.run.begin`.
+
+    Raises:
+        TrainingError: There are no clips to learn from.
+        SettingsError: A setting needs validation clips, and there are none.
+        CheckpointError: There is nothing to resume from, or it belongs to other data.
+    """
+    train_dataset, validation_dataset = datasets
+    plan = BatchPlan(
+        length=len(train_dataset),
+        batch_sizes=settings.batch_sizes or (settings.batch_size,),
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        accumulate=settings.accumulate,
+        processes=processes(),
+        seed=settings.seed,
+        weights=weights,
+    )
+    if validation_dataset is not None and not len(validation_dataset):
+        validation_dataset = None
+    _check_goals(settings, has_validation=validation_dataset is not None)
+    init_process_group(choose_device(settings.device)[0])
+    checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
+    start = on_rank_zero(lambda: find_resume_point(checkpoints, plan, resume))
+    return Session(
+        module=module,
+        train_dataset=train_dataset,
+        validation_dataset=validation_dataset,
+        settings=settings,
+        folder=folder,
+        plan=plan,
+        checkpoints=checkpoints,
+        start=start,
+        clock=Clock(settings.max_minutes, start.seconds),
+        average=None if settings.average_from is None else WeightAverage(module, settings),
+    )
+
+
+def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
+    wanted = {"patience": settings.patience, "average_from": settings.average_from is not None}
+    wanted["schedule plateau"] = settings.schedule == "plateau"
+    for name in [name for name, is_wanted in wanted.items() if is_wanted and not has_validation]:
+        without = "set patience to 0" if name == "patience" else f"do without {name}"
+        raise SettingsError(
+            f"{name} needs validation clips, and there are none",
+            advice=f"Give more clips, or a store with a validation split; or {without}.",
+        )
+
+
+def named_checkpoint(resume: Resume, run: Path) -> Path | None:
+    """The checkpoint that is named to resume from; None for the newest of the run, or for none at all.
+
+    Raises:
+        CheckpointError: What is named is no checkpoint of this run.
+    """
+    return None if isinstance(resume, bool) or resume == "auto" else resolve_checkpoint(Path(resume), run)
+
+
+def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> ResumePoint:
+    """Where to take the run up. For the first process only.
+
+    Args:
+        checkpoints: Those of the run.
+        plan: All steps of the run, which must be those of the checkpoint.
+        resume: `auto` takes the newest complete checkpoint if there is one, True insists on one, False takes none; or
+            a checkpoint by its path.
+
+    Raises:
+        CheckpointError: There is nothing to resume from, it is not the newest, or it belongs to another plan.
+    """
+    checkpoints.clean()
+    path = named_checkpoint(resume, checkpoints.folder.parent)
+    found = (checkpoints.newest() if resume else None) if path is None else (path, _verified(path, checkpoints))
+    if found is None:
+        if resume not in ("auto", False):
+            raise CheckpointError("there is no complete checkpoint to resume from", path=checkpoints.folder)
+        if checkpoints.steps():
+            tell("No checkpoint is complete: training starts from the beginning", warning=True)
+        return ResumePoint()
+    path, manifest = found
+    changes = config.diff(manifest["plan"], plan.fingerprint())
+    if changes:
+        raise CheckpointError(
+            "the run was begun with other data or another number of processes:\n    " + "\n    ".join(changes),
+            path=path,
+            advice="Continue it with the same store, as many processes, and the same batch size; or begin a new run.",
+        )
+    tell(f"Continuing from step {manifest['step']:,} of {plan.steps:,}")
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    callbacks = {name: entry["attributes"] for name, entry in state["stateful_callbacks"].items()}
+    return ResumePoint(
+        checkpoint=path,
+        step=manifest["step"],
+        best_step=state["best_global_step"],
+        seconds=callbacks.get("Clock", {}).get("seconds", 0.0),
+        idle=callbacks.get("EarlyStoppingCallback", {}).get("early_stopping_patience_counter", 0),
+    )
+
+
+def _verified(path: Path, checkpoints: Checkpoints) -> dict[str, Any]:
+    """The manifest of a checkpoint that is whole and the newest."""
+    manifest = verify(path)
+    later = [step for step in checkpoints.steps() if step > manifest["step"]]
+    if later:
+        raise CheckpointError(
+            f"the run has later checkpoints, up to step {later[-1]}",
+            path=checkpoints.folder,
+            advice="Delete them to go back, or begin a new run with --from and this checkpoint's run.",
+        )
+    return manifest
+
+
+def session_callbacks(
+    session: Session,
+    more: Sequence[TrainerCallback],
+    *,
+    details: ClassDetails | None,
+    stages: Stages | None,
+    on_evaluation: Callable[[Evaluation], None] | None,
+) -> list[TrainerCallback]:
+    """What happens in the course of the training, in the order in which it happens.
+
+    Args:
+        session: The session.
+        more: What else happens.
+        details: Writes down the figures of each class.
+        stages: What is thawed when.
+        on_evaluation: Called after every evaluation.
+    """
+    settings, folder, plan = session.settings, session.folder, session.plan
+    start, clock = session.start, session.clock
+    timetable = Timetable(
+        plan,
+        log_every=settings.log_every,
+        eval_every=settings.eval_every,
+        eval_steps=settings.eval_steps,
+        save_every=settings.save_every,
+        validates=session.validation_dataset is not None,
+    )
+    metrics = MetricsFile(folder.metrics, folder.log, plan, lambda: clock.seconds)
+    callbacks: list[TrainerCallback] = [timetable, clock, metrics, *more]
+    if settings.patience:
+        patience = EarlyStoppingCallback(settings.patience, settings.min_progress)
+        patience.early_stopping_patience_counter = start.idle
+        callbacks.append(patience)
+    if details is not None:
+        callbacks.append(details)
+    if stages is not None:
+        callbacks.append(Unfreezing(stages, plan))
+    if settings.schedule == "plateau":
+        callbacks.append(PlateauWatch(settings.min_progress))
+    if session.average is not None:
+        callbacks.append(session.average)
+    if on_evaluation is not None:
+        callbacks.append(Observer(on_evaluation, folder.metrics, session.module))
+    if rank() == 0:
+        callbacks += trackers(settings, folder, purge=start.step + 1 if start.checkpoint else None)
+    return callbacks
+
+
+def make_trainer(
+    session: Session,
+    arithmetic: Arithmetic,
+    groups: list[dict[str, Any]] | None,
+    callbacks: list[TrainerCallback],
+    *,
+    details: ClassDetails | None,
+    watch: Watch | None,
+    thaws: bool,
+) -> TymbalTrainer:
+    """`Trainer` for a session, seeded and with the module on its device.
+
+    Args:
+        session: The session.
+        arithmetic: Where and how it is computed.
+        groups: Parameter groups for the optimizer; None treats all parameters alike.
+        callbacks: What happens in its course, see `session_callbacks`.
+        details: One of these, which also takes the sums of evaluations.
+        watch: Gives further figures for every evaluation.
+        thaws: Whether parameters are frozen for some time.
+    """
+    module, settings, plan, start = session.module, session.settings, session.plan, session.start
+    device, dtype = arithmetic
+    validates = session.validation_dataset is not None
+    monitor = cast(Objective, module).monitor if validates else None
+    rates = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
+    trainer = TymbalTrainer(
+        module,
+        training_arguments(
+            settings, plan=plan, device=device, dtype=dtype, run=session.folder.path, monitor=monitor, thaws=thaws
+        ),
+        plan=plan,
+        settings=settings,
+        train_dataset=session.train_dataset,
+        validation_dataset=session.validation_dataset,
+        groups=groups or parameter_groups(module.named_parameters(), **rates),
+        checkpoints=session.checkpoints,
+        average=session.average,
+        details=details,
+        watch=watch,
+        skip=start.step * plan.accumulate,
+        callbacks=callbacks,
+    )
+    if session.average is not None and start.checkpoint is not None:
+        session.average.load(start.checkpoint)  # now that the module is on its device
+    # `Trainer` seeds all processes alike, which then would drop out the same places of different clips.
+    set_seed(settings.seed + rank())
+    return trainer
