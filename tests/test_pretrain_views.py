@@ -12,12 +12,11 @@ import soundfile
 import tymbal
 from pairs import pair_store
 from training_setup import TINY, make_store
+from tymbal.data import open_data
 from tymbal.errors import StoreError
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
-from tymbal.store.packed.packed_store import WaveStore
-from tymbal.store.pairs.pair_store import open_pairs
-from tymbal.training.views import padded_clips
+from tymbal.settings import PtSettings
 
 SHORT: dict[str, Any] = {**TINY, "patch": "2x4", "objective": "contrastive", "batch_size": 4, "max_steps": 3}
 
@@ -73,8 +72,8 @@ def test_padded_clips__are_the_short_ones_in_every_form(tmp_path: Path) -> None:
     found = {}
     for write in ("store", "pt", "waveforms"):
         tymbal.prepare(tmp_path / "sound", tmp_path / write, views=1, write=write, **common)
-        store = WaveStore.open(tmp_path / write) if write == "waveforms" else open_pairs(tmp_path / write)
-        short = dict(zip(store.index["id"].to_pylist(), padded_clips(store).tolist(), strict=True))
+        store = open_data(tmp_path / write, PtSettings()).store()
+        short = dict(zip(store.index["id"].to_pylist(), store.padded_clips().tolist(), strict=True))
         found[write] = [short[name] for name in sorted(short)]
     # 3,872 samples still have a frame around sample 3,840; the window's last one lies at 3,968.
     assert all(short == [False, True, False, True] for short in found.values())
@@ -83,4 +82,4 @@ def test_padded_clips__are_the_short_ones_in_every_form(tmp_path: Path) -> None:
 
 def test_padded_clips__are_none_where_nobody_wrote_it_down(tmp_path: Path) -> None:
     pairs = pair_store(tmp_path / "pairs")
-    assert not padded_clips(pairs).any()
+    assert not pairs.padded_clips().any()

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["ConvertResult", "convert"]
 
 _STORES = ("store", "pt")
+_TO_STORES = "Use --to store or pt."
 _MODELS = ("tymbal", "hf", "ssast", "pth", "onnx")
 _FILES = {"ssast": ".pth", "pth": ".pth", "onnx": ".onnx"}
 _WEIGHTS = (".pth", ".bin", ".ckpt", ".pt", ".safetensors")
@@ -82,38 +83,34 @@ def convert(
         StoreError: Spectrograms cannot be read.
         ModelError: The model cannot be read, or the format cannot hold it.
     """
-    from tymbal.store.packed.packed_store import holds_pairs
-    from tymbal.store.pairs.pair_files import holds_pair_files
+    from tymbal.data import open_data
 
     chosen = configuration.resolve(ConvertSettings, settings, config=config)
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
-    if Path(source).exists() and (holds_pairs(source) or holds_pair_files(source)):
-        return _pairs(source, target, chosen)
-    kind = _kind(source, chosen)
-    if kind == "model":
+    data = open_data(source, chosen)
+    if _is_model(data.path) or not data.exists:  # a name on the hub; what is missing is said by who looks for it
         return _model(source, target, chosen)
-    to = chosen.to or ("pt" if kind == "store" else "store")
-    if to not in _STORES:
+    if not data.has_rows:
         raise SettingsError(
-            f"spectrograms cannot become a model ({to})", path=source, advice=f"Use --to {' or '.join(_STORES)}."
+            "this is no store, holds no .pt spectrograms and no model",
+            path=source,
+            advice="Sound becomes a store by `tymbal prepare`. Where .pt files lie elsewhere, give --data-dir.",
         )
-    return _spectrograms(source, target, chosen, kind=kind, to=to)
+    to = chosen.to or ("pt" if data.is_packed else "store")
+    if to not in _STORES:
+        what = "pairs of views" if data.has_views else "spectrograms"
+        raise SettingsError(f"{what} cannot become a model ({to})", path=source, advice=_TO_STORES)
+    if data.has_views:
+        return _pairs(data.store(), target, chosen, to=to)
+    return _spectrograms(data.single_spectrograms(), target, chosen, to=to)
 
 
-def _pairs(source: str | os.PathLike[str], target: Path, settings: ConvertSettings) -> ConvertResult:
+def _pairs(pairs: SpectrogramSource, target: Path, settings: ConvertSettings, *, to: str) -> ConvertResult:
     """Pairs of views, to the other form."""
-    from tymbal.store.packed.packed_store import PairStore
     from tymbal.store.pairs.pair_convert import pack_pairs, unpack_pairs
-    from tymbal.store.pairs.pair_store import open_pairs
 
-    pairs = open_pairs(source)
-    to = settings.to or ("pt" if isinstance(pairs, PairStore) else "store")
-    if to not in _STORES:
-        raise SettingsError(
-            f"pairs of views cannot become a model ({to})", path=source, advice=f"Use --to {' or '.join(_STORES)}."
-        )
     if to == "pt":
         return ConvertResult(target, f"{unpack_pairs(pairs, target):,} files of pairs of views")
     count = pack_pairs(pairs, target, shard_mib=settings.shard_mib)
@@ -122,27 +119,13 @@ def _pairs(source: str | os.PathLike[str], target: Path, settings: ConvertSettin
     return ConvertResult(target, f"{count:,} packed pairs of views", notes)
 
 
-def _kind(source: str | os.PathLike[str], settings: ConvertSettings) -> str:
-    """What the source is: `store`, `pt` or `model`."""
+def _is_model(path: Path) -> bool:
+    """Whether a model lies there: weights, or the folder of a model or a run."""
     from tymbal.models.weights import weights_in
-    from tymbal.store.pt.pt_list import holds_pt
 
-    path = Path(source)
-    if (path / "store.json").is_file():
-        return "store"
     if any((folder / "config.json").is_file() for folder in (path, path / "model")):
-        return "model"
-    if (path.is_file() and path.suffix in _WEIGHTS) or weights_in(path) is not None:
-        return "model"
-    if path.exists():
-        if settings.data_dir is not None or holds_pt(path):
-            return "pt"
-        raise SettingsError(
-            "this is no store, holds no .pt spectrograms and no model",
-            path=path,
-            advice="Sound becomes a store by `tymbal prepare`. Where .pt files lie elsewhere, give --data-dir.",
-        )
-    return "model"  # of the hub, or what is not there is said by the one who looks for it
+        return True
+    return (path.is_file() and path.suffix in _WEIGHTS) or weights_in(path) is not None
 
 
 def _model(source: str | os.PathLike[str], output: Path, settings: ConvertSettings) -> ConvertResult:
@@ -174,14 +157,9 @@ _NAMES = {
 }
 
 
-def _spectrograms(
-    source: str | os.PathLike[str], output: Path, settings: ConvertSettings, *, kind: str, to: str
-) -> ConvertResult:
-    from tymbal.store.packed.packed_store import Store
-    from tymbal.store.pt.pt_folder import open_with
+def _spectrograms(store: SpectrogramSource, output: Path, settings: ConvertSettings, *, to: str) -> ConvertResult:
     from tymbal.store.pt.pt_writer import write_pt
 
-    store: SpectrogramSource = Store.open(source) if kind == "store" else open_with(source, settings)
     notes = []
     if to == "pt":
         write_pt(output, store)
@@ -195,7 +173,6 @@ def _pack(store: SpectrogramSource, output: Path, settings: ConvertSettings) -> 
     """Writes a packed store; gives what is worth knowing of it."""
     from tymbal.audio.failures import write_failures
     from tymbal.store.packed.writer import write_store
-    from tymbal.store.pt.pt_store import PtStore
 
     with replace_folder(output) as aside, Progress(len(store), "Packing", unit="spectrograms") as progress:
         write_store(
@@ -209,12 +186,12 @@ def _pack(store: SpectrogramSource, output: Path, settings: ConvertSettings) -> 
             rows_per_shard=max(1, settings.shard_mib * 2**20 // (store.frames * store.mels * 2)),
             provenance={"source": str(Path(store.path).absolute()), "verb": "convert"},
         )
-        failures = store.failures if isinstance(store, PtStore) else ()
+        failures = store.failures
         write_failures(aside / "failures.csv", failures)
     notes = []
     if failures:
         notes.append(f"{len(failures):,} files were left out: {output / 'failures.csv'}")
-    if isinstance(store, PtStore) and store.rounds:
+    if store.rounds:
         notes.append("Values of more than 16 bits were rounded to float16, as in every store.")
     return notes
 

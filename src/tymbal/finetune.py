@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tymbal.data import DataSource
     from tymbal.evaluation.labelled_clips import LabelledClips
     from tymbal.features.normalisation import Normalisation
     from tymbal.models.classifier import SpectrogramClassifier
@@ -91,21 +92,22 @@ def finetune(
         SettingsError: Settings do not go together, or the folder holds another run.
         TrainingError: The loss is not finite.
     """
+    from tymbal.data import open_data, subsample
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
-    from tymbal.training.source import is_sound, open_source, subsample, without_sound_settings
 
-    chosen = without_sound_settings(source, configuration.resolve(FinetuneSettings, settings, config=config))
+    data = open_data(source, configuration.resolve(FinetuneSettings, settings, config=config))
+    chosen = data.settings
     run = Path(output)
     finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
-    if chosen.classes == "seen" and chosen.data_val is None and is_sound(source, chosen):
+    if chosen.classes == "seen" and chosen.data_val is None and data.has_sound:
         _check_labels(source, chosen)
-    store = open_source(source, run, _features(chosen), chosen)
-    clips = _clips(source, store, chosen, every=subsample(store, run, chosen))
+    store = data.spectrograms(run, _features(chosen))
+    clips = _clips(data, store, chosen, every=subsample(store, run, chosen))
     objective, description, new_head = _objective(store, clips, chosen)
     encoder = objective.model.encoder
     if chosen.head_start == "probe" and new_head and not _has_begun(run):
@@ -174,7 +176,9 @@ def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
         refuse_unlearned(sorted(labels.get("validation", set()) - labels["train"]), path=str(source))
 
 
-def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSettings, *, every: int) -> LabelledClips:
+def _clips(
+    data: DataSource[FinetuneSettings], store: SpectrogramSource, settings: FinetuneSettings, *, every: int
+) -> LabelledClips:
     from tymbal.audio.tables import table_classes
     from tymbal.evaluation.labelled_clips import labelled_clips
 
@@ -183,7 +187,7 @@ def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSetti
     clips = labelled_clips(store, multilabel=multilabel, classes=table, every=every)
     if clips.left_out:
         tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
-    for folder in _empty_class_folders(Path(source)):
+    for folder in _empty_class_folders(data.path) if not data.is_packed else ():
         tell(f"{folder} holds no sound: the class is not learned from it", warning=True)
     if every > 1:
         tell(f"Of every class and split one clip in {every} is taken")
@@ -197,7 +201,7 @@ def _clips(source: str | Path, store: SpectrogramSource, settings: FinetuneSetti
 
 def _empty_class_folders(source: Path) -> list[Path]:
     """Folders that are named like classes but hold no file at all."""
-    if not source.is_dir() or (source / "store.json").is_file():
+    if not source.is_dir():
         return []
     splits = [source / name for name in ("train", "validation", "test") if (source / name).is_dir()]
     folders = [folder for parent in splits or [source] for folder in sorted(parent.iterdir()) if folder.is_dir()]
@@ -344,9 +348,9 @@ def _ensemble(clips: LabelledClips) -> Ensemble:
 
 def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSettings) -> _Start:
     from tymbal.inference.encoding import check_features
+    from tymbal.models.description import features_of, normalisation_of
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
     from tymbal.models.warm_start import HeadChoice, warm_start_classifier
-    from tymbal.training.source import features_of, normalisation_of
 
     width, depth, heads = settings.shape
     patch = parse_patch(settings.patch)

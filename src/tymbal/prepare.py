@@ -45,8 +45,8 @@ from tymbal.preparation.task_pool import TaskPool, bytes_of, dask_executor, make
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import FeatureSettings, PrepareSettings
 from tymbal.store.packed.format import WORK
-from tymbal.store.packed.packed_store import PairStore, Store, WaveStore, open_store
-from tymbal.store.pairs.pair_files import GENERATED, holds_pair_files, read_metadata
+from tymbal.store.packed.packed_store import Store, open_store
+from tymbal.store.pairs.pair_files import GENERATED, metadata_files, read_metadata
 
 __all__ = ["PrepareResult", "prepare"]
 
@@ -90,7 +90,7 @@ class PrepareResult:
             return f"{self.path / 'index.html'}: some clips beside their views"
         if self.part is not None:
             return f"{self.path}: part {self.part} is done. The same command without it completes the folder."
-        lines = self._files() if holds_pair_files(self.path) else self._shards()
+        lines = self._files() if metadata_files(self.path) else self._shards()
         if self.failures:
             lines.append(f"{len(self.failures):,} files or parts of files were left out: {self.path / FAILURES}")
         return "\n".join(lines)
@@ -100,11 +100,11 @@ class PrepareResult:
         features = store.features or FeatureSettings()
         seconds = store.description.real_frames * features.shift_samples / features.sample_rate
         size = sum(shard.bytes for shard in store.description.shards) / 2**20
-        if isinstance(store, WaveStore):
+        if store.samples is not None:
             length = store.samples / features.sample_rate
             return [f"{store.path}: {len(store):,} waveforms of {length:g} s ({size:,.0f} MiB)"]
         what, content = "spectrograms", f"{duration(seconds)} of sound, {size:,.0f} MiB"
-        if isinstance(store, PairStore):
+        if store.views > 1:
             what, content = "pairs of views", f"{size:,.0f} MiB"
         return [
             f"{store.path}: {len(store):,} {what} of {store.frames} frames x {store.mels} mel bins ({content})",

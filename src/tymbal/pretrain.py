@@ -21,7 +21,7 @@ from tymbal._version import __version__
 from tymbal.compute.processes import quiet_except_rank_zero
 from tymbal.errors import SettingsError
 from tymbal.progress import tell
-from tymbal.settings import FeatureSettings, PretrainSettings, parse_patch
+from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, parse_patch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,22 +95,21 @@ def pretrain(
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         TrainingError: The loss is not finite.
     """
+    from tymbal.data import dataset_of, open_data, subsample
     from tymbal.evaluation.snapshots import Snapshots, can_rebuild
     from tymbal.evaluation.watch import Watch
-    from tymbal.store.dataset import StoreDataset
     from tymbal.training.records import read_metrics
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
-    from tymbal.training.source import open_source, subsample, without_sound_settings
-    from tymbal.training.views import open_views, view_dataset
 
-    chosen = without_sound_settings(store, configuration.resolve(PretrainSettings, settings, config=config))
+    source = open_data(store, configuration.resolve(PretrainSettings, settings, config=config))
+    chosen = source.settings
     run = Path(output)
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
     contrastive = chosen.objective == "contrastive"
-    data = open_views(store, run, chosen) if contrastive else open_source(store, run, _features(chosen), chosen)
+    data = source.view_pairs(run) if contrastive else source.spectrograms(run, _features(chosen))
     train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
     objective, description = _objective(data, chosen)
     probe = _probe(chosen, description)
@@ -150,8 +149,8 @@ def pretrain(
 
     return train(
         objective,
-        view_dataset(data, train_rows, chosen) if contrastive else StoreDataset(data, train_rows),
-        view_dataset(data, validation_rows, chosen) if contrastive else StoreDataset(data, validation_rows),
+        dataset_of(data, train_rows, chosen),
+        dataset_of(data, validation_rows, chosen),
         settings=chosen,
         run=run,
         verb="pretrain",
@@ -174,9 +173,8 @@ def _features(settings: PretrainSettings) -> FeatureSettings:
 
 def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to learn from and rows to validate on, one in `every`; without splits, all are learned from."""
-    splits = set(store.index["split"].to_pylist()) - {None}
-    train = store.rows("train" if splits else None)
-    validation = store.rows("validation") if "validation" in splits else train[:0]
+    train = store.rows("train" if store.splits else None)
+    validation = store.rows("validation") if "validation" in store.splits else train[:0]
     if every > 1:
         train, validation = train[::every], validation[::every]
         tell(f"Of every split one clip in {every} is taken")
@@ -188,8 +186,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Pr
     """The encoder with its objective, and what its model folder will say."""
     import torch
 
-    from tymbal.models.description import ModelDescription
-    from tymbal.training.source import features_of, normalisation_of
+    from tymbal.models.description import ModelDescription, features_of, normalisation_of
 
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
@@ -265,14 +262,15 @@ def _reconstruction(
 def _contrastive(
     encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
 ) -> ContrastiveObjective:
+    import torch
+
     from tymbal.objectives.contrastive import ContrastiveObjective
-    from tymbal.training.views import clip_numbers, padded_clips
 
     return ContrastiveObjective(
         encoder,
         normalisation=normalisation,
-        clips=clip_numbers(store),
-        padded=padded_clips(store),
+        clips=torch.from_numpy(store.clip_numbers()),
+        padded=torch.from_numpy(store.padded_clips()),
         temperature=settings.temperature,
         projection=settings.projection,
         mask=settings.view_mask,
@@ -319,12 +317,12 @@ def _probe(settings: PretrainSettings, description: ModelDescription) -> LabelPr
     """The probe that goes along with the training, if one is wanted."""
     if settings.probe_data is None:
         return None
+    from tymbal.data import open_data
     from tymbal.evaluation.labelled_clips import labelled_clips
     from tymbal.evaluation.watch import LabelProbe
     from tymbal.inference.encoding import check_features
-    from tymbal.store.packed.packed_store import Store
 
-    store = Store.open(settings.probe_data)
+    store = open_data(settings.probe_data, PtSettings()).single_spectrograms()
     check_features(store, description, path=settings.probe_data)
     return LabelProbe(store, labelled_clips(store), settings.probe_every, settings.seed)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +22,9 @@ from tymbal.evaluation.probe_tasks import READERS, ProbeRow, table
 from tymbal.files import replace_file, write_json
 from tymbal.progress import tell
 from tymbal.settings import ProbeSettings
-from tymbal.store.packed.format import DESCRIPTION
 
 if TYPE_CHECKING:
     from tymbal.evaluation.labelled_clips import LabelledClips
-    from tymbal.models.description import ModelDescription
-    from tymbal.store.base import SpectrogramSource
 
 __all__ = ["ProbeResult", "probe"]
 
@@ -114,6 +110,7 @@ def probe(
     Raises:
         TymbalError: The model or the data cannot be used for a probe; the message says why.
     """
+    from tymbal.data import open_data
     from tymbal.evaluation.labelled_clips import labelled_clips
     from tymbal.evaluation.run_probes import run_probes
     from tymbal.inference.encoding import check_features
@@ -122,13 +119,15 @@ def probe(
     chosen = configuration.resolve(ProbeSettings, settings, config=config)
     _check_output(output)
     ready = ready_model(model, chosen)
-    with opened_store(data, ready.description, chosen) as store:
+    source = open_data(data, chosen)
+    with tempfile.TemporaryDirectory(prefix="tymbal-probe-") as folder:
+        store = source.spectrograms(Path(folder), ready.description.features)
         check_features(store, ready.description, path=model)
         clips = labelled_clips(store)
         if clips.left_out:
             tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
-        lasting = (Path(data) / DESCRIPTION).is_file()  # the store will still be there for the next probe
-        run = run_probes(ready, store, clips, replace(chosen, cache=chosen.cache and lasting))
+        # What was packed before is still there for the next probe.
+        run = run_probes(ready, store, clips, replace(chosen, cache=chosen.cache and source.is_packed))
     result = ProbeResult(
         rows=run.rows,
         train=len(run.clips.train),
@@ -142,17 +141,6 @@ def probe(
     if output is not None:
         _write(result, Path(output), chosen, model=str(model), data=str(data))
     return result
-
-
-@contextmanager
-def opened_store(
-    source: str | Path, description: ModelDescription, settings: ProbeSettings
-) -> Iterator[SpectrogramSource]:
-    """Opens spectrograms, or prepares sound as the model needs it into a store that is gone afterwards."""
-    from tymbal.training.source import open_source
-
-    with tempfile.TemporaryDirectory(prefix="tymbal-probe-") as folder:
-        yield open_source(source, Path(folder), description.features, settings)
 
 
 def _confusion(rows: Sequence[ProbeRow], clips: LabelledClips) -> tuple[tuple[int, ...], ...]:

@@ -18,8 +18,8 @@ from pairs import FEATURES, FRAMES, pair_store
 from tymbal.compat import PreGeneratedSpectrogramDataset
 from tymbal.errors import SettingsError, StoreError
 from tymbal.store.dataset import StoreDataset
-from tymbal.store.packed.packed_store import PairStore
-from tymbal.store.pairs.pair_store import PairFileStore, open_pairs
+from tymbal.store.packed.packed_store import PairStore, open_store
+from tymbal.store.pairs.pair_store import PairFileStore
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def metadata(folder: Path) -> dict[str, Any]:
 
 def test_convert__there_and_back_loses_nothing(store: PairStore, folder: Path, tmp_path: Path) -> None:
     tymbal.convert(folder, tmp_path / "back")
-    back = open_pairs(tmp_path / "back")
+    back = open_store(tmp_path / "back")
     assert isinstance(back, PairStore)
     order = [back.index["id"].to_pylist().index(name) for name in store.index["id"].to_pylist()]
     np.testing.assert_array_equal(back.gather(order), store.gather(store.rows()))
@@ -132,7 +132,7 @@ def test_files__that_others_wrote_are_read(tmp_path: Path) -> None:
         file = f"data\\augmented_spectrograms\\train\\x{number}_v0.pt"
         entries.append({"file": file, "audio_name": f"x{number}", "version": 0, "shape": [1, 4, FRAMES]})
     (tmp_path / "metadata_train.json").write_text(json.dumps({"train": entries, "config": {"sample_rate": 22050}}))
-    source = open_pairs(tmp_path)
+    source = PairFileStore(tmp_path)
     assert source.index["id"].to_pylist() == ["x0@v0", "x1@v0", "x2@v0"]
     assert (source.mean, source.features) == (0.0, None)
     assert source.gather([2])[0, :, 0, 0].tolist() == [2.0, -2.0]
@@ -142,7 +142,7 @@ def test_files__that_others_wrote_are_read(tmp_path: Path) -> None:
 
 def test_nothing__is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no pairs"):
-        open_pairs(tmp_path)
+        PreGeneratedSpectrogramDataset(tmp_path)
     (tmp_path / "metadata.json").write_text("{]")
     with pytest.raises(StoreError, match="is damaged"):
-        open_pairs(tmp_path)
+        PreGeneratedSpectrogramDataset(tmp_path)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tymbal.data import open_data
 from tymbal.errors import ManifestError, SettingsError, StoreError
-from tymbal.store.pt.pt_list import holds_pt, list_pt, stem_of
+from tymbal.settings import PtSettings
+from tymbal.store.pt.pt_list import list_pt, stem_of
 
 
 def touch(*paths: Path) -> None:
@@ -45,9 +47,9 @@ def test_list__is_found_beside_itself_in_a_fixed_order(tmp_path):
     for folder in folders:
         prefix = "" if folder == "." else f"{folder}/"
         assert places(list_pt(source), tmp_path) == [f"{prefix}a.pt", f"{prefix}b.pt"]
-        assert holds_pt(source)
+        assert open_data(source, PtSettings()).has_spectrograms
         (tmp_path / folder / "b.pt").unlink()
-    assert not holds_pt(source)
+    assert open_data(source, PtSettings()).has_sound
     with pytest.raises(StoreError, match=r"none of the list's .pt files lies beside it\n  Give data_dir. Looked in "):
         list_pt(source)
 
@@ -153,15 +155,6 @@ def test_folder__mistakes(tmp_path):
     touch(tmp_path / "a.pt")
     with pytest.raises(SettingsError, match="data_dir goes with a list"):
         list_pt(tmp_path, data_dir=tmp_path)
-
-
-def test_holds_pt__a_folder_with_sound_is_one_of_sound(tmp_path, capsys):
-    assert not holds_pt(tmp_path)
-    touch(tmp_path / "deep" / "a.pt")
-    assert holds_pt(tmp_path)
-    (tmp_path / "a.wav").touch()
-    assert not holds_pt(tmp_path)
-    assert "holds sound files and .pt files: the sound is used" in capsys.readouterr().err
 
 
 def test_split__is_drawn_only_where_nothing_says_it(tmp_path, capsys):

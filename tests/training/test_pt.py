@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from tymbal.finetune import finetune
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
 from tymbal.probe import probe
-from tymbal.settings import FeatureSettings, PretrainSettings
-from tymbal.training.source import open_source
 
 TINY = {
     "width": 16,
@@ -136,18 +133,6 @@ def test_pretrain__settings_without_effect_are_refused(shared, tmp_path, store):
         pretrain(store, tmp_path / "run", **{**TINY, "frames": 64})
     with pytest.raises(SettingsError, match=r"layout is for other data: .* is not of .pt files"):
         pretrain(tone_folder(tmp_path / "sound"), tmp_path / "other", **{**TINY, "layout": "frames-mels"})
-
-
-def test_open_source__two_lists_of_sound_are_prepared_together(tmp_path):
-    sounds = sorted(tone_folder(tmp_path / "sound", clips=3, splits=("train",)).rglob("*.wav"))
-    for name, part in (("train", sounds[:6]), ("val", sounds[6:])):
-        data = [{"wav": str(path), "labels": path.parent.name} for path in part]
-        (tmp_path / f"{name}.json").write_text(json.dumps({"data": data}))
-    settings = PretrainSettings(data_val=str(tmp_path / "val.json"), mel_bins=32, frames=48)
-    store = open_source(tmp_path / "train.json", tmp_path / "run", FeatureSettings(sample_rate=8000), settings)
-    assert (store.frames, store.mels, store.features.sample_rate) == (48, 32, 8000)
-    assert (len(store.rows("train")), len(store.rows("validation"))) == (6, 3)
-    assert store.labels == ["high", "low", "middle"]
 
 
 def test_pretrain__all_files_of_a_batch_gone_is_an_error(lists):

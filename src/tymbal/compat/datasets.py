@@ -13,11 +13,13 @@ from torch.utils.data import Dataset
 
 from tymbal.audio.failures import Failure
 from tymbal.audio.tables import read_label_names
+from tymbal.data import open_data
 from tymbal.errors import StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.progress import tell
-from tymbal.store.base import DamagedRowsError
-from tymbal.store.pairs.pair_store import PairFileStore, PairSource, open_pairs
+from tymbal.settings import PtSettings
+from tymbal.store.base import DamagedRowsError, SpectrogramSource
+from tymbal.store.pairs.pair_store import PairFileStore
 from tymbal.store.pt.pt_folder import open_pt
 
 __all__ = ["PreGeneratedSpectrogramDataset", "PrecomputedDataset"]
@@ -183,9 +185,13 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
         split: str | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.source: PairSource
+        self.source: SpectrogramSource
         if isinstance(metadata_list, str | os.PathLike):
-            self.source = open_pairs(metadata_list)
+            data = open_data(metadata_list, PtSettings())
+            if not data.has_views:
+                advice = "Make them with `tymbal prepare --views N`."
+                raise StoreError("holds no pairs of views", path=data.path, advice=advice)
+            self.source = data.store()
         else:
             self.source = PairFileStore(metadata_list, root=root)
         self._rows = self.source.rows(None if split is None else _SPLITS.get(split, split)).tolist()
@@ -193,7 +199,7 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
     @property
     def failures(self) -> list[Failure]:
         """What was left out up to now, and why."""
-        return list(self.source.failures) if isinstance(self.source, PairFileStore) else []
+        return list(self.source.failures)
 
     def __len__(self) -> int:
         return len(self._rows)

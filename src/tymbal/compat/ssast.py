@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tymbal
@@ -22,6 +21,7 @@ from tymbal.compat.flags import Flags, parse
 from tymbal.compat.outputs import Outputs, d_prime, finetuning_row, save_model_as, write_rows
 from tymbal.compat.translate import Call, translate
 from tymbal.compute.processes import on_rank_zero, quiet_except_rank_zero, rank
+from tymbal.data import open_data
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.scoring import figures_of
 from tymbal.files import write_json
@@ -31,7 +31,6 @@ from tymbal.settings import SIZES, PtSettings
 from tymbal.training.callbacks import Evaluation
 from tymbal.training.records import read_metrics
 from tymbal.training.run_folder import RunResult
-from tymbal.training.source import open_source
 
 if TYPE_CHECKING:
     from tymbal.compat.outputs import Outputs
@@ -61,17 +60,13 @@ def run(arguments: Sequence[str]) -> RunResult:
 
 def _is_audio(flags: Flags) -> bool:
     """Whether the training list is of sound files; where it is missing, that is said later."""
-    from tymbal.store.pt.pt_list import holds_pt
-
-    source = Path(flags.data_train or "")
-    if flags.data_dir is not None or not source.exists() or (source / "store.json").is_file():
-        return False
-    if holds_pt(source):
+    data = open_data(flags.data_train or "", PtSettings(data_dir=flags.data_dir))
+    if not (data.exists and data.has_sound):
         return False
     if flags.dataset == "precomputed":
         raise StoreError(
             "--dataset precomputed, but none of the list's .pt files lies beside it",
-            path=source,
+            path=data.path,
             advice="Give --data_dir, the folder in which they are.",
         )
     return True
@@ -196,7 +191,7 @@ def _test(flags: Flags, result: RunResult) -> None:
     )
     folder = result.run / "test"
     folder.mkdir(exist_ok=True)
-    store = open_source(Path(flags.data_eval), folder, description.features, settings)
+    store = open_data(flags.data_eval, settings).spectrograms(folder, description.features)
     figures = figures_of(result.model, store, batch_size=flags.batch_size, device=flags.device)
     tell(f"On the {len(store):,} test clips: accuracy {figures['top1']:.4g}, mAP {figures['mAP']:.4g}")
     known = [result.metrics["eval_top1"], result.metrics["eval_auc"], figures["top1"], figures["auc"]]

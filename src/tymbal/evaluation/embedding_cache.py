@@ -18,8 +18,6 @@ from tymbal.files import replace_file
 from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
-from tymbal.store.packed.format import DESCRIPTION, INDEX
-from tymbal.store.packed.packed_store import Store
 
 __all__ = ["cache_folder", "embed_with_cache", "key_of", "load", "place_for_table", "save"]
 
@@ -41,7 +39,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tymbal"
 
 
-def key_of(encoder: FrozenEncoder, store: Store, rows: NDArray[np.int64]) -> str:
+def key_of(encoder: FrozenEncoder, store: SpectrogramSource, rows: NDArray[np.int64]) -> str:
     """The name of embeddings, by all that decides them but layer and pooling."""
     digest = hashlib.blake2b(digest_size=20)
     for name, value in encoder.encoder.state_dict().items():
@@ -55,10 +53,10 @@ def key_of(encoder: FrozenEncoder, store: Store, rows: NDArray[np.int64]) -> str
         "dtype": str(encoder.dtype),
     }
     digest.update(json.dumps([asdict(encoder.encoder.config), facts], sort_keys=True, default=str).encode())
-    for file in (DESCRIPTION, INDEX):
-        digest.update((store.path / file).read_bytes())
-    for shard in store.description.shards:  # the same description over other values would be another store
-        digest.update(str((store.path / shard.file).stat().st_mtime_ns).encode())
+    for file in store.description_files:
+        digest.update(file.read_bytes())
+    for file in store.data_files:  # the same description over other values would be another store
+        digest.update(str(file.stat().st_mtime_ns).encode())
     digest.update(rows.tobytes())
     return digest.hexdigest()
 
@@ -136,7 +134,7 @@ def embed_with_cache(
         progress: Advances batch by batch.
     """
     keys: dict[tuple[str, int | None], str] = {}
-    if cached and isinstance(store, Store):
+    if cached and store.description_files:
         common = key_of(encoder, store, rows)
         keys = {(how, layer): f"{common}-{how}-{layer}" for how in poolings for layer in layers}
         loaded = {place: load(key) for place, key in keys.items()}

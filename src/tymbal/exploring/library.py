@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tymbal.audio.sources import find_recordings
+from tymbal.data import open_data
 from tymbal.embed import embed
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.embedding_cache import place_for_table
@@ -25,10 +26,6 @@ from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, 
 from tymbal.progress import tell
 from tymbal.settings import ExploreSettings, PtSettings
 from tymbal.store.base import SpectrogramSource
-from tymbal.store.packed.format import DESCRIPTION, INDEX
-from tymbal.store.packed.packed_store import Store
-from tymbal.store.pt.pt_folder import open_with
-from tymbal.store.pt.pt_list import holds_pt
 
 __all__ = ["Library", "Neighbour", "open_library"]
 
@@ -122,7 +119,8 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
         return Library(source, source, record, approximate=settings.approximate)
     if not source.exists():
         raise SettingsError("there is no such file or folder", path=source, advice="Check the path.")
-    store = _store(source, mels)
+    data = open_data(source, PtSettings(mel_bins=mels))
+    store = data.single_spectrograms() if data.has_rows else None
     how: dict[str, Any] = {"pooling": settings.pooling, "window": settings.window if store is None else None}
     key = _key(source, store, {"schema": _SCHEMA, "model": fingerprint, "precision": settings.precision, **how})
     table = place_for_table(key)
@@ -140,24 +138,16 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
     return Library(source, table, read_record(table), store, settings.approximate)
 
 
-def _store(source: Path, mels: int) -> SpectrogramSource | None:
-    if (source / DESCRIPTION).is_file():
-        return Store.open(source)
-    return open_with(source, PtSettings(mel_bins=mels)) if source.is_dir() and holds_pt(source) else None
-
-
 def _key(source: Path, store: SpectrogramSource | None, facts: Mapping[str, Any]) -> str:
     """A name for the embeddings, by all that decides them."""
     found = hashlib.blake2b(digest_size=20)
     found.update(json.dumps([str(source.resolve()), facts], sort_keys=True).encode())
-    if isinstance(store, Store):
-        for file in (DESCRIPTION, INDEX):
-            found.update((store.path / file).read_bytes())
-        places = [store.path / shard.file for shard in store.description.shards]
-    elif store is not None:
-        places = [Path(file) for file in store.index["file"].to_pylist()]
+    if store is None:
+        places: Sequence[Path] = [recording.path for recording in find_recordings(source)[0]]
     else:
-        places = [recording.path for recording in find_recordings(source)[0]]
+        places = store.data_files
+        for file in store.description_files:
+            found.update(file.read_bytes())
     for place in places:
         stamp = place.stat() if place.is_file() else None
         found.update(f"{place}\0{stamp and stamp.st_size}\0{stamp and stamp.st_mtime_ns}\n".encode())

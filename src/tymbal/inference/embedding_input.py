@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tymbal.audio.failures import Failure
 from tymbal.audio.paths import when
 from tymbal.audio.sources import Recording, find_recordings
+from tymbal.data import open_data
 from tymbal.errors import SettingsError
 from tymbal.inference.embeddings import COLUMN, vectors
 from tymbal.inference.encoding import check_features
@@ -25,9 +26,6 @@ from tymbal.inference.streaming import Rows, Window, cut_for, walk
 from tymbal.progress import Progress
 from tymbal.settings import EmbedSettings, PtSettings
 from tymbal.store.base import SpectrogramSource
-from tymbal.store.packed.packed_store import Store
-from tymbal.store.pt.pt_folder import open_with
-from tymbal.store.pt.pt_list import holds_pt
 
 __all__ = ["EmbeddingInput", "material"]
 
@@ -80,12 +78,9 @@ def material(
     """
     given = [sources] if isinstance(sources, str | Path) else list(sources)
     if len(given) == 1 and Path(given[0]).is_dir():
-        folder = Path(given[0])
-        if (folder / "store.json").is_file():
-            return _Clips(Store.open(folder), embedder, settings, path=path)
-        if holds_pt(folder):
-            mels = embedder.description.features.mel_bins
-            return _Clips(open_with(folder, PtSettings(mel_bins=mels)), embedder, settings, path=path)
+        data = open_data(given[0], PtSettings(mel_bins=embedder.description.features.mel_bins))
+        if data.has_rows:
+            return _Clips(data.single_spectrograms(), embedder, settings, path=path)
     return _Sounds(given, embedder, settings)
 
 

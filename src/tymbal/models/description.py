@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tymbal.errors import ModelError, TymbalError
 from tymbal.features.normalisation import Normalisation, NormalizeBy
+from tymbal.features.statistics import LOG_FLOOR
 from tymbal.models.encoder import EncoderConfig
-from tymbal.settings import FeatureSettings
+from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings
 
-__all__ = ["AUDIOSET_MEAN", "AUDIOSET_STD", "SCHEMA", "ModelDescription"]
+if TYPE_CHECKING:
+    from tymbal.store.base import SpectrogramSource
+
+__all__ = ["AUDIOSET_MEAN", "AUDIOSET_STD", "SCHEMA", "ModelDescription", "features_of", "normalisation_of"]
 
 SCHEMA = 1
 """Version of the description in a model folder. It goes up when older readers would misunderstand it."""
@@ -92,3 +96,28 @@ class ModelDescription:
             return cls(**{name: value for name, value in given.items() if name in known})
         except (KeyError, TypeError, TymbalError) as error:
             raise ModelError(f"the model's description is damaged: {error!r}", path=path) from error
+
+
+def features_of(store: SpectrogramSource, origin: ModelDescription | None = None) -> FeatureSettings:
+    """How the spectrograms of a store are made, for the description of a model that learns from them.
+
+    Where nobody wrote it down, they are taken to be made as for the model that it starts from, or as AST and SSAST do.
+    """
+    if store.features is not None:
+        return store.features
+    return FeatureSettings(mel_bins=store.mels) if origin is None else origin.features
+
+
+def normalisation_of(
+    settings: PretrainSettings | FinetuneSettings, store: SpectrogramSource, origin: ModelDescription | None = None
+) -> Normalisation:
+    """How spectrograms are normalised: as the settings say, else as the first model knows it, else by the data's."""
+    known = store if origin is None else origin
+    by: NormalizeBy = "clip" if origin is None else origin.normalize
+    padding = known.padding if settings.padding is None else {"silence": LOG_FLOOR, "zeros": 0.0}[settings.padding]
+    return Normalisation(
+        mean=known.mean if settings.dataset_mean is None else settings.dataset_mean,
+        std=known.std if settings.dataset_std is None else settings.dataset_std,
+        padding=padding,
+        by=by if settings.normalize == "auto" else settings.normalize,
+    )

@@ -17,6 +17,7 @@ import numpy as np
 from tymbal import config as configuration
 from tymbal.compute.device import choose_device
 from tymbal.config import RUN_FILE, RunFile
+from tymbal.data import open_data
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.baseline import baseline_features
 from tymbal.evaluation.scoring import score_validation
@@ -218,14 +219,13 @@ class _Run:
         if given is not None:
             places += [Path(given), self.path.parent / Path(given).name]
         for place in places:
-            if (place / DESCRIPTION).is_file():
-                return Store.open(place)
+            data = open_data(place, PtSettings())
+            if place.is_dir() and data.is_packed:
+                return data.single_spectrograms()
         if given is None or not Path(given).exists():
             raise StoreError(
                 "the clips of the run are not there any more", path=given, advice="Say where they are: --data STORE."
             )
-        from tymbal.training.source import open_source
-
         chosen = configuration.from_mapping(
             PtSettings,
             {
@@ -234,7 +234,7 @@ class _Run:
                 if each.name in self.record.settings
             },
         )
-        return open_source(given, self.scratch, load_model(self.path).description.features, chosen)
+        return open_data(given, chosen).spectrograms(self.scratch, load_model(self.path).description.features)
 
     @cached_property
     def clips(self) -> Clips:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tymbal.audio.failures import Failure
 from tymbal.errors import StoreError
 from tymbal.settings import FeatureSettings
 
-__all__ = ["DamagedRowsError", "LabelTable", "SpectrogramSource"]
+__all__ = ["DamagedRowsError", "Facts", "LabelTable", "SpectrogramSource"]
 
 
 class LabelTable:
@@ -88,62 +89,129 @@ class DamagedRowsError(StoreError):
         self.rows = tuple(rows)
 
 
+class Facts(Protocol):
+    """What is true of all rows of a store."""
+
+    @property
+    def frames(self) -> int:
+        """Frames of a spectrogram, padding included."""
+
+    @property
+    def mels(self) -> int:
+        """Mel bins."""
+
+    @property
+    def features(self) -> FeatureSettings | None:
+        """How the spectrograms were computed; None where nobody wrote it down."""
+
+    @property
+    def mean(self) -> float:
+        """Mean of all log-mel values of real frames, or what the user gave for it."""
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all log-mel values of real frames, or what the user gave for it."""
+
+    @property
+    def padding(self) -> float:
+        """Log-mel value behind the end of a short spectrogram."""
+
+
 class SpectrogramSource(ABC):
-    """Spectrograms of one shape by row number.
+    """Spectrograms of one shape by row number; or pairs of them; or waveforms that they are made of.
 
     Args:
         path: Where they come from: a folder, or a list.
         index: One row a spectrogram, see `tymbal.store.packed.format.INDEX_SCHEMA`.
+        facts: What is true of all of them.
         label_names: All labels in the order of their numbers. None is those that occur, sorted.
 
     Attributes:
         path: Where they come from.
         index: id, file, start, end, frames, labels, group, split, shard and row of each.
         dtype: Of what `gather` gives.
+        views: Spectrograms a row: 1, or 2 where rows are pairs of views.
     """
 
     dtype: np.dtype[Any] = np.dtype(np.float16)
+    views = 1
 
-    def __init__(self, path: Path, index: pa.Table, *, label_names: Sequence[str] | None = None) -> None:
+    def __init__(self, path: Path, index: pa.Table, facts: Facts, *, label_names: Sequence[str] | None = None) -> None:
         self.path = path
         self.index = index
+        self._facts = facts
         self._label_names = label_names
         self._labels: LabelTable | None = None
 
     @property
-    @abstractmethod
     def frames(self) -> int:
         """Frames of a spectrogram, padding included."""
+        return self._facts.frames
 
     @property
-    @abstractmethod
     def mels(self) -> int:
         """Mel bins."""
+        return self._facts.mels
 
     @property
-    @abstractmethod
     def features(self) -> FeatureSettings | None:
         """How the spectrograms were computed; None where nobody wrote it down."""
+        return self._facts.features
 
     @property
-    @abstractmethod
     def mean(self) -> float:
         """Mean of all log-mel values of real frames, or what the user gave for it."""
+        return self._facts.mean
 
     @property
-    @abstractmethod
     def std(self) -> float:
         """Standard deviation of all log-mel values of real frames, or what the user gave for it."""
+        return self._facts.std
 
     @property
-    @abstractmethod
     def padding(self) -> float:
         """Log-mel value behind the end of a short spectrogram."""
+        return self._facts.padding
+
+    @property
+    def samples(self) -> int | None:
+        """Samples of a row where rows are waveforms; None where they are spectrograms."""
+        return None
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of what a row number stands for."""
-        return self.frames, self.mels
+        """Shape of what a row number stands for: [frames, mels], [views, frames, mels] or [samples]."""
+        return (self.frames, self.mels) if self.views == 1 else (self.views, self.frames, self.mels)
+
+    @property
+    def failures(self) -> Sequence[Failure]:
+        """What was left out when the store was opened, and since."""
+        return ()
+
+    @property
+    def rounds(self) -> bool:
+        """Whether some files are known to hold numbers of more than 16 bits, which `gather` rounds."""
+        return False
+
+    @property
+    def recorded_settings(self) -> Mapping[str, Any]:
+        """Settings of the verb that made the store; empty where nobody wrote them down."""
+        return {}
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Versions, time and source, as far as they are known."""
+        return {}
+
+    @property
+    def description_files(self) -> Sequence[Path]:
+        """Small files that say what all rows are; empty where there are none."""
+        return ()
+
+    @property
+    def data_files(self) -> Sequence[Path]:
+        """The files that the values lie in."""
+        return ()
 
     @abstractmethod
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
@@ -166,6 +234,17 @@ class SpectrogramSource(ABC):
     def announce(self, rows: npt.ArrayLike) -> None:
         """Tells the store which rows come next, so that they are fetched in the background; a hint, no more."""
 
+    def waveforms(self, rows: npt.ArrayLike) -> npt.NDArray[np.int16]:
+        """Waveforms in any order, int16 [n, samples].
+
+        Raises:
+            StoreError: Rows are spectrograms.
+        """
+        del rows
+        raise StoreError(
+            "holds spectrograms, no waveforms", path=self.path, advice="Prepare one with --write waveforms."
+        )
+
     def __len__(self) -> int:
         return int(self.index.num_rows)
 
@@ -178,6 +257,26 @@ class SpectrogramSource(ABC):
         """Frames of each spectrogram that hold sound, [count]; what follows them is padding."""
         frames: npt.NDArray[np.int32] = self.index["frames"].to_numpy()
         return frames
+
+    @property
+    def splits(self) -> set[str]:
+        """The splits that any row is in: train, validation, test; none where there are none."""
+        return set(pc.unique(self.index["split"]).drop_null().to_pylist())
+
+    def clip_numbers(self) -> npt.NDArray[np.int64]:
+        """A number for the clip of each row, the same for all its versions: [count]."""
+        numbers: dict[str, int] = {}
+        names = (name.rpartition("@v")[0] or name for name in self.index["id"].to_pylist())
+        return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+
+    def padded_clips(self) -> npt.NDArray[np.bool_]:
+        """Whether the clip of each row is shorter than its window, [count]; none where nobody wrote it down."""
+        features = self.features
+        if features is None:
+            return np.zeros(len(self), np.bool_)
+        seconds = zip(self.index["start"].to_pylist(), self.index["end"].to_pylist(), strict=True)
+        lengths = [None if end is None else round((end - start) * features.sample_rate) for start, end in seconds]
+        return np.array([length is not None and features.frames_of(length) < self.frames for length in lengths])
 
     @property
     def labels(self) -> list[str]:

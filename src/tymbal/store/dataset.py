@@ -80,19 +80,26 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
             Where clips have become unreadable the batch is smaller, down to none at all.
         """
         epoch, position = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
-        readable, spectrograms = _gather_readable(self.store, self.rows[position])
+        readable, values = _gather_readable(self.store, self.rows[position])
         rows, epoch = self.rows[position[readable]], epoch[readable]
-        batch = {
-            "spectrogram": torch.from_numpy(spectrograms),
-            "frames": torch.from_numpy(self._frames[rows].astype(np.int64)),
-            "row": torch.from_numpy(rows),
-            "epoch": torch.from_numpy(epoch),
-        }
+        batch = {"row": torch.from_numpy(rows), "epoch": torch.from_numpy(epoch)}
+        batch |= self._spectrograms(torch.from_numpy(values), batch["row"], batch["epoch"])
         if self.labels and self.store.multilabel:
             batch["labels"] = torch.from_numpy(self.store.label_matrix(rows))
         elif self.labels:
             batch["labels"] = torch.from_numpy(self.store.label_indices(rows))
         return batch
+
+    def _spectrograms(self, values: Tensor, row: Tensor, epoch: Tensor) -> dict[str, Tensor]:
+        """The spectrograms of a batch and their frames of real sound, from what the store gave.
+
+        Args:
+            values: What the store gave, [batch, …].
+            row: Its row numbers, [batch].
+            epoch: The epoch of each, [batch].
+        """
+        del epoch
+        return {"spectrogram": values, "frames": torch.from_numpy(self._frames[row.numpy()].astype(np.int64))}
 
     def announce(self, indices: Sequence[int]) -> None:
         """Tells the store which indices come next."""

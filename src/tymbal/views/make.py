@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from tymbal.features.statistics import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
-from tymbal.store.packed.packed_store import FULL_SCALE, WaveStore
+from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import StoreDataset
+from tymbal.store.packed.packed_store import FULL_SCALE
 from tymbal.views.draw import VIEWS, Draws, clip_key, draw, view_keys
 from tymbal.views.exact import exact_waveforms
 from tymbal.views.fast_views import Clips, SpectralViews
@@ -129,8 +128,10 @@ def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Ten
     return result
 
 
-class FreshViewDataset(Dataset[dict[str, Tensor]]):
+class FreshViewDataset(StoreDataset):
     """Some rows of a store of waveforms, as pairs of views that are made when they are asked for.
+
+    A batch is as of any store, with `spectrogram` float16 [batch, 2, frames, mels].
 
     Args:
         store: The waveforms.
@@ -144,39 +145,22 @@ class FreshViewDataset(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, store: WaveStore, rows: npt.ArrayLike, maker: ViewMaker, *, seed: int, device: torch.device | str = "cpu"
+        self,
+        store: SpectrogramSource,
+        rows: npt.ArrayLike,
+        maker: ViewMaker,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
     ) -> None:
-        self.store = store
-        self.rows = np.asarray(rows, dtype=np.int64).reshape(-1)
+        super().__init__(store, rows)
         self._maker = maker
         self._seed = seed
         self._device = torch.device(device)
         self.on_device = self._device.type != "cpu"
         self._keys = torch.tensor([clip_key(name) for name in store.index["id"].to_pylist()])
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """One batch.
-
-        Args:
-            indices: epoch * len(self) + position of each clip, [batch].
-
-        Returns:
-            `spectrogram` float16 [batch, 2, frames, mels]; `frames`, `row` and `epoch` int64 [batch].
-        """
-        epoch, position = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
-        rows = self.rows[position]
-        waveforms = torch.from_numpy(self.store.waveforms(rows)).to(self._device).float().div_(FULL_SCALE)
-        row, epochs = torch.from_numpy(rows), torch.from_numpy(epoch)
-        pairs = fresh_pairs(self._maker, waveforms, self._keys[row], epochs, seed=self._seed)
-        frames = torch.full((len(rows),), pairs.shape[2])
-        return {"spectrogram": pairs, "frames": frames, "row": row, "epoch": epochs}
-
-    def announce(self, indices: Sequence[int]) -> None:
-        """Tells the store which indices come next."""
-        self.store.announce(self.rows[np.asarray(indices, dtype=np.int64) % len(self)])
+    def _spectrograms(self, values: Tensor, row: Tensor, epoch: Tensor) -> dict[str, Tensor]:
+        waveforms = values.to(self._device).float().div_(FULL_SCALE)
+        pairs = fresh_pairs(self._maker, waveforms, self._keys[row], epoch, seed=self._seed)
+        return {"spectrogram": pairs, "frames": torch.full((len(row),), pairs.shape[2])}

@@ -6,6 +6,7 @@ import math
 import os
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Self
@@ -16,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tymbal.errors import StoreError
-from tymbal.settings import FeatureSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.format import (
     DESCRIPTION,
@@ -29,10 +29,15 @@ from tymbal.store.packed.format import (
 )
 from tymbal.store.parallel_copy import BufferPool, copy_in_parallel
 
-__all__ = ["FULL_SCALE", "PairStore", "Store", "WaveStore", "holds_pairs", "holds_waves", "open_store"]
+__all__ = ["FOR_CONTRASTIVE", "FULL_SCALE", "PairStore", "Store", "WaveStore", "open_store"]
 
 _DAMAGED = "Make the store again with `tymbal prepare`."
 _ASKED = 2
+
+FOR_CONTRASTIVE = (
+    "Pairs and waveforms are for contrastive pretraining (--objective contrastive), single spectrograms for all else."
+)
+"""What to do where pairs or waveforms are given to a verb that takes single spectrograms."""
 
 
 class Store(SpectrogramSource):
@@ -49,7 +54,7 @@ class Store(SpectrogramSource):
     kind = SPECTROGRAMS
 
     def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
-        super().__init__(path, index)
+        super().__init__(path, index, description)
         self.description = description
         self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
         self._shards: dict[int, MappedShard] = {}
@@ -64,15 +69,16 @@ class Store(SpectrogramSource):
         Raises:
             StoreError: It is no store, unfinished, damaged, or of another schema; the message says which and where.
         """
-        folder = Path(path)
-        description = Description.read(folder)
+        return cls._opened(Path(path), Description.read(Path(path)))
+
+    @classmethod
+    def _opened(cls, folder: Path, description: Description) -> Self:
         if (description.kind, description.views) != (cls.kind, cls.views):
             what = "pairs of augmented views" if description.views > 1 else "single spectrograms, not pairs of views"
             raise StoreError(
                 f"holds {'waveforms' if description.kind == WAVEFORMS else what}",
                 path=folder,
-                advice="Pairs and waveforms are for contrastive pretraining (--objective contrastive), single "
-                "spectrograms for all else.",
+                advice=FOR_CONTRASTIVE,
             )
         for shard in description.shards:
             file = folder / shard.file
@@ -94,34 +100,24 @@ class Store(SpectrogramSource):
         return (type(self).open, (self.path,))
 
     @property
-    def frames(self) -> int:
-        """Frames of a spectrogram, padding included."""
-        return self.description.frames
+    def recorded_settings(self) -> Mapping[str, Any]:
+        """Settings of the verb that made the store."""
+        return self.description.settings
 
     @property
-    def mels(self) -> int:
-        """Mel bins."""
-        return self.description.mels
+    def provenance(self) -> Mapping[str, Any]:
+        """Versions, time and source."""
+        return self.description.provenance
 
     @property
-    def features(self) -> FeatureSettings | None:
-        """How the spectrograms were computed; None where nobody wrote it down."""
-        return self.description.features
+    def description_files(self) -> Sequence[Path]:
+        """`store.json` and the index."""
+        return [self.path / DESCRIPTION, self.path / INDEX]
 
     @property
-    def mean(self) -> float:
-        """Mean of all log-mel values of real frames."""
-        return self.description.mean
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of all log-mel values of real frames."""
-        return self.description.std
-
-    @property
-    def padding(self) -> float:
-        """Log-mel value behind the end of a short spectrogram."""
-        return self.description.padding
+    def data_files(self) -> Sequence[Path]:
+        """The shards."""
+        return [self.path / shard.file for shard in self.description.shards]
 
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
         """Copies spectrograms out of the store, as raw log-mel values.
@@ -221,27 +217,6 @@ class PairStore(Store):
 
     views = 2
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of a row: [2, frames, mels]."""
-        return self.views, self.frames, self.mels
-
-    @property
-    def recorded_settings(self) -> dict[str, Any] | None:
-        """The settings of the preparation, where they are known."""
-        return self.description.settings or None
-
-
-def holds_pairs(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a store of pairs of views."""
-    folder = Path(path)
-    if not (folder / DESCRIPTION).is_file():
-        return False
-    try:
-        return Description.read(folder).views == PairStore.views
-    except StoreError:
-        return False
-
 
 FULL_SCALE = 32_767
 """The sample that stands for 1."""
@@ -256,28 +231,17 @@ class WaveStore(Store):
     @property
     def samples(self) -> int:
         """Samples of a clip."""
-        return self.row_shape[0]
+        return int(self.description.provenance["samples"])
 
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of a row: [samples]."""
-        return (int(self.description.provenance["samples"]),)
+        return (self.samples,)
 
     def waveforms(self, rows: npt.ArrayLike) -> npt.NDArray[np.int16]:
         """Waveforms in any order, int16 [n, samples]."""
         found: npt.NDArray[Any] = self.gather(rows)
         return found
-
-
-def holds_waves(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder is a store of waveforms."""
-    folder = Path(path)
-    if not (folder / DESCRIPTION).is_file():
-        return False
-    try:
-        return Description.read(folder).kind == WAVEFORMS
-    except StoreError:
-        return False
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
@@ -286,6 +250,7 @@ def open_store(path: str | os.PathLike[str]) -> Store:
     Raises:
         StoreError: It is no store, unfinished, damaged, or of another schema.
     """
-    if holds_waves(path):
-        return WaveStore.open(path)
-    return PairStore.open(path) if holds_pairs(path) else Store.open(path)
+    description = Description.read(Path(path))
+    kinds: list[type[Store]] = [Store, PairStore, WaveStore]
+    fitting = (each for each in kinds if (each.kind, each.views) == (description.kind, description.views))
+    return next(fitting, Store)._opened(Path(path), description)

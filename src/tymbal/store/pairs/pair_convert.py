@@ -14,11 +14,10 @@ from tymbal.audio.failures import write_failures
 from tymbal.features.statistics import Moments
 from tymbal.files import replace_folder
 from tymbal.progress import Progress
-from tymbal.store.base import DamagedRowsError
+from tymbal.store.base import DamagedRowsError, SpectrogramSource
 from tymbal.store.packed.format import Shard, shard_name
 from tymbal.store.packed.writer import Entry, finish_store, open_shard
 from tymbal.store.pairs.pair_files import entry_of, write_metadata, write_pair
-from tymbal.store.pairs.pair_store import PairFileStore, PairSource
 from tymbal.store.pt.pt_writer import unique_stems
 
 __all__ = ["pack_pairs", "unpack_pairs"]
@@ -28,7 +27,7 @@ _BATCH = 64
 Numbered = tuple[int, Entry, npt.NDArray[np.float16]]
 
 
-def unpack_pairs(source: PairSource, output: str | os.PathLike[str]) -> int:
+def unpack_pairs(source: SpectrogramSource, output: str | os.PathLike[str]) -> int:
     """Writes pairs as `.pt` files with metadata, whole or not at all; gives how many."""
     clips = [entry.id.rpartition("@v")[0] for entry in _entries(source)]
     first = {name: number for number, name in reversed(list(enumerate(clips)))}
@@ -48,15 +47,15 @@ def unpack_pairs(source: PairSource, output: str | os.PathLike[str]) -> int:
         config = {
             "sample_rate": None if features is None else features.sample_rate,
             "n_mels": source.mels,
-            "duration": None if source.recorded_settings is None else source.recorded_settings.get("window"),
+            "duration": source.recorded_settings.get("window"),
             "num_versions": len(set(source.index["version"].to_pylist())),
             **{
-                name: (source.recorded_settings or {}).get(f"augmentations.{name}")
+                name: source.recorded_settings.get(f"augmentations.{name}")
                 for name in ("num_waveform_augs", "num_spectrogram_augs")
             },
         }
         ours = {
-            "settings": source.recorded_settings or {},
+            "settings": dict(source.recorded_settings),
             "features": None if features is None else asdict(features),
             "statistics": {"mean": source.mean, "std": source.std},
         }
@@ -64,7 +63,7 @@ def unpack_pairs(source: PairSource, output: str | os.PathLike[str]) -> int:
     return len(written)
 
 
-def pack_pairs(source: PairSource, output: str | os.PathLike[str], *, shard_mib: int) -> int:
+def pack_pairs(source: SpectrogramSource, output: str | os.PathLike[str], *, shard_mib: int) -> int:
     """Writes pairs as a packed store, whole or not at all; gives how many. What is damaged is left out and named."""
     most = max(shard_mib * 2**20 // (4 * source.frames * source.mels), 1)
     shards: list[tuple[Shard, Sequence[Entry]]] = []
@@ -92,14 +91,14 @@ def pack_pairs(source: PairSource, output: str | os.PathLike[str], *, shard_mib:
             views=2,
             moments=moments,
             statistics=(source.mean, source.std),
-            settings=source.recorded_settings or {},
+            settings=source.recorded_settings,
             provenance={"source": str(Path(source.path).absolute()), "verb": "convert"},
         )
-        write_failures(aside / "failures.csv", source.failures if isinstance(source, PairFileStore) else ())
+        write_failures(aside / "failures.csv", source.failures)
     return sum(len(entries) for _, entries in shards)
 
 
-def _rows(source: PairSource) -> Iterator[Numbered]:
+def _rows(source: SpectrogramSource) -> Iterator[Numbered]:
     """Rows that can be read, in order, with what the index says of them and both views."""
     entries = _entries(source)
     for start in range(0, len(source), _BATCH):
@@ -114,7 +113,7 @@ def _rows(source: PairSource) -> Iterator[Numbered]:
             yield row, entries[row], pair
 
 
-def _entries(source: PairSource) -> list[Entry]:
+def _entries(source: SpectrogramSource) -> list[Entry]:
     found = []
     for row in source.index.to_pylist():
         told = {name: value for name, value in row.items() if name not in ("shard", "row")}

@@ -31,7 +31,6 @@ __all__ = [
     "METADATA",
     "PART_METADATA",
     "entry_of",
-    "holds_pair_files",
     "metadata_files",
     "read_metadata",
     "resolve_file",
@@ -147,11 +146,6 @@ def metadata_files(path: str | os.PathLike[str]) -> list[Path]:
     if (there / METADATA).is_file():
         return [there / METADATA]
     return [file for part in PART_METADATA if (file := there / part).is_file()]
-
-
-def holds_pair_files(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder, or a metadata file, stands for pairs of views in `.pt` files."""
-    return bool(metadata_files(path))
 
 
 def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:

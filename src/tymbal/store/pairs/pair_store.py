@@ -6,8 +6,10 @@ and named then. Nothing takes its place.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,37 +27,15 @@ from tymbal.progress import tell
 from tymbal.settings import FeatureSettings
 from tymbal.store.base import DamagedRowsError, SpectrogramSource
 from tymbal.store.packed.format import INDEX_SCHEMA
-from tymbal.store.packed.packed_store import PairStore, holds_pairs
-from tymbal.store.pairs.pair_files import holds_pair_files, metadata_files, read_metadata, resolve_file
+from tymbal.store.pairs.pair_files import metadata_files, read_metadata, resolve_file
 from tymbal.store.parallel_copy import BufferPool
 from tymbal.store.pt.pt_file import DAMAGE
 
-__all__ = ["PairFileStore", "PairSource", "find_pairs", "load_pair", "open_pairs"]
+__all__ = ["PairFileStore", "load_pair"]
 
 _ADVICE = "Copy it again from where it came from, or make the pairs again with `tymbal prepare --views`."
 _SAMPLE = 256
 _SPLITS = {"val": "validation"}
-
-
-def open_pairs(path: str | os.PathLike[str]) -> PairSource:
-    """Opens pairs of views of either form.
-
-    Args:
-        path: A packed store, a folder of `.pt` files with metadata, or a metadata file.
-
-    Raises:
-        StoreError: It is something else, or damaged.
-    """
-    if holds_pairs(path):
-        return PairStore.open(path)
-    if holds_pair_files(path):
-        return PairFileStore(path)
-    raise StoreError("holds no pairs of views", path=path, advice="Make them with `tymbal prepare --views N`.")
-
-
-def find_pairs(path: str | os.PathLike[str]) -> bool:
-    """Whether there are pairs of views of either form."""
-    return holds_pairs(path) or holds_pair_files(path)
 
 
 def load_pair(path: Path, shape: tuple[int, int] | None = None) -> Tensor:
@@ -86,6 +66,18 @@ def load_pair(path: Path, shape: tuple[int, int] | None = None) -> Tensor:
     return pair
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What all pairs have in common; mean and deviation are those of some files, if nobody wrote them down."""
+
+    frames: int
+    mels: int
+    features: FeatureSettings | None
+    mean: float = math.nan
+    std: float = math.nan
+    padding: float = LOG_FLOOR
+
+
 class PairFileStore(SpectrogramSource):
     """Pairs of views in a `.pt` file each; `gather` gives float16 [n, 2, frames, mels].
 
@@ -94,9 +86,7 @@ class PairFileStore(SpectrogramSource):
         root: Where files are looked for that are not where their entry says.
 
     Attributes:
-        views: Spectrograms a row.
         files: The file of each row.
-        failures: What was left out.
 
     Raises:
         StoreError: Not one file is there, or the metadata are damaged.
@@ -113,15 +103,15 @@ class PairFileStore(SpectrogramSource):
         roots = [] if root is None else [Path(root)]
         if isinstance(source, str | os.PathLike):
             path = Path(source)
-            lists, self.told = read_metadata(path)
+            lists, self._told = read_metadata(path)
             roots.append(metadata_files(path)[0].parent)
             entries: list[tuple[str | None, Mapping[str, Any]]] = [
                 (_SPLITS.get(name, name), entry) for name, found in lists.items() for entry in found
             ]
         else:
-            path, self.told = Path(root or "."), {}
+            path, self._told = Path(root or "."), {}
             entries = [(None, entry) for entry in source]
-        self.failures: list[Failure] = []
+        self._failures: list[Failure] = []
         self.files: list[Path] = []
         rows: list[dict[str, Any]] = []
         for split, entry in entries:
@@ -133,45 +123,37 @@ class PairFileStore(SpectrogramSource):
             rows.append(_row(entry, split, len(rows)))
         if not self.files:
             moved = "Has the folder moved? Then say where it is: root=FOLDER, or the folder instead of its list."
-            advice = moved if path == Path(root or ".") and not self.told else "Is the folder complete?"
+            advice = moved if path == Path(root or ".") and not self._told else "Is the folder complete?"
             raise StoreError("not one file of views is there", path=path, advice=advice)
         columns = {name: [row[name] for row in rows] for name in INDEX_SCHEMA.names}
-        super().__init__(path, pa.table(columns, schema=INDEX_SCHEMA))
         self._pool = BufferPool()
         self._damaged: set[int] = set()
-        self._shape: tuple[int, int] = self._find_shape(entries)
+        self._shape = self._find_shape(path, entries)
+        facts = _Facts(frames=self._shape[1], mels=self._shape[0], features=_features(self._ours))
+        super().__init__(path, pa.table(columns, schema=INDEX_SCHEMA), facts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), self._arguments)
 
     @property
-    def frames(self) -> int:
-        """Frames of a view."""
-        return self._shape[1]
+    def failures(self) -> Sequence[Failure]:
+        """What was left out up to now."""
+        return self._failures
 
     @property
-    def mels(self) -> int:
-        """Mel bins."""
-        return self._shape[0]
-
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of a row: [2, frames, mels]."""
-        return self.views, self.frames, self.mels
-
-    @cached_property
-    def features(self) -> FeatureSettings | None:
-        """How the views were computed; None where nobody wrote it down."""
-        told = self.told.get("tymbal", {}).get("features")
-        try:
-            return None if told is None else FeatureSettings(**told)
-        except (TypeError, SettingsError):
-            return None
-
-    @property
-    def recorded_settings(self) -> dict[str, Any] | None:
+    def recorded_settings(self) -> Mapping[str, Any]:
         """The settings of the preparation, where they are known."""
-        return self.told.get("tymbal", {}).get("settings") or None
+        return self._ours.get("settings") or {}
+
+    @property
+    def description_files(self) -> Sequence[Path]:
+        """The metadata."""
+        return metadata_files(self.path)
+
+    @property
+    def data_files(self) -> Sequence[Path]:
+        """The file of each row."""
+        return self.files
 
     @property
     def mean(self) -> float:
@@ -182,11 +164,6 @@ class PairFileStore(SpectrogramSource):
     def std(self) -> float:
         """Standard deviation of all values, of some files where nobody wrote it down."""
         return self._statistics[1]
-
-    @property
-    def padding(self) -> float:
-        """Log-mel value of silence."""
-        return LOG_FLOOR
 
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
         """Reads pairs.
@@ -231,10 +208,10 @@ class PairFileStore(SpectrogramSource):
         """Does nothing: files are read when they are wanted."""
 
     def _leave_out(self, file: Path, reason: str) -> None:
-        self.failures.append(Failure(str(file), reason, _ADVICE))
+        self._failures.append(Failure(str(file), reason, _ADVICE))
         tell(f"{file} is left out: {reason}", warning=True)
 
-    def _find_shape(self, entries: Iterable[tuple[str | None, Mapping[str, Any]]]) -> tuple[int, int]:
+    def _find_shape(self, path: Path, entries: Iterable[tuple[str | None, Mapping[str, Any]]]) -> tuple[int, int]:
         """Mel bins and frames: as the metadata say, else of the first file that can be read."""
         for _, entry in entries:
             if len(entry.get("shape", ())) >= 2:
@@ -244,11 +221,17 @@ class PairFileStore(SpectrogramSource):
                 return tuple(load_pair(file).shape[1:])  # type: ignore[return-value]
             except StoreError:
                 continue
-        raise StoreError("not one file of views can be read", path=self.path)
+        raise StoreError("not one file of views can be read", path=path)
+
+    @property
+    def _ours(self) -> Mapping[str, Any]:
+        """What Tymbal wrote beside the layout's own keys."""
+        found: Mapping[str, Any] = self._told.get("tymbal", {})
+        return found
 
     @cached_property
     def _statistics(self) -> tuple[float, float]:
-        told = self.told.get("tymbal", {}).get("statistics")
+        told = self._ours.get("statistics")
         if told is not None:
             return float(told["mean"]), float(told["std"])
         moments = Moments()
@@ -259,7 +242,13 @@ class PairFileStore(SpectrogramSource):
         return moments.mean, moments.std
 
 
-PairSource = PairStore | PairFileStore
+def _features(ours: Mapping[str, Any]) -> FeatureSettings | None:
+    """How the views were computed; None where nobody wrote it down."""
+    told = ours.get("features")
+    try:
+        return None if told is None else FeatureSettings(**told)
+    except (TypeError, SettingsError):
+        return None
 
 
 def _row(entry: Mapping[str, Any], split: str | None, number: int) -> dict[str, Any]:

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tymbal.audio.manifest import SPLITS, Clip
-from tymbal.audio.sources import sound_files
 from tymbal.audio.split import assign_splits
 from tymbal.audio.tables import Row, Table, names_of, number, read_label_names, read_table, text
 from tymbal.errors import ManifestError, SettingsError, StoreError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, ScanSettings
 
-__all__ = ["HEADER", "UNSPLIT", "Header", "PtFile", "PtListing", "holds_pt", "list_pt", "stem_of"]
+__all__ = ["HEADER", "UNSPLIT", "Header", "PtFile", "PtListing", "files_beside", "list_pt", "pt_files", "stem_of"]
 
 HEADER = "tymbal"
 """The key beside `data` under which a list carries what SSAST does not know."""
@@ -166,20 +165,24 @@ def list_pt(
     return PtListing(path, tuple(files), header, names)
 
 
-def holds_pt(source: str | os.PathLike[str]) -> bool:
-    """Whether a folder or a list is one of `.pt` files rather than of sound files.
+def files_beside(table: Table) -> Path | None:
+    """The folder beside a list in which any of its `.pt` files is found; None where there is none."""
+    return _first_with_any(_candidates(table.path), table)
 
-    A folder that holds both is one of sound; a list is one of `.pt` files where they lie at one of their places.
-    """
-    path = Path(source)
-    if not path.is_dir():
-        return path.is_file() and _find_folder(read_table(path)) is not None
-    if next(_walk(path), None) is None:
-        return False
-    sounds, _ = sound_files(path)
-    if sounds:
-        tell(f"{path} holds sound files and .pt files: the sound is used", warning=True)
-    return not sounds
+
+def pt_files(folder: Path) -> Iterator[str]:
+    """All `.pt` files below a folder but those that are hidden."""
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if name.endswith(_ENDING) and not name.startswith("."):
+                yield os.path.join(place, name)  # noqa: PTH118 - a hundred thousand of them
 
 
 def stem_of(name: str) -> str:
@@ -201,7 +204,7 @@ def _parts(
     found: list[tuple[str | None, Path]] = [(split, file) for split, file in lists if file.is_file()]
     if (path / UNSPLIT).is_file():
         found.append((None, path / UNSPLIT))
-    found = [(split, file) for split, file in found if _find_folder(read_table(file)) is not None]
+    found = [(split, file) for split, file in found if files_beside(read_table(file)) is not None]
     return found or [(None, path)]
 
 
@@ -252,7 +255,7 @@ def _folder(path: Path, split: str | None) -> list[PtFile]:
     if not path.is_dir():
         raise StoreError("there is no such folder", path=path, advice="Check the path.")
     path = path.absolute()
-    places = sorted(Path(file).relative_to(path) for file in _walk(path))
+    places = sorted(Path(file).relative_to(path) for file in pt_files(path))
     if not places:
         raise StoreError("there is no .pt file in this folder", path=path, advice="Check the path.")
     splits = [SPLITS.get(place.parts[0].lower()) if len(place.parts) > 1 else None for place in places]
@@ -271,21 +274,6 @@ def _folder(path: Path, split: str | None) -> list[PtFile]:
     ]
 
 
-def _walk(folder: Path) -> Iterator[str]:
-    """All `.pt` files below a folder but those that are hidden."""
-    seen = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if name.endswith(_ENDING) and not name.startswith("."):
-                yield os.path.join(place, name)  # noqa: PTH118 - a hundred thousand of them
-
-
 def _data_folder(table: Table, own: str | os.PathLike[str] | None, other: str | os.PathLike[str] | None) -> Path:
     """Where the files of a list lie: its own folder or another list's, if given, else one beside the list."""
     folders = [Path(folder) for folder in (own, other) if folder is not None]
@@ -295,18 +283,13 @@ def _data_folder(table: Table, own: str | os.PathLike[str] | None, other: str | 
     found = _first_with_any(folders, table)
     if found is None and own is not None:
         return folders[0]  # every file will be named as missing there
-    found = found or _find_folder(table) or next(iter(folders), None)
+    found = found or files_beside(table) or next(iter(folders), None)
     if found is None:
         places = ", ".join(str(folder) for folder in _candidates(table.path))
         raise StoreError(
             "none of the list's .pt files lies beside it", path=table.path, advice=f"Give data_dir. Looked in {places}."
         )
     return found
-
-
-def _find_folder(table: Table) -> Path | None:
-    """The folder beside a list in which its files are found."""
-    return _first_with_any(_candidates(table.path), table)
 
 
 def _candidates(path: Path) -> list[Path]:

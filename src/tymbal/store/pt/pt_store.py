@@ -85,7 +85,7 @@ class PtStore(SpectrogramSource):
     """
 
     def __init__(self, content: Content) -> None:
-        super().__init__(content.path, content.index, label_names=content.label_names)
+        super().__init__(content.path, content.index, content, label_names=content.label_names)
         self._content = content
         self._pool = BufferPool()
         self._named: set[int] = set()
@@ -93,36 +93,6 @@ class PtStore(SpectrogramSource):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self._content,))
-
-    @property
-    def frames(self) -> int:
-        """Frames of a spectrogram, padding included."""
-        return self._content.frames
-
-    @property
-    def mels(self) -> int:
-        """Mel bins."""
-        return self._content.mels
-
-    @property
-    def features(self) -> FeatureSettings | None:
-        """How the spectrograms were computed; None where nobody wrote it down."""
-        return self._content.features
-
-    @property
-    def mean(self) -> float:
-        """Mean of all log-mel values of real frames, or what was given for it."""
-        return self._content.mean
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of all log-mel values of real frames, or what was given for it."""
-        return self._content.std
-
-    @property
-    def padding(self) -> float:
-        """Log-mel value behind the end of a short spectrogram."""
-        return self._content.padding
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -133,6 +103,11 @@ class PtStore(SpectrogramSource):
     def rounds(self) -> bool:
         """Whether some files are known to hold numbers of more than 16 bits, which `gather` rounds."""
         return any(place.dtype not in ("", "<f2") for place in self._content.places)
+
+    @property
+    def data_files(self) -> Sequence[Path]:
+        """The `.pt` file of each row."""
+        return [Path(path) for path in self._content.paths]
 
     @property
     def paths(self) -> Sequence[str]:

@@ -1,0 +1,478 @@
+"""One door to data: what lies at a path is decided here, once, and nowhere else.
+
+    data = open_data("recordings", settings)
+    data.has_sound                            True: it is a folder of sound files
+    data.spectrograms(run, features)          prepared into run/store, and opened
+
+A verb asks a `DataSource` what it holds and has it opened. What comes out is a store (`tymbal.store.base`), whose
+properties tell the rest: labels, splits, views, waveforms, statistics.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, NoReturn, TypeVar
+
+import numpy.typing as npt
+
+from tymbal import config
+from tymbal.audio.failures import write_failures
+from tymbal.audio.manifest import Manifest
+from tymbal.audio.sources import AUDIO_SUFFIXES, read_source, sound_files
+from tymbal.audio.tables import read_table
+from tymbal.compute.processes import on_rank_zero, processes
+from tymbal.errors import SettingsError, StoreError
+from tymbal.progress import tell
+from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, SoundSettings, TrainingSettings
+from tymbal.settings.fields import nature
+from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import StoreDataset
+from tymbal.store.packed.format import DESCRIPTION, SPECTROGRAMS, Description
+from tymbal.store.packed.packed_store import FOR_CONTRASTIVE, open_store
+from tymbal.store.pairs.pair_files import GENERATED, metadata_files, read_metadata
+from tymbal.store.pairs.pair_store import PairFileStore
+from tymbal.store.pt.pt_folder import open_with
+from tymbal.store.pt.pt_list import files_beside, pt_files
+from tymbal.store.pt.pt_store import PtStore
+
+__all__ = ["FAILURES", "RECORD", "DataSource", "dataset_of", "open_data", "subsample"]
+
+Chosen = TypeVar("Chosen", bound=PtSettings)
+
+FAILURES = "failures.csv"
+"""What was left out of a store or a run."""
+
+RECORD = "spectrograms.parquet"
+"""What a run knows of its `.pt` files."""
+
+_HEAD = 1 << 16
+_LISTS_PAIRS = re.compile(rb'"(train|val|validation|test)"\s*:\s*\[|"file"\s*:\s*"[^"]*\.pt"')
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What can lie at a path.
+
+    Attributes:
+        what: In words.
+        packed: In the shards of a packed store.
+        spectrograms: Single spectrograms, a row each.
+        views: Pairs of views, a row each.
+        waveforms: Waveforms of equal length, a row each.
+        sound: Sound files, which are prepared before they have rows.
+    """
+
+    what: str
+    packed: bool = False
+    spectrograms: bool = False
+    views: bool = False
+    waveforms: bool = False
+    sound: bool = False
+
+
+_NOTHING = _Kind("nothing")
+_PT = _Kind("spectrograms in .pt files", spectrograms=True)
+_PAIR_FILES = _Kind("pairs of views in .pt files", views=True)
+
+
+def open_data(path: str | os.PathLike[str], settings: Chosen) -> DataSource[Chosen]:
+    """Opens the door to data.
+
+    Nothing is looked at before the first question; then one line on stderr says what it is. So a run that is finished
+    does not need its data any more.
+
+    Args:
+        path: A packed store of spectrograms, pairs of views or waveforms; a folder or a list of `.pt` spectrograms; a
+            folder of `.pt` pairs or its metadata; or sound: a folder, a list or manifest, one file.
+        settings: How `.pt` files are found and read, and how sound is prepared.
+    """
+    return DataSource(path, settings)
+
+
+class DataSource(Generic[Chosen]):
+    """What lies at a path, and the way to its rows.
+
+    Attributes:
+        path: The path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], settings: Chosen) -> None:
+        self.path = Path(path)
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"DataSource({str(self.path)!r}: {self._kind.what})"
+
+    @cached_property
+    def _kind(self) -> _Kind:
+        kind = _recognise(self.path, self._settings)
+        if kind is not _NOTHING:
+            tell(f"{self.path}: {kind.what}")
+        return kind
+
+    @property
+    def what(self) -> str:
+        """What it is, in words."""
+        return self._kind.what
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is anything at the path."""
+        return self._kind is not _NOTHING
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether its rows lie in the shards of a packed store, which does not change."""
+        return self._kind.packed
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it can be opened as it is: spectrograms, views or waveforms by row number."""
+        return self._kind.spectrograms or self._kind.views or self._kind.waveforms
+
+    @property
+    def has_spectrograms(self) -> bool:
+        """Whether it holds single spectrograms."""
+        return self._kind.spectrograms
+
+    @property
+    def has_views(self) -> bool:
+        """Whether it holds pairs of views."""
+        return self._kind.views
+
+    @property
+    def has_waveforms(self) -> bool:
+        """Whether it holds waveforms of equal length, to make fresh views of."""
+        return self._kind.waveforms
+
+    @property
+    def has_sound(self) -> bool:
+        """Whether it is sound files, which are prepared before they have rows."""
+        return self._kind.sound
+
+    @cached_property
+    def settings(self) -> Chosen:
+        """The settings, without those of a recipe that are for sound where it is not sound: its clips are made.
+
+        Raises:
+            SettingsError: The user gave such settings, and not a recipe.
+        """
+        settings = self._settings
+        names = [each.name for each in fields(settings) if nature(settings, each.name).only_for == ("sound",)]
+        wanted = [name for name in names if getattr(settings, name) is not None]
+        if not wanted or not self.exists or self.has_sound:
+            return settings
+        by_recipe = _recipe(settings)
+        given = [name for name in wanted if getattr(settings, name) != by_recipe.get(name)]
+        if given:
+            raise SettingsError(
+                f"{given[0]} is for sound: {self.path} holds spectrograms, whose clips are made",
+                advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
+            )
+        without: dict[str, Any] = dict.fromkeys(names)
+        return replace(settings, **without)
+
+    def store(self) -> SpectrogramSource:
+        """Opens the rows as they are: spectrograms, pairs of views or waveforms.
+
+        Raises:
+            StoreError: There is nothing, it has no rows yet, or it is damaged.
+        """
+        if not self.exists:
+            self._refuse_nothing()
+        if self._kind.packed:
+            return open_store(self.path)
+        if self._kind.views:
+            return PairFileStore(self.path)
+        if self._kind.spectrograms:
+            return open_with(self.path, self._settings)
+        raise StoreError(
+            f"is {self.what}, no store", path=self.path, advice=f"Prepare it: tymbal prepare {self.path} -o STORE"
+        )
+
+    def single_spectrograms(self) -> SpectrogramSource:
+        """Opens single spectrograms.
+
+        Raises:
+            StoreError: There is nothing, it holds something else, or it is damaged.
+        """
+        if self._kind.views or self._kind.waveforms:
+            what = "waveforms" if self._kind.waveforms else "pairs of augmented views"
+            raise StoreError(f"holds {what}", path=self.path, advice=FOR_CONTRASTIVE)
+        return self.store()
+
+    def spectrograms(self, run: Path, features: FeatureSettings) -> SpectrogramSource:
+        """Opens spectrograms; sound is prepared into `run/store` first.
+
+        What was left out is also named in `run/failures.csv`. Of `.pt` files the run keeps a record, by which it goes
+        on with the clips that it was begun with.
+
+        Args:
+            run: The run folder, or any other folder that the opened store may need as long as it is used.
+            features: How spectrograms of sound are made.
+
+        Raises:
+            StoreError: There is nothing; it holds views or waveforms; or it is sound, and several processes train.
+            SettingsError: Settings for another kind of data are given.
+        """
+        if not self.exists:
+            self._refuse_nothing()
+        if self._kind.packed:
+            self._refuse_useless("store", "a store, which has all of this in it")
+            self._refuse_padding()
+            if (self.path / FAILURES).is_file():
+                shutil.copyfile(self.path / FAILURES, run / FAILURES)
+            return self.single_spectrograms()
+        if self._kind.views:
+            return self.single_spectrograms()
+        if self._kind.spectrograms:
+            return on_rank_zero(lambda: self._pt(run))
+        self._refuse_useless("sound", "not of .pt files")
+        self._refuse_padding()
+        self._refuse_processes()
+        store = _prepared(self.path, run, features, self._settings)
+        shutil.copyfile(store / FAILURES, run / FAILURES)
+        return open_store(store)
+
+    def view_pairs(self, run: Path) -> SpectrogramSource:
+        """Opens what contrastive pretraining learns from: pairs of views, or waveforms to make fresh ones of.
+
+        Of sound the generated views are taken, if they are in their usual place; else waveforms are prepared into
+        `run/store`. What was left out is named in `run/failures.csv`.
+
+        Args:
+            run: The run folder.
+
+        Raises:
+            StoreError: There is nothing, or something else; or it is sound, and several processes train.
+        """
+        settings = self._settings
+        if not isinstance(settings, PretrainSettings):
+            raise TypeError("view_pairs takes the settings of a pretraining")
+        if not self.exists:
+            self._refuse_nothing()
+        source = self if settings.views == "fresh" else self._generated() or self
+        if source.has_views and settings.views != "fresh":
+            pairs = source.store()
+            if pairs.failures:
+                write_failures(run / FAILURES, pairs.failures)
+            return pairs
+        usable = source.has_waveforms or source.has_sound
+        if not usable or settings.views == "generated":
+            raise _no_views(source.path, generated=source.has_views)
+        if source.has_waveforms:
+            return source.store()
+        self._refuse_processes(" --views 1 --write waveforms")
+        return _prepared_waveforms(self.path, run, settings)
+
+    def _generated(self) -> DataSource[Chosen] | None:
+        """Pairs in the usual place, if they were made of this sound."""
+        place = DataSource(GENERATED, self._settings)
+        if not self.has_sound or not (place.path.exists() and place.has_views):
+            return None
+        if place.is_packed:
+            origin = Description.read(place.path).provenance.get("source")
+        else:
+            origin = read_metadata(place.path)[1].get("tymbal", {}).get("source")
+        if origin is None or Path(origin) != self.path.absolute():
+            return None
+        tell(f"Its generated views are taken: {place.path}")
+        return place
+
+    def _pt(self, run: Path) -> PtStore:
+        """Opens `.pt` files; a run that has a checkpoint goes on with the clips that it was begun with."""
+        begun = any((run / "checkpoints").glob("checkpoint-*"))
+        return open_with(self.path, self._settings, failures_to=run / FAILURES, record=run / RECORD, settled=begun)
+
+    def _refuse_nothing(self) -> NoReturn:
+        raise StoreError("there is no such store, folder of sound or manifest", path=self.path)
+
+    def _refuse_processes(self, more: str = "") -> None:
+        if processes() > 1:
+            train = "" if more else " Then train from STORE."
+            raise StoreError(
+                "this is not a store, and several processes cannot prepare one together",
+                path=self.path,
+                advice=f"Prepare it once: tymbal prepare {self.path} -o STORE{more or '.'}{train}",
+            )
+
+    def _refuse_useless(self, kind: str, what: str) -> None:
+        """Refuses settings that are for other kinds of data, and would have no effect."""
+        natures = {each.name: nature(PtSettings, each.name).only_for for each in fields(PtSettings)}
+        self._refuse([name for name, kinds in natures.items() if kinds and kind not in kinds], what)
+
+    def _refuse(self, names: Sequence[str], what: str) -> None:
+        plain = PtSettings()
+        given = [name for name in names if getattr(self._settings, name) != getattr(plain, name)]
+        if given:
+            raise SettingsError(
+                f"{given[0]} is for other data: {self.path} is {what}",
+                advice=f"Leave out {' and '.join(given)}, or give the list or folder that belongs to it.",
+            )
+
+    def _refuse_padding(self) -> None:
+        """Refuses a choice of padding where nothing is trained, and a model has settled it."""
+        if not isinstance(self._settings, TrainingSettings):
+            self._refuse(["padding"], "not of .pt files")
+
+
+def _recognise(path: Path, settings: PtSettings) -> _Kind:
+    """What lies at a path.
+
+    Raises:
+        StoreError: The description of a store is damaged.
+        ManifestError: A list cannot be read.
+    """
+    if not path.exists():
+        return _NOTHING
+    if (path / DESCRIPTION).is_file():
+        return _packed_kind(Description.read(path))
+    if any(_lists_pairs(file) for file in metadata_files(path)):
+        return _PAIR_FILES
+    if settings.data_dir is not None or _is_pt(path):
+        return _PT
+    if path.is_dir():
+        return _Kind("a folder of sound files", sound=True)
+    return _Kind("a sound file" if _is_sound_file(path) else "a list of sound files", sound=True)
+
+
+def _packed_kind(description: Description) -> _Kind:
+    if description.kind != SPECTROGRAMS:
+        return _Kind("a store of waveforms", packed=True, waveforms=True)
+    if description.views > 1:
+        return _Kind("a store of pairs of views", packed=True, views=True)
+    return _Kind("a store of spectrograms", packed=True, spectrograms=True)
+
+
+def _is_pt(path: Path) -> bool:
+    """Whether a folder or a list is one of `.pt` files rather than of sound files.
+
+    A folder that holds both is one of sound; a list is one of `.pt` files where they lie at one of their places.
+    """
+    if not path.is_dir():
+        return not _is_sound_file(path) and files_beside(read_table(path)) is not None
+    if next(pt_files(path), None) is None:
+        return False
+    sounds, _ = sound_files(path)
+    if sounds:
+        tell(f"{path} holds sound files and .pt files: the sound is used", warning=True)
+    return not sounds
+
+
+def _is_sound_file(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES
+
+
+def _lists_pairs(file: Path) -> bool:
+    """Whether metadata are those of pairs of views; of those that are damaged that is said when they are opened."""
+    with file.open("rb") as opened:
+        if _LISTS_PAIRS.search(opened.read(_HEAD)):
+            return True
+    try:
+        json.loads(file.read_bytes())
+    except ValueError:
+        return True
+    return False
+
+
+def _no_views(path: Path, *, generated: bool) -> StoreError:
+    what = "has generated views, not waveforms to make fresh ones of" if generated else "holds no pairs of views"
+    fresh = " --write waveforms" if generated else ""
+    return StoreError(
+        f"{what}, which the contrastive objective learns from",
+        path=path,
+        advice=f"Make them from sound: tymbal prepare SOUND -o STORE --views 5{fresh}",
+    )
+
+
+def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSettings) -> Path:
+    """Prepares sound into the run folder; gives the store."""
+    from tymbal.prepare import prepare
+
+    keywords = config.to_keywords(features)
+    if settings.mel_bins is not None:
+        keywords["mel_bins"] = settings.mel_bins
+    cut = settings.frames is None
+    if isinstance(settings, SoundSettings):
+        if settings.sample_rate is not None:
+            keywords["sample_rate"] = settings.sample_rate
+        keywords |= {"window": settings.window, "group_pattern": settings.group_pattern}
+        # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
+        cut = cut or settings.window is not None or "window" in _recipe(settings)
+    every = settings.every if isinstance(settings, TrainingSettings) else 1
+    if every > 1:
+        tell(f"Of every class and split one clip in {every} is prepared")
+    sound: Path | Manifest = path
+    if settings.data_val is not None:
+        sound = _with_validation(path, Path(settings.data_val))
+    prepared = prepare(
+        sound,
+        run / "store",
+        label_csv=settings.label_csv,
+        validation=settings.validation,
+        frames=settings.frames,
+        longer="windows" if cut else "crop-start",
+        every=every,
+        **keywords,
+    )
+    if prepared.failures:
+        count = len(prepared.failures)
+        tell(f"{count:,} files or parts of files were left out: {run / FAILURES} says why", warning=True)
+    return run / "store"
+
+
+def _prepared_waveforms(path: Path, run: Path, settings: PretrainSettings) -> SpectrogramSource:
+    """Prepares waveforms of sound into the run folder; opens them."""
+    from tymbal.prepare import prepare
+
+    prepare(path, run / "store", views=1, write="waveforms", augmentations=settings.augmentations, every=settings.every)
+    shutil.copyfile(run / "store" / FAILURES, run / FAILURES)
+    return open_store(run / "store")
+
+
+def _with_validation(train: Path, validation: Path) -> Manifest:
+    """One manifest of two lists of sound files."""
+    clips = [
+        replace(clip, split=split, id=f"{split}/{clip.id}")
+        for split, part in (("train", train), ("validation", validation))
+        for clip in read_source(part).clips
+    ]
+    return Manifest(tuple(clips), train.absolute().parent)
+
+
+def _recipe(settings: PtSettings) -> dict[str, Any]:
+    """Defaults of the recipe that the settings have chosen, if any."""
+    chosen = [each for each in getattr(type(settings), "recipes", ()) if getattr(settings, each.setting) == each.value]
+    return {name: value for recipe in chosen for name, value in recipe.defaults.items()}
+
+
+def subsample(store: SpectrogramSource, run: Path, settings: TrainingSettings) -> int:
+    """One clip in how many is still to be taken: what was prepared into the run was thinned on the way."""
+    return 1 if store.path.absolute() == (run / "store").absolute() else settings.every
+
+
+def dataset_of(store: SpectrogramSource, rows: npt.ArrayLike, settings: PretrainSettings) -> StoreDataset:
+    """Batches of some rows: read, or of waveforms made into fresh views on the device that trains.
+
+    Raises:
+        StoreError: Waveforms do not say how their spectrograms are computed.
+    """
+    if store.samples is None:
+        return StoreDataset(store, rows)
+    from tymbal.compute.device import choose_device
+    from tymbal.views.augmentation_config import read_augmentation
+    from tymbal.views.make import FreshViewDataset, ViewMaker
+
+    device = choose_device(settings.device)[0]
+    features = store.features
+    if features is None:
+        raise StoreError("does not say how spectrograms are computed", path=store.path, advice="Prepare it again.")
+    maker = ViewMaker(read_augmentation(settings.augmentations), features, store.samples, device=device)
+    return FreshViewDataset(store, rows, maker, seed=settings.seed, device=device)
