@@ -4,7 +4,7 @@
 #   make demo DATA=folder   the same on your own sound (SHORT=1: in about a minute, to see that it works)
 #   make test               all tests (ARGS="tests/audio -k decode" for some)
 #   make test-slow          the long trials
-#   make lint types         ruff and mypy
+#   make lint types         ruff, the order of imports, and mypy
 #   make bench-loading      one benchmark of benchmarks/ (ARGS="--help" for what it takes)
 #
 # On Windows there is no make: see "Without make" in README.md.
@@ -34,6 +34,7 @@ test-slow: $(VENV)/.installed-dev
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy

@@ -22,6 +22,7 @@ __all__ = ["PARTIAL", "locked", "replace_file", "replace_folder", "sync_folder",
 PARTIAL = ".partial"
 
 _MANY = 1000
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -107,36 +108,28 @@ def _sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: TymbalError, *, part: str | None = None) -> Iterator[None]:
-    """Holds the file `lock` in a folder.
+    """Holds the file `lock` in a folder; the system lets go of it when the process ends, however it ends.
 
     Args:
         folder: The folder; it is made where it is not there.
         busy: What is raised where another process holds the lock.
         part: The part of the work that is done, of which several are done at once, each with a lock of its own.
     """
+    from filelock import FileLock, Timeout
+
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(
-        folder / ("lock" if part is None else f"lock-{part.replace('/', '-')}"), os.O_RDWR | os.O_CREAT, 0o644
-    )
+    name = "lock" if part is None else f"lock-{part.replace('/', '-')}"
+    # A soft lock would outlive a process that is killed.
+    lock = FileLock(folder / name, blocking=False, fallback_to_soft=False)
     try:
-        if not _lock(handle):
-            raise busy
-        yield
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire()
+    except Timeout:
+        raise busy from None
     except OSError as error:
         # Some cluster file systems have no locks: then two at once are the user's to avoid.
-        return error.errno not in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
-    return True
+        if error.errno not in _NO_LOCKS:
+            raise
+    try:
+        yield
+    finally:
+        lock.release()

@@ -7,10 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
-from tymbal.errors import StoreError
-from tymbal.files import locked
 from tymbal.preparation.task_pool import TaskPool
 
 
@@ -54,11 +50,3 @@ def _alive(pid: int) -> bool:
         return False
     stat = Path(f"/proc/{pid}/stat")
     return not stat.exists() or stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
-
-
-def test_lock__is_for_one(tmp_path: Path) -> None:
-    folder, busy = tmp_path / "work", StoreError("another process")
-    with locked(folder, busy), pytest.raises(StoreError, match="another process"), locked(folder, busy):
-        pass
-    with locked(folder, busy):
-        pass

@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import tymbal
 from tymbal.audio.tables import table_classes
 from tymbal.compat.flags import Flags, parse
 from tymbal.compat.outputs import Outputs, d_prime, finetuning_row, save_model_as, write_rows
@@ -25,7 +24,9 @@ from tymbal.data import open_data
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.scoring import figures_of
 from tymbal.files import write_json
-from tymbal.models.folder import open_checkpoint
+from tymbal.finetune import finetune
+from tymbal.models.folder import load_model, open_checkpoint
+from tymbal.pretrain import pretrain
 from tymbal.progress import tell
 from tymbal.settings import SIZES, PtSettings
 from tymbal.training.callbacks import Evaluation
@@ -81,7 +82,7 @@ def _pretrain(flags: Flags, call: Call) -> RunResult:
     row = pretraining_row(flags.task.removeprefix("pretrain_"))
     outputs = Outputs(call.output, row=row, number=number, keep=flags.save_model)
     write_arguments(flags, call)
-    result = tymbal.pretrain(call.source, call.output, on_evaluation=outputs.note, **call.settings)
+    result = pretrain(call.source, call.output, on_evaluation=outputs.note, **call.settings)
     on_rank_zero(lambda: finish(outputs, result))
     return result
 
@@ -96,7 +97,7 @@ def finish(outputs: Outputs, result: RunResult) -> None:
     """Writes what a kill may have left unwritten: the best model and the table, from the finished run."""
     from tymbal.compat.outputs import BEST, save_model_as
 
-    loaded = tymbal.load_model(result.model)
+    loaded = load_model(result.model)
     save_model_as(result.run / BEST, loaded.module, loaded.objective_state)
     outputs.write_table(read_metrics(result.run / "metrics.jsonl"))
 
@@ -117,7 +118,7 @@ def finetune_as_there(flags: Flags, call: Call) -> RunResult:
     row = finetuning_row(flags.metrics)
     outputs = Outputs(call.output, row=row, number=_epoch, keep=flags.save_model)
     write_arguments(flags, call)
-    result = tymbal.finetune(call.source, call.output, on_evaluation=outputs.note, **call.settings)
+    result = finetune(call.source, call.output, on_evaluation=outputs.note, **call.settings)
     on_rank_zero(lambda: finish(outputs, result))
     if flags.wa:
         on_rank_zero(lambda: _write_average(result, metrics=flags.metrics))
@@ -171,7 +172,7 @@ def _write_average(result: RunResult, *, metrics: str) -> None:
     if not folder.is_dir():
         tell("--wa True: no epoch from --wa_start to --wa_end was evaluated, so nothing is averaged", warning=True)
         return
-    loaded = tymbal.load_model(folder)
+    loaded = load_model(folder)
     save_model_as(result.run / "models" / "audio_model_wa.pth", loaded.module, loaded.objective_state)
     figures = loaded.description.provenance["metrics"]
     names = ("mAP" if metrics == "mAP" else "top1", "auc", "middle_precision", "middle_recall")
@@ -181,7 +182,7 @@ def _write_average(result: RunResult, *, metrics: str) -> None:
 
 def _test(flags: Flags, result: RunResult) -> None:
     """Writes `eval_result.csv`: accuracy and area under the curve, of validation and of test clips, a line each."""
-    description = tymbal.load_model(result.model).description
+    description = load_model(result.model).description
     settings = PtSettings(
         data_dir=flags.data_eval_dir or flags.data_val_dir or flags.data_dir,
         label_csv=flags.label_csv,
