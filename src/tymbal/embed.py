@@ -16,15 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
-from tymbal.audio.failures import Failure, write_failures
-from tymbal.errors import AudioError
-from tymbal.progress import Progress, counted, tell
+from tymbal.audio.failures import Failure
+from tymbal.progress import counted
 from tymbal.settings import EmbedSettings
 
 if TYPE_CHECKING:
-    from tymbal.inference.embedding_input import EmbeddingInput
-    from tymbal.inference.embeddings import EmbeddingFormat
-    from tymbal.inference.frontend import Embedder
+    from tymbal.inference.spool import Spool
 
 __all__ = ["EmbedResult", "embed"]
 
@@ -51,11 +48,10 @@ class EmbedResult:
 
     def summary(self) -> str:
         """What was done and where it is, in a few lines."""
-        lines = [f"{counted(self.rows, 'embedding')} of {self.dimensions:,} numbers"]
-        if self.failures:
-            count = f"{counted(len(self.failures), 'file')} could not be read, or not to their end"
-            lines.append(f"{count}: {self.failures_file}")
-        return "\n".join([*lines, *(f"written: {path}" for path in self.written)])
+        from tymbal.inference.streaming import closing_lines
+
+        first = f"{counted(self.rows, 'embedding')} of {self.dimensions:,} numbers"
+        return "\n".join([first, *closing_lines(self.failures, self.failures_file, self.written)])
 
 
 def embed(
@@ -84,80 +80,50 @@ def embed(
         StoreError: The store cannot be read.
         SettingsError: The settings do not fit the model or the source, or an unfinished run was begun with others.
     """
-    from tymbal.compute.device import choose_device, choose_precision
-    from tymbal.inference.embedding_input import material
-    from tymbal.inference.embeddings import embedding_format
-    from tymbal.inference.frontend import Embedder
-    from tymbal.models.folder import load_model
+    from tymbal.inference.embedding_input import open_input
+    from tymbal.inference.embeddings import embedding_format, open_embeddings, rows_path
+    from tymbal.inference.frontend import ready_model
+    from tymbal.inference.streaming import Job, run_job
 
     chosen = configuration.resolve(EmbedSettings, settings, config=config)
     output = Path(output)
     kind = embedding_format(output, chosen.format)
-    device, _ = choose_device(chosen.device)
-    dtype, _ = choose_precision(chosen.precision, device)
-    embedder = Embedder(
-        load_model(model),
-        pooling=chosen.pooling,
-        layer=chosen.layer,
-        skip_padding=chosen.skip_padding,
-        device=device,
-        dtype=dtype,
-    )
-    found = material(sources, embedder, chosen, path=str(model))
+    ready = ready_model(model, chosen)
+    embedder = ready.embedder(pooling=chosen.pooling, layer=chosen.layer, skip_padding=chosen.skip_padding)
+    source = open_input(sources, embedder, chosen, path=str(model))
     record = {
         "verb": "embed",
         **configuration.deciding(chosen),
         **embedder.record(),
-        "precision": str(dtype),
-        "source": found.source,
+        "precision": str(ready.dtype),
+        "source": source.source,
     }
-    return _run(found, output, kind, record, embedder=embedder, batch_size=chosen.batch_size)
 
+    def write(spool: Spool) -> int:
+        count = 0
+        with open_embeddings(output, kind, source.schema, record) as add:
+            for rows in source.tables(spool):
+                add(rows)
+                count += rows.num_rows
+        return count
 
-def _run(
-    found: EmbeddingInput,
-    output: Path,
-    kind: EmbeddingFormat,
-    record: dict[str, Any],
-    *,
-    embedder: Embedder,
-    batch_size: int,
-) -> EmbedResult:
-    """Computes what is not there yet, and writes the table."""
-    from tymbal.inference.embeddings import open_embeddings, rows_path
-    from tymbal.inference.spool import Spool, writing
-
-    count = 0
-    with writing(output), Spool(output, schema=found.spooled, record=record) as spool:
-        done = spool.done(found.pieces)
-        if done:
-            tell(f"Continuing: {len(done):,} of {len(found.pieces):,} {found.unit} are done")
-        left = [piece for piece in found.pieces if piece.path not in done]
-        with Progress(len(found.pieces), "Embedding", unit=found.unit, done=len(done)) as progress:
-            found.compute(left, spool, batch_size=batch_size, progress=progress)
-        outcomes = spool.outcomes(found.pieces)
-        failures = (*found.closed, *(outcome.failure for outcome in outcomes if outcome.failure is not None))
-        if any(outcome.windows for outcome in outcomes):
-            with open_embeddings(output, kind, found.schema, record) as write:
-                for rows in found.tables(spool):
-                    write(rows)
-                    count += rows.num_rows
-    spool.remove()
-    if not count:
-        first = failures[0]
-        raise AudioError(
-            f"none of {len(found.pieces):,} recordings could be read; the first: {first.file}: {first.reason}",
-            advice=first.advice,
-        )
-    listed = output.with_name("failures.csv")
-    if failures or listed.exists():
-        with writing(listed):
-            write_failures(listed, failures)
+    job = Job(
+        title="Embedding",
+        items=source.items,
+        plural=source.plural,
+        unit=source.unit,
+        schema=source.spooled,
+        record=record,
+        compute=source.compute,
+        failures=source.failures,
+        write=write,
+    )
+    finished = run_job(job, output, failures_file=output.with_name("failures.csv"))
     return EmbedResult(
         output=output,
         written=(output, rows_path(output)) if kind == "npy" else (output,),
-        rows=count,
+        rows=finished.written,
         dimensions=embedder.dimensions,
-        failures=failures,
-        failures_file=listed if failures else None,
+        failures=finished.failures,
+        failures_file=finished.failures_file,
     )

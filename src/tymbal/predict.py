@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
-from tymbal.audio.failures import Failure, write_failures
-from tymbal.errors import AudioError
-from tymbal.progress import Progress, counted, duration, tell
+from tymbal.audio.failures import Failure
+from tymbal.progress import Progress, counted, duration
 from tymbal.settings import PredictSettings
 
 if TYPE_CHECKING:
+    from tymbal.inference.spool import Spool
     from tymbal.inference.streaming import Rows, Window
 
 __all__ = ["PredictResult", "predict"]
@@ -55,14 +55,11 @@ class PredictResult:
 
     def summary(self) -> str:
         """What was done and where it is, in a few lines."""
-        lines = [
-            f"{counted(self.files, 'file')}, {duration(self.seconds)} of sound, {counted(self.windows, 'window')}, "
-            f"{counted(self.detections, 'detection')}"
-        ]
-        if self.failures:
-            count = f"{counted(len(self.failures), 'file')} could not be read, or not to their end"
-            lines.append(f"{count}: {self.failures_file}")
-        return "\n".join([*lines, *(f"written: {path}" for path in self.written)])
+        from tymbal.inference.streaming import closing_lines
+
+        scored = f"{counted(self.files, 'file')}, {duration(self.seconds)} of sound, {counted(self.windows, 'window')}"
+        first = f"{scored}, {counted(self.detections, 'detection')}"
+        return "\n".join([first, *closing_lines(self.failures, self.failures_file, self.written)])
 
 
 def predict(
@@ -95,62 +92,52 @@ def predict(
         SettingsError: The settings do not fit the model or the output, or an unfinished run was begun with others.
     """
     from tymbal.audio.sources import find_recordings
-    from tymbal.compute.device import choose_device, choose_precision
-    from tymbal.inference.frontend import Scorer
+    from tymbal.inference.frontend import ready_model
     from tymbal.inference.predictions import SCHEMA, Predictions, failures_path, output_format
-    from tymbal.inference.spool import Spool, writing
-    from tymbal.inference.streaming import cut_for, walk
-    from tymbal.models.folder import load_model
+    from tymbal.inference.streaming import Job, cut_for, failures_of, run_job, walk
 
     chosen = configuration.resolve(PredictSettings, settings, config=config)
     output = Path(output)
     recordings, closed = find_recordings(files)
     kind = output_format(output, chosen, recordings)
-    device, _ = choose_device(chosen.device)
-    dtype, _ = choose_precision(chosen.precision, device)
-    scorer = Scorer(load_model(model), device=device, dtype=dtype, source=str(model))
+    ready = ready_model(model, chosen)
+    scorer = ready.scorer()
     cut = cut_for(scorer.description, window=chosen.window, hop=chosen.hop)
     predictions = Predictions(scorer, chosen, kind)
-    record = {
-        "verb": "predict",
-        "model": scorer.fingerprint,
-        "precision": str(dtype),
-        "scores": predictions.what,
-        **configuration.deciding(chosen),
-    }
 
     def score(windows: Sequence[Window]) -> Rows:
         return predictions.rows(scorer(windows, length=cut.length), windows)
 
-    with writing(output), Spool(output, schema=SCHEMA, record=record) as spool:
-        done = spool.done(recordings)
-        if done:
-            tell(f"Continuing: {len(done):,} of {len(recordings):,} recordings are done")
-        left = [recording for recording in recordings if recording.path not in done]
-        with Progress(len(recordings), "Predicting", unit="files", done=len(done)) as progress:
-            walk(left, spool, cut, score, batch_size=chosen.batch_size, progress=progress)
-        outcomes = spool.outcomes(recordings)
-        failures = (*closed, *(outcome.failure for outcome in outcomes if outcome.failure is not None))
-        windows = sum(outcome.windows for outcome in outcomes)
-        detections, written = predictions.write(spool, recordings, output) if windows else (0, ())
-    spool.remove()
-    if not windows:
-        first = failures[0]
-        raise AudioError(
-            f"none of {len(recordings):,} recordings could be read; the first: {first.file}: {first.reason}",
-            advice=first.advice,
-        )
-    listed = failures_path(output, kind)
-    if failures or listed.exists():
-        with writing(listed):
-            write_failures(listed, failures)
+    def compute(done: set[str], spool: Spool, progress: Progress) -> None:
+        left = [recording for recording in recordings if recording.key not in done]
+        walk(left, spool, cut, score, batch_size=chosen.batch_size, progress=progress)
+
+    job = Job(
+        title="Predicting",
+        items=recordings,
+        plural="recordings",
+        unit="files",
+        schema=SCHEMA,
+        record={
+            "verb": "predict",
+            "model": scorer.fingerprint,
+            "precision": str(ready.dtype),
+            "scores": predictions.what,
+            **configuration.deciding(chosen),
+        },
+        compute=compute,
+        failures=lambda outcomes: [*closed, *failures_of(outcomes)],
+        write=lambda spool: predictions.write(spool, recordings, output),
+    )
+    finished = run_job(job, output, failures_file=failures_path(output, kind))
+    detections, written = finished.written
     return PredictResult(
         output=output,
         written=written,
-        files=sum(outcome.failure is None for outcome in outcomes),
-        windows=windows,
+        files=sum(outcome.failure is None for outcome in finished.outcomes),
+        windows=sum(outcome.windows for outcome in finished.outcomes),
         detections=detections,
-        seconds=sum(outcome.seconds for outcome in outcomes),
-        failures=failures,
-        failures_file=listed if failures else None,
+        seconds=sum(outcome.seconds for outcome in finished.outcomes),
+        failures=finished.failures,
+        failures_file=finished.failures_file,
     )

@@ -10,7 +10,6 @@ import pytest
 from tymbal.audio.sources import Recording
 from tymbal.errors import SettingsError
 from tymbal.inference import spool as module
-from tymbal.inference import spool as pieces
 from tymbal.inference.spool import Outcome, Spool
 
 SCHEMA = pa.schema([("value", pa.int64())])
@@ -47,7 +46,7 @@ def test_spool__gives_rows_back_by_recording(
     tmp_path: Path, recordings: list[Recording], monkeypatch: pytest.MonkeyPatch, seconds: float, piece: int
 ):
     monkeypatch.setattr(module, "_SECONDS", seconds)
-    monkeypatch.setattr(pieces, "PIECE", piece)
+    monkeypatch.setattr(module, "CHUNK_BYTES", piece)
     counts = [3, 0, 9000, 0, 0, 1]
     expected = {}
     with spooled(tmp_path) as spool:
@@ -77,7 +76,7 @@ def test_spool__what_has_ended_is_there_again(
         raise KeyboardInterrupt
     (tmp_path / "out.csv.unfinished" / "00002.parquet.partial").write_bytes(b"half")
     with spooled(tmp_path) as spool:
-        assert spool.done(recordings) == {recordings[0].path, recordings[1].path}
+        assert spool.done(recordings) == {recordings[0].key, recordings[1].key}
         assert spool.outcomes(recordings)[1].failure is not None
         spool.add({"value": np.array([4])})
         spool.end(outcome(recordings[2]))
@@ -115,7 +114,7 @@ def test_spool__a_recording_that_has_changed_counts_no_more(tmp_path: Path, reco
     recordings[0].path.write_bytes(b"longer now")
     absent.path.write_bytes(b"there now")
     with spooled(tmp_path) as spool:
-        assert spool.done([*recordings, absent]) == {recordings[1].path}
+        assert spool.done([*recordings, absent]) == {recordings[1].key}
         spool.add({"value": np.array([2])})
         spool.end(outcome(recordings[0]))
         assert contents(spool, [*recordings, absent]) == {"1.wav": [1], "0.wav": [2]}
@@ -131,7 +130,7 @@ def test_spool__another_run_is_not_continued(tmp_path: Path):
 
 
 def test_spool__holds_lists_of_numbers(tmp_path: Path, recordings: list[Recording], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(pieces, "PIECE", 100)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 100)
     schema = pa.schema([("start", pa.int64()), ("embedding", pa.list_(pa.float32(), 5))])
     values = np.arange(50, dtype=np.float32).reshape(10, 5)
     with Spool(tmp_path / "out.npy", schema=schema, record={}) as spool:

@@ -179,13 +179,18 @@ class Recording:
     path: Path
     place: str
 
+    @property
+    def key(self) -> str:
+        """What tells it from other recordings."""
+        return str(self.path)
+
     def stamp(self) -> tuple[int, int] | None:
         """Size and time of change, by which it is known again; None where there is no such file."""
         try:
-            found = self.path.stat()
+            facts = self.path.stat()
         except (OSError, ValueError):
             return None
-        return found.st_size, found.st_mtime_ns
+        return facts.st_size, facts.st_mtime_ns
 
 
 def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Recording], list[Failure]]:

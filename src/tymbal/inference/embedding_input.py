@@ -4,71 +4,77 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from tymbal.audio.failures import Failure
 from tymbal.audio.paths import when
-from tymbal.audio.sources import Recording, find_recordings
+from tymbal.audio.sources import find_recordings
 from tymbal.data import open_data
 from tymbal.errors import SettingsError
 from tymbal.inference.embeddings import COLUMN, vectors
 from tymbal.inference.encoding import check_features
 from tymbal.inference.frontend import Embedder
-from tymbal.inference.spool import Outcome, Spool
-from tymbal.inference.streaming import Rows, Window, cut_for, walk
+from tymbal.inference.spool import Item, Outcome, Spool
+from tymbal.inference.streaming import Rows, Window, cut_for, failures_of, walk
 from tymbal.progress import Progress
 from tymbal.settings import EmbedSettings, PtSettings
 from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import NormalisedBatch, normalised_batches
 
-__all__ = ["EmbeddingInput", "material"]
+__all__ = ["EmbeddingInput", "open_input"]
 
 _BLOCK = 1024  # clips of a store that are done or not as a whole
+_LEFT_OUT = "It was readable when the store was opened. Put its file back, and embed again."
 
 
 class EmbeddingInput(ABC):
-    """What is embedded, in pieces that are done or not.
+    """What is embedded, item by item.
 
     Attributes:
-        pieces: Recordings, or blocks of a store's clips.
-        unit: What a piece is called.
+        items: Recordings, or blocks of a store's clips.
+        plural: What messages call the items.
+        unit: What progress calls them.
         source: What tells one store from another; empty for recordings, which are told apart one by one.
-        closed: Folders that could not be looked into.
         spooled: Columns that are spooled.
         schema: Columns that are written.
     """
 
-    pieces: list[Recording]
+    items: Sequence[Item]
+    plural: str
     unit: str
     source: str
-    closed: Sequence[Failure]
     spooled: pa.Schema
     schema: pa.Schema
 
     @abstractmethod
-    def compute(self, left: list[Recording], spool: Spool, *, batch_size: int, progress: Progress) -> None:
-        """Computes and spools the embeddings of those pieces that are left."""
+    def compute(self, done: set[str], spool: Spool, progress: Progress) -> None:
+        """Computes and spools the embeddings of the items but those whose keys are given."""
+
+    @abstractmethod
+    def failures(self, outcomes: Sequence[Outcome]) -> list[Failure]:
+        """What could not be read, from the outcomes of all items."""
 
     @abstractmethod
     def tables(self, spool: Spool) -> Iterator[pa.Table]:
         """What is spooled as it is to be written, piece by piece."""
 
 
-def material(
+def open_input(
     sources: str | Path | Sequence[str | Path], embedder: Embedder, settings: EmbedSettings, *, path: str
 ) -> EmbeddingInput:
-    """What a user means: one store, or recordings.
+    """Opens what a user gives: one store, or recordings.
 
     Args:
         sources: What was given.
         embedder: The model at work.
-        settings: How sound is cut.
+        settings: How sound is cut, and clips a batch.
         path: The model, for messages.
 
     Raises:
@@ -87,12 +93,13 @@ def material(
 class _Sounds(EmbeddingInput):
     """Recordings."""
 
-    unit = "files"
+    plural, unit = "recordings", "files"
     source = ""
 
     def __init__(self, sources: Sequence[str | Path], embedder: Embedder, settings: EmbedSettings) -> None:
-        self.pieces, self.closed = find_recordings(sources)
-        self._embedder, self._per = embedder, settings.per
+        self._recordings, self._closed = find_recordings(sources)
+        self.items = self._recordings
+        self._embedder, self._per, self._batch_size = embedder, settings.per, settings.batch_size
         description = embedder.description
         window = settings.window
         if settings.per == "second" and window is None:
@@ -105,10 +112,15 @@ class _Sounds(EmbeddingInput):
         seconds = [("start", pa.float64()), ("end", pa.float64())]
         self.schema = pa.schema([("file", pa.string()), *seconds, *times, (COLUMN, vector)])
 
-    def compute(self, left: list[Recording], spool: Spool, *, batch_size: int, progress: Progress) -> None:
+    def compute(self, done: set[str], spool: Spool, progress: Progress) -> None:
         """Walks over the recordings that are left."""
+        left = [recording for recording in self._recordings if recording.key not in done]
         rows = self._seconds if self._per == "second" else self._windows
-        walk(left, spool, self._cut, rows, batch_size=batch_size, progress=progress)
+        walk(left, spool, self._cut, rows, batch_size=self._batch_size, progress=progress)
+
+    def failures(self, outcomes: Sequence[Outcome]) -> list[Failure]:
+        """Folders that could not be looked into, and recordings that could not be read to their end."""
+        return [*self._closed, *failures_of(outcomes)]
 
     def _windows(self, windows: Sequence[Window]) -> Rows:
         values = self._embedder.windows(windows, length=self._cut.length)
@@ -125,7 +137,7 @@ class _Sounds(EmbeddingInput):
 
     def tables(self, spool: Spool) -> Iterator[pa.Table]:
         """Tables of the recordings in the order in which they were embedded."""
-        for outcome, batches in spool.read(self.pieces):
+        for outcome, batches in spool.read(self.items):
             parts: Iterator[tuple[NDArray[Any], ...]] = (
                 (*(batch.column(side).to_numpy() / self._cut.rate for side in ("start", "end")), vectors(batch))
                 for batch in batches
@@ -146,11 +158,31 @@ class _Sounds(EmbeddingInput):
         return pa.table(columns, schema=self.schema)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """A block of the clips of a store.
+
+    Attributes:
+        first: Its first row.
+        count: Its rows.
+    """
+
+    first: int
+    count: int
+
+    @property
+    def key(self) -> str:
+        """What tells it from other blocks."""
+        return f"clips {self.first}"
+
+    def stamp(self) -> None:
+        """Nothing: the store is told from others by the record of the job."""
+
+
 class _Clips(EmbeddingInput):
     """Clips of a store, in blocks."""
 
-    unit = "blocks of clips"
-    closed = ()
+    plural = unit = "blocks of clips"
 
     def __init__(self, store: SpectrogramSource, embedder: Embedder, settings: EmbedSettings, *, path: str) -> None:
         if settings.window is not None or settings.hop is not None or settings.per == "file":
@@ -158,10 +190,10 @@ class _Clips(EmbeddingInput):
                 "the clips of a store are cut already: window, hop and per=file are for sound", path=store.path
             )
         check_features(store, embedder.description, path=path)
-        self._store, self._embedder, self._per = store, embedder, settings.per
-        starts = range(0, len(store), _BLOCK)
-        # No file has such a name: what tells one block from another is its place alone.
-        self.pieces = [Recording(Path(f"clips {first}"), f"clips {first}") for first in starts]
+        self._store, self._embedder = store, embedder
+        self._per, self._batch_size = settings.per, settings.batch_size
+        self._blocks = [_Block(first, min(_BLOCK, len(store) - first)) for first in range(0, len(store), _BLOCK)]
+        self.items = self._blocks
         self.source = f"{store.path.absolute()}: {len(store)} clips, mean {store.mean:.6f}, std {store.std:.6f}"
         vector = pa.list_(pa.float32(), embedder.dimensions)
         self.spooled = pa.schema([("row", pa.int64()), ("second", pa.int64()), (COLUMN, vector)])
@@ -169,36 +201,50 @@ class _Clips(EmbeddingInput):
         texts = [(name, pa.string()) for name in ("id", "file", "label")]
         self.schema = pa.schema([*texts, *seconds, (COLUMN, vector)])
 
-    def compute(self, left: list[Recording], spool: Spool, *, batch_size: int, progress: Progress) -> None:
+    def compute(self, done: set[str], spool: Spool, progress: Progress) -> None:
         """Embeds the blocks that are left."""
-        for piece in left:
-            first = int(piece.place.removeprefix("clips "))
-            block = np.arange(first, min(first + _BLOCK, len(self._store)))
-            for start in range(0, len(block), batch_size):
-                rows = block[start : start + batch_size]
-                self._store.announce(block[start + batch_size : start + 2 * batch_size])
-                spool.add(self._rows(rows))
-            spool.end(Outcome(str(piece.path), piece.place, None, 0.0, len(block)))
+        for block in self._blocks:
+            if block.key in done:
+                continue
+            rows = np.arange(block.first, block.first + block.count)
+            read: set[int] = set()
+            for batch in normalised_batches(
+                self._store,
+                rows,
+                normalisation=self._embedder.description.normalisation,
+                batch_size=self._batch_size,
+                device=self._embedder.device,
+            ):
+                spool.add(self._rows(batch))
+                read.update(batch.rows.tolist())
+            left_out = tuple(row for row in rows.tolist() if row not in read)
+            spool.end(Outcome(block.key, block.key, None, 0.0, len(read), left_out=left_out))
             progress.advance()
 
-    def _rows(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        device = self._embedder.device
-        frames = torch.from_numpy(self._store.real_frames[rows].astype(np.int64)).to(device)
-        raw = torch.from_numpy(self._store.gather(rows)).to(device)
-        x = self._embedder.description.normalisation(raw, frames)
+    def _rows(self, batch: NormalisedBatch) -> dict[str, NDArray[Any]]:
+        x, frames, rows = batch
         if self._per == "window":
             return {"row": rows, "second": np.zeros_like(rows), COLUMN: self._embedder.clips(x, frames)}
         values, real = self._embedder.seconds(x, frames)
         clip, second = np.nonzero(real)
         return {"row": rows[clip], "second": second, COLUMN: values[clip, second]}
 
+    def failures(self, outcomes: Sequence[Outcome]) -> list[Failure]:
+        """Clips that had become unreadable."""
+        rows = [row for outcome in outcomes for row in outcome.left_out]
+        files = self._store.index["file"].take(rows).to_pylist() if rows else []
+        return [
+            Failure(file or str(self._store.path), f"unreadable: spectrogram {row} of the store", _LEFT_OUT)
+            for file, row in zip(files, rows, strict=True)
+        ]
+
     def tables(self, spool: Spool) -> Iterator[pa.Table]:
         """Tables of the clips in the order of the store."""
-        for _, batches in spool.read(self.pieces):
+        for _, batches in spool.read(self.items):
             for batch in batches:
                 names = ["id", "file", "start", "end", "frames", "labels"]
-                told = self._store.index.select(names).take(batch.column("row"))
-                begin, behind, frames = (told.column(name).to_numpy() for name in ("start", "end", "frames"))
+                clips = self._store.index.select(names).take(batch.column("row"))
+                begin, behind, frames = (clips.column(name).to_numpy() for name in ("start", "end", "frames"))
                 # Spectrograms of others do not tell where their sound ends: it is as long as its frames.
                 features = self._embedder.description.features
                 length = np.array([features.samples_of(int(count)) for count in frames]) / features.sample_rate
@@ -206,9 +252,9 @@ class _Clips(EmbeddingInput):
                 start = begin + batch.column("second").to_numpy()
                 end = behind if self._per == "window" else np.minimum(start + 1, behind)
                 columns = {
-                    "id": told.column("id"),
-                    "file": told.column("file"),
-                    "label": [";".join(labels or ()) for labels in told.column("labels").to_pylist()],
+                    "id": clips.column("id"),
+                    "file": clips.column("file"),
+                    "label": [";".join(labels or ()) for labels in clips.column("labels").to_pylist()],
                     "start": start,
                     "end": end,
                     COLUMN: batch.column(COLUMN),

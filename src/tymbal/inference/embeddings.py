@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tymbal.errors import SettingsError, StoreError
 from tymbal.files import replace_file, write_json
-from tymbal.inference.spool import PIECE
+from tymbal.inference.spool import CHUNK_BYTES
 from tymbal.progress import Progress
 
 __all__ = [
@@ -126,7 +126,7 @@ def read_embeddings(path: Path) -> Iterator[pa.RecordBatch]:
     """The embeddings of a Parquet file in pieces."""
     with pq.ParquetFile(path) as file:
         size = file.schema_arrow.field(COLUMN).type.list_size
-        yield from file.iter_batches(batch_size=max(1, PIECE // (4 * size)), columns=[COLUMN])
+        yield from file.iter_batches(batch_size=max(1, CHUNK_BYTES // (4 * size)), columns=[COLUMN])
 
 
 def _gathered(writer: pq.ParquetWriter, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
@@ -145,7 +145,7 @@ def _gathered(writer: pq.ParquetWriter, schema: pa.Schema) -> Iterator[Callable[
         nonlocal size
         held.append(rows)
         size += rows.nbytes
-        if size >= PIECE:
+        if size >= CHUNK_BYTES:
             flush()
 
     yield write

@@ -1,4 +1,7 @@
-"""What is known so far: rows by recording, in parts that are whole or absent, so that a stopped run continues."""
+"""What is computed so far: rows by item, in parts that are whole or absent, so that a stopped run continues.
+
+An item is a recording, or a block of the clips of a store: it is done, or computed again as a whole.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -19,30 +22,41 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tymbal.audio.failures import Failure
-from tymbal.audio.sources import Recording
 from tymbal.config import diff
 from tymbal.errors import SettingsError
 from tymbal.files import PARTIAL, locked, replace_file, write_json
 
-__all__ = ["PIECE", "RECORDING", "Outcome", "Pieces", "RowBuffer", "Spool", "writing"]
+__all__ = ["CHUNK_BYTES", "ITEM", "Item", "Outcome", "PartReader", "RowBuffer", "Spool", "writing"]
 
-_SECONDS = 20.0  # after which a part is closed: what a kill can cost beside the recording at hand
+_SECONDS = 20.0  # after which a part is closed: what a kill can cost beside the item at hand
 _KEY = "tymbal"
+
+
+class Item(Protocol):
+    """What is computed as a whole."""
+
+    @property
+    def key(self) -> str:
+        """What tells it from the other items; `file` of its outcome."""
+
+    def stamp(self) -> tuple[int, int] | None:
+        """What tells whether it has changed since; None for what has no such mark."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a recording.
+    """What became of an item.
 
     Attributes:
-        file: Its path, as the user gave it.
-        place: Its path from the folder that was given.
-        stamp: Its size and time of change; None where there is no such file.
+        file: Its key: of a recording the path, as the user gave it.
+        place: Of a recording its path from the folder that was given.
+        stamp: Of a recording size and time of change; None where there is no such file, and for blocks of clips.
         seconds: Seconds of sound that were looked at.
-        windows: Windows in them.
+        windows: Windows in them, or clips of a block.
         began: When it was recorded, in ISO 8601, where its name or header tells.
         reason: Why it could not be read, or not to its end.
         advice: What to do about that.
+        left_out: Rows of a block that could not be read.
     """
 
     file: str
@@ -53,6 +67,7 @@ class Outcome:
     began: str | None = None
     reason: str | None = None
     advice: str = ""
+    left_out: tuple[int, ...] = ()
 
     @property
     def failure(self) -> Failure | None:
@@ -62,7 +77,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """What cannot be read is an `AudioError` by now: within it, other errors of the system are about the output.
+    """Makes errors of the system within it errors about the output: what cannot be read is an `AudioError` by now.
 
     Raises:
         SettingsError: The output cannot be written.
@@ -79,7 +94,7 @@ def writing(output: Path) -> Iterator[None]:
 
 
 class Spool:
-    """Rows by recording; a context manager that holds the folder for one process.
+    """Rows by item; a context manager that holds the folder for one process.
 
     Args:
         output: What will be written in the end.
@@ -94,12 +109,12 @@ class Spool:
         whole = output.absolute()
         self.folder = whole.with_name(f"{whole.name}.unfinished")
         self._output = output
-        self._schema = schema.insert(0, pa.field(RECORDING, pa.int32()))
+        self._schema = schema.insert(0, pa.field(ITEM, pa.int32()))
         self._record = dict(record)
         self._inside = contextlib.ExitStack()
         self._writer: pq.ParquetWriter | None = None
         self._part = contextlib.ExitStack()
-        self._held = RowBuffer(self._schema)
+        self._buffer = RowBuffer(self._schema)
         self._outcomes: list[Outcome] = []
         self._opened = 0.0
         self._steady = True  # not in the middle of writing: what is stopped now can be kept
@@ -149,14 +164,14 @@ class Spool:
         """Deletes the folder: the output is written. To be called outside of the context, where the lock is open."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def done(self, recordings: Sequence[Recording]) -> set[Path]:
-        """Paths of those recordings that need not be looked at again: they have not changed since."""
-        return {Path(outcome.file) for outcome in self.outcomes(recordings)}
+    def done(self, items: Sequence[Item]) -> set[str]:
+        """Keys of those items that need not be computed again: they have not changed since."""
+        return {outcome.file for outcome in self.outcomes(items)}
 
-    def outcomes(self, recordings: Sequence[Recording]) -> list[Outcome]:
-        """What became of these recordings, as far as they are done."""
+    def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
+        """What became of these items, as far as they are done."""
         self._close_part()
-        stamps = {str(recording.path): recording.stamp() for recording in recordings}
+        stamps = {item.key: item.stamp() for item in items}
         return [
             outcome
             for part in self._parts()
@@ -165,36 +180,36 @@ class Spool:
         ]
 
     def add(self, rows: Mapping[str, NDArray[Any]]) -> None:
-        """Takes rows of the recording that will end next: a column each, as the schema has them."""
+        """Adds rows of the item that will end next: a column each, as the schema has them."""
         count = len(next(iter(rows.values())))
-        columns = {RECORDING: np.full(count, len(self._outcomes), np.int32), **rows}
-        for start in range(0, count, self._held.most):
-            part = {name: values[start : start + self._held.most] for name, values in columns.items()}
-            if not self._held.take(part):
-                self._write_held()
-                self._held.take(part)
+        columns = {ITEM: np.full(count, len(self._outcomes), np.int32), **rows}
+        for start in range(0, count, self._buffer.most):
+            part = {name: values[start : start + self._buffer.most] for name, values in columns.items()}
+            if not self._buffer.append(part):
+                self._write_buffer()
+                self._buffer.append(part)
 
     def end(self, outcome: Outcome) -> None:
-        """Notes what became of the recording whose rows were added."""
+        """Notes what became of the item whose rows were added."""
         if self._writer is None:
             self._open_part()
         self._outcomes.append(outcome)
         if time.monotonic() - self._opened >= _SECONDS:
             self._close_part()
 
-    def read(self, recordings: Sequence[Recording]) -> Iterator[tuple[Outcome, Iterator[pa.RecordBatch]]]:
-        """The outcomes of these recordings and their rows, as they were added.
+    def read(self, items: Sequence[Item]) -> Iterator[tuple[Outcome, Iterator[pa.RecordBatch]]]:
+        """The outcomes of these items and their rows, as they were added.
 
-        The rows of a recording have to be taken before the next one is asked for.
+        The rows of an item have to be taken before the next one is asked for.
         """
         self._close_part()
-        stamps = {str(recording.path): recording.stamp() for recording in recordings}
+        stamps = {item.key: item.stamp() for item in items}
         for part in self._parts():
             file = pq.ParquetFile(part)
-            pieces = Pieces(file, self._held.most)
+            reader = PartReader(file, self._buffer.most)
             for number, outcome in enumerate(_outcomes(file)):
                 if stamps.get(outcome.file, ()) == outcome.stamp:
-                    yield outcome, pieces.of(number)
+                    yield outcome, reader.rows_of(number)
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
@@ -206,36 +221,39 @@ class Spool:
         self._writer = self._part.enter_context(pq.ParquetWriter(aside, self._schema, compression="zstd"))
         self._opened = time.monotonic()
 
-    def _write_held(self) -> None:
+    def _write_buffer(self) -> None:
         if self._writer is None:
             self._open_part()
         if self._writer is not None:
             self._steady = False
-            self._writer.write_table(self._held.give())
+            self._writer.write_table(self._buffer.flush())
             self._steady = True
 
     def _close_part(self) -> None:
         if self._writer is None:
             return
-        self._write_held()
+        self._write_buffer()
         self._steady = False
-        told = json.dumps([asdict(outcome) for outcome in self._outcomes])
-        self._writer.add_key_value_metadata({_KEY: told})
+        outcomes = json.dumps([asdict(outcome) for outcome in self._outcomes])
+        self._writer.add_key_value_metadata({_KEY: outcomes})
         self._part.close()
         self._writer, self._outcomes = None, []
         self._steady = True
 
 
 def _outcomes(file: pq.ParquetFile) -> list[Outcome]:
-    told = json.loads((file.metadata.metadata or {})[_KEY.encode()])
-    return [Outcome(**{**one, "stamp": one["stamp"] and tuple(one["stamp"])}) for one in told]
+    recorded = json.loads((file.metadata.metadata or {})[_KEY.encode()])
+    return [
+        Outcome(**{**one, "stamp": one["stamp"] and tuple(one["stamp"]), "left_out": tuple(one.get("left_out", ()))})
+        for one in recorded
+    ]
 
 
-PIECE = 2**23
-"""Bytes of a piece."""
+CHUNK_BYTES = 2**23
+"""Bytes of rows that are written or read at once."""
 
-RECORDING = "recording"
-"""The column that tells to which recording of a part a row belongs."""
+ITEM = "recording"
+"""The column that says to which item of a part a row belongs."""
 
 
 class RowBuffer:
@@ -257,13 +275,13 @@ class RowBuffer:
             for field in schema
         ]
         width = sum(kind.bit_width // 8 * math.prod(shape) for kind, shape in shapes)
-        self.most = max(1, PIECE // width)
+        self.most = max(1, CHUNK_BYTES // width)
         self._columns = [np.empty((self.most, *shape), kind.to_pandas_dtype()) for kind, shape in shapes]
         self._count = 0
 
-    def take(self, rows: Mapping[str, NDArray[Any]]) -> bool:
-        """Takes rows, if there is room for them."""
-        behind = self._count + len(rows[RECORDING])
+    def append(self, rows: Mapping[str, NDArray[Any]]) -> bool:
+        """Appends rows, if there is room for them."""
+        behind = self._count + len(rows[ITEM])
         if behind > self.most:
             return False
         for name, column in zip(self._schema.names, self._columns, strict=True):
@@ -271,8 +289,8 @@ class RowBuffer:
         self._count = behind
         return True
 
-    def give(self) -> pa.Table:
-        """What is held; it has to be used before more is taken."""
+    def flush(self) -> pa.Table:
+        """What was appended, to be used before more is; the buffer is empty then."""
         parts = [column[: self._count] for column in self._columns]
         self._count = 0
         arrays = [
@@ -284,29 +302,29 @@ class RowBuffer:
         return pa.Table.from_arrays(arrays, schema=self._schema)
 
 
-class Pieces:
-    """The rows of a part, recording by recording, each piece read once.
+class PartReader:
+    """The rows of a part, item by item, each batch read once.
 
     Args:
         file: The part.
-        most: Rows of a piece.
+        most: Rows of a batch at most.
     """
 
     def __init__(self, file: pq.ParquetFile, most: int) -> None:
         self._batches = file.iter_batches(batch_size=min(most, 8192))
         self._batch: pa.RecordBatch | None = None
 
-    def of(self, number: int) -> Iterator[pa.RecordBatch]:
-        """The rows of a recording; those of the recordings before are passed over."""
+    def rows_of(self, number: int) -> Iterator[pa.RecordBatch]:
+        """The rows of an item; those of the items before are passed over."""
         while True:
             if self._batch is None or not self._batch.num_rows:
                 self._batch = next(self._batches, None)
             if self._batch is None:
                 return
-            numbers = self._batch.column(RECORDING).to_numpy()
+            numbers = self._batch.column(ITEM).to_numpy()
             first, behind = np.searchsorted(numbers, (number, number + 1))
             if behind > first:
-                yield self._batch.slice(first, behind - first).drop_columns([RECORDING])
+                yield self._batch.slice(first, behind - first).drop_columns([ITEM])
             self._batch = self._batch.slice(behind)
             if self._batch.num_rows:
                 return

@@ -1,24 +1,137 @@
-"""One walk over many recordings: decoded as a stream, cut into windows, computed in batches, spooled."""
+"""What `predict` and `embed` share: a job that is spooled and continues, and a walk over recordings of any length.
+
+Recordings are decoded as a stream, cut into windows, computed in batches that recordings share, and spooled.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from tymbal.audio.decode import stream
-from tymbal.audio.failures import Failure, problem
+from tymbal.audio.failures import Failure, problem, write_failures
 from tymbal.audio.paths import recorded_at
 from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
-from tymbal.inference.spool import Outcome, Spool
+from tymbal.inference.spool import Item, Outcome, Spool, writing
 from tymbal.models.description import ModelDescription
-from tymbal.progress import Progress, duration
+from tymbal.progress import Progress, counted, duration, tell
 
-__all__ = ["Cut", "Rows", "Window", "cut_for", "walk", "windows"]
+__all__ = [
+    "Cut",
+    "Finished",
+    "Job",
+    "Rows",
+    "Window",
+    "closing_lines",
+    "cut_for",
+    "failures_of",
+    "run_job",
+    "walk",
+    "windows",
+]
+
+Written = TypeVar("Written")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Generic[Written]):
+    """Items that are computed, spooled, and written when all are done.
+
+    Attributes:
+        title: What a person reads while it is at work.
+        items: Recordings, or blocks of clips.
+        plural: What messages call the items.
+        unit: What progress calls them.
+        schema: Columns that are spooled.
+        record: What decides the rows: a job that was begun with something else is not continued.
+        compute: Computes and spools the items but those whose keys are given, which are done.
+        failures: What could not be read, from the outcomes of all items.
+        write: Writes the output from the spool.
+    """
+
+    title: str
+    items: Sequence[Item]
+    plural: str
+    unit: str
+    schema: pa.Schema
+    record: Mapping[str, Any]
+    compute: Callable[[set[str], Spool, Progress], None]
+    failures: Callable[[Sequence[Outcome]], Sequence[Failure]]
+    write: Callable[[Spool], Written]
+
+
+@dataclass(frozen=True)
+class Finished(Generic[Written]):
+    """What a job came to.
+
+    Attributes:
+        outcomes: What became of each item.
+        failures: What could not be read, or not to its end.
+        failures_file: Where that is listed, if there is any.
+        written: What `write` gave.
+    """
+
+    outcomes: Sequence[Outcome]
+    failures: tuple[Failure, ...]
+    failures_file: Path | None
+    written: Written
+
+
+def run_job(job: Job[Written], output: Path, *, failures_file: Path) -> Finished[Written]:
+    """Computes what is not done yet, writes the output, and lists what could not be read.
+
+    Args:
+        job: The job.
+        output: What is written.
+        failures_file: Where failures are listed, if there are any.
+
+    Raises:
+        AudioError: Nothing could be read.
+        SettingsError: The output cannot be written, another process is at work on it, or the unfinished job was begun
+            with something else.
+    """
+    written: Written | None = None
+    with writing(output), Spool(output, schema=job.schema, record=job.record) as spool:
+        done = spool.done(job.items)
+        if done:
+            tell(f"Continuing: {len(done):,} of {len(job.items):,} {job.plural} are done")
+        with Progress(len(job.items), job.title, unit=job.unit, done=len(done)) as progress:
+            job.compute(done, spool, progress)
+        outcomes = spool.outcomes(job.items)
+        failures = tuple(job.failures(outcomes))
+        if any(outcome.windows for outcome in outcomes):
+            written = job.write(spool)
+    spool.remove()
+    if written is None:
+        first = failures[0] if failures else Failure(str(output), "there is nothing to read")
+        raise AudioError(
+            f"none of {len(job.items):,} {job.plural} could be read; the first: {first.file}: {first.reason}",
+            advice=first.advice,
+        )
+    if failures or failures_file.exists():
+        with writing(failures_file):
+            write_failures(failures_file, failures)
+    return Finished(outcomes, failures, failures_file if failures else None, written)
+
+
+def failures_of(outcomes: Iterable[Outcome]) -> list[Failure]:
+    """Recordings that could not be read, or not to their end."""
+    return [outcome.failure for outcome in outcomes if outcome.failure is not None]
+
+
+def closing_lines(failures: Sequence[Failure], failures_file: Path | None, written: Sequence[Path]) -> list[str]:
+    """The last lines of a summary: what could not be read, and where the output is."""
+    lines: list[str] = []
+    if failures:
+        lines.append(f"{counted(len(failures), 'file')} could not be read, or not to their end: {failures_file}")
+    return [*lines, *(f"written: {path}" for path in written)]
 
 
 @dataclass(frozen=True)
@@ -147,7 +260,7 @@ def walk(
         cut: How recordings are cut.
         compute: From windows to rows.
         batch_size: Windows that are computed at once.
-        progress: Told of each recording.
+        progress: Advances by each recording.
     """
     batch: list[Window | Outcome] = []
     held = 0
@@ -202,8 +315,8 @@ def _windows(recording: Recording, cut: Cut) -> Iterator[Window]:
 
 def _spool(batch: Sequence[Window | Outcome], spool: Spool, compute: Callable[[Sequence[Window]], Rows]) -> None:
     """Computes the windows of a batch and spools their rows, each recording's before its outcome."""
-    found = [event for event in batch if isinstance(event, Window)]
-    rows = compute(found) if found else None
+    pieces = [event for event in batch if isinstance(event, Window)]
+    rows = compute(pieces) if pieces else None
     first = behind = 0
     for place, event in enumerate(batch):
         last = place == len(batch) - 1
