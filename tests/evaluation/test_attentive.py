@@ -5,19 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from small_model import small_model
 from tones import tone_store
 from tymbal import probe
-from tymbal.errors import SettingsError
-from tymbal.evaluation import tokens as module
 from tymbal.evaluation.attentive import STRENGTHS, fit_attentive
 from tymbal.evaluation.linear import fit_logistic, quality
-from tymbal.evaluation.tokens import Tokens, write_tokens
-from tymbal.inference.encoding import FrozenEncoder
-from tymbal.models.folder import load_model
-from tymbal.progress import Progress
+from tymbal.evaluation.tokens import Tokens
 
 QUICK = {"device": "cpu", "precision": "float32"}
 COLUMNS, WIDTH = 48, 16
@@ -104,25 +98,6 @@ def test_fit_attentive__a_single_clip_a_class_needs_no_folds(tmp_path: Path) -> 
     assert fitted.scores(tokens, np.arange(3)).argmax(axis=1).tolist() == [0, 1, 2]
 
 
-def test_write_tokens__their_mean_is_the_embedding(tmp_path: Path) -> None:
-    store = tone_store(tmp_path / "store", clips=6, validation=2)
-    loaded = load_model(small_model(tmp_path / "model"))
-    rows = np.array([0, 3, 7, 8, 16])
-    frozen = FrozenEncoder(loaded.module, loaded.description.normalisation, batch_size=2)
-    progress = Progress(5, "Writing", unit="clips")
-    written = write_tokens(frozen, store, rows, layers=[1, None], folder=tmp_path, progress=progress)
-    assert written.rows.tolist() == rows.tolist()
-    for layer, tokens in written.layers.items():
-        values, real = tokens.batch(np.array([4, 0, 2]))
-        patches = real.clone()
-        patches[:, : tokens.prefix] = False
-        means = (values * patches.unsqueeze(2)).sum(1) / patches.sum(1, keepdim=True)
-        expected = frozen.embed(store, rows[[4, 0, 2]], layers=[layer]).values["mean", layer]
-        torch.testing.assert_close(means, torch.from_numpy(expected), rtol=2e-3, atol=2e-3)
-        assert not real[1].all()  # a short clip
-        assert tokens.path.stat().st_size == 5 * 10 * 16 * 2
-
-
 def test_probe__attentive_stands_in_the_table_beside_the_others(tmp_path: Path) -> None:
     store, model = tone_store(tmp_path / "store").path, small_model(tmp_path / "model")
     readers = ("logistic", "attentive")
@@ -156,11 +131,3 @@ def test_probe__attentive_alone_over_folds(tmp_path: Path) -> None:
         ("model", "attentive", 2),
     ]
     assert result.summary().splitlines()[0] == "3 classes, 24 clips in 2 folds"
-
-
-def test_probe__tokens_that_the_disk_cannot_hold_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, model = tone_store(tmp_path / "store", clips=4, validation=1).path, small_model(tmp_path / "model")
-    full = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: full)
-    with pytest.raises(SettingsError, match="tokens for an attentive probe take"):
-        probe(model, store, readers=("attentive",), **QUICK)

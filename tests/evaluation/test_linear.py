@@ -27,7 +27,7 @@ def test_logistic__finds_what_is_linearly_apart(classes: int) -> None:
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
-def testgrouped_folds__keep_groups_whole_and_ask_every_clip_once(multilabel: bool) -> None:
+def test_grouped_folds__keep_groups_whole_and_ask_every_clip_once(multilabel: bool) -> None:
     recordings = np.repeat(np.arange(24), 10)
     truth = one_hot(recordings % 2, 2)
     groups = [f"recording {number}" for number in recordings]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, rows_of
+
+
+def embeddings(path: Path, values: np.ndarray) -> Path:
+    array = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+    names = pa.array([f"{number}" for number in range(len(values))])
+    table = pa.table({"file": names, "embedding": array}).replace_schema_metadata({"tymbal": '{"model": "x"}'})
+    pq.write_table(table, path, row_group_size=700)
+    return path
+
+
+def test_nearest__exact_is_that_of_all_at_once(tmp_path: Path):
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(20_000, 12)).astype(np.float32)
+    values[7] = 0
+    query = generator.normal(size=12).astype(np.float32)
+    path = embeddings(tmp_path / "a.parquet", values)
+    rows, scores = nearest_exactly(path, query, 25)
+    expected = values @ query / np.maximum(np.linalg.norm(values, axis=1), 1e-12) / np.linalg.norm(query)
+    assert rows.tolist() == np.argsort(-expected)[:25].tolist()
+    np.testing.assert_allclose(scores, expected[rows], atol=1e-6)
+    assert [row["file"] for row in rows_of(path, rows)] == [str(row) for row in rows]
+    assert len(nearest_exactly(path, query, 30_000)[0]) == 20_000
+
+
+def test_nearest__an_index_is_kept_until_the_file_changes(tmp_path: Path):
+    pytest.importorskip("usearch")
+    values = np.random.default_rng(0).normal(size=(500, 12)).astype(np.float32)
+    path = embeddings(tmp_path / "a.parquet", values)
+    rows, scores = nearest_approximately(path, values[3], 5)
+    exact = nearest_exactly(path, values[3], 5)
+    assert len(set(rows.tolist()) & set(exact[0].tolist())) >= 4
+    np.testing.assert_allclose(scores[0], 1, atol=1e-5)
+    kept = tmp_path / "a.parquet.usearch"
+    made = kept.stat().st_mtime_ns
+    nearest_approximately(path, values[4], 5)
+    assert kept.stat().st_mtime_ns == made
+    embeddings(path, values[::-1].copy()[:400])
+    assert nearest_approximately(path, values[-1], 1)[0].tolist() == [0]
