@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,10 @@ import pytest
 import tymbal
 from tymbal import config
 from tymbal.cli import main
-from tymbal.settings import FinetuneSettings, PretrainSettings
+from tymbal.objectives import registry
+from tymbal.objectives.reconstruction import ReconstructionSettings
+from tymbal.objectives.ssast import SSASTSettings
+from tymbal.settings import FinetuneSettings
 
 PRETRAINING = {
     "epochs": 150,
@@ -51,9 +56,14 @@ FINE_TUNING = {
     "window": 1.0,
 }
 RECIPES: dict[str, tuple[type[Any], dict[str, str], dict[str, Any]]] = {
-    "pretrain": (PretrainSettings, {"objective": "reconstruction"}, PRETRAINING),
+    "pretrain": (ReconstructionSettings, {"objective": "reconstruction"}, PRETRAINING),
     "finetune": (FinetuneSettings, {"recipe": "notebook"}, FINE_TUNING),
 }
+RESOLVE: dict[str, Callable[..., Any]] = {
+    "pretrain": registry.resolve,
+    "finetune": partial(config.resolve, FinetuneSettings),
+}
+DEFAULTS: dict[str, Any] = {"pretrain": SSASTSettings(), "finetune": FinetuneSettings()}
 
 
 @pytest.fixture
@@ -76,19 +86,18 @@ def chosen(settings: object, names: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("verb", RECIPES)
 def test_recipe__is_the_table_of_the_notebooks(verb: str, called: list[dict[str, Any]]):
-    cls, choice, table = RECIPES[verb]
-    assert chosen(config.resolve(cls, choice), table) == table
+    _, choice, table = RECIPES[verb]
+    assert chosen(RESOLVE[verb](choice), table) == table
     flags = [text for name, value in choice.items() for text in (f"--{name}", value)]
     assert main([verb, "data", "-o", "run", *flags]) == 0
-    assert chosen(config.resolve(cls, called[0]), table) == table
+    assert chosen(RESOLVE[verb](called[0]), table) == table
 
 
 @pytest.mark.parametrize("verb", RECIPES)
 def test_recipe__changes_nothing_where_it_is_not_chosen(verb: str, called: list[dict[str, Any]]):
-    cls = RECIPES[verb][0]
-    assert config.resolve(cls, {}) == cls()
+    assert RESOLVE[verb]({}) == DEFAULTS[verb]
     assert main([verb, "data", "-o", "run", "--seed", "42"]) == 0
-    assert config.resolve(cls, called[0]) == cls()
+    assert RESOLVE[verb](called[0]) == DEFAULTS[verb]
 
 
 @pytest.mark.parametrize("verb", RECIPES)
@@ -105,32 +114,32 @@ def test_recipe__names_settings_that_exist_and_differ(verb: str):
 def test_recipe__stands_below_flags_and_files(tmp_path: Path, called: list[dict[str, Any]]):
     file = tmp_path / "a.yaml"
     file.write_text("objective: reconstruction\nepochs: 20\nbatch-size: 16\n")
-    settings = config.resolve(PretrainSettings, {"epochs": 3}, config=file)
+    settings = registry.resolve({"epochs": 3}, config=file)
     assert (settings.epochs, settings.batch_size, settings.accumulate) == (3, 16, 2)
     assert main(["pretrain", "data", "-o", "run", "--config", str(file), "--epochs", "3"]) == 0
-    assert config.resolve(PretrainSettings, called[0]) == settings
+    assert registry.resolve(called[0]) == settings
 
 
 def test_recipe__gives_way_to_another_word_for_the_same(called: list[dict[str, Any]]):
     choice = {"objective": "reconstruction", "frames": 512, "batch_sizes": (1, 2)}
-    settings = config.resolve(PretrainSettings, choice)
+    settings = registry.resolve(choice)
     assert settings.window is None
-    assert settings.batch_size == PretrainSettings().batch_size
+    assert settings.batch_size == ReconstructionSettings().batch_size
     flags = ["--objective", "reconstruction", "--frames", "512", "--batch-sizes", "1", "2"]
     assert main(["pretrain", "data", "-o", "run", *flags]) == 0
-    assert config.resolve(PretrainSettings, called[0]) == settings
+    assert registry.resolve(called[0]) == settings
 
 
 def test_recipe__run_yaml_repeats_what_was_chosen(tmp_path: Path, called: list[dict[str, Any]]):
-    settings = config.resolve(PretrainSettings, {"objective": "reconstruction", "window": None, "epochs": 2})
+    settings = registry.resolve({"objective": "reconstruction", "window": None, "epochs": 2})
     config.write_run_yaml(tmp_path, "pretrain", {"store": "data", "output": "run"}, settings)
-    assert config.resolve(PretrainSettings, {}, config=tmp_path) == settings
+    assert registry.resolve({}, config=tmp_path) == settings
     assert main(["pretrain", "--config", str(tmp_path)]) == 0
-    assert config.resolve(PretrainSettings, called[0]) == settings
+    assert registry.resolve(called[0]) == settings
 
 
 def test_recipe__help_shows_both_defaults(capsys: pytest.CaptureFixture[str]):
-    assert main(["pretrain", "--help"]) == 0
+    assert main(["pretrain", "--help", "reconstruction"]) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[default: 100; 150 with reconstruction]" in shown
     assert "[default: none; 1.0 with reconstruction]" in shown

@@ -23,6 +23,7 @@ from tymbal.cli_settings import VerbHelp, fill_from_file, fill_from_recipe, show
 from tymbal.config import old_names, settings_of, to_keywords, todays_name
 from tymbal.errors import SettingsError, TymbalError
 from tymbal.machine import check_companions
+from tymbal.objectives import registry
 from tymbal.progress import quietly, say
 from tymbal.settings import (
     ConvertSettings,
@@ -160,7 +161,26 @@ def pretrain(
         resume: `auto` continues the run in the output folder if there is one, `always` insists on one, `never` on
             an empty folder; or the folder of a checkpoint. Weights to start from are given as `--from`.
     """
-    _run("pretrain", store, output, common=common, settings=settings, resume=_RESUME.get(resume, resume))
+    quiet = common is not None and common.quiet
+    chosen = {} if settings is None else registry.given(settings)
+    _show("pretrain", store, output, quiet=quiet, resume=_RESUME.get(resume, resume), **chosen)
+
+
+def _read_objectives(words: list[str]) -> list[str]:
+    """Lets `pretrain` take the settings of every objective, whose files are imported for that; gives what is to parse.
+
+    Help shows what all objectives share, which imports none of them; or that of one, as `--help contrastive`.
+    """
+    help_wanted = bool({"--help", "-h"} & set(words))
+    topic = next((word for word in words if word in registry.names()), None) if help_wanted else None
+    if help_wanted and topic is None:
+        settings: type[PretrainSettings] = PretrainSettings
+    else:
+        check_companions()
+        settings = registry.flags() if topic is None else registry.run_settings(topic)
+    pretrain.__annotations__["settings"] = Annotated[settings | None, _FLAT]
+    app["pretrain"].help_formatter = VerbHelp(settings)
+    return [word for word in words if topic is None or word != topic]
 
 
 @_verb(ProbeSettings)
@@ -391,6 +411,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     verb = next((word for word in given if not word.startswith("-")), "")
     try:
+        if verb == "pretrain":
+            given = _read_objectives(given)
         with stop_at_once() if verb in _CONTINUES else contextlib.nullcontext():
             app(_todays_names(verb, given), exit_on_error=False, print_error=False, result_action="return_value")
     except TymbalError as error:

@@ -14,6 +14,7 @@ from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel
 
 from tymbal import settings as stages
 from tymbal.config import from_mapping, is_run_file, read_run_yaml, read_settings, recipe_under, to_keywords
+from tymbal.objectives import registry
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions
@@ -53,8 +54,7 @@ def fill_from_file(app: App, commands: tuple[str, ...], arguments: ArgumentColle
     path = _config_file(arguments)
     if path is None or not commands:
         return
-    cls = getattr(stages, f"{commands[-1].capitalize()}Settings")
-    given = read_settings(cls, path)
+    cls, given = _with_file(commands[-1], arguments, path)
     settings = to_keywords(from_mapping(cls, given, source=path))
     named = {key.replace("-", "_").removesuffix("_") for key in given}
     recorded = read_run_yaml(path).arguments if is_run_file(path) else {}
@@ -77,16 +77,32 @@ def fill_from_recipe(app: App, commands: tuple[str, ...], arguments: ArgumentCol
         arguments: What was found on the command line and in a file, by parameter; changed in place.
     """
     del app
-    cls = getattr(stages, f"{commands[-1].capitalize()}Settings", None) if commands else None
-    if cls is None:
+    if not commands or not hasattr(stages, _class_name(commands[-1])):
         return
     by_name = {argument.keys[-1]: argument for argument in arguments if argument.keys}
     given = {name: argument.tokens[-1].value for name, argument in by_name.items() if argument.tokens}
-    path = _config_file(arguments)
+    cls, below = _with_file(commands[-1], arguments, _config_file(arguments))
     # What a file sets to nothing has no token, and is given all the same.
-    said = {} if path is None else {key.replace("-", "_"): value for key, value in read_settings(cls, path).items()}
+    said = {key.replace("-", "_"): value for key, value in below.items()}
     for name, value in recipe_under(cls, {**said, **given}).items():
         _append(by_name[name], value, "recipe")
+
+
+def _class_name(verb: str) -> str:
+    return f"{verb.capitalize()}Settings"
+
+
+def _with_file(verb: str, arguments: ArgumentCollection, path: Path | None) -> tuple[type[Any], dict[str, Any]]:
+    """The settings class of a verb, for pretraining that of the objective; and what of a file is for it."""
+    cls = getattr(stages, _class_name(verb))
+    below = {} if path is None else read_settings(cls, path)
+    if cls is not stages.PretrainSettings:
+        return cls, below
+    flags = {
+        argument.keys[-1]: argument.tokens[-1].value for argument in arguments if argument.keys and argument.tokens
+    }
+    objective = registry.chosen_name(flags, below, source=path)
+    return registry.run_settings(objective), registry.own(objective, below, source=path)
 
 
 def _config_file(arguments: ArgumentCollection) -> Path | None:
@@ -111,6 +127,10 @@ _HEADINGS = {
     "ViewSettings": "Pairs of augmented views",
     "PrepareSettings": "Clips and the store",
     "PretrainSettings": "Encoder and objective",
+    "SSASTSettings": "With the objectives joint, mpc and mpg",
+    "ReconstructionSettings": "With the objective reconstruction",
+    "ViewPairSettings": "With pairs of views",
+    "ContrastiveSettings": "With the objective contrastive",
     "FinetuneSettings": "Classifier",
     "ProbeSettings": "Probe",
     "PredictSettings": "Windows and scores",

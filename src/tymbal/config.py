@@ -19,7 +19,7 @@ import importlib.metadata
 import os
 import platform
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,6 +42,7 @@ __all__ = [
     "diff",
     "from_mapping",
     "is_run_file",
+    "layered",
     "old_names",
     "read_run_yaml",
     "read_settings",
@@ -52,6 +53,7 @@ __all__ = [
     "to_keywords",
     "to_mapping",
     "todays_name",
+    "unknown_setting",
     "versions",
     "write_run_yaml",
     "write_yaml",
@@ -95,12 +97,27 @@ def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLik
     Raises:
         SettingsError: A key is unknown, or a value has the wrong type or is out of range.
     """
-    given = _known(cls, keywords, None)
-    if config is not None:
-        below = read_settings(cls, config)
-        # Checked by itself first, so that a mistake in the file is reported with the file's name.
-        from_mapping(cls, below, source=config)
-        given = {**_known(cls, below, config), **given}
+    below = {} if config is None else read_settings(cls, config)
+    return layered(cls, keywords, below, source=config)
+
+
+def layered(
+    cls: type[Settings], keywords: Mapping[str, Any], below: Mapping[str, Any], *, source: PathLike | None
+) -> Settings:
+    """Builds settings from keyword arguments, under them the settings of a file, and under these a recipe.
+
+    Args:
+        cls: A settings dataclass.
+        keywords: What the caller gave explicitly.
+        below: What the file has.
+        source: The file, for messages.
+
+    Raises:
+        SettingsError: A key is unknown, or a value has the wrong type or is out of range.
+    """
+    # Checked by itself first, so that a mistake in the file is reported with the file's name.
+    from_mapping(cls, below, source=source)
+    given = {**_known(cls, below, source), **_known(cls, keywords, None)}
     return from_mapping(cls, {**recipe_under(cls, given), **given})
 
 
@@ -339,14 +356,16 @@ def _run_file(path: PathLike) -> Path:
 
 
 def _verb(cls: type[Any]) -> str:
-    return cls.__name__.removesuffix("Settings").lower()
+    # Several classes may be for one verb, and say so.
+    own: str | None = getattr(cls, "verb", None)
+    return own or cls.__name__.removesuffix("Settings").lower()
 
 
 @functools.cache
 def _verbs() -> dict[str, type[Any]]:
-    """Settings classes by verb."""
+    """Settings classes by verb; of several for one verb, the one that they are derived from."""
     classes = (getattr(stages, name) for name in stages.__all__ if name.endswith("Settings"))
-    return {_verb(cls): cls for cls in classes}
+    return {_verb(cls): cls for cls in classes if "verb" in vars(cls) or not hasattr(cls, "verb")}
 
 
 def settings_of(verb: str) -> type[Any] | None:
@@ -377,11 +396,17 @@ def _known(cls: type[Any], mapping: Mapping[str, Any], source: PathLike | None) 
                     f"{key} and {plain} are one setting", path=source, advice=f"Leave out {key}, its old name."
                 )
         if plain not in names:
-            guess = nearest(plain, names)
-            advice = f"Did you mean {guess}?" if guess else f"Settings are: {', '.join(names)}."
-            raise SettingsError(f"unknown setting '{key}' for {_verb(cls)}", path=source, advice=advice)
+            raise unknown_setting(cls, key, names, source=source)
         found[names[plain]] = value
     return found
+
+
+def unknown_setting(cls: type[Any], key: str, known: Iterable[str], *, source: PathLike | None = None) -> SettingsError:
+    """The error for a key that is no setting, with the nearest of those that are `known`, or all of them."""
+    names = list(known)
+    guess = nearest(_key(key.replace("-", "_")), names)
+    advice = f"Did you mean {guess}?" if guess else f"Settings are: {', '.join(names)}."
+    return SettingsError(f"unknown setting '{key}' for {_verb(cls)}", path=source, advice=advice)
 
 
 def _located(value: Any) -> Any:

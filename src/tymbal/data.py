@@ -30,7 +30,14 @@ from tymbal.audio.tables import read_table
 from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
 from tymbal.progress import tell
-from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, SoundSettings, TrainingSettings
+from tymbal.settings import (
+    FeatureSettings,
+    PretrainSettings,
+    PtSettings,
+    SoundSettings,
+    TrainingSettings,
+    ViewPairSettings,
+)
 from tymbal.settings.fields import nature
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import StoreDataset
@@ -254,8 +261,8 @@ class DataSource(Generic[Chosen]):
             StoreError: There is nothing, or something else; or it is sound, and several processes train.
         """
         settings = self._settings
-        if not isinstance(settings, PretrainSettings):
-            raise TypeError("view_pairs takes the settings of a pretraining")
+        if not isinstance(settings, ViewPairSettings):
+            raise TypeError("view_pairs takes the settings of an objective that learns from pairs")
         if not self.exists:
             self._refuse_nothing()
         source = self if settings.views == "fresh" else self._generated() or self
@@ -428,7 +435,7 @@ def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSett
     return run / "store"
 
 
-def _prepared_waveforms(path: Path, run: Path, settings: PretrainSettings) -> SpectrogramSource:
+def _prepared_waveforms(path: Path, run: Path, settings: ViewPairSettings) -> SpectrogramSource:
     """Prepares waveforms of sound into the run folder; opens them."""
     from tymbal.prepare import prepare
 
@@ -464,7 +471,7 @@ def dataset_of(store: SpectrogramSource, rows: npt.ArrayLike, settings: Pretrain
     Raises:
         StoreError: Waveforms do not say how their spectrograms are computed.
     """
-    if store.samples is None:
+    if store.samples is None or not isinstance(settings, ViewPairSettings):
         return StoreDataset(store, rows)
     from tymbal.compute.device import choose_device
     from tymbal.views.augmentation_config import read_augmentation

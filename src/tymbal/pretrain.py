@@ -14,56 +14,31 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.compute.processes import quiet_except_rank_zero
 from tymbal.errors import SettingsError
+from tymbal.objectives import registry
 from tymbal.progress import tell
-from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, parse_patch
+from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, ViewPairSettings, parse_patch
+from tymbal.values import plain
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import nn
 
     from tymbal.evaluation.watch import LabelProbe
-    from tymbal.features.normalisation import Normalisation
     from tymbal.models.description import ModelDescription
     from tymbal.models.encoder import SpectrogramEncoder
-    from tymbal.objectives.contrastive import ContrastiveObjective
-    from tymbal.objectives.reconstruction import ReconstructionObjective
-    from tymbal.objectives.ssast import SSASTObjective
+    from tymbal.objectives.contract import Objective
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
     from tymbal.training.run_folder import Resume, RunResult
 
-    PretrainingObjective = SSASTObjective | ReconstructionObjective | ContrastiveObjective
-
 __all__ = ["pretrain"]
-
-_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
-_SSAST = (
-    "objective",
-    "encode",
-    "decoder_depth",
-    "decoder_width",
-    "mask",
-    "cluster_min",
-    "cluster_max",
-    "mask_ratio",
-    "mask_count",
-    "mask_padding",
-    "mse_weight",
-    "normalize_targets",
-)
-"""Settings that say how the model was pretrained; they go into its description."""
-
-_KEPT = {
-    "reconstruction": ("objective", "channels", "decoder_width", *_MASKS),
-    "contrastive": ("objective", "temperature", "projection", "view_mask", "view_mask_ratio"),
-}
-"""The same for objectives that are not SSAST's."""
 
 
 @quiet_except_rank_zero()
@@ -86,7 +61,8 @@ def pretrain(
             the folder of a checkpoint.
         config: YAML file with settings, or the `run.yaml` of an earlier run.
         on_evaluation: Told about every evaluation: its figures, and the module with its weights at that moment.
-        **settings: See `tymbal.settings.PretrainSettings`.
+        **settings: See `tymbal.settings.PretrainSettings`, and the settings of the objective in its own file, as
+            `tymbal.objectives.ssast.SSASTSettings`.
 
     Raises:
         StoreError: The store cannot be read or has no clips to learn from.
@@ -102,16 +78,17 @@ def pretrain(
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
 
-    source = open_data(store, configuration.resolve(PretrainSettings, settings, config=config))
+    source = open_data(store, registry.resolve(settings, config=config))
     chosen = source.settings
     run = Path(output)
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
-    contrastive = chosen.objective == "contrastive"
-    data = source.view_pairs(run) if contrastive else source.spectrograms(run, _features(chosen))
+    paired = isinstance(chosen, ViewPairSettings)
+    data = source.view_pairs(run) if paired else source.spectrograms(run, _features(chosen))
     train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
     objective, description = _objective(data, chosen)
+    module = cast("nn.Module", objective)
     probe = _probe(chosen, description)
     if probe is not None and not len(validation_rows):
         raise SettingsError(
@@ -119,7 +96,7 @@ def pretrain(
             advice="Prepare the store with a validation split, or do without probe_data.",
         )
     watch = None
-    if len(validation_rows) and not contrastive:  # that watches itself, on views
+    if len(validation_rows) and not paired:  # on pairs, an objective watches itself
         metrics = RunFolder(run).metrics
         watch = Watch(
             objective.encoder,
@@ -132,9 +109,9 @@ def pretrain(
         )
 
     snapshots = []
-    if chosen.snapshots and len(validation_rows) and can_rebuild(objective):
+    if chosen.snapshots and len(validation_rows) and can_rebuild(module):
         folder = RunFolder(run).rebuilt
-        snapshots = [Snapshots(folder, objective, data, validation_rows, clips=chosen.snapshots)]
+        snapshots = [Snapshots(folder, module, data, validation_rows, clips=chosen.snapshots)]
 
     def finalise(result: RunResult) -> None:
         from tymbal.models.folder import save_model
@@ -148,7 +125,7 @@ def pretrain(
         )
 
     return train(
-        objective,
+        module,
         dataset_of(data, train_rows, chosen),
         dataset_of(data, validation_rows, chosen),
         settings=chosen,
@@ -182,7 +159,7 @@ def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], N
     return train, validation
 
 
-def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[PretrainingObjective, ModelDescription]:
+def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Objective, ModelDescription]:
     """The encoder with its objective, and what its model folder will say."""
     import torch
 
@@ -193,7 +170,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Pr
         torch.manual_seed(settings.seed)
         encoder, origin = _encoder(store, settings)
         normalisation = normalisation_of(settings, store, origin)
-        objective = _HEADS.get(settings.objective, _ssast)(encoder, store, normalisation, settings)
+        objective = registry.spec(settings.objective).build(encoder, store, normalisation, settings)
     if settings.from_ is not None:
         _take_heads(objective, settings.from_, heads=settings.heads)
     encoder.gradient_checkpointing = settings.gradient_checkpointing
@@ -207,7 +184,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Pr
         std=normalisation.std,
         padding=normalisation.padding,
         normalize=normalisation.by,
-        objective={name: chosen[name] for name in _KEPT.get(settings.objective, _SSAST)},
+        objective=plain(settings.describe_objective()),
         provenance={
             "verb": "pretrain",
             "version": __version__,
@@ -217,74 +194,6 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Pr
         },
     )
     return objective, description
-
-
-def _ssast(
-    encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
-) -> SSASTObjective:
-    del store
-    from tymbal.objectives.ssast import SSASTObjective
-
-    return SSASTObjective(
-        encoder,
-        task=settings.objective,
-        normalisation=normalisation,
-        encode=settings.encode,
-        decoder_depth=settings.decoder_depth,
-        decoder_width=settings.decoder_width,
-        mask=settings.mask,
-        mask_ratio=settings.mask_ratio,
-        mask_count=settings.mask_count,
-        cluster=(settings.cluster_min, settings.cluster_max),
-        mask_padding=settings.mask_padding,
-        mse_weight=settings.mse_weight,
-        normalize_targets=settings.normalize_targets,
-        seed=settings.seed,
-    )
-
-
-def _reconstruction(
-    encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
-) -> ReconstructionObjective:
-    from tymbal.objectives.reconstruction import ReconstructionObjective
-
-    del store
-    return ReconstructionObjective(
-        encoder,
-        normalisation=normalisation,
-        channels=settings.channels,
-        decoder_width=settings.decoder_width,
-        seed=settings.seed,
-        **{name: getattr(settings, name) for name in _MASKS},
-    )
-
-
-def _contrastive(
-    encoder: SpectrogramEncoder, store: SpectrogramSource, normalisation: Normalisation, settings: PretrainSettings
-) -> ContrastiveObjective:
-    import torch
-
-    from tymbal.objectives.contrastive import ContrastiveObjective
-
-    return ContrastiveObjective(
-        encoder,
-        normalisation=normalisation,
-        clips=torch.from_numpy(store.clip_numbers()),
-        padded=torch.from_numpy(store.padded_clips()),
-        temperature=settings.temperature,
-        projection=settings.projection,
-        mask=settings.view_mask,
-        mask_ratio=settings.view_mask_ratio,
-        chunk=settings.chunk,
-        seed=settings.seed,
-    )
-
-
-_HEADS: dict[str, Callable[..., PretrainingObjective]] = {
-    "reconstruction": _reconstruction,
-    "contrastive": _contrastive,
-}
-"""What puts an objective, its heads with random weights, on an encoder; the others are SSAST's."""
 
 
 def _encoder(
@@ -303,8 +212,7 @@ def _encoder(
     if settings.from_ is None:
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads")
         return SpectrogramEncoder(wanted), None
-    # SSAST's patches must not overlap: a masked one would be seen in its neighbours. Reconstruction masks no patches.
-    keep_stride = settings.objective == "reconstruction"
+    keep_stride = registry.spec(settings.objective).patches_may_overlap
     encoder, report, origin = warm_start(
         settings.from_, config=wanted, keep_stride=keep_stride, source_heads=settings.heads
     )
@@ -327,7 +235,7 @@ def _probe(settings: PretrainSettings, description: ModelDescription) -> LabelPr
     return LabelProbe(store, labelled_clips(store), settings.probe_every, settings.seed)
 
 
-def _take_heads(objective: PretrainingObjective, source: str, *, heads: int | None) -> None:
+def _take_heads(objective: Objective, source: str, *, heads: int | None) -> None:
     """Goes on with the heads of an earlier pretraining, where they are those of this objective."""
     from tymbal.models.folder import open_checkpoint
 

@@ -8,7 +8,8 @@ from tymbal.compat.flags import parse
 from tymbal.compat.translate import translate
 from tymbal.config import from_mapping
 from tymbal.errors import SettingsError
-from tymbal.settings import FinetuneSettings, PretrainSettings
+from tymbal.objectives.ssast import SSASTSettings
+from tymbal.settings import FinetuneSettings
 
 MASK_PATCH = """--dataset asli --data-train train.json --data-val val.json --exp-dir exp --label-csv labels.csv
 --lr 1e-4 --n-epochs 10 --batch-size 24 --save_model False --freqm 0 --timem 0 --mixup 0 --bal none
@@ -34,7 +35,7 @@ def settings(cls: type[Any], words: str, more: str = "") -> dict[str, Any]:
 
 
 def test_translate__run_mask_patch():
-    found = settings(PretrainSettings, MASK_PATCH)
+    found = settings(SSASTSettings, MASK_PATCH)
     wanted = {
         "objective": "joint",
         "size": "base",

@@ -6,6 +6,8 @@ import os
 import runpy
 import stat
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +23,15 @@ from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, save_model
-from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, PretrainSettings
+from tymbal.objectives import registry
+from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-CLASSES = {"prepare": PrepareSettings, "pretrain": PretrainSettings, "finetune": FinetuneSettings}
+RESOLVE: dict[str, Callable[..., object]] = {
+    "prepare": partial(config.resolve, PrepareSettings),
+    "pretrain": registry.resolve,
+    "finetune": partial(config.resolve, FinetuneSettings),
+}
 GIVEN = {
     "reconstruction": ("recordings", "run"),
     "finetuning": ("labelled", "pretrained", "out"),
@@ -40,12 +47,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     def record(verb: str) -> None:
         def recorded(*arguments: str | os.PathLike[str], resume: object = None, **keywords: Any) -> SimpleNamespace:
-            found[verb] = (tuple(map(os.fspath, arguments)), config.resolve(CLASSES[verb], keywords))
+            found[verb] = (tuple(map(os.fspath, arguments)), RESOLVE[verb](keywords))
             return SimpleNamespace(summary=str)
 
         monkeypatch.setitem(vars(tymbal), verb, recorded)
 
-    for verb in CLASSES:
+    for verb in RESOLVE:
         record(verb)
     return found
 
@@ -54,9 +61,7 @@ def by_yaml(name: str) -> dict[str, object]:
     """Settings of the verbs of a YAML file; the weights to start from are no matter of the file."""
     sections = config.read_yaml(EXAMPLES / f"{name}.yaml")
     given = {"finetune": {"from_": "pretrained"}} if name == "finetuning" else {}
-    return {
-        verb: config.resolve(CLASSES[verb], given.get(verb, {}), config=EXAMPLES / f"{name}.yaml") for verb in sections
-    }
+    return {verb: RESOLVE[verb](given.get(verb, {}), config=EXAMPLES / f"{name}.yaml") for verb in sections}
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -11,8 +11,7 @@ from tymbal.errors import ModelError, SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.decoder import VisibleDecoder, sine_positions
-from tymbal.objectives.ssast import SSASTObjective
-from tymbal.settings import PretrainSettings
+from tymbal.objectives.ssast import SSASTObjective, SSASTSettings
 
 CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=96)  # 2 rows x 6 columns of patches
 NORMALISATION = Normalisation(mean=-5.0, std=4.0, padding=-15.0)
@@ -212,4 +211,4 @@ def test_objective__draws_clusters_of_the_sides_asked_for():
 )
 def test_settings__say_what_they_want(wrong, message):
     with pytest.raises(SettingsError, match=message):
-        PretrainSettings(**wrong)
+        SSASTSettings(**wrong)

@@ -20,6 +20,7 @@ neighbour, and `rank`, the effective rank of the embeddings (Roy & Vetterli 2007
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -29,14 +30,25 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tymbal.errors import ModelError
 from tymbal.features.normalisation import Normalisation
 from tymbal.features.statistics import LOG_FLOOR
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.objectives.contract import ObjectiveSpec, load_heads
 from tymbal.progress import tell
 from tymbal.randomness import bits, fold
+from tymbal.settings import ViewPairSettings
+from tymbal.settings.fields import check, setting
+from tymbal.store.base import SpectrogramSource
 
-__all__ = ["ContrastiveObjective", "ViewMask", "crossed_masks", "effective_rank", "nt_xent"]
+__all__ = [
+    "OBJECTIVE",
+    "ContrastiveObjective",
+    "ContrastiveSettings",
+    "ViewMask",
+    "crossed_masks",
+    "effective_rank",
+    "nt_xent",
+]
 
 ViewMask = Literal["none", "crossed"]
 
@@ -44,6 +56,35 @@ _EVALUATION = -1  # stands for the epoch in the keys of evaluation masks
 _TIME, _FREQUENCY = 50, 51  # streams of random numbers
 _COLLAPSED = 2.0
 _SILENCE = LOG_FLOOR + 0.01  # what float16 leaves of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveSettings(ViewPairSettings):
+    """Contrastive learning on two views of each clip.
+
+    Attributes:
+        temperature: What cosines are divided by.
+        projection: Width of the projection that views are compared in.
+        view_mask: What the encoder sees of each view: all of it, or `crossed`: of one view whole columns of time are
+            hidden, of the other whole rows of frequency, and only the rest is encoded.
+        view_mask_ratio: Fraction of columns, and of rows, that is hidden then.
+        chunk: Clips that are encoded at once; a larger batch is computed again by parts in the backward pass, so that
+            it takes no more memory. `None` is the whole batch.
+    """
+
+    objective: Literal["contrastive"] = "contrastive"
+    temperature: float = 0.1
+    projection: int = 128
+    view_mask: Literal["none", "crossed"] = "none"
+    view_mask_ratio: float = 0.5
+    chunk: int | None = setting(None, describes_model=False)
+
+    def __post_init__(self) -> None:
+        ViewPairSettings.__post_init__(self)
+        check(self.temperature > 0, "temperature", self.temperature, "a number above 0")
+        check(self.projection >= 1, "projection", self.projection, "1 or more")
+        check(0 < self.view_mask_ratio < 1, "view_mask_ratio", self.view_mask_ratio, "a fraction between 0 and 1")
+        check(self.chunk is None or self.chunk >= 1, "chunk", self.chunk, "1 or more")
 
 
 class ContrastiveObjective(nn.Module):
@@ -153,10 +194,7 @@ class ContrastiveObjective(nn.Module):
         Raises:
             ModelError: Where a part is missing or has another shape.
         """
-        for name, value in self.head_state().items():
-            if name not in state or state[name].shape != value.shape:
-                raise ModelError(f"{name} is missing or of another shape", advice="It is of another projection.")
-            value.copy_(state[name])
+        load_heads(self.head_state(), state, advice="They are of another projection.")
 
     def _encode(self, views: Tensor, row: Tensor, epoch: Tensor, view: int) -> Tensor:
         padding = (views <= _SILENCE).all(2) & self.padded[row][:, None]
@@ -291,3 +329,23 @@ def _gathered(projected: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, int]:
     together = torch.cat([part[:, :count] for part, count in zip(views, counts, strict=True)], dim=1)
     numbers = torch.cat([part[:count] for part, count in zip(names, counts, strict=True)])
     return together, numbers, sum(counts[: dist.get_rank()])
+
+
+def _build(
+    encoder: SpectrogramEncoder, data: SpectrogramSource, normalisation: Normalisation, settings: ContrastiveSettings
+) -> ContrastiveObjective:
+    return ContrastiveObjective(
+        encoder,
+        normalisation=normalisation,
+        clips=torch.from_numpy(data.clip_numbers()),
+        padded=torch.from_numpy(data.padded_clips()),
+        temperature=settings.temperature,
+        projection=settings.projection,
+        mask=settings.view_mask,
+        mask_ratio=settings.view_mask_ratio,
+        chunk=settings.chunk,
+        seed=settings.seed,
+    )
+
+
+OBJECTIVE = ObjectiveSpec(settings=ContrastiveSettings, build=_build)

@@ -22,20 +22,89 @@ What is made sound here:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.augmentation import spec_mask
-from tymbal.objectives.heads import load_heads
+from tymbal.objectives.contract import ObjectiveSpec, load_heads
 from tymbal.randomness import EVALUATION, fold
+from tymbal.settings import PretrainSettings
+from tymbal.settings.fields import Recipe, check
+from tymbal.store.base import SpectrogramSource
 
-__all__ = ["ReconstructionObjective"]
+__all__ = ["OBJECTIVE", "ReconstructionObjective", "ReconstructionSettings"]
 
 _KERNEL = 3  # frames that a convolution sees
+_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
+
+_RECIPE = Recipe(
+    setting="objective",
+    value="reconstruction",
+    defaults={
+        "epochs": 150,
+        "patience": 10,
+        "min_progress": 1e-4,
+        "learning_rate": 1e-4,
+        "schedule": "linear",
+        "warmup": 0.05,
+        "batch_size": 8,
+        "accumulate": 2,
+        "window": 1.0,
+    },
+    unless={"window": "frames", "batch_size": "batch_sizes"},
+)
+"""How one-second clips of insects are usually pretrained on with Hugging Face's AST."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionSettings(PretrainSettings):
+    """Reconstruction of the whole spectrogram from a masked one.
+
+    Attributes:
+        channels: Channels to which each token is projected, for each frame up to the next patch.
+        decoder_width: Width of the decoder. `None` is that of the encoder.
+        time_masks: Stretches of time that are masked in the input.
+        time_mask: Widest of them in frames; widths are uniform from 0 on.
+        frequency_masks: Bands of mel bins that are masked.
+        frequency_mask: Widest of them in mel bins.
+    """
+
+    recipes: ClassVar[tuple[Recipe, ...]] = (_RECIPE,)
+
+    objective: Literal["reconstruction"] = "reconstruction"
+    channels: int = 16
+    decoder_width: int | None = None
+    time_masks: int = 2
+    time_mask: int = 24
+    frequency_masks: int = 2
+    frequency_mask: int = 24
+
+    def __post_init__(self) -> None:
+        PretrainSettings.__post_init__(self)
+        check(self.channels >= 1, "channels", self.channels, "1 or more")
+        check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
+        for name in _MASKS:
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        if not (self.time_masks and self.time_mask) and not (self.frequency_masks and self.frequency_mask):
+            raise SettingsError(
+                "without a mask, reconstruction would learn to copy",
+                advice="Set time_masks and time_mask, or frequency_masks and frequency_mask, to 1 or more.",
+            )
+
+    @classmethod
+    def refuse(cls, others: Mapping[str, Any]) -> None:
+        """Refuses to encode visible patches alone: the spectrogram is masked."""
+        if others.get("encode") == "visible":
+            raise SettingsError(
+                "reconstruction masks the spectrogram, not patches: there are no visible ones to encode alone",
+                advice="Leave encode out, or choose the objective mpg.",
+            )
 
 
 class ReconstructionObjective(nn.Module):
@@ -194,3 +263,20 @@ def _stretched(values: Tensor, frames: int) -> Tensor:
     left = place.long()
     right = (left + 1).clamp(max=length - 1)
     return torch.lerp(values.index_select(2, left), values.index_select(2, right), place - left)
+
+
+def _build(
+    encoder: SpectrogramEncoder, data: SpectrogramSource, normalisation: Normalisation, settings: ReconstructionSettings
+) -> ReconstructionObjective:
+    del data
+    return ReconstructionObjective(
+        encoder,
+        normalisation=normalisation,
+        channels=settings.channels,
+        decoder_width=settings.decoder_width,
+        seed=settings.seed,
+        **{name: getattr(settings, name) for name in _MASKS},
+    )
+
+
+OBJECTIVE = ObjectiveSpec(settings=ReconstructionSettings, build=_build, patches_may_overlap=True)

@@ -16,7 +16,8 @@ the losses are those of the reference implementation to float32's accuracy. What
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,15 +26,62 @@ from torch import Tensor, nn
 from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.objectives.contract import ObjectiveSpec, load_heads
 from tymbal.objectives.decoder import VisibleDecoder
-from tymbal.objectives.heads import load_heads
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
 from tymbal.randomness import EVALUATION, fold
+from tymbal.settings import PretrainSettings
+from tymbal.settings.fields import check
+from tymbal.store.base import SpectrogramSource
 
-__all__ = ["TASKS", "SSASTObjective", "contrast", "rebuild", "tell_apart"]
+__all__ = ["OBJECTIVE", "TASKS", "SSASTObjective", "SSASTSettings", "contrast", "rebuild", "tell_apart"]
 
 TASKS: dict[str, tuple[str, ...]] = {"joint": ("cpred", "gpred"), "mpc": ("cpred",), "mpg": ("gpred",)}
 """The objectives and the heads that each trains: `cpred` predicts patches to tell apart, `gpred` to rebuild."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSASTSettings(PretrainSettings):
+    """Masked patches: `joint`, `mpc` and `mpg`.
+
+    Attributes:
+        encode: What the encoder sees: `all` patches, the masked ones as a mask token (SSAST), or only the `visible`
+            ones, with a light decoder that predicts the others: several times faster, and another model (MAE-AST,
+            Baade et al. 2022).
+        decoder_depth: Blocks of the decoder, with `visible`.
+        decoder_width: Width of the decoder, with `visible`. `None` is that of the encoder.
+        mask: How masked patches are drawn: `cluster` in squares, `uniform` singly, `frame` whole columns of time.
+            `auto` is cluster for patches and uniform for frame patches.
+        cluster_min: Shortest side of a cluster, in patches.
+        cluster_max: Longest side of a cluster, in patches.
+        mask_ratio: Fraction of the patches that is masked.
+        mask_count: Number of masked patches, instead of the fraction.
+        mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
+        mse_weight: Weight of the mpg loss in `joint`.
+        normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
+    """
+
+    objective: Literal["joint", "mpc", "mpg"] = "joint"
+    encode: Literal["all", "visible"] = "all"
+    decoder_depth: int = 2
+    decoder_width: int | None = None
+    mask: Literal["auto", "cluster", "uniform", "frame"] = "auto"
+    cluster_min: int = 3
+    cluster_max: int = 5
+    mask_ratio: float = 0.75
+    mask_count: int | None = None
+    mask_padding: bool = False
+    mse_weight: float = 10.0
+    normalize_targets: bool = False
+
+    def __post_init__(self) -> None:
+        PretrainSettings.__post_init__(self)
+        check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
+        check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
+        check(self.decoder_depth >= 1, "decoder_depth", self.decoder_depth, "1 or more")
+        check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
+        check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
+        check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
 
 
 class SSASTObjective(nn.Module):
@@ -283,3 +331,28 @@ def _gather(values: Tensor, index: Tensor) -> Tensor:
 def _head(width: int, area: int) -> nn.Sequential:
     """SSAST's prediction head, with PyTorch's own initialisation as there."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, area))
+
+
+def _build(
+    encoder: SpectrogramEncoder, data: SpectrogramSource, normalisation: Normalisation, settings: SSASTSettings
+) -> SSASTObjective:
+    del data
+    return SSASTObjective(
+        encoder,
+        task=settings.objective,
+        normalisation=normalisation,
+        encode=settings.encode,
+        decoder_depth=settings.decoder_depth,
+        decoder_width=settings.decoder_width,
+        mask=settings.mask,
+        mask_ratio=settings.mask_ratio,
+        mask_count=settings.mask_count,
+        cluster=(settings.cluster_min, settings.cluster_max),
+        mask_padding=settings.mask_padding,
+        mse_weight=settings.mse_weight,
+        normalize_targets=settings.normalize_targets,
+        seed=settings.seed,
+    )
+
+
+OBJECTIVE = ObjectiveSpec(settings=SSASTSettings, build=_build)

@@ -20,7 +20,7 @@ from tymbal.settings.inference import (
     SimilarSettings,
 )
 from tymbal.settings.inspection import DoctorSettings, ExploreSettings, ReportSettings
-from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings
+from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings, ViewPairSettings
 
 __all__ = [
     "SIZES",
@@ -41,6 +41,7 @@ __all__ = [
     "SimilarSettings",
     "SoundSettings",
     "TrainingSettings",
+    "ViewPairSettings",
     "ViewSettings",
     "parse_patch",
 ]

@@ -19,7 +19,6 @@ from tymbal.errors import SettingsError
 
 __all__ = [
     "NOTEBOOK",
-    "RECONSTRUCTION",
     "SIZES",
     "Nature",
     "Recipe",
@@ -49,6 +48,7 @@ class Nature:
         group: The group that help shows it in. `None` is that of the class which introduces it.
         aliases: Its older names, still understood.
         only_for: Kinds of source that it is for, of `pt` and `sound`; it has no effect on others. Empty is all.
+        describes_model: Whether, where it belongs to an objective, the description of a model keeps it.
     """
 
     path: bool = False
@@ -58,6 +58,7 @@ class Nature:
     group: str | None = None
     aliases: tuple[str, ...] = ()
     only_for: tuple[str, ...] = ()
+    describes_model: bool = True
 
 
 def setting(
@@ -70,10 +71,18 @@ def setting(
     group: str | None = None,
     aliases: tuple[str, ...] = (),
     only_for: tuple[str, ...] = (),
+    describes_model: bool = True,
 ) -> Value:
     """A field of a settings dataclass that says its own nature; the arguments are the attributes of `Nature`."""
     own = Nature(
-        path=path, data=data, resumable=resumable, first=first, group=group, aliases=aliases, only_for=only_for
+        path=path,
+        data=data,
+        resumable=resumable,
+        first=first,
+        group=group,
+        aliases=aliases,
+        only_for=only_for,
+        describes_model=describes_model,
     )
     return field(default=default, metadata={_KEY: own})
 
@@ -164,24 +173,6 @@ class Recipe:
         return {name: value for name, value in self.defaults.items() if name not in given and name not in said}
 
 
-RECONSTRUCTION = Recipe(
-    setting="objective",
-    value="reconstruction",
-    defaults={
-        "epochs": 150,
-        "patience": 10,
-        "min_progress": 1e-4,
-        "learning_rate": 1e-4,
-        "schedule": "linear",
-        "warmup": 0.05,
-        "batch_size": 8,
-        "accumulate": 2,
-        "window": 1.0,
-    },
-    unless={"window": "frames", "batch_size": "batch_sizes"},
-)
-"""How one-second clips of insects are usually pretrained on with Hugging Face's AST."""
-
 NOTEBOOK = Recipe(
     setting="recipe",
     value="notebook",
@@ -198,4 +189,4 @@ NOTEBOOK = Recipe(
     },
     unless={"window": "frames", "batch_size": "batch_sizes"},
 )
-"""How such clips are usually fine-tuned on from there."""
+"""How one-second clips of insects are usually fine-tuned on, after `reconstruction`, with Hugging Face's AST."""

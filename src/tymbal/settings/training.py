@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from tymbal.errors import SettingsError
 from tymbal.settings.data import PtSettings, SoundSettings
-from tymbal.settings.fields import NOTEBOOK, RECONSTRUCTION, SIZES, Recipe, check, parse_patch, setting
+from tymbal.settings.fields import NOTEBOOK, SIZES, Recipe, check, nature, parse_patch, setting
 
-__all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings"]
+__all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +136,17 @@ class TrainingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
-    """Learning from unlabelled spectrograms.
+    """Learning from unlabelled spectrograms: what all objectives share.
+
+    The settings of a run are those of its objective, whose class is derived from this one in the objective's own file
+    (`tymbal.objectives.registry`).
 
     Attributes:
         objective: What is learned: `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it,
             `joint` does both (SSAST, Gong et al. 2022); `reconstruction` rebuilds the whole spectrogram from one with
-            masked stretches and bands, and brings other defaults along (those behind a semicolon); `contrastive` tells
-            the two views of each clip from those of all others (SimCLR, Chen et al. 2020).
+            masked stretches and bands, and brings other defaults along; `contrastive` tells
+            the two views of each clip from those of all others (SimCLR, Chen et al. 2020). What each takes besides,
+            and its defaults, shows for example `tymbal pretrain --help contrastive`.
         from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
             a script has saved of such an encoder.
         size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
@@ -149,37 +154,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         depth: Blocks of the encoder, instead of the named size's.
         heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch: 16x16, or 128x2 for frame patches.
-        encode: What the encoder sees: `all` patches, the masked ones as a mask token (SSAST), or only the `visible`
-            ones, with a light decoder that predicts the others: several times faster, and another model (MAE-AST,
-            Baade et al. 2022).
-        decoder_depth: Blocks of the decoder, with `visible`.
-        decoder_width: Width of the decoder, with `visible` and in `reconstruction`. `None` is that of the encoder.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
-        channels: Channels to which `reconstruction` projects each token, for each frame up to the next patch.
-        time_masks: Stretches of time that `reconstruction` masks in its input.
-        time_mask: Widest of them in frames; widths are uniform from 0 on.
-        frequency_masks: Bands of mel bins that it masks.
-        frequency_mask: Widest of them in mel bins.
-        mask: How masked patches are drawn: `cluster` in squares, `uniform` singly, `frame` whole columns of time.
-            `auto` is cluster for patches and uniform for frame patches.
-        cluster_min: Shortest side of a cluster, in patches.
-        cluster_max: Longest side of a cluster, in patches.
-        mask_ratio: Fraction of the patches that is masked.
-        mask_count: Number of masked patches, instead of the fraction.
-        mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
-        mse_weight: Weight of the mpg loss in `joint`.
-        normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
-        views: Where the views of `contrastive` come from: `generated` before (tymbal prepare --views), or `fresh` from
-            waveforms in every epoch. `auto` takes what is there; sound becomes waveforms.
-        augmentations: YAML file that says how fresh views are drawn. `None` is configs/audio_augmentation_config.yaml
-            where it is there, else the defaults.
-        temperature: What cosines are divided by, in `contrastive`.
-        projection: Width of the projection that views are compared in, in `contrastive`.
-        view_mask: What the encoder sees of each view, in `contrastive`: all of it, or `crossed`: of one view whole
-            columns of time are hidden, of the other whole rows of frequency, and only the rest is encoded.
-        view_mask_ratio: Fraction of columns, and of rows, that is hidden then.
-        chunk: Clips that are encoded at once, in `contrastive`; a larger batch is computed again by parts in the
-            backward pass, so that it takes no more memory. `None` is the whole batch.
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
             evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours.
         probe_every: Epochs from one such probe to the next.
@@ -187,39 +162,17 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
             rebuilds of them: the pictures of `tymbal report`. 0 writes nothing.
     """
 
-    recipes: ClassVar[tuple[Recipe, ...]] = (RECONSTRUCTION,)
+    verb: ClassVar[str] = "pretrain"
+    recipes: ClassVar[tuple[Recipe, ...]] = ()
 
-    objective: Literal["joint", "mpc", "mpg", "reconstruction", "contrastive"] = "joint"
+    objective: str = "joint"
     from_: str | None = setting(None, path=True)
     size: Literal["tiny", "small", "base"] = "small"
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
     patch: str = "16x16"
-    encode: Literal["all", "visible"] = "all"
-    decoder_depth: int = 2
-    decoder_width: int | None = None
     train: str = "all"
-    channels: int = 16
-    time_masks: int = 2
-    time_mask: int = 24
-    frequency_masks: int = 2
-    frequency_mask: int = 24
-    mask: Literal["auto", "cluster", "uniform", "frame"] = "auto"
-    cluster_min: int = 3
-    cluster_max: int = 5
-    mask_ratio: float = 0.75
-    mask_count: int | None = None
-    mask_padding: bool = False
-    mse_weight: float = 10.0
-    normalize_targets: bool = False
-    views: Literal["auto", "generated", "fresh"] = "auto"
-    augmentations: str | None = setting(None, path=True)
-    temperature: float = 0.1
-    projection: int = 128
-    view_mask: Literal["none", "crossed"] = "none"
-    view_mask_ratio: float = 0.5
-    chunk: int | None = None
     probe_data: str | None = setting(None, path=True, resumable=True)
     probe_every: float = setting(5.0, resumable=True)
     snapshots: int = setting(3, resumable=True)
@@ -230,43 +183,49 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         SoundSettings.__post_init__(self)
         parse_patch(self.patch)
         check(self.train == "all" or self.train.isdigit(), "train", self.train, "all or a number of blocks")
-        check(self.channels >= 1, "channels", self.channels, "1 or more")
-        for name in ("time_masks", "time_mask", "frequency_masks", "frequency_mask"):
-            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        if self.objective == "reconstruction":
-            self._check_reconstruction()
-        check(0 < self.mask_ratio < 1, "mask_ratio", self.mask_ratio, "a fraction between 0 and 1")
-        check(self.mask_count is None or self.mask_count >= 1, "mask_count", self.mask_count, "1 or more")
-        check(self.decoder_depth >= 1, "decoder_depth", self.decoder_depth, "1 or more")
-        check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
-        check(self.temperature > 0, "temperature", self.temperature, "a number above 0")
-        check(self.projection >= 1, "projection", self.projection, "1 or more")
-        check(0 < self.view_mask_ratio < 1, "view_mask_ratio", self.view_mask_ratio, "a fraction between 0 and 1")
-        check(self.chunk is None or self.chunk >= 1, "chunk", self.chunk, "1 or more")
         check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
         check(self.snapshots >= 0, "snapshots", self.snapshots, "0 or more")
-        check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
-        check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
         width, _, heads = self.shape
         check(width % heads == 0, "width", width, f"a multiple of the {heads} heads")
-
-    def _check_reconstruction(self) -> None:
-        if self.encode == "visible":
-            raise SettingsError(
-                "reconstruction masks the spectrogram, not patches: there are no visible ones to encode alone",
-                advice="Leave encode out, or choose the objective mpg.",
-            )
-        if not (self.time_masks and self.time_mask) and not (self.frequency_masks and self.frequency_mask):
-            raise SettingsError(
-                "without a mask, reconstruction would learn to copy",
-                advice="Set time_masks and time_mask, or frequency_masks and frequency_mask, to 1 or more.",
-            )
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Width, depth and heads of the encoder."""
         width, depth, heads = SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
+
+    @classmethod
+    def refuse(cls, others: Mapping[str, Any]) -> None:
+        """Refuses settings of other objectives that contradict this one; those that merely do nothing are remarked on.
+
+        Args:
+            others: What was given of other objectives' settings, by field name.
+
+        Raises:
+            SettingsError: One of them contradicts the objective.
+        """
+
+    def describe_objective(self) -> dict[str, Any]:
+        """The objective and its own settings, as the description of a model keeps them."""
+        common = {field.name for field in fields(PretrainSettings)}
+        own = [field.name for field in fields(self) if field.name not in common]
+        described = [name for name in own if nature(self, name).describes_model]
+        return {name: getattr(self, name) for name in ("objective", *described)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewPairSettings(PretrainSettings):
+    """Pretraining on two views of each clip; an objective with these settings is given pairs.
+
+    Attributes:
+        views: Where the views come from: `generated` before (tymbal prepare --views), or `fresh` from waveforms in
+            every epoch. `auto` takes what is there; sound becomes waveforms.
+        augmentations: YAML file that says how fresh views are drawn. `None` is configs/audio_augmentation_config.yaml
+            where it is there, else the defaults.
+    """
+
+    views: Literal["auto", "generated", "fresh"] = setting("auto", describes_model=False)
+    augmentations: str | None = setting(None, path=True, describes_model=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,8 @@ from typing import Any
 from tymbal import config
 from tymbal.errors import CheckpointError, SettingsError
 from tymbal.files import write_json, write_text
-from tymbal.settings import TrainingSettings
+from tymbal.objectives import registry
+from tymbal.settings import PretrainSettings, TrainingSettings
 from tymbal.settings.fields import names_that
 from tymbal.training.records import HEADER, is_figure, log_line, read_metrics
 
@@ -182,7 +183,7 @@ class RunFolder:
             )
         moved = (name for name in names_that(settings, "data") if _is_gone(recorded.settings.get(name)))
         free = {*names_that(settings, "resumable"), *moved}
-        before = {name: value for name, value in recorded.settings.items() if name not in free}
+        before = {name: value for name, value in _own(recorded.settings, settings).items() if name not in free}
         now = {name: value for name, value in config.to_mapping(settings).items() if name not in free}
         paths = names_that(settings, "path")
         changes = config.diff(_located(before, paths), _located(now, paths)) + _other_data(
@@ -213,6 +214,13 @@ def _located(settings: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
     """Settings in which a path is the same path from wherever the command is given."""
     given = {name: settings[name] for name in paths if settings.get(name)}
     return {**settings, **{name: os.path.realpath(path) for name, path in given.items() if Path(path).exists()}}
+
+
+def _own(recorded: dict[str, Any], settings: TrainingSettings) -> dict[str, Any]:
+    """What was recorded, without settings of other objectives: earlier versions recorded those of all in every run."""
+    if not isinstance(settings, PretrainSettings):
+        return recorded
+    return registry.without_foreign(settings.objective, recorded)
 
 
 def _is_gone(path: str | None) -> bool:

@@ -1,0 +1,221 @@
+"""The objectives by name: those of Tymbal, a line each, and those of other packages.
+
+Another package adds one by an entry point in the group `tymbal.objectives`, which names a module that has an
+`OBJECTIVE` (`tymbal.objectives.contract`):
+
+    [project.entry-points."tymbal.objectives"]
+    wobble = "my_package.wobble"
+
+Names are known without importing anything heavy; a file is imported when its objective is chosen, or when something is
+asked about all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import os
+import typing
+from collections.abc import Mapping
+from dataclasses import field, fields, make_dataclass
+from typing import Any, Literal
+
+from tymbal import config as configuration
+from tymbal.errors import SettingsError
+from tymbal.objectives.contract import ObjectiveSpec
+from tymbal.progress import tell
+from tymbal.settings import PretrainSettings
+from tymbal.values import convert
+
+__all__ = [
+    "_check_name",
+    "chosen_name",
+    "flags",
+    "given",
+    "names",
+    "own",
+    "resolve",
+    "run_settings",
+    "spec",
+    "without_foreign",
+]
+
+_MODULES = {
+    "joint": "tymbal.objectives.ssast",
+    "mpc": "tymbal.objectives.ssast",
+    "mpg": "tymbal.objectives.ssast",
+    "reconstruction": "tymbal.objectives.reconstruction",
+    "contrastive": "tymbal.objectives.contrastive",
+}
+_GROUP = "tymbal.objectives"
+
+_COMMON = frozenset(each.name for each in fields(PretrainSettings))
+
+PathLike = str | os.PathLike[str]
+
+
+def names() -> tuple[str, ...]:
+    """All objectives, those of other packages last."""
+    return (*_MODULES, *(name for name in _plugins() if name not in _MODULES))
+
+
+@functools.cache
+def spec(name: str) -> ObjectiveSpec:
+    """How an objective is configured and built; imports its file.
+
+    Raises:
+        SettingsError: There is none of this name, or another package's cannot be used.
+    """
+    _check_name(name)
+    place = _MODULES[name] if name in _MODULES else _plugins()[name].module
+    advice = "Update the package that it comes from, or uninstall it."
+    try:
+        module = importlib.import_module(place)
+    except ImportError as error:
+        raise SettingsError(f"the objective {name} cannot be imported: {error}", advice=advice) from error
+    objective = getattr(module, "OBJECTIVE", None)
+    if not isinstance(objective, ObjectiveSpec):
+        raise SettingsError(f"{place} of the objective {name} has no OBJECTIVE that is an ObjectiveSpec", advice=advice)
+    return objective
+
+
+def run_settings(name: str) -> type[PretrainSettings]:
+    """The settings of a run with this objective: the common ones and its own.
+
+    Raises:
+        SettingsError: There is no such objective.
+    """
+    return spec(name).settings
+
+
+def chosen_name(keywords: Mapping[str, Any], below: Mapping[str, Any], *, source: PathLike | None = None) -> str:
+    """The objective that is chosen: in `keywords`, else in `below`, from the file `source`, else by default.
+
+    Raises:
+        SettingsError: There is no such objective.
+    """
+    if "objective" in keywords:
+        return _check_name(keywords["objective"])
+    return _check_name(below.get("objective", PretrainSettings.objective), source=source)
+
+
+def own(name: str, mapping: Mapping[str, Any], *, source: PathLike | None = None) -> dict[str, Any]:
+    """What of a mapping holds with an objective: without the settings of the others, and with its name.
+
+    Args:
+        name: The objective.
+        mapping: Values by key.
+        source: The file that the mapping comes from, for messages.
+
+    Raises:
+        SettingsError: A key is no setting of any objective, or contradicts this one.
+    """
+    cls = run_settings(name)
+    kept = without_foreign(name, mapping)
+    mine = _keys(cls)
+    for key in kept:
+        if _key(key) not in mine:
+            raise configuration.unknown_setting(PretrainSettings, key, [*mine, *_all_keys()], source=source)
+    try:
+        cls.refuse({_key(key): value for key, value in mapping.items() if key not in kept})
+    except SettingsError as error:
+        raise SettingsError(error.what, path=source, advice=error.advice) from None
+    return {**kept, "objective": name}
+
+
+def without_foreign(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping without the settings that only other objectives than this one have; keys in any spelling."""
+    mine = _keys(run_settings(name))
+    unknown = {_key(key) for key in mapping}.difference(mine)
+    others = _all_keys() if unknown else {}
+    return {key: value for key, value in mapping.items() if _key(key) in mine or _key(key) not in others}
+
+
+def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> PretrainSettings:
+    """Builds the settings of a pretraining, as `tymbal.config.resolve`, those of its objective among them.
+
+    Settings of other objectives are left out: with a remark those of a caller; silently those of a file, which may be
+    for several objectives, or the `run.yaml` of a version that recorded all of them in every run.
+
+    Args:
+        keywords: What the caller gave explicitly.
+        config: A YAML file with settings, or the `run.yaml` of an earlier run.
+
+    Raises:
+        SettingsError: A key is unknown, or a value has the wrong type, is out of range or contradicts the objective.
+    """
+    below = {} if config is None else configuration.read_settings(PretrainSettings, config)
+    name = chosen_name(keywords, below, source=config)
+    given = own(name, keywords)
+    for key in keywords:
+        if key not in given:
+            tell(f"{key} has no effect with the objective {name}")
+    return configuration.layered(run_settings(name), given, own(name, below, source=config), source=config)
+
+
+@functools.cache
+def flags() -> type[PretrainSettings]:
+    """All settings of all objectives in one class, as a command line reads them before it knows the objective.
+
+    Those of single objectives may be None, which is "not given", whatever their type.
+    """
+    classes = tuple(dict.fromkeys(run_settings(name) for name in names()))
+    extra: dict[str, Any] = {}
+    for cls in classes:
+        hints = typing.get_type_hints(cls)
+        extra |= {each.name: hints[each.name] | None for each in fields(cls) if each.name not in {*_COMMON, *extra}}
+
+    def check_common(settings: PretrainSettings) -> None:
+        PretrainSettings.__post_init__(settings)
+
+    return make_dataclass(
+        "PretrainSettings",
+        [
+            ("objective", Literal[names()], field(default=PretrainSettings.objective)),
+            *((name, kind, field(default=None)) for name, kind in extra.items()),
+        ],
+        bases=classes[::-1],  # so that their settings come in the order of the table
+        namespace={
+            "__module__": __name__,
+            "__post_init__": check_common,
+            "recipes": tuple(recipe for cls in classes for recipe in cls.recipes),
+        },
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def given(settings: PretrainSettings) -> dict[str, Any]:
+    """Keywords of `tymbal.pretrain` from an instance of `flags`: common settings, and of the others those given."""
+    keywords = configuration.to_keywords(settings)
+    return {name: value for name, value in keywords.items() if name in _COMMON or value is not None}
+
+
+def _check_name(value: Any, *, source: PathLike | None = None) -> str:
+    """The name of an objective, if there is one of that name.
+
+    Raises:
+        SettingsError: There is none; the message has the nearest.
+    """
+    return str(convert(value, Literal[names()], key="objective", source=source))
+
+
+@functools.cache
+def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points of other packages, by name."""
+    return {point.name: point for point in importlib.metadata.entry_points(group=_GROUP)}
+
+
+def _keys(cls: type[PretrainSettings]) -> dict[str, None]:
+    """The settings of a class, as YAML spells them, and their older names."""
+    return dict.fromkeys([*(_key(each.name) for each in fields(cls)), *configuration.old_names(cls)])
+
+
+def _all_keys() -> dict[str, None]:
+    """The settings of all objectives; imports their files."""
+    return {key: None for name in names() for key in _keys(run_settings(name))}
+
+
+def _key(name: str) -> str:
+    return name.replace("-", "_").removesuffix("_")
