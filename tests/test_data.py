@@ -17,6 +17,7 @@ from training_setup import make_store
 from tymbal import config
 from tymbal.data import DataSource, open_data
 from tymbal.errors import ManifestError, SettingsError, StoreError
+from tymbal.objectives.contrastive import ContrastiveSettings
 from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings, PtSettings
 
 PROPERTIES = ("is_packed", "has_rows", "has_spectrograms", "has_views", "has_waveforms", "has_sound")
@@ -106,7 +107,7 @@ def test_single_spectrograms__are_not_pairs_or_waveforms(place: str, places: Pat
 
 
 def test_open_data__nothing_is_an_error_when_it_is_opened(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = open_data(tmp_path / "nowhere", PretrainSettings(objective="contrastive"))
+    data = open_data(tmp_path / "nowhere", ContrastiveSettings())
     assert not data.exists
     assert not any(getattr(data, name) for name in PROPERTIES)
     for opens in (data.store, data.single_spectrograms, lambda: data.spectrograms(tmp_path, FeatureSettings())):
