@@ -117,7 +117,7 @@ def _dropped(server: Server, folder: Path, **how: Any) -> Iterator[LiveBrowser]:
     with LiveBrowser(folder) as browser:
         browser.open(server.url, **how)
         browser.drop("#sound input[type=file]", server.folder / "recording.wav")
-        browser.wait("document.querySelectorAll('#course img').length && document.querySelectorAll('.card').length")
+        browser.wait("document.querySelectorAll('#recording img').length && document.querySelectorAll('.card').length")
         yield browser
 
 
@@ -129,7 +129,7 @@ _SEEN = """(async () => {
   return {
     seconds: sounds.map((each) => each.duration),
     sizes: all.map((each) => [each.complete, each.naturalWidth, each.naturalHeight]),
-    lines: [...document.querySelectorAll("#course polyline")].map((each) => each.points.length),
+    lines: [...document.querySelectorAll("#recording polyline")].map((each) => each.points.length),
     bars: [...document.querySelectorAll("#scores b")].map((each) => parseInt(each.innerText)),
     wide: document.documentElement.scrollWidth - innerWidth,
     files: [...document.querySelectorAll(".card .path")].map((each) => each.innerText),
@@ -221,9 +221,9 @@ def test_page__takes_a_recording_and_formats_that_browsers_do_not_know(server: S
     with LiveBrowser(tmp_path) as browser:
         browser.open(server.url)
         browser.drop("input[data-testid$=upload-button]", tmp_path / "a.caf")
-        browser.wait("document.querySelectorAll('#course img').length === 1")
+        browser.wait("document.querySelectorAll('#recording img').length === 1")
         browser.click("#sound button[aria-label=Clear]")
-        browser.wait("document.querySelectorAll('#course img').length === 0")
+        browser.wait("document.querySelectorAll('#recording img').length === 0")
         browser.click("#sound button[aria-label='Record audio']")
         browser.wait("!!document.querySelector('#sound .record-button')")
         browser.click("#sound .record-button")

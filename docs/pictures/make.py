@@ -125,7 +125,7 @@ def take_explorer(url: str, recording: Path, output: Path, *, at: float) -> None
     with tempfile.TemporaryDirectory() as folder, LiveBrowser(Path(folder)) as browser:
         browser.open(url, width=1100)
         browser.drop("#sound input[type=file]", recording)
-        browser.wait("document.querySelectorAll('#course img').length && document.querySelectorAll('.card').length")
+        browser.wait("document.querySelectorAll('#recording img').length && document.querySelectorAll('.card').length")
         before = browser.evaluate("document.querySelector('#window h3').innerText")
         browser.click("[data-name=recording]", across=at)
         browser.wait(f"document.querySelector('#window h3').innerText !== {before!r}")

@@ -76,11 +76,11 @@ def explore(
     chosen = configuration.resolve(ExploreSettings, settings, config=config)
     _check_gradio()
     with stop_at_once(), _own_uploads() as folder:
-        eyes, library, facts = _open(str(model), None if store is None else Path(store), chosen)
+        view, library, facts = _open(str(model), None if store is None else Path(store), chosen)
         from tymbal.exploring import app
         from tymbal.exploring.app import Uploads
 
-        built = app.build(eyes, library, Uploads(folder), facts=facts, top=chosen.top, minutes=chosen.minutes)
+        built = app.build(view, library, Uploads(folder), facts=facts, top=chosen.top, minutes=chosen.minutes)
         served = app.serve(built, host=chosen.host, port=chosen.port, browser=chosen.browser)
         try:
             _wait(served, until or threading.Event())
@@ -141,9 +141,9 @@ def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Mode
     cut = cut_for(description, window=window, hop=chosen.hop)
     if chosen.hop is None:
         cut = cut_for(description, window=window, hop=max(1, cut.length // 2) / cut.rate)
-    eyes = ModelView(embedder, cut, scorer=scorer, batch_size=chosen.batch_size)
+    view = ModelView(embedder, cut, scorer=scorer, batch_size=chosen.batch_size)
     kind = f"{len(description.labels):,} labels" if description.labels else "no classifier"
-    facts = f"{model}: windows of {eyes.window:.3g} s at {cut.rate:,} Hz, {kind}."
+    facts = f"{model}: windows of {view.window:.3g} s at {cut.rate:,} Hz, {kind}."
     if library is not None:
         facts += f" Neighbours are looked for among {len(library):,} sounds of {library.name}."
-    return eyes, library, facts
+    return view, library, facts

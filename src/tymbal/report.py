@@ -67,7 +67,7 @@ def report(
         **settings: See `tymbal.settings.ReportSettings`.
 
     Raises:
-        SettingsError: A source is nothing that there is a report for.
+        SettingsError: A source is nothing that can be reported on.
         StoreError: A store cannot be read.
     """
     from tymbal.pages.page import page

@@ -11,7 +11,7 @@ import pytest
 import soundfile as sf
 
 from tymbal.audio.manifest import Clip, Manifest
-from tymbal.demo.outcome import Found, Report, Scores, count_events, join_clips
+from tymbal.demo.outcome import Report, Scores, Search, count_events, join_clips
 from tymbal.demo.wingbeats import Event
 
 SCORES = Scores(
@@ -31,7 +31,7 @@ REPORT = Report(
     task=0.31,
     seconds={"pretrain": 130.0, "scan": 2.0},
     scores=SCORES,
-    found=Found(17, 15, 40, 3),
+    search=Search(17, 15, 40, 3),
 )
 
 
@@ -69,7 +69,7 @@ def test_text__level_is_neither_ahead_nor_behind():
 
 def test_text__without_labels_it_says_how_to_give_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what `make demo` has left here is no part of it
-    text = dataclasses.replace(REPORT, scores=None, found=None).text(Path("demo"))
+    text = dataclasses.replace(REPORT, scores=None, search=None).text(Path("demo"))
     assert "There are no labels" in text
     assert "--label-pattern" in text
     assert "Pretraining: 840 steps" in text
@@ -101,8 +101,8 @@ def test_count_found__windows_vote_by_their_overlap(tmp_path):
     _write(tmp_path / "p.csv", rows)
     # 0.5 s of the first window (0.9) and 0.2 s of the second (0.3): wren. All of the third: none, not wren.
     events = [Event(0.5, 1.2, "wren"), Event(2.0, 3.0, "wren")]
-    assert count_events(tmp_path / "p.csv", events, background="none") == Found(2, 1, 1, 1)
-    assert count_events(tmp_path / "p.csv", events) == Found(2, 1, 0, 0)
+    assert count_events(tmp_path / "p.csv", events, background="none") == Search(2, 1, 1, 1)
+    assert count_events(tmp_path / "p.csv", events) == Search(2, 1, 0, 0)
 
 
 def test_join_clips__events_say_where_each_clip_lies(tmp_path):

@@ -91,10 +91,10 @@ def test_scores__the_best_five_with_their_names_as_text(eyes: ModelView, sound: 
     assert drawing.scores(type(look)(**{**vars(look), "scores": None}), eyes) == ""
 
 
-def test_course__draws_all_of_the_recording_and_its_scores(eyes: ModelView, sound: Path) -> None:
+def test_recording__draws_all_of_the_recording_and_its_scores(eyes: ModelView, sound: Path) -> None:
     survey, look = eyes.survey(sound, most=60), eyes.look(sound, 3)
     assert survey is not None
-    text = drawing.course(survey, look, eyes)
+    text = drawing.recording(survey, look, eyes)
     assert text.count("<polyline") == 5
     assert "Not drawn, as they stay lower: 1 more" in text
     assert text.count('data-columns="8" data-row="0" data-column="3"') == 2
@@ -105,14 +105,14 @@ def test_course__draws_all_of_the_recording_and_its_scores(eyes: ModelView, soun
         [167.5, 100 * (1 - survey.scores[0, best])], abs=0.06
     )
     assert "are shown (--minutes)" not in text
-    assert "are shown (--minutes)" in drawing.course(eyes.survey(sound, most=0.2), look, eyes)
+    assert "are shown (--minutes)" in drawing.recording(eyes.survey(sound, most=0.2), look, eyes)
 
 
-def test_course__one_window_has_none(eyes: ModelView, tmp_path: Path) -> None:
+def test_recording__one_window_has_none(eyes: ModelView, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "short.wav", tone("low", seconds=0.2), RATE)
     survey = eyes.survey(tmp_path / "short.wav", most=60)
     assert survey is not None
-    assert drawing.course(survey, eyes.look(tmp_path / "short.wav"), eyes) == ""
+    assert drawing.recording(survey, eyes.look(tmp_path / "short.wav"), eyes) == ""
 
 
 def neighbour(file: Path | str, *, row: int = 0, label: str | None = None) -> Neighbour:

@@ -122,7 +122,7 @@ def test_survey__ends_where_it_is_told_to(tmp_path: Path) -> None:
     assert (survey.seconds, survey.windows) == (10.0, 10)
     assert survey.until == pytest.approx(1.235)
     asked = iter([True, True, False])
-    assert model.survey(file, most=60, wanted=lambda: next(asked)) is None
+    assert model.survey(file, most=60, go_on=lambda: next(asked)) is None
 
 
 def test_survey__of_an_encoder_has_no_scores(tmp_path: Path) -> None:

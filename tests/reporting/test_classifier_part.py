@@ -4,7 +4,8 @@ import re
 
 import numpy as np
 
-from tymbal.reporting.classifier_part import Answers
+from tymbal.evaluation.scoring import LabelledScores
+from tymbal.reporting.classifier_part import confusion
 
 CLASSES = ("rain", "robin", "wren")
 TRUTH = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]], bool)
@@ -12,7 +13,7 @@ SCORES = np.array([[0.9, 0.2, 0.7], [0.8, 0.1, 0.1], [0.6, 0.9, 0.1], [0.1, 0.1,
 
 
 def page(classes=CLASSES, truth=TRUTH, scores=SCORES) -> str:
-    return Answers(classes, np.arange(len(truth)), truth, scores, multilabel=True).confusion()
+    return confusion(LabelledScores(classes, np.arange(len(truth)), truth, scores, multilabel=True))
 
 
 def cells(row: str) -> list[str]:

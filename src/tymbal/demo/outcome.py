@@ -20,12 +20,12 @@ from tymbal.progress import duration
 if TYPE_CHECKING:
     from tymbal.audio.manifest import Manifest
 
-__all__ = ["Found", "Report", "Scores", "count_events", "join_clips"]
+__all__ = ["Report", "Scores", "Search", "count_events", "join_clips"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """How well held-out clips are told apart, as fractions.
+    """How well held-out clips are classified, as fractions.
 
     Attributes:
         figure: `accuracy`, or `mAP` where clips have several labels.
@@ -72,8 +72,8 @@ class Report:
         clips_seen: Clips seen in them, each time it was seen.
         task: Accuracy in telling the masked patches from each other, on held-out clips.
         seconds: Seconds of each step of the demo.
-        scores: How well clips are told apart; None without labels.
-        found: What was found in the recording; None without labels.
+        scores: How well clips are classified; None without labels.
+        search: How many events of the recording were found; None without labels.
     """
 
     held_out: str
@@ -82,11 +82,11 @@ class Report:
     task: float | None
     seconds: dict[str, float] = field(default_factory=dict)
     scores: Scores | None = None
-    found: Found | None = None
+    search: Search | None = None
 
     def text(self, folder: Path) -> str:
         """The report, for a folder in which everything was written."""
-        parts = [self._scores(), self._meaning(), self._found(), self._places(folder), self._further(folder)]
+        parts = [self._scores(), self._meaning(), self._searched(), self._places(folder), self._further(folder)]
         return "\n\n".join(part for part in parts if part)
 
     def _scores(self) -> str:
@@ -131,12 +131,12 @@ class Report:
             )
         return "\n".join(lines)
 
-    def _found(self) -> str:
-        if self.found is None:
+    def _searched(self) -> str:
+        if self.search is None:
             return ""
-        text = f"In the recording {self.found.found} of {self.found.events} events got the right label."
-        if self.found.empty:
-            text += f" Of {self.found.empty} windows without any, {self.found.false_alarms} were false alarms."
+        text = f"In the recording {self.search.found} of {self.search.events} events got the right label."
+        if self.search.empty:
+            text += f" Of {self.search.empty} windows without any, {self.search.false_alarms} were false alarms."
         return text
 
     def _places(self, folder: Path) -> str:
@@ -151,9 +151,9 @@ class Report:
             "predictions.csv": "what was found: file, start, end, label, score",
             "summary.txt": "this text",
         }
-        there = {name: what for name, what in places.items() if (folder / name).exists() or name == "summary.txt"}
-        width = max(len(str(folder / name)) for name in there)
-        return "\n".join(["Written", *(f"  {folder / name!s:{width}}  {what}" for name, what in there.items())])
+        written = {name: what for name, what in places.items() if (folder / name).exists() or name == "summary.txt"}
+        width = max(len(str(folder / name)) for name in written)
+        return "\n".join(["Written", *(f"  {folder / name!s:{width}}  {what}" for name, what in written.items())])
 
     def _further(self, folder: Path) -> str:
         def command(*words: str | Path) -> str:
@@ -181,8 +181,8 @@ def _points(points: float, margin: float) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What predictions found of what was there.
+class Search:
+    """How many of the known events predictions find.
 
     Attributes:
         events: Events in the recording.
@@ -197,14 +197,14 @@ class Found:
     false_alarms: int
 
 
-def count_events(predictions: Path, events: Sequence[Event], *, background: str | None = None) -> Found:
-    """Compares a table of predictions with what was there.
+def count_events(predictions: Path, events: Sequence[Event], *, background: str | None = None) -> Search:
+    """Compares a table of predictions with the events of its recording.
 
     The scores of the windows that overlap an event are averaged, each with the seconds of its overlap as weight.
 
     Args:
         predictions: Table of `tymbal predict`, with all labels of each window.
-        events: What was there.
+        events: The events.
         background: Label of windows without an event; None where there are none.
     """
     windows: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
@@ -224,7 +224,7 @@ def count_events(predictions: Path, events: Sequence[Event], *, background: str 
         if background is not None and not any(start < event.end and event.start < end for event in events)
     ]
     alarms = sum(max(labels, key=lambda label: labels[label]) != background for labels in empty)
-    return Found(len(events), found, len(empty), alarms)
+    return Search(len(events), found, len(empty), alarms)
 
 
 def join_clips(manifest: Manifest, path: Path, *, seconds: float, sample_rate: int, seed: int) -> list[Event]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import tymbal
-from tymbal.demo.outcome import Found, Report, Scores, count_events, join_clips
+from tymbal.demo.outcome import Report, Scores, Search, count_events, join_clips
 from tymbal.demo.wingbeats import BACKGROUND, DEVICES, HELD_OUT, write_clips, write_recording
 from tymbal.errors import SettingsError
 from tymbal.files import write_json, write_text
@@ -91,10 +91,10 @@ def demo(
         held_out = "clips of groups that were never trained on" if group_pattern else "clips that were not trained on"
     store = _prepare(walk, plan, manifest)
     run = _pretrain(walk, plan, store)
-    scores = found = None
+    scores = search = None
     if _can_classify(store):
         scores = _classify(walk, plan, store)
-        found = _search(walk, plan, store, manifest, synthetic=data is None)
+        search = _search(walk, plan, store, manifest, synthetic=data is None)
     report = Report(
         held_out=held_out,
         steps=run.steps,
@@ -102,7 +102,7 @@ def demo(
         task=run.metrics.get("eval_acc"),
         seconds=walk.seconds,
         scores=scores,
-        found=found,
+        search=search,
     )
     _show(walk)
     write_text(walk.folder / "summary.txt", report.text(walk.folder) + "\n")
@@ -211,7 +211,7 @@ def _pretrain(walk: _Walk, plan: Plan, store: Store) -> RunResult:
 
 def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
     """Probe, and fine-tuning from the pretrained and from random weights, with equal settings."""
-    found: ProbeResult = walk.step("probe", walk.folder / "pretrained", store.path, output="probe.csv")
+    probed: ProbeResult = walk.step("probe", walk.folder / "pretrained", store.path, output="probe.csv")
     steps = plan.steps(plan.finetuning, _patches(store))
     # One evaluation, at the end: the best of several on the very clips that are reported would flatter.
     settings: dict[str, Any] = {
@@ -228,15 +228,15 @@ def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
     untaught: RunResult = walk.step(
         "finetune", store.path, output="from-random", name="from-random", **plan.encoder, **settings
     )
-    figure = "mAP" if found.multilabel else "accuracy"
+    figure = "mAP" if probed.multilabel else "accuracy"
 
     def read(features: str) -> tuple[float, float]:
-        return found.figure(features), found.figure(features, reader="knn")
+        return probed.figure(features), probed.figure(features, reader="knn")
 
     return Scores(
         figure=figure,
-        clips=found.validation,
-        classes=len(found.classes),
+        clips=probed.validation,
+        classes=len(probed.classes),
         baseline=read("baseline"),
         random=read("random"),
         pretrained=read("model"),
@@ -245,7 +245,7 @@ def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
     )
 
 
-def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthetic: bool) -> Found:
+def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthetic: bool) -> Search:
     """Predictions for a recording in which it is known what is to be heard when."""
     recording = walk.folder / "recording.flac"
     features = store.features or FeatureSettings()
@@ -262,7 +262,7 @@ def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthe
 
 
 def _show(walk: _Walk) -> None:
-    """One page with the pictures, of all that there is."""
+    """One page with pictures of all that was made."""
     parts = [walk.folder / name for name in ("store", "pretrained", "classifier", "predictions.csv")]
     walk.step("report", [part for part in parts if part.exists()], output="report.html", map_clips=400, sounds=9)
 

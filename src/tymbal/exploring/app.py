@@ -51,12 +51,12 @@ class Served:
 
 
 def build(
-    eyes: ModelView, library: Library | None, uploads: Uploads, *, facts: str, top: int, minutes: float
+    view: ModelView, library: Library | None, uploads: Uploads, *, facts: str, top: int, minutes: float
 ) -> gr.Blocks:
     """Puts the page together.
 
     Args:
-        eyes: The model.
+        view: The model.
         library: The sounds to compare with; None is none.
         uploads: Takes note of what is dropped.
         facts: What the page is about, in a line.
@@ -65,7 +65,7 @@ def build(
     """
     with gr.Blocks(title="Tymbal explorer", analytics_enabled=False, fill_width=True) as page:
         _html(f'<h1>Tymbal explorer</h1><p class="soft">{escape(facts)}</p>')
-        _wire(page, _lay_out(), _Answers(eyes, library, uploads, top, 60 * minutes))
+        _wire(page, _lay_out(), _Answers(view, library, uploads, top, 60 * minutes))
     return page
 
 
@@ -77,7 +77,7 @@ class _Layout(NamedTuple):
     notice: gr.HTML
     at: gr.Slider
     scores: gr.HTML
-    course: gr.HTML
+    recording: gr.HTML
     window: gr.HTML
     kind: gr.Radio
     token_map: gr.HTML
@@ -106,39 +106,39 @@ def _lay_out() -> _Layout:
             at = gr.Slider(1, 2, 1, step=1, label="Window", visible=False, elem_id="at")
             scores = _html(elem_id="scores")
         with gr.Column(scale=5, min_width=320):
-            course = _html(elem_id="course", script=_file("explore.js"))
+            recording = _html(elem_id="recording", script=_file("explore.js"))
             window = _html(elem_id="window", script=_file("explore.js"))
             kinds = [(name, key) for key, name in drawing.MAPS.items()]
             kind = gr.Radio(kinds, value="like", label="Map", visible=False, elem_id="kind")
             token_map = _html(elem_id="map", script=_file("explore.js"))
     neighbours = _html(elem_id="neighbours")
     states = (gr.State(None), gr.State(None), gr.State((0, 0)))
-    return _Layout(sound, other, notice, at, scores, course, window, kind, token_map, neighbours, *states)
+    return _Layout(sound, other, notice, at, scores, recording, window, kind, token_map, neighbours, *states)
 
 
 def _wire(page: gr.Blocks, on: _Layout, answers: _Answers) -> None:
     """What is drawn anew when something is dropped, clicked or moved."""
     shown = [on.look, on.patch, on.notice, on.scores, on.window, on.token_map, on.neighbours]
     still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    told: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+    reported: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
     on.other.upload(lambda path: path, on.other, on.sound, **still)
     dropped = on.sound.change(
         answers.drop,
         [on.sound, on.kind],
-        [*shown, on.survey, on.course, on.at, on.kind],
+        [*shown, on.survey, on.recording, on.at, on.kind],
         show_progress_on=[on.notice],
-        **told,
+        **reported,
     )
     surveyed = dropped.then(
         answers.survey,
         [on.sound, on.look],
-        [on.survey, on.course, on.notice, on.at],
-        show_progress_on=[on.course],
-        **told,
+        [on.survey, on.recording, on.notice, on.at],
+        show_progress_on=[on.recording],
+        **reported,
     )
-    surveyed.then(answers.trace, [on.survey, on.look], on.course, **still)
-    on.at.release(answers.move, [on.sound, on.at, on.kind, on.survey], [*shown, on.course], **still)
-    on.course.select(answers.pick, [on.sound, on.kind, on.survey], [*shown, on.course, on.at], **still)
+    surveyed.then(answers.trace, [on.survey, on.look], on.recording, **still)
+    on.at.release(answers.move, [on.sound, on.at, on.kind, on.survey], [*shown, on.recording], **still)
+    on.recording.select(answers.pick, [on.sound, on.kind, on.survey], [*shown, on.recording, on.at], **still)
     for place in (on.window, on.token_map):
         place.select(answers.choose, [on.look, on.kind], [on.window, on.token_map, on.patch], **still)
     on.kind.change(answers.change, [on.look, on.kind, on.patch], on.token_map, **still)
@@ -150,37 +150,37 @@ class _Answers:
     """What the page answers: new content for its parts, in the order in which `_wire` names them.
 
     Attributes:
-        eyes: The model.
+        view: The model.
         library: The sounds to compare with; None is none.
         uploads: Takes note of what is dropped.
         top: Neighbours that are shown.
         most: Seconds of a recording that are looked at.
     """
 
-    eyes: ModelView
+    view: ModelView
     library: Library | None
     uploads: Uploads
     top: int
     most: float
 
     def show(self, path: str | None, number: int, kind: str) -> list[Any]:
-        """A window of a sound, or why there is none."""
+        """A window of a sound, or the reason why it cannot be shown."""
         if path is None:
             return [None, (0, 0), note(_DROP), "", "", "", ""]
         try:
-            look = self.eyes.look(Path(path), number)
+            look = self.view.look(Path(path), number)
         except TymbalError as error:
             return [None, (0, 0), note(_message(error, path), warning=True), "", "", "", ""]
-        return [look, look.loudest, "", drawing.scores(look, self.eyes), *self._maps(look, kind, look.loudest),
+        return [look, look.loudest, "", drawing.scores(look, self.view), *self._maps(look, kind, look.loudest),
                 self._neighbours(look)]  # fmt: skip
 
     def drop(self, path: str | None, kind: str, request: gr.Request) -> list[Any]:
         """Another sound, or none."""
         self.uploads.hold(str(request.session_hash), None if path is None else Path(path))
         shown = self.show(path, 0, kind)
-        there = shown[0] is not None
-        waiting = note(_WAITING) if there else ""
-        return [*shown, None, waiting, gr.Slider(visible=False, value=1), gr.Radio(visible=there)]
+        drawn = shown[0] is not None
+        waiting = note(_WAITING) if drawn else ""
+        return [*shown, None, waiting, gr.Slider(visible=False, value=1), gr.Radio(visible=drawn)]
 
     def survey(
         self, path: str | None, look: Look | None, request: gr.Request, progress: gr.Progress = _PROGRESS
@@ -191,19 +191,19 @@ class _Answers:
             return [None, "", gr.skip(), hidden]
         session, file = str(request.session_hash), Path(path)
         try:
-            found = self.eyes.survey(
+            survey = self.view.survey(
                 file,
                 most=self.most,
                 advance=lambda share: progress(share, desc=_WAITING),
-                wanted=lambda: self.uploads.holds(session, file),
+                go_on=lambda: self.uploads.holds(session, file),
             )
         except TymbalError as error:
             return [None, "", note(_message(error, path), warning=True), hidden]
-        if found is None:
+        if survey is None:
             return [gr.skip()] * 4
-        windows = self.eyes.count(found.seconds)
+        windows = self.view.count(survey.seconds)
         return [
-            found,
+            survey,
             gr.skip(),
             gr.skip(),
             gr.Slider(visible=windows > 1, minimum=1, maximum=max(windows, 2), value=1),
@@ -211,7 +211,7 @@ class _Answers:
 
     def trace(self, survey: Survey | None, look: Look | None) -> Any:
         """The recording around the window that is looked at by now."""
-        return gr.skip() if survey is None or look is None else drawing.course(survey, look, self.eyes)
+        return gr.skip() if survey is None or look is None else drawing.recording(survey, look, self.view)
 
     def move(self, path: str | None, window: int, kind: str, survey: Survey | None) -> list[Any]:
         """Another window, counted from 1."""
@@ -233,22 +233,22 @@ class _Answers:
 
     def change(self, look: Look | None, kind: str, patch: tuple[int, int]) -> str:
         """Another kind of map."""
-        return "" if look is None else drawing.token_map(look, self.eyes, kind=kind, patch=(patch[0], patch[1]))
+        return "" if look is None else drawing.token_map(look, self.view, kind=kind, patch=(patch[0], patch[1]))
 
     def leave(self, request: gr.Request) -> None:
         """The end of a session."""
         self.uploads.hold(str(request.session_hash), None)
 
     def _maps(self, look: Look, kind: str, patch: tuple[int, int]) -> list[str]:
-        drawn = drawing.window(look, self.eyes, patch=patch)
-        return [drawn, drawing.token_map(look, self.eyes, kind=kind, patch=patch)]
+        drawn = drawing.window(look, self.view, patch=patch)
+        return [drawn, drawing.token_map(look, self.view, kind=kind, patch=patch)]
 
     def _neighbours(self, look: Look) -> str:
         title = "<h2>Neighbours <small>of this window</small></h2>"
         if self.library is None:
             return title + note("There is nothing to compare with. Give it too: tymbal explore MODEL STORE")
         try:
-            return title + drawing.cards(self.library.nearest(look.embedding, self.top), self.library, self.eyes)
+            return title + drawing.cards(self.library.nearest(look.embedding, self.top), self.library, self.view)
         except TymbalError as error:
             return title + note(str(error), warning=True)
 

@@ -22,7 +22,7 @@ from tymbal.pages.page import note, words
 from tymbal.pages.pictures import image, limits, overlay, spectrogram
 from tymbal.pages.players import Sounds
 
-__all__ = ["MAPS", "cards", "course", "scores", "token_map", "window"]
+__all__ = ["MAPS", "cards", "recording", "scores", "token_map", "window"]
 
 MAPS = {
     "like": "Like the chosen patch",
@@ -37,7 +37,7 @@ _HEARD = 12.0  # seconds of a neighbour
 _ROOM = 12_000_000  # bytes of all neighbours' sounds
 
 
-def window(look: Look, eyes: ModelView, *, patch: tuple[int, int]) -> str:
+def window(look: Look, view: ModelView, *, patch: tuple[int, int]) -> str:
     """The spectrogram of a window, in which a patch can be chosen."""
     alt = f"Spectrogram from {look.start:.2f} to {look.end:.2f} s"
     picture = spectrogram(_under_patches(look), alt=alt, between=limits(look.values))
@@ -46,19 +46,19 @@ def window(look: Look, eyes: ModelView, *, patch: tuple[int, int]) -> str:
         "window",
         f"Spectrogram <small>{look.start:.2f} to {look.end:.2f} s</small>",
         picture,
-        y=hertz_marks(eyes.features, look.reach[0]),
-        x=_times(look, eyes),
+        y=hertz_marks(view.features, look.reach[0]),
+        x=_times(look, view),
         said="Spectrogram of the window: click, or use the arrow keys, to choose a patch",
         choice=Choice(rows, columns, *patch),
     )
 
 
-def token_map(look: Look, eyes: ModelView, *, kind: str, patch: tuple[int, int]) -> str:
+def token_map(look: Look, view: ModelView, *, kind: str, patch: tuple[int, int]) -> str:
     """What the model makes of the window, laid over its spectrogram in grey.
 
     Args:
         look: The window.
-        eyes: The model.
+        view: The model.
         kind: One of `MAPS`.
         patch: Row and column of the chosen patch.
     """
@@ -73,11 +73,13 @@ def token_map(look: Look, eyes: ModelView, *, kind: str, patch: tuple[int, int])
     stacked += image(over, alt=alt, width=columns, height=rows, kind="over")
     if kind == "like":
         ends = f"{low:.2f}", f"{high:.2f}"
-        told = "Cosine between the token of the chosen patch and every other."
+        meaning = "Cosine between the token of the chosen patch and every other."
     else:
         ends = f"{low:.3%}", f"{high:.3%}"
-        told = f"Shares of the attention, read from {'the class tokens' if eyes.pooling == 'cls' else 'all patches'}; "
-        told += (
+        meaning = (
+            f"Shares of the attention, read from {'the class tokens' if view.pooling == 'cls' else 'all patches'}; "
+        )
+        meaning += (
             f"an even one is {1 / values.size:.3%}. {max(0.0, 1 - values.sum()):.0%} is for class tokens and padding."
         )
     scale = f'<p class="scale"><span>{ends[0]}</span><i></i><span>{ends[1]}</span></p>'
@@ -85,11 +87,11 @@ def token_map(look: Look, eyes: ModelView, *, kind: str, patch: tuple[int, int])
         "map",
         escape(MAPS[kind]),
         stacked,
-        y=hertz_marks(eyes.features, look.reach[0]),
-        x=_times(look, eyes),
+        y=hertz_marks(view.features, look.reach[0]),
+        x=_times(look, view),
         said=f"{alt}. Click, or use the arrow keys, to choose a patch",
         choice=Choice(rows, columns, *patch),
-        below=f'<div class="below">{scale}<p>{escape(told)}</p></div>',
+        below=f'<div class="below">{scale}<p>{escape(meaning)}</p></div>',
     )
 
 
@@ -100,55 +102,55 @@ def _under_patches(look: Look) -> NDArray[np.float32]:
     return np.pad(values, ((0, frames - len(values)), (0, 0)), constant_values=float(values.min()))
 
 
-def _times(look: Look, eyes: ModelView) -> list[Mark]:
-    return time_marks(look.start, look.start + look.reach[1] * eyes.features.shift_samples / eyes.cut.rate)
+def _times(look: Look, view: ModelView) -> list[Mark]:
+    return time_marks(look.start, look.start + look.reach[1] * view.features.shift_samples / view.cut.rate)
 
 
-def scores(look: Look, eyes: ModelView) -> str:
+def scores(look: Look, view: ModelView) -> str:
     """The best labels of a window; empty of an encoder."""
     if look.scores is None:
         return ""
     best = np.argsort(-look.scores, kind="stable")[:_BARS]
     rows = "".join(
-        f"<li><span>{words(eyes.labels[label])}</span><b>{look.scores[label]:.0%}</b>"
+        f"<li><span>{words(view.labels[label])}</span><b>{look.scores[label]:.0%}</b>"
         f"{bar([('b0', float(look.scores[label]))])}</li>"
         for label in best
     )
     return f'<h3>Scores <small>of this window</small></h3><ol class="bars">{rows}</ol>'
 
 
-def course(survey: Survey, look: Look, eyes: ModelView) -> str:
+def recording(survey: Survey, look: Look, view: ModelView) -> str:
     """The whole recording, in which a window can be chosen, and the scores along it; empty where it is one window.
 
     Args:
         survey: The recording.
         look: The chosen window.
-        eyes: The model.
+        view: The model.
     """
     if survey.windows < 2:
         return ""
     left, right = (min(1.0, at / survey.until) for at in (look.start, look.end))
-    number = min(round(look.start / eyes.hop), survey.windows - 1)
+    number = min(round(look.start / view.hop), survey.windows - 1)
     choice = Choice(1, survey.windows, 0, number, left, right - left)
     picture = spectrogram(survey.spectrum, alt=f"Spectrogram of {survey.until:.1f} s", widest=len(survey.spectrum))
     times = time_marks(0, survey.until)
     said = "The whole recording: click, or use the arrow keys, to choose a window"
     title = f"Recording <small>{survey.until:,.1f} s, {survey.windows:,} windows</small>"
-    cut_off = survey.seconds > survey.until + eyes.window
-    told = f"The first {survey.until / 60:.3g} of {survey.seconds / 60:.3g} minutes are shown (--minutes)."
+    cut_off = survey.seconds > survey.until + view.window
+    partly = f"The first {survey.until / 60:.3g} of {survey.seconds / 60:.3g} minutes are shown (--minutes)."
     drawn = plot(
         "recording",
         title,
         picture,
-        y=hertz_marks(eyes.features, eyes.features.mel_bins),
+        y=hertz_marks(view.features, view.features.mel_bins),
         x=times,
         said=said,
         choice=choice,
         tall=False,
-        below=f'<div class="below">{note(told, warning=True)}</div>' if cut_off else "",
+        below=f'<div class="below">{note(partly, warning=True)}</div>' if cut_off else "",
     )
     if survey.scores is not None:
-        drawn += _lines(survey, survey.scores, eyes.labels, choice)
+        drawn += _lines(survey, survey.scores, view.labels, choice)
     return drawn
 
 
@@ -165,7 +167,7 @@ def _lines(survey: Survey, values: NDArray[np.float32], labels: Sequence[str], c
         '<svg viewBox="0 0 1000 100" preserveAspectRatio="none" aria-hidden="true">'
         f"{grid}{''.join(reversed(lines))}</svg>"
     )
-    told = ", ".join(f"{labels[label]} at most {values[:, label].max():.0%}" for label in strongest)
+    strongest_said = ", ".join(f"{labels[label]} at most {values[:, label].max():.0%}" for label in strongest)
     more = len(labels) - len(strongest)
     rest = f'<span class="soft">Not drawn, as they stay lower: {more:,} more</span>' if more else ""
     return plot(
@@ -174,49 +176,51 @@ def _lines(survey: Survey, values: NDArray[np.float32], labels: Sequence[str], c
         drawing,
         y=[(0.0, "0"), (0.5, "0.5"), (1.0, "1")],
         x=time_marks(0, survey.until),
-        said=f"Scores over time: {told}. Click, or use the arrow keys, to choose a window",
+        said=f"Scores over time: {strongest_said}. Click, or use the arrow keys, to choose a window",
         choice=choice,
         below=f'<div class="below">{legend([labels[label] for label in strongest])}{rest}</div>',
         tall=False,
     )
 
 
-def cards(found: Sequence[Neighbour], library: Library, eyes: ModelView) -> str:
-    """Neighbours with their spectrogram, their sound where there is any, and how alike they are."""
-    sounds = Sounds(most=len(found), seconds=_HEARD, beside=library.name, numbers=count(1), room=_ROOM)
-    drawn = "".join(_card(each, library, eyes, sounds) for each in found)
+def cards(neighbours: Sequence[Neighbour], library: Library, view: ModelView) -> str:
+    """Neighbours with their spectrogram, their sound where it can be read, and how alike they are."""
+    sounds = Sounds(most=len(neighbours), seconds=_HEARD, beside=library.name, numbers=count(1), room=_ROOM)
+    drawn = "".join(_card(each, library, view, sounds) for each in neighbours)
     return f'<div class="cards">{drawn}</div><p class="soft">{escape(sounds.remark())}</p>'
 
 
-def _card(found: Neighbour, library: Library, eyes: ModelView, sounds: Sounds) -> str:
-    name = "/".join(PurePath(found.file.replace("\\", "/")).parts[-2:])
-    where = f"{name}, {found.start:.2f} to {found.end:.2f} s"
-    player = sounds.of(found.file, found.start, found.end)
-    here = sounds.locate(found.file).is_file()
+def _card(neighbour: Neighbour, library: Library, view: ModelView, sounds: Sounds) -> str:
+    name = "/".join(PurePath(neighbour.file.replace("\\", "/")).parts[-2:])
+    where = f"{name}, {neighbour.start:.2f} to {neighbour.end:.2f} s"
+    player = sounds.of(neighbour.file, neighbour.start, neighbour.end)
+    here = sounds.locate(neighbour.file).is_file()
     reason = "the sound cannot be read" if here else "the file is not there any more"
-    picture = _picture(found, library, eyes, sounds, alt=f"Spectrogram of {where}")
+    picture = _picture(neighbour, library, view, sounds, alt=f"Spectrogram of {where}")
     silent = "" if player else f'<p class="note">No sound: {reason}.</p>'
     empty = "" if picture else '<p class="note">No spectrogram either.</p>'
     path = f'<span class="path">{words(where)}</span>'
     named = '<span class="soft">no label</span>'
-    if found.label:
-        named = f"<strong>{words(found.label.replace(';', ', '))}</strong>"
-    alike = f'<b title="cosine similarity">{found.similarity:.3f}</b>'
-    known = found.label is not None
+    if neighbour.label:
+        named = f"<strong>{words(neighbour.label.replace(';', ', '))}</strong>"
+    alike = f'<b title="cosine similarity">{neighbour.similarity:.3f}</b>'
+    known = neighbour.label is not None
     caption = (
         f'<figcaption><div class="head">{named if known else path}{alike}</div>{path if known else ""}</figcaption>'
     )
     return f'<figure class="card">{picture}{player}{silent}{empty}{caption}</figure>'
 
 
-def _picture(found: Neighbour, library: Library, eyes: ModelView, sounds: Sounds, *, alt: str) -> str:
-    """Its spectrogram, from the store or from its sound; empty where there is neither."""
+def _picture(neighbour: Neighbour, library: Library, view: ModelView, sounds: Sounds, *, alt: str) -> str:
+    """Its spectrogram, from the store or from its sound; empty where neither can be read."""
     store = library.store
     try:
         if store is not None:
-            values = store.gather(np.array([found.row]))[0][: max(int(store.real_frames[found.row]), 1)]
+            values = store.gather(np.array([neighbour.row]))[0][: max(int(store.real_frames[neighbour.row]), 1)]
             return spectrogram(values, alt=alt)
-        wave, _ = read(sounds.locate(found.file), sample_rate=eyes.cut.rate, start=found.start, end=found.end)
-        return spectrogram(filter_bank(eyes.features)(torch.from_numpy(wave)).numpy(), alt=alt)
+        wave, _ = read(
+            sounds.locate(neighbour.file), sample_rate=view.cut.rate, start=neighbour.start, end=neighbour.end
+        )
+        return spectrogram(filter_bank(view.features)(torch.from_numpy(wave)).numpy(), alt=alt)
     except TymbalError:
         return ""

@@ -79,7 +79,7 @@ class Survey:
 
 
 class ModelView:
-    """A model at work on sounds that a person drops.
+    """A model that looks at the sounds a person drops.
 
     Args:
         embedder: The encoder.
@@ -91,7 +91,7 @@ class ModelView:
         cut: How recordings are cut.
         features: How spectrograms are made.
         labels: Names of the labels; empty of an encoder.
-        pooling: How what is pooled for the scores, or for embeddings of an encoder.
+        pooling: How tokens are pooled for the scores, or for embeddings of an encoder.
     """
 
     def __init__(self, embedder: Embedder, cut: Cut, *, scorer: Scorer | None = None, batch_size: int = 32) -> None:
@@ -168,9 +168,9 @@ class ModelView:
         if prefix + grid[0] * grid[1] > MOST_TOKENS:
             return {}
         read = readers(self.pooling, prefix=prefix, grid=grid, real_columns=columns)
-        found = attention(encoder, x, readers=read.to(x.device))
-        kinds = {"last": found.last, "rollout": found.rollout}
-        return {kind: shares[prefix:].view(grid)[:, :columns].numpy() for kind, shares in kinds.items()}
+        shares = attention(encoder, x, readers=read.to(x.device))
+        kinds = {"last": shares.last, "rollout": shares.rollout}
+        return {kind: each[prefix:].view(grid)[:, :columns].numpy() for kind, each in kinds.items()}
 
     def survey(
         self,
@@ -178,18 +178,18 @@ class ModelView:
         *,
         most: float,
         advance: Callable[[float], None] = lambda _: None,
-        wanted: Callable[[], bool] = lambda: True,
+        go_on: Callable[[], bool] = lambda: True,
     ) -> Survey | None:
         """Goes through a recording in memory that does not grow with it.
 
         Args:
             path: The recording.
             most: Seconds that are looked at, at most.
-            advance: Told which share is done.
-            wanted: Asked whether to go on.
+            advance: Receives the share that is done.
+            go_on: Whether to go on; called before each batch.
 
         Returns:
-            What was found; None where it was not wanted any more.
+            The whole recording; None where `go_on` said no.
 
         Raises:
             AudioError: It cannot be read.
@@ -200,7 +200,7 @@ class ModelView:
         done = until = 0
         tail = np.empty((0, self.features.mel_bins), np.float32)  # what no window behind the last one has
         for batch in self._batches(path, most):
-            if not wanted():
+            if not go_on():
                 return None
             for window in batch:
                 frames = self._fbank(torch.from_numpy(window.samples)).numpy()
@@ -252,8 +252,8 @@ def likeness(tokens: NDArray[np.float32], row: int, column: int) -> NDArray[np.f
         column: Its column.
     """
     unit = tokens / np.maximum(np.linalg.norm(tokens, axis=2, keepdims=True), np.finfo(np.float32).tiny)
-    found: NDArray[np.float32] = unit @ unit[row, column]
-    return found
+    cosines: NDArray[np.float32] = unit @ unit[row, column]
+    return cosines
 
 
 MOST_TOKENS = 2500
@@ -299,11 +299,11 @@ def attention(encoder: SpectrogramEncoder, x: Tensor, *, readers: Tensor) -> Att
         x: One normalised spectrogram, [1, frames, mels].
         readers: Tokens from which it is read, int64 [readers].
     """
-    found: list[Tensor] = []
+    blocks: list[Tensor] = []
     heads = encoder.config.heads
 
     def keep(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found.append(_weights(output[0].float(), heads))
+        blocks.append(_weights(output[0].float(), heads))
 
     handles = [cast(Block, block).attention.qkv.register_forward_hook(keep) for block in encoder.blocks]
     try:
@@ -311,10 +311,10 @@ def attention(encoder: SpectrogramEncoder, x: Tensor, *, readers: Tensor) -> Att
     finally:
         for handle in handles:
             handle.remove()
-    last = found[-1][readers].mean(0)
+    last = blocks[-1][readers].mean(0)
     flow = torch.zeros_like(last)
     flow[readers] = 1 / len(readers)
-    for weights in reversed(found):  # a row through the product of the blocks, from the last to the first
+    for weights in reversed(blocks):  # a row through the product of the blocks, from the last to the first
         flow = 0.5 * flow + 0.5 * flow @ weights
     return Attention(last.cpu(), flow.cpu())
 

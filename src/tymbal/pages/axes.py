@@ -66,7 +66,7 @@ def plot(
         area: What is drawn, as HTML that fills the area.
         y: Labels at the left, 0 below.
         x: Labels below.
-        said: What can be done or seen there, for those who do not see it.
+        said: What can be done or seen in it, for those who do not see it.
         choice: What can be chosen in it.
         below: What stands below, as HTML.
         tall: Whether it is a picture rather than a strip.

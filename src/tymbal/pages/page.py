@@ -35,7 +35,7 @@ __all__ = [
 
 
 class NotShownError(TymbalError):
-    """Something belongs on the page and cannot be there; the reason is for the reader."""
+    """Something that belongs on the page cannot be shown; the reason is for the reader."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Part:
 
 
 def section(title: str, make: Callable[[], str]) -> Section:
-    """A section, or in its place the reason why there is none."""
+    """A section, or in its place the reason why it cannot be shown."""
     try:
         return Section(title, make())
     except TymbalError as error:
@@ -155,7 +155,7 @@ def bullets(texts: Iterable[str]) -> str:
 
 
 def details(title: str, body: str) -> str:
-    """HTML that is unfolded where it is wanted."""
+    """HTML that the reader can unfold."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 

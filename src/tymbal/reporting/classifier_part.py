@@ -1,8 +1,8 @@
-"""What a classifier answers about labelled clips: what it confuses or decides, and where it is wrong and sure."""
+"""How a classifier decides about labelled clips: what it confuses, each class, and its surest mistakes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -13,75 +13,27 @@ from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, cards, table, words
 from tymbal.reporting.clip_cards import Clips
 
-__all__ = ["DECIDED", "Answers", "confusion_matrix", "decisions"]
+__all__ = ["DECIDED", "by_class", "confusion", "confusion_matrix", "mistakes"]
+
+DECIDED = 0.5
+"""The score from which on a label counts as said."""
 
 _MOST_CLASSES = 20
 _MOST_PAIRS = 10
+_MOST_CURVES = 15
+_TOGETHER = 5  # curves a chart: more colours than that nobody can distinguish
 
 
-class Answers(LabelledScores):
-    """Scores of clips beside their labels, to be drawn."""
-
-    def confusion(self) -> str:
-        """The confusion matrix, or the worst of it where there are many classes; with several labels, decisions."""
-        if self.multilabel:
-            return decisions(self.classes, self.truth, self.scores, self._matrix, most=_MOST_CLASSES)
-        counts = np.zeros((len(self.classes),) * 2, np.int64)
-        np.add.at(counts, (self.truth.argmax(1), self.scores.argmax(1)), 1)
-        return confusion_matrix(counts, self.classes)
-
-    def _matrix(self, counts: NDArray[np.int64], order: NDArray[np.int64]) -> str:
-        return _matrix(counts, order, self.classes)
-
-    def by_class(self) -> str:
-        """How well each class is told."""
-        from sklearn.metrics import average_precision_score
-
-        said = self.scores >= DECIDED if self.multilabel else self.scores == self.scores.max(1, keepdims=True)
-        rows: list[tuple[float, tuple[str, ...]]] = []
-        for place, name in enumerate(self.classes):
-            true, told = self.truth[:, place], said[:, place]
-            hits = float((true & told).sum())
-            precision = hits / told.sum() if told.any() else np.nan
-            average = average_precision_score(true, self.scores[:, place]) if true.any() else np.nan
-            recall = hits / true.sum() if true.any() else np.nan
-            cells = (name, f"{true.sum():,}", _percent(recall), _percent(precision), _percent(average))
-            rows.append((float(np.nan_to_num(average, nan=2.0)), cells))
-        head = ("class", "clips", "found (recall)", "right (precision)", "average precision")
-        return table(head, [cells for _, cells in sorted(rows)], numbers=range(1, 5))
-
-    def mistakes(self, clips: Clips, *, most: int) -> str:
-        """The clips about which the model is wrong and most sure, each with its spectrogram and sound.
-
-        Raises:
-            NotShownError: It is wrong about none.
-        """
-        claimed = np.where(self.truth, -1.0, self.scores)
-        if not self.multilabel:  # only what it says first is a claim
-            claimed = np.where(self.scores == self.scores.max(1, keepdims=True), claimed, -1.0)
-        best = claimed.max(1)
-        order = [place for place in np.argsort(-best, kind="stable")[:most].tolist() if best[place] > 0]
-        if self.multilabel:
-            order = [place for place in order if best[place] >= DECIDED]
-        if not order:
-            raise NotShownError("the model is wrong about none of the validation clips")
-        drawn = []
-        for place in order:
-            said = int(claimed[place].argmax())
-            true = [name for name, is_one in zip(self.classes, self.truth[place], strict=True) if is_one]
-            text = f"is {', '.join(true) or 'none of the classes'}"
-            if true:
-                text += f" ({self.scores[place][self.truth[place]].max():.0%})"
-            title = f"{self.classes[said]} ({best[place]:.0%})"
-            drawn.append(clips.card(int(self.rows[place]), title=f"“{title}”", text=text))
-        lead = (
-            "What the model says, with its score; below, what the clip is. Mistakes about which it is sure are often "
-        )
-        lead += "wrong labels, or two sounds in one clip."
-        return f"<p>{escape(lead)}</p>{cards(drawn)}"
+def confusion(scored: LabelledScores) -> str:
+    """The confusion matrix, or the worst of it where there are many classes; with several labels, decisions."""
+    if scored.multilabel:
+        return _decisions(scored)
+    counts = np.zeros((len(scored.classes),) * 2, np.int64)
+    np.add.at(counts, (scored.truth.argmax(1), scored.scores.argmax(1)), 1)
+    return confusion_matrix(counts, scored.classes)
 
 
-def confusion_matrix(counts: NDArray[np.int64], classes: tuple[str, ...]) -> str:
+def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
     """Counts [truth, said] as a matrix, or the worst of it, and the pairs that are confused most often."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.arange(len(classes))
@@ -96,14 +48,66 @@ def confusion_matrix(counts: NDArray[np.int64], classes: tuple[str, ...]) -> str
     return f"<p>{escape(text)}</p>{_matrix(counts, order, classes)}<h4>Confused most often</h4>{listed}"
 
 
-def _matrix(counts: NDArray[np.int64], order: NDArray[np.int64], classes: tuple[str, ...]) -> str:
+def by_class(scored: LabelledScores) -> str:
+    """How well the model recognises each class, the hardest first."""
+    first = scored.scores == scored.scores.max(1, keepdims=True)
+    said = scored.scores >= DECIDED if scored.multilabel else first
+    hits, misses, alarms = _counted(scored.truth, said)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is shown as -
+        recall, precision = hits / (hits + misses), hits / (hits + alarms)
+    average = _average_precisions(scored)
+    rows = sorted(
+        (
+            float(np.nan_to_num(average[place], nan=2.0)),
+            (
+                name,
+                f"{hits[place] + misses[place]:,}",
+                *(_percent(values[place]) for values in (recall, precision, average)),
+            ),
+        )
+        for place, name in enumerate(scored.classes)
+    )
+    head = ("class", "clips", "found (recall)", "right (precision)", "average precision")
+    return table(head, [cells for _, cells in rows], numbers=range(1, 5))
+
+
+def mistakes(scored: LabelledScores, clips: Clips, *, most: int) -> str:
+    """The clips about which the model is wrong and most sure, each with its spectrogram and sound.
+
+    Raises:
+        NotShownError: It is wrong about none.
+    """
+    claimed = np.where(scored.truth, -1.0, scored.scores)
+    if not scored.multilabel:  # only what it says first is a claim
+        claimed = np.where(scored.scores == scored.scores.max(1, keepdims=True), claimed, -1.0)
+    best = claimed.max(1)
+    order = [place for place in np.argsort(-best, kind="stable")[:most].tolist() if best[place] > 0]
+    if scored.multilabel:
+        order = [place for place in order if best[place] >= DECIDED]
+    if not order:
+        raise NotShownError("the model is wrong about none of the validation clips")
+    drawn = []
+    for place in order:
+        said = int(claimed[place].argmax())
+        true = [name for name, is_one in zip(scored.classes, scored.truth[place], strict=True) if is_one]
+        text = f"is {', '.join(true) or 'none of the classes'}"
+        if true:
+            text += f" ({scored.scores[place][scored.truth[place]].max():.0%})"
+        title = f"{scored.classes[said]} ({best[place]:.0%})"
+        drawn.append(clips.card(int(scored.rows[place]), title=f"“{title}”", text=text))
+    lead = "What the model says, with its score; below, what the clip is. Mistakes about which it is sure are often "
+    lead += "wrong labels, or two sounds in one clip."
+    return f"<p>{escape(lead)}</p>{cards(drawn)}"
+
+
+def _matrix(counts: NDArray[np.int64], order: NDArray[np.int64], classes: Sequence[str]) -> str:
     heads = "".join(f'<th scope="col"><span>{escape(classes[place])}</span></th>' for place in order)
-    lines: list[str] = []
+    rows: list[str] = []
     for row in order:
         total = max(int(counts[row].sum()), 1)
         cells = "".join(_cell(int(counts[row, column]), total, right=row == column) for column in order)
-        lines.append(f'<tr><th scope="row">{words(classes[row])}</th>{cells}</tr>')
-    inner = f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        rows.append(f'<tr><th scope="row">{words(classes[row])}</th>{cells}</tr>')
+    inner = f"<thead><tr><td></td>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'<div class="scroll"><table class="confusion">{inner}</table></div>'
 
 
@@ -119,51 +123,39 @@ def _percent(value: float) -> str:
     return "-" if np.isnan(value) else f"{100 * value:.0f} %"
 
 
-DECIDED = 0.5
-"""The score from which on a label counts as said."""
-
-_MOST_CURVES = 15
-_TOGETHER = 5  # curves a chart: more colours than that nobody tells apart
-
-Matrix = Callable[[NDArray[np.int64], NDArray[np.int64]], str]
-
-
-def decisions(
-    classes: Sequence[str], truth: NDArray[np.bool_], scores: NDArray[np.float32], matrix: Matrix, *, most: int
-) -> str:
-    """All of it.
-
-    Args:
-        classes: Names of the classes.
-        truth: Which clip is of which class, bool [clips, classes].
-        scores: Probabilities, [clips, classes].
-        matrix: Draws counts [classes, classes] of some classes.
-        most: Classes of the matrix at most.
-    """
-    average = _average_precisions(truth, scores)
+def _decisions(scored: LabelledScores) -> str:
+    """Hits, misses and false alarms of each label, its thresholds, and what is said beside what is true."""
+    average = _average_precisions(scored)
     order = np.argsort(average, kind="stable")  # without clips: last, as nan
-    text = f"Decisions about {len(truth):,} validation clips, of which one may have several labels; a label is said "
-    text += f"where its score reaches {DECIDED:g}. The hardest classes come first."
-    said = scores >= DECIDED
-    rows = [_row(classes[place], truth[:, place], said[:, place], average[place]) for place in order]
+    text = f"Decisions about {len(scored.truth):,} validation clips, of which one may have several labels; a label is "
+    text += f"said where its score reaches {DECIDED:g}. The hardest classes come first."
+    said = scored.scores >= DECIDED
+    hits, misses, alarms = _counted(scored.truth, said)
+    f1 = np.where(hits + misses > 0, 2 * hits / np.maximum(2 * hits + misses + alarms, 1), np.nan)
+    rows = [
+        (
+            scored.classes[place],
+            *(f"{counts[place]:,}" for counts in (hits + misses, hits, misses, alarms)),
+            _percent(f1[place]),
+            _percent(average[place]),
+        )
+        for place in order
+    ]
     head = ("class", "clips", "hits", "misses", "false alarms", "F1", "average precision")
     listed = table(head, rows, numbers=range(1, 7))
-    return (
-        f"<p>{escape(text)}</p>{listed}{_curves(classes, truth, scores, order)}"
-        f"{_together(truth, said, matrix, most=most)}"
-    )
+    return f"<p>{escape(text)}</p>{listed}{_curves(scored, order)}{_together(scored, said)}"
 
 
-def _row(name: str, true: NDArray[np.bool_], told: NDArray[np.bool_], average: float) -> tuple[str, ...]:
-    hits, misses, alarms = int((true & told).sum()), int((true & ~told).sum()), int((~true & told).sum())
-    f1 = "-" if not hits + misses else f"{200 * hits / (2 * hits + misses + alarms):.0f} %"
-    shown = "-" if np.isnan(average) else f"{100 * average:.0f} %"
-    return (name, f"{hits + misses:,}", f"{hits:,}", f"{misses:,}", f"{alarms:,}", f1, shown)
+def _counted(truth: NDArray[np.bool_], said: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """Hits, misses and false alarms of each class, [classes] each."""
+    return (truth & said).sum(0), (truth & ~said).sum(0), (~truth & said).sum(0)
 
 
-def _average_precisions(truth: NDArray[np.bool_], scores: NDArray[np.float32]) -> NDArray[np.float64]:
+def _average_precisions(scored: LabelledScores) -> NDArray[np.float64]:
+    """Of each class, [classes]; nan where no clip has it."""
     from sklearn.metrics import average_precision_score
 
+    truth, scores = scored.truth, scored.scores
     return np.array(
         [
             average_precision_score(truth[:, place], scores[:, place]) if truth[:, place].any() else np.nan
@@ -172,16 +164,15 @@ def _average_precisions(truth: NDArray[np.bool_], scores: NDArray[np.float32]) -
     )
 
 
-def _curves(
-    classes: Sequence[str], truth: NDArray[np.bool_], scores: NDArray[np.float32], order: NDArray[np.int64]
-) -> str:
+def _curves(scored: LabelledScores, order: NDArray[np.int64]) -> str:
     from sklearn.metrics import precision_recall_curve
 
+    truth = scored.truth
     known = [place for place in order.tolist() if truth[:, place].any()][:_MOST_CURVES]
     drawn: list[Line] = []
     for place in known:
-        precision, recall, _ = precision_recall_curve(truth[:, place], scores[:, place])
-        drawn.append(Line(classes[place], recall[::-1].tolist(), precision[::-1].tolist()))
+        precision, recall, _ = precision_recall_curve(truth[:, place], scored.scores[:, place])
+        drawn.append(Line(scored.classes[place], recall[::-1].tolist(), precision[::-1].tolist()))
     groups = [drawn[start : start + _TOGETHER] for start in range(0, len(drawn), _TOGETHER)]
     charts = "".join(
         lines(group, title="precision over recall", x_label="recall", bounds=(0.0, 1.0)) for group in groups
@@ -191,13 +182,15 @@ def _curves(
     return f'<h4>Thresholds</h4><p>{escape(text)}</p><div class="grid">{charts}</div>' if drawn else ""
 
 
-def _together(truth: NDArray[np.bool_], said: NDArray[np.bool_], matrix: Matrix, *, most: int) -> str:
+def _together(scored: LabelledScores, said: NDArray[np.bool_]) -> str:
+    truth = scored.truth
     counts = truth.astype(np.int64).T @ (said & ~truth).astype(np.int64)
     np.fill_diagonal(counts, (truth & said).sum(axis=0))
     wrong = counts.sum(0) + counts.sum(1) - 2 * np.diag(counts)
-    order = np.sort(np.argsort(-wrong, kind="stable")[:most])
+    order = np.sort(np.argsort(-wrong, kind="stable")[:_MOST_CLASSES])
     text = "Rows are labels that clips have. In the diagonal, how often they are found; in the other columns, how "
     text += "often a label is said of these clips that they do not have."
     if len(order) < len(counts):
-        text += f" Shown are the {most} of {len(counts)} classes with most of that."
-    return f"<h4>Said of clips that have another label</h4><p>{escape(text)}</p>{matrix(counts, order)}"
+        text += f" Shown are the {_MOST_CLASSES} of {len(counts)} classes with most of that."
+    drawn = _matrix(counts, order, scored.classes)
+    return f"<h4>Said of clips that have another label</h4><p>{escape(text)}</p>{drawn}"

@@ -36,8 +36,8 @@ class Clips:
 
     def labels(self, row: int) -> list[str]:
         """Its labels; none where it has none."""
-        found: list[str] = self.store.index["labels"][row].as_py() or []
-        return found
+        labels: list[str] = self.store.index["labels"][row].as_py() or []
+        return labels
 
     def name(self, row: int) -> str:
         """Its file, the last folders with it, and from when on."""
@@ -45,7 +45,7 @@ class Clips:
         return clip_name(index["file"][row].as_py() or "", index["start"][row].as_py() or 0.0)
 
     def sound(self, row: int) -> tuple[str, str]:
-        """The name of its player and the player, both empty where there is none."""
+        """The name of its player and the player, both empty where its sound cannot be read."""
         index = self.store.index
         file = index["file"][row].as_py()
         if not file:
@@ -58,7 +58,7 @@ class Clips:
         return spectrogram(values[: max(int(self.store.real_frames[row]), 1)], alt=alt, between=self.between)
 
     def card(self, row: int, *, title: str, text: str = "", sound: bool = True) -> str:
-        """Its spectrogram, title and text, with its sound if that is wanted."""
+        """Its spectrogram, title and text, with its sound unless `sound` is false."""
         player = self.sound(row)[1] if sound else ""
         picture = self.picture(row, alt=f"Spectrogram of {title}: {self.name(row)}")
         return card(picture, player, title, text=text, path=self.name(row))

@@ -99,8 +99,8 @@ def _plane(vectors: NDArray[np.floating], *, method: str, seed: int) -> NDArray[
         laid: NDArray[np.float64] = umap.UMAP(random_state=seed, n_jobs=1).fit_transform(principal)
         return laid
     perplexity = min(30.0, (len(principal) - 1) / 3)
-    found: NDArray[np.float64] = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(principal)
-    return found
+    places: NDArray[np.float64] = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(principal)
+    return places
 
 
 def _players(clips: Clips, rows: NDArray[np.int64], labels: list[str], *, most: int) -> dict[int, tuple[str, str]]:

@@ -20,14 +20,14 @@ from tymbal.config import RUN_FILE, RunFile
 from tymbal.data import open_data
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.baseline import baseline_features
-from tymbal.evaluation.scoring import score_validation
+from tymbal.evaluation.scoring import LabelledScores, score_validation
 from tymbal.inference.encoding import FrozenEncoder
 from tymbal.inference.predictions import detections_path, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.pages.page import Part, Section, details, section, table, tiles
 from tymbal.pages.players import Sounds
-from tymbal.reporting.classifier_part import Answers
+from tymbal.reporting.classifier_part import by_class, confusion, mistakes
 from tymbal.reporting.clip_cards import Clips
 from tymbal.reporting.embedding_map import choose_rows, embedding_map
 from tymbal.reporting.predictions_part import Predictions
@@ -61,7 +61,7 @@ class PageContext:
 
 
 def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Part:
-    """Tells what is given, and shows it.
+    """Recognises what a source is, and makes its part of the page.
 
     Args:
         source: A store, a run folder, what predict wrote, or the table of a probe.
@@ -69,7 +69,7 @@ def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Par
         context: What the parts of the page share.
 
     Raises:
-        SettingsError: It is nothing that there is a report for.
+        SettingsError: It is nothing that can be reported on.
         StoreError: It is a store that cannot be read.
     """
     if (source / DESCRIPTION).is_file():
@@ -113,83 +113,83 @@ def _store_part(store: Store, settings: ReportSettings, context: PageContext) ->
     return _part("Store", store.path, store_tiles(store), sections)
 
 
-def _run_part(run: Path, record: RunFile, settings: ReportSettings, context: PageContext) -> Part:
-    logged = read_metrics(run / "metrics.jsonl")
-    result = run / "result.json"
+def _run_part(path: Path, record: RunFile, settings: ReportSettings, context: PageContext) -> Part:
+    logged = read_metrics(path / "metrics.jsonl")
+    result = path / "result.json"
     ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
     with tempfile.TemporaryDirectory(prefix="tymbal-report-") as folder:
-        seen = _Run(run, record, settings, Path(folder), context)
-        own = (_classified if record.verb == "finetune" else _rebuilt)(seen, logged)
+        run = _Run(path, record, settings, Path(folder), context)
+        own = (_classified if record.verb == "finetune" else _rebuilt)(run, logged)
         sections = [
             section("Learning curves", lambda: learning_curves(logged)),
             *own,
-            section("Map of the clips", seen.map),
-            *seen.labels(),
-            section("Left out", lambda: left_out(run / _FAILURES)),
+            section("Map of the clips", run.map),
+            *run.labels(),
+            section("Left out", lambda: left_out(path / _FAILURES)),
             section("Speed", lambda: speed(logged)),
             section("Settings", lambda: _facts(record.settings, record.versions, record.machine)),
         ]
-    return _part(_RUNS[record.verb], run, run_tiles(logged, ended), sections)
+    return _part(_RUNS[record.verb], path, run_tiles(logged, ended), sections)
 
 
-def _rebuilt(seen: _Run, logged: list[dict[str, Any]]) -> list[Section]:
+def _rebuilt(run: _Run, logged: list[dict[str, Any]]) -> list[Section]:
     def draw() -> str:
-        folder = RunFolder(seen.path).rebuilt
+        folder = RunFolder(run.path).rebuilt
         if folder.is_dir():
-            return rebuilt_in_course(folder, most=seen.settings.rebuilt)
-        store = seen.store
+            return rebuilt_in_course(folder, most=run.settings.rebuilt)
+        store = run.store
         splits = set(store.index["split"].to_pylist())
         rows = store.rows("validation" if "validation" in splits else None)
-        some = np.random.default_rng(seen.settings.seed).permutation(rows)[: seen.settings.rebuilt]
-        return rebuilt_from_checkpoints(seen.path, seen.clips, np.sort(some), logged)
+        some = np.random.default_rng(run.settings.seed).permutation(rows)[: run.settings.rebuilt]
+        return rebuilt_from_checkpoints(run.path, run.clips, np.sort(some), logged)
 
     return [section("Hidden and rebuilt", draw)]
 
 
-def _classified(seen: _Run, _: list[dict[str, Any]]) -> list[Section]:
-    def mistakes() -> str:
-        shown = seen.answers.mistakes(seen.clips, most=seen.settings.mistakes)
-        return _with_remark(shown, seen.clips)
+def _classified(run: _Run, _: list[dict[str, Any]]) -> list[Section]:
+    def surest() -> str:
+        return _with_remark(mistakes(run.scored, run.clips, most=run.settings.mistakes), run.clips)
 
     return [
-        section("Confusion", lambda: seen.answers.confusion()),  # noqa: PLW0108 - asked when it is drawn
-        section("Surest mistakes", mistakes),
-        section("Class by class", lambda: seen.answers.by_class()),  # noqa: PLW0108 - likewise
+        section("Confusion", lambda: confusion(run.scored)),
+        section("Surest mistakes", surest),
+        section("Class by class", lambda: by_class(run.scored)),
     ]
 
 
-def _predictions_part(found: Predictions, settings: ReportSettings, context: PageContext) -> Part:
-    sounds = _sounds(settings, found.path.parent, context.numbers)
+def _predictions_part(predictions: Predictions, settings: ReportSettings, context: PageContext) -> Part:
+    sounds = _sounds(settings, predictions.path.parent, context.numbers)
 
     def surest() -> str:
-        drawn = found.surest(sounds, most=settings.mistakes)
+        drawn = predictions.surest(sounds, most=settings.mistakes)
         return drawn + _remark(sounds)
 
-    other = detections_path(found.path) if found.of_windows else None
-    failures = found.path / _FAILURES if found.path.is_dir() else found.path.with_name(_FAILURES)
+    other = detections_path(predictions.path) if predictions.of_windows else None
+    failures = predictions.path / _FAILURES if predictions.path.is_dir() else predictions.path.with_name(_FAILURES)
     sections = [
-        section("Labels", found.labels),
+        section("Labels", predictions.labels),
         *([] if other is None else [section("Detections", lambda: Predictions.read(other).labels())]),
-        section("How sure", found.sureness),
-        section("Along the recordings", found.over_time),
-        section(f"Surest {found.kind}", surest),
+        section("How sure", predictions.sureness),
+        section("Along the recordings", predictions.over_time),
+        section(f"Surest {predictions.kind}", surest),
         section("Left out", lambda: left_out(failures) if failures.is_file() else "<p>No recording was left out.</p>"),
     ]
-    return _part("Predictions" if found.of_windows else "Detections", found.path, found.tiles(), sections)
+    kind = "Predictions" if predictions.of_windows else "Detections"
+    return _part(kind, predictions.path, predictions.tiles(), sections)
 
 
-def _probe_part(found: Probes) -> Part:
+def _probe_part(probes: Probes) -> Part:
     sections = [
-        section("What it knows", found.bars),
-        section("Layer by layer", found.by_layer),
-        section("From few clips", found.by_shots),
-        section("Confusion", found.confusion),
+        section("What it knows", probes.bars),
+        section("Layer by layer", probes.by_layer),
+        section("From few clips", probes.by_shots),
+        section("Confusion", probes.confusion),
         section(
             "Settings",
-            lambda: _facts({"model": found.facts["model"], "data": found.facts["data"]}, found.facts["settings"]),
+            lambda: _facts({"model": probes.facts["model"], "data": probes.facts["data"]}, probes.facts["settings"]),
         ),
     ]
-    return _part("Probe", found.path, found.tiles(), sections)
+    return _part("Probe", probes.path, probes.tiles(), sections)
 
 
 @dataclass(frozen=True)
@@ -238,20 +238,19 @@ class _Run:
 
     @cached_property
     def clips(self) -> Clips:
-        """They, to be drawn."""
+        """The clips, ready to be drawn."""
         return Clips(self.store, _sounds(self.settings, self.store.path.parent, self.context.numbers))
 
     @cached_property
-    def answers(self) -> Answers:
+    def scored(self) -> LabelledScores:
         """What the classifier says about the validation clips."""
         device = choose_device(self.settings.device)[0]
-        scores = score_validation(load_model(self.path), self.store, batch_size=self.settings.batch_size, device=device)
-        return Answers(**vars(scores))
+        return score_validation(load_model(self.path), self.store, batch_size=self.settings.batch_size, device=device)
 
     def labels(self) -> list[Section]:
         """The labels, unless the store has its own part of the page."""
-        found = section("Labels", lambda: balance(self.store))
-        return [] if "store" in vars(self) and self.store.path.resolve() in self.context.stores else [found]
+        labels = section("Labels", lambda: balance(self.store))
+        return [] if "store" in vars(self) and self.store.path.resolve() in self.context.stores else [labels]
 
     def map(self) -> str:
         """A map of what the model makes of the clips."""

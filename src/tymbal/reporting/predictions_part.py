@@ -1,4 +1,4 @@
-"""What was found in recordings: how often which label, when, how sure, and the surest pieces to see and hear."""
+"""What a model predicted in recordings: how often which label, when, how sure, and the surest to see and hear."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Piece:
         file: The recording.
         start: Seconds from its beginning.
         end: Where it ends, in seconds.
-        found: Scores and labels, best first; of a detection one.
+        scored: Scores and labels, best first; of a detection one.
     """
 
     file: str
     start: float
     end: float
-    found: tuple[tuple[float, str], ...]
+    scored: tuple[tuple[float, str], ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Predictions:
     Attributes:
         path: The file or folder.
         kind: `windows` or `detections`.
-        pieces: They, by recording and time.
+        pieces: The windows or detections, by recording and time.
     """
 
     path: Path
@@ -77,7 +77,7 @@ class Predictions:
             windows: dict[tuple[str, float, float], list[tuple[float, str]]] = defaultdict(list)
             for one in table.rows:
                 windows[one.file, one.start, one.end].append((one.score, one.label))
-            pieces = [Piece(*window, tuple(sorted(found, reverse=True))) for window, found in windows.items()]
+            pieces = [Piece(*window, tuple(sorted(scored, reverse=True))) for window, scored in windows.items()]
         return cls(path, table.kind, tuple(sorted(pieces, key=lambda piece: (piece.file, piece.start, piece.end))))
 
     @property
@@ -90,7 +90,7 @@ class Predictions:
         ends: dict[str, float] = defaultdict(float)
         for piece in self.pieces:
             ends[piece.file] = max(ends[piece.file], piece.end)
-        labels = {label for piece in self.pieces for _, label in piece.found}
+        labels = {label for piece in self.pieces for _, label in piece.scored}
         seconds = sum(ends.values()) if self.of_windows else sum(piece.end - piece.start for piece in self.pieces)
         return {
             "recordings": f"{len(ends):,}",
@@ -106,8 +106,8 @@ class Predictions:
             NotShownError: There are no predictions.
         """
         best: dict[str, list[Piece]] = defaultdict(list)
-        for piece in self._some():
-            best[piece.found[0][1]].append(piece)
+        for piece in self._pieces():
+            best[piece.scored[0][1]].append(piece)
         order = sorted(best, key=lambda label: (-len(best[label]), label))[:_MOST_LABELS]
         most = len(best[order[0]])
         bars = "".join(_bar(label, best[label], most, lengths=not self.of_windows) for label in order)
@@ -125,7 +125,7 @@ class Predictions:
         Raises:
             NotShownError: There are no predictions.
         """
-        scores = np.array([piece.found[0][0] for piece in self._some()])
+        scores = np.array([piece.scored[0][0] for piece in self._pieces()])
         if self.of_windows:
             title = "score of the best label"
             text = f"{np.mean(scores >= 0.9):.0%} of the windows have a label with a score of 0.9 or more, "
@@ -143,7 +143,7 @@ class Predictions:
             NotShownError: There are no predictions.
         """
         inside: dict[str, list[Piece]] = defaultdict(list)
-        for piece in self._some():
+        for piece in self._pieces():
             inside[piece.file].append(piece)
         drawn = [_along(file, inside[file], whole=not self.of_windows) for file in list(inside)[:_MOST_RECORDINGS]]
         rest = len(inside) - len(drawn)
@@ -159,9 +159,9 @@ class Predictions:
         """
         turn: Counter[str] = Counter()
         ranked: list[tuple[int, float, str, int]] = []
-        pieces = sorted(self._some(), key=lambda piece: -piece.found[0][0])
+        pieces = sorted(self._pieces(), key=lambda piece: -piece.scored[0][0])
         for place, piece in enumerate(pieces):
-            score, label = piece.found[0]
+            score, label = piece.scored[0]
             ranked.append((turn[label], -score, label, place))
             turn[label] += 1
         drawn: list[str] = []
@@ -180,7 +180,7 @@ class Predictions:
             raise trouble or NotShownError("the table has no rows")
         return cards(drawn)
 
-    def _some(self) -> tuple[Piece, ...]:
+    def _pieces(self) -> tuple[Piece, ...]:
         if not self.pieces:
             threshold = "" if self.of_windows else "; no score reached the threshold"
             raise NotShownError(f"there are no {self.kind}{threshold}")
@@ -202,7 +202,7 @@ def _bar(label: str, pieces: Sequence[Piece], most: int, *, lengths: bool) -> st
     return (
         f'<tr><th scope="row">{words(label)}</th><td class="n">{len(pieces):,}</td>'
         f"<td>{bar([('b0', len(pieces) / most)])}</td>{length}"
-        f'<td class="n">{np.median([piece.found[0][0] for piece in pieces]):.2f}</td></tr>'
+        f'<td class="n">{np.median([piece.scored[0][0] for piece in pieces]):.2f}</td></tr>'
     )
 
 
@@ -223,7 +223,7 @@ def _along(file: str, inside: Sequence[Piece], *, whole: bool) -> str:
             first, last = piece.start, piece.end
         begin = min(int(first / end * columns), columns - 1)
         reach = slice(begin, max(begin + 1, round(last / end * columns) if whole else 0))
-        for score, label in piece.found:
+        for score, label in piece.scored:
             strips[label][reach] = np.maximum(strips[label][reach], score)
     strongest = sorted(strips, key=lambda label: -float(np.square(strips[label]).sum()))[:_MOST_STRIPS]
     name = PurePath(file).name

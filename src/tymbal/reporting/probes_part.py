@@ -1,4 +1,4 @@
-"""What a probe found: its table as bars, by layer and by number of clips as curves, and what is confused."""
+"""The results of a probe: its table as bars, by layer and by number of clips as curves, and what is confused."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Probes:
             SettingsError: It is no JSON.
         """
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            facts = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise SettingsError(f"cannot be read: {error}", path=path) from None
-        is_probe = isinstance(found, dict) and {"rows", "classes", "model"} <= set(found)
-        return cls(path, found) if is_probe and found["rows"] else None
+        is_probe = isinstance(facts, dict) and {"rows", "classes", "model"} <= set(facts)
+        return cls(path, facts) if is_probe and facts["rows"] else None
 
     @property
     def figure(self) -> str:

@@ -116,7 +116,7 @@ def speed(logged: Sequence[Mapping[str, Any]]) -> str:
         NotShownError: Too little was logged to tell.
     """
     steps = [entry for entry in logged if entry.get("batch_size")]
-    found = [
+    rates_at = [
         (
             later["epoch"],
             (later["step"] - before["step"]) * later["batch_size"] / (later["seconds"] - before["seconds"]),
@@ -124,10 +124,10 @@ def speed(logged: Sequence[Mapping[str, Any]]) -> str:
         for before, later in itertools.pairwise(steps)
         if later["seconds"] > before["seconds"]
     ]
-    if not found:
+    if not rates_at:
         raise NotShownError("fewer than two logged steps do not tell a speed")
-    rates = sorted(rate for _, rate in found)
-    line = Line("clips a second", [x for x, _ in found], [rate for _, rate in found])
+    rates = sorted(rate for _, rate in rates_at)
+    line = Line("clips a second", [x for x, _ in rates_at], [rate for _, rate in rates_at])
     chart = lines([line], title="clips a second", x_label="epoch", bounds=(0.0, rates[-1]))
     text = f"Half of the time at least {rates[len(rates) // 2]:,.0f} clips a second; dips are evaluations and saves."
     return f'<div class="grid">{chart}</div><p>{escape(text)}</p>'
@@ -135,27 +135,27 @@ def speed(logged: Sequence[Mapping[str, Any]]) -> str:
 
 def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None) -> dict[str, str]:
     """The figures that stand out: those of the model where the run has ended, else the last ones."""
-    found: dict[str, str] = {}
+    shown: dict[str, str] = {}
     evaluated = [entry for entry in logged if any(key.startswith("eval_") for key in entry)]
     figures: Mapping[str, Any] = (
         result["metrics"] if result else evaluated[-1] if evaluated else logged[-1] if logged else {}
     )
-    wanted = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "nce", "mse", "loss")
-    for name in [name for name in wanted if figures.get(f"eval_{name}") is not None][:4]:
+    leading = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "nce", "mse", "loss")
+    for name in [name for name in leading if figures.get(f"eval_{name}") is not None][:4]:
         value = figures[f"eval_{name}"]
         share = name in ("accuracy", "balanced_accuracy", "mAP", "f1", "acc")
         title = _SHORT.get(name, _TITLES.get(name, name))
-        found[f"{title}, validation"] = f"{100 * value:.1f} %" if share else f"{value:.4g}"
+        shown[f"{title}, validation"] = f"{100 * value:.1f} %" if share else f"{value:.4g}"
     if logged:
-        found["steps"] = f"{logged[-1]['step']:,}"
-        found["epochs"] = f"{logged[-1]['epoch']:.1f}"
-        found["time of training"] = duration(logged[-1]["seconds"])
+        shown["steps"] = f"{logged[-1]['step']:,}"
+        shown["epochs"] = f"{logged[-1]['epoch']:.1f}"
+        shown["time of training"] = duration(logged[-1]["seconds"])
     if result:
         ended = {"steps": "all done", "patience": "no progress", "minutes": "time was up"}
-        found["ended"] = ended.get(result["ended"], result["ended"])
+        shown["ended"] = ended.get(result["ended"], result["ended"])
     else:
-        found["ended"] = "not yet"
-    return found
+        shown["ended"] = "not yet"
+    return shown
 
 
 _MOST = 3  # checkpoints
@@ -190,12 +190,12 @@ def rebuilt_in_course(folder: Path, *, most: int) -> str:
     Raises:
         NotShownError: Nothing was written down.
     """
-    found = read_snapshots(folder)
-    if not found:
+    snapshots = read_snapshots(folder)
+    if not snapshots:
         raise NotShownError("nothing was written down while it trained (snapshots)")
-    found = [each for each in found if each.rows == found[-1].rows]  # another session may have chosen others
-    moments = {f"epoch {each.epoch:.3g}": each.rebuilt for each in found}
-    last = found[-1]
+    last = snapshots[-1]
+    snapshots = [each for each in snapshots if each.rows == last.rows]  # another session may have chosen others
+    moments = {f"epoch {each.epoch:.3g}": each.rebuilt for each in snapshots}
     drawn = [
         _Drawn(clip_name(*name), int(length), place, moments)
         for place, (name, length) in enumerate(zip(last.names, last.frames, strict=True))

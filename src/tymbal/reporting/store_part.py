@@ -33,7 +33,7 @@ def store_tiles(store: SpectrogramSource) -> dict[str, str]:
     shift = 0.01 if store.features is None else store.features.frame_shift
     labelled = sum(map(bool, store.index["labels"].to_pylist()))
     seconds = float(store.real_frames.sum()) * shift
-    found = {
+    shown = {
         "clips": f"{len(store):,}",
         "of sound": f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:,.1f} min",
         "with a label": f"{labelled:,}",
@@ -41,8 +41,8 @@ def store_tiles(store: SpectrogramSource) -> dict[str, str]:
         "spectrogram": f"{store.frames} x {store.mels}",
     }
     if store.features is not None:
-        found["sample rate"] = f"{store.features.sample_rate / 1000:g} kHz"
-    return found
+        shown["sample rate"] = f"{store.features.sample_rate / 1000:g} kHz"
+    return shown
 
 
 def balance(store: SpectrogramSource) -> str:
@@ -153,13 +153,13 @@ def copies(clips: Clips) -> str:
 
 
 def _by_content(store: SpectrogramSource, rows: NDArray[np.int64]) -> dict[bytes, list[int]]:
-    found: dict[bytes, list[int]] = defaultdict(list)
+    groups: dict[bytes, list[int]] = defaultdict(list)
     for start in range(0, len(rows), 256):
         part = rows[start : start + 256]
         for row, values in zip(part.tolist(), store.gather(part), strict=True):
             content = np.ascontiguousarray(values[: int(store.real_frames[row])])
-            found[hashlib.blake2b(content.tobytes(), digest_size=16).digest()].append(row)
-    return found
+            groups[hashlib.blake2b(content.tobytes(), digest_size=16).digest()].append(row)
+    return groups
 
 
 def left_out(path: Path) -> str:
