@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from test_run import Copying, session
+from small_run import Copying, session
 from test_signals import Signalled, saved
 
 from tymbal.compute.processes import rank

@@ -112,3 +112,15 @@ def test_sequential_sampler__covers_all_clips_over_processes():
 def test_plan__order_is_pinned():
     # A run that is continued after an upgrade of numpy must meet the same order.
     assert BatchPlan(length=8, batch_sizes=(1,), seed=42).order(3).tolist() == [3, 1, 2, 7, 0, 5, 4, 6]
+
+
+def test_order__weights_draw_with_replacement():
+    import numpy as np
+
+    weights = np.array([0.0, 1.0, 3.0, 0.0])
+    plan = BatchPlan(length=4, batch_sizes=(2,), epochs=500, weights=weights)
+    drawn = np.concatenate([plan.order(epoch) for epoch in range(500)])
+    share = np.bincount(drawn, minlength=4) / len(drawn)
+    np.testing.assert_allclose(share, [0, 0.25, 0.75, 0], atol=0.03)
+    assert (plan.order(3) == plan.order(3)).all()
+    assert plan.fingerprint() != BatchPlan(length=4, batch_sizes=(2,), epochs=500).fingerprint()

@@ -11,16 +11,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from test_run import Copying, lines, session
+from small_run import Copying, lines, session
 from torch import Tensor
 
-from tymbal.stopping import RUN_AGAIN, Stopped, StopRequest
-from tymbal.training import callbacks as signals
+from tymbal.stopping import RUN_AGAIN, Stopped
 from tymbal.training.checkpoints import verify
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows delivers no such signals")
@@ -138,20 +136,3 @@ def test_signal__in_one_of_two_processes_stops_both_at_the_same_step(tmp_path: P
     assert "Stopped" not in said[1]
     ours, theirs = weights(tmp_path / "run"), weights(tmp_path / "whole")
     assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
-
-
-def test_agreement__about_once_a_second_and_never_less_than_a_step(monkeypatch: pytest.MonkeyPatch):
-    now = 0.0
-    asked: list[int] = []
-    arguments = SimpleNamespace(world_size=2, device=torch.device("cpu"))
-    state, control = SimpleNamespace(global_step=0), SimpleNamespace(should_training_stop=False)
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda *_, **__: asked.append(state.global_step))
-    callback = signals.StopOnSignal(StopRequest())
-    callback.on_train_begin(arguments, state, control)
-    for seconds in [0.1] * 40 + [5.0] * 5:
-        now += seconds
-        state.global_step += 1
-        callback.on_step_end(arguments, state, control)
-    # Step 41 is the tenth since they last met: the mean of those is 0.59 s.
-    assert asked == [1, 11, 21, 31, 41, 43, 44, 45]

@@ -29,7 +29,7 @@ __all__ = [
     "warmup_scale",
 ]
 
-# Those that are not among these are our own (`training.schedule`).
+# Those that are not among these are our own, see `make_schedule`.
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -43,7 +43,7 @@ def training_arguments(
     monitor: tuple[str, bool] | None,
     thaws: bool = False,
 ) -> TrainingArguments:
-    """Builds the arguments of `Trainer`.
+    """Builds the arguments of `Trainer`; the optimizer is not made from them, see `make_optimizer`.
 
     Args:
         settings: Ours.
@@ -75,9 +75,6 @@ def training_arguments(
         learning_rate=settings.learning_rate,
         lr_scheduler_type=_SCHEDULES.get(settings.schedule, "constant"),
         warmup_steps=settings.warmup,
-        weight_decay=settings.weight_decay,
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
         max_grad_norm=settings.clip_norm,
         bf16=dtype is torch.bfloat16,
         fp16=dtype is torch.float16,

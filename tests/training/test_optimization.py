@@ -1,20 +1,49 @@
-"""Schedules: the rates that they give, and that a plateau survives a kill."""
+"""What changes the weights and how fast: parameter groups, optimizers, schedules."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import small_run
 from training_setup import TINY
-from tymbal.errors import SettingsError
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.pretrain import pretrain
 from tymbal.settings import PretrainSettings
-from tymbal.training.batches import BatchPlan
+from tymbal.training.batches import BatchPlan, PlannedBatchSampler
 from tymbal.training.optimization import Plateau, make_optimizer, make_schedule, parameter_groups, step_scale
+
+
+def test_parameter_groups__only_matrices_decay():
+    encoder = SpectrogramEncoder(EncoderConfig(width=8, depth=1, heads=2, mels=16, frames=16, patch=(8, 8)))
+    named = dict(encoder.named_parameters())
+    decayed, plain = parameter_groups(named.items(), learning_rate=0.1, weight_decay=0.05)
+    names = {id(parameter): name for name, parameter in named.items()}
+    assert {names[id(parameter)] for parameter in decayed["params"]} == {
+        "patch_projection.weight",
+        "blocks.0.attention.qkv.weight",
+        "blocks.0.attention.projection.weight",
+        "blocks.0.fc1.weight",
+        "blocks.0.fc2.weight",
+    }
+    assert {"cls_token", "position_embedding", "norm.weight", "blocks.0.fc1.bias"} <= {
+        names[id(parameter)] for parameter in plain["params"]
+    }
+    assert len(decayed["params"]) + len(plain["params"]) == len(named)
+    assert (decayed["weight_decay"], plain["weight_decay"], decayed["lr"]) == (0.05, 0.0, 0.1)
+
+
+def test_parameter_groups__frozen_parameters_are_in_none():
+    layer = nn.Linear(2, 2)
+    layer.weight.requires_grad = False
+    (group,) = parameter_groups(layer.named_parameters(), learning_rate=0.1, weight_decay=0.05)
+    assert group["params"] == [layer.bias]
+    torch.optim.AdamW([group])
 
 
 def optimizer(rate: float = 1.0) -> torch.optim.SGD:
@@ -110,21 +139,43 @@ def test_pretrain__plateau_goes_on_after_a_kill(store, tmp_path, monkeypatch):
     assert (whole.run / "model" / "model.safetensors").read_bytes() != theirs
 
 
-def test_pretrain__goals_need_validation(tmp_path):
-    from training_setup import make_store
-
-    store = make_store(tmp_path / "store", validation=0).path
-    with pytest.raises(SettingsError, match="schedule plateau needs validation clips"):
-        pretrain(store, tmp_path / "run", **{**TINY, "schedule": "plateau"})
+def weights_after(run: Path, **changes: Any) -> dict[str, Tensor]:
+    small_run.session(run, small_run.Copying(dropout=0), **changes)
+    weights: dict[str, Tensor] = torch.load(run / "model" / "weights.pt", weights_only=True)
+    return weights
 
 
-def test_order__weights_draw_with_replacement():
-    import numpy as np
+@pytest.mark.parametrize(
+    "changes", [{"clip_norm": 0.1}, {"adam_beta1": 0.5}, {"adam_beta2": 0.5}, {"weight_decay": 0.3}]
+)
+def test_settings_of_the_optimizer__change_the_weights(changes: dict[str, float], tmp_path: Path):
+    plain = weights_after(tmp_path / "plain")
+    changed = weights_after(tmp_path / "changed", **changes)
+    assert all((changed[name] - plain[name]).abs().max() > 1e-4 for name in plain)
 
-    weights = np.array([0.0, 1.0, 3.0, 0.0])
-    plan = BatchPlan(length=4, batch_sizes=(2,), epochs=500, weights=weights)
-    drawn = np.concatenate([plan.order(epoch) for epoch in range(500)])
-    share = np.bincount(drawn, minlength=4) / len(drawn)
-    np.testing.assert_allclose(share, [0, 0.25, 0.75, 0], atol=0.03)
-    assert (plan.order(3) == plan.order(3)).all()
-    assert plan.fingerprint() != BatchPlan(length=4, batch_sizes=(2,), epochs=500).fingerprint()
+
+def test_steps__are_those_of_adamw_with_clipped_gradients(tmp_path: Path):
+    clip, betas, decay = 0.05, (0.8, 0.9), 0.4
+    ours = weights_after(
+        tmp_path / "run",
+        schedule="constant",
+        warmup=0,
+        epochs=2,
+        clip_norm=clip,
+        adam_beta1=betas[0],
+        adam_beta2=betas[1],
+        weight_decay=decay,
+    )
+    module, rows = small_run.Copying(dropout=0), small_run.Rows(20)
+    matrices = [value for value in module.parameters() if value.ndim == 2]
+    others = [value for value in module.parameters() if value.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, lr=1e-2, betas=betas)
+    for indices in PlannedBatchSampler(BatchPlan(length=20, batch_sizes=(4,), epochs=2, seed=42)):
+        module(**rows.__getitems__(indices))["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), clip)
+        assert norm > clip
+        reference.step()
+        reference.zero_grad()
+    for name, value in module.state_dict().items():
+        torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-6)
