@@ -9,9 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from small_run import Copying, session
 from test_signals import Signalled, saved
 
+from small_run import Copying, session
 from tymbal.compute.processes import rank
 from tymbal.stopping import Stopped
 from tymbal.training import callbacks as signals

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_run import session, settings
 
+from small_run import session, settings
 from tymbal.errors import SettingsError
 from tymbal.training.run import begin
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import Copying, Rows, interrupt, lines, session
 from torch import Tensor
 
+from small_run import Copying, Rows, interrupt, lines, session
 from training_setup import TINY
 from tymbal.errors import SettingsError
 from tymbal.pretrain import pretrain

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import Copying, lines, session
 from torch import Tensor
 
+from small_run import Copying, lines, session
 from tymbal.stopping import RUN_AGAIN, Stopped
 from tymbal.training.checkpoints import verify
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import Copying, lines, session
 from torch import Tensor
 
+from small_run import Copying, lines, session
 from tymbal.errors import TrainingError
 
 
