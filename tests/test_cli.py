@@ -55,6 +55,36 @@ def test_verb__lists_may_have_commas(monkeypatch, tmp_path, sizes):
     assert (settings.batch_sizes, settings.report_to) == ((1, 1, 2, 4), ("tensorboard", "wandb"))
 
 
+def test_verb__is_the_same_where_pydantic_was_imported_before(called, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydantic", pytest.importorskip("pydantic"))
+    assert main(["prepare", "sounds", "-o", "store", "--window", "2.5"]) == 0
+    assert config.from_mapping(PrepareSettings, called[0][1]) == PrepareSettings(window=2.5)
+
+
+def test_verb__takes_older_names_of_settings(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setitem(vars(tymbal), "finetune", lambda *a, **k: calls.append(k) or SimpleNamespace(summary=str))
+    config._say_old.cache_clear()
+    assert main(["finetune", "sounds", "-o", "run", "--clip-seconds", "2", "--validation_fraction=0.3"]) == 0
+    settings = config.from_mapping(FinetuneSettings, {k: v for k, v in calls[0].items() if k != "resume"})
+    assert settings == FinetuneSettings(window=2.0, validation=0.3)
+    assert capsys.readouterr().err == (
+        "clip_seconds is now called window; the old name still works\n"
+        "validation_fraction is now called validation; the old name still works\n"
+    )
+    assert main(["finetune", "sounds", "-o", "run", "--clip-seconds", "2", "--window", "3"]) == 2
+    assert "clip_seconds and window are one setting" in capsys.readouterr().err
+
+
+def test_verb__optimizer_flags_reach_the_settings(monkeypatch):
+    calls = []
+    monkeypatch.setitem(vars(tymbal), "finetune", lambda *a, **k: calls.append(k) or SimpleNamespace(summary=str))
+    flags = ["--clip-norm", "0.5", "--adam-beta2", "0.9", "--weight-decay", "0.2", "--adam-beta1", "0.8"]
+    assert main(["finetune", "sounds", "-o", "run", *flags]) == 0
+    found = {name: calls[0][name] for name in ("clip_norm", "adam_beta2", "weight_decay", "adam_beta1")}
+    assert found == {"clip_norm": 0.5, "adam_beta2": 0.9, "weight_decay": 0.2, "adam_beta1": 0.8}
+
+
 def test_config__flags_stand_above_the_file(called, tmp_path):
     (tmp_path / "a.yaml").write_text("window: 5\nmel-bins: 64\nstratify: true\nlabels: none\n")
     file = str(tmp_path / "a.yaml")
@@ -132,34 +162,6 @@ def test_ctrl_c__says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setitem(vars(tymbal), "prepare", stop)
     assert main(["prepare", "sounds", "-o", "store"]) == 130
     assert capsys.readouterr().err == "Stopped. The same command continues.\n"
-
-
-def test_help__settings_stand_under_the_heading_of_their_stage(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
-    assert main(["finetune", "--help"]) == 0
-    out = capsys.readouterr().out
-    headings = [line.split("─")[1].strip() for line in out.splitlines() if line.startswith("╭")]
-    assert headings == [
-        "Arguments",
-        "Options",
-        "Classifier",
-        "Sound that is not a store yet",
-        "Spectrograms in .pt files",
-        "Training",
-    ]
-    training = out[out.index("─ Training") :]
-    # FinetuneSettings changes only the default of epochs: it stays a matter of training.
-    assert "--epochs" in training
-    assert "--from " not in training
-    assert "--no-compile" not in out
-
-
-def test_help__verbs_come_in_the_order_of_the_way(capsys):
-    assert main(["--help"]) == 0
-    out = capsys.readouterr().out
-    verbs = ["scan", "prepare", "pretrain", "probe", "finetune", "predict", "embed", "similar", "convert", "demo"]
-    places = [out.index(f"│ {verb} ") for verb in verbs]
-    assert places == sorted(places)
 
 
 def test_module__runs_and_knows_its_version():

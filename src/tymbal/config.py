@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import os
 import platform
 import typing
@@ -24,8 +23,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
-
-import yaml
 
 from tymbal import settings as stages
 from tymbal._version import __version__
@@ -147,7 +144,7 @@ def from_mapping(cls: type[Settings], mapping: Mapping[str, Any], *, source: Pat
     Raises:
         SettingsError: A key is unknown, or a value has the wrong type or is out of range.
     """
-    hints = _hints(cls)
+    hints = setting_types(cls)
     values = {
         name: convert(value, hints[name], key=_key(name), source=source)
         for name, value in _known(cls, mapping, source).items()
@@ -213,6 +210,8 @@ def read_yaml(path: PathLike) -> dict[str, Any]:
     Raises:
         SettingsError: The file is not there, is not YAML, or holds something else.
     """
+    import yaml
+
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -240,6 +239,8 @@ def read_yaml(path: PathLike) -> dict[str, Any]:
 
 def write_yaml(path: PathLike, mapping: Mapping[str, Any], *, comment: str | None = None) -> None:
     """Writes a mapping as YAML in its own order, whole or not at all, under an optional comment."""
+    import yaml
+
     head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines()) if comment else ""
     body = yaml.safe_dump(plain(mapping), sort_keys=False, allow_unicode=True, default_flow_style=False)
     write_text(path, head + body)
@@ -328,6 +329,8 @@ def read_run_yaml(path: PathLike) -> RunFile:
 
 def versions() -> dict[str, str]:
     """Versions of Tymbal, Python and the packages that decide a result, without importing them."""
+    import importlib.metadata
+
     packages = ("torch", "transformers", "accelerate", "numpy", "soundfile", "soxr")
     return {
         "tymbal": __version__,
@@ -373,7 +376,7 @@ def settings_of(verb: str) -> type[Any] | None:
     return _verbs().get(verb)
 
 
-def _hints(cls: Any) -> dict[str, Any]:
+def setting_types(cls: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
@@ -384,7 +387,7 @@ def _key(name: str) -> str:
 
 
 def _known(cls: type[Any], mapping: Mapping[str, Any], source: PathLike | None) -> dict[str, Any]:
-    names = {_key(name): name for name in _hints(cls)}
+    names = {_key(name): name for name in setting_types(cls)}
     old = old_names(cls)
     found: dict[str, Any] = {}
     for key, value in mapping.items():

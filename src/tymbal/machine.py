@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -34,6 +32,8 @@ def tune_malloc() -> bool:
         return False
     if "MALLOC_MMAP_MAX_" in os.environ or "MALLOC_TRIM_THRESHOLD_" in os.environ:
         return True
+    import ctypes
+
     # From malloc.h. -1 is the largest threshold: memory is never given back while the process runs.
     trim_threshold, mmap_max = -1, -4
     mallopt = ctypes.CDLL(None).mallopt
@@ -81,7 +81,9 @@ def check_companions() -> None:
         try:
             importlib.import_module(name)
         except (OSError, ImportError, RuntimeError, AttributeError) as error:
-            torch = importlib.metadata.version("torch")
+            from importlib.metadata import version
+
+            torch = version("torch")
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise TymbalError(
                 f"the installed {name} does not work with torch {torch}, and transformers insists on importing it "

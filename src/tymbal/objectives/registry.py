@@ -16,9 +16,8 @@ import functools
 import importlib
 import importlib.metadata
 import os
-import typing
 from collections.abc import Mapping
-from dataclasses import field, fields, make_dataclass
+from dataclasses import fields
 from typing import Any, Literal
 
 from tymbal import config as configuration
@@ -29,10 +28,7 @@ from tymbal.settings import PretrainSettings
 from tymbal.values import convert
 
 __all__ = [
-    "_check_name",
     "chosen_name",
-    "flags",
-    "given",
     "names",
     "own",
     "resolve",
@@ -49,8 +45,6 @@ _MODULES = {
     "contrastive": "tymbal.objectives.contrastive",
 }
 _GROUP = "tymbal.objectives"
-
-_COMMON = frozenset(each.name for each in fields(PretrainSettings))
 
 PathLike = str | os.PathLike[str]
 
@@ -152,44 +146,6 @@ def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> P
         if key not in given:
             tell(f"{key} has no effect with the objective {name}")
     return configuration.layered(run_settings(name), given, own(name, below, source=config), source=config)
-
-
-@functools.cache
-def flags() -> type[PretrainSettings]:
-    """All settings of all objectives in one class, as a command line reads them before it knows the objective.
-
-    Those of single objectives may be None, which is "not given", whatever their type.
-    """
-    classes = tuple(dict.fromkeys(run_settings(name) for name in names()))
-    extra: dict[str, Any] = {}
-    for cls in classes:
-        hints = typing.get_type_hints(cls)
-        extra |= {each.name: hints[each.name] | None for each in fields(cls) if each.name not in {*_COMMON, *extra}}
-
-    def check_common(settings: PretrainSettings) -> None:
-        PretrainSettings.__post_init__(settings)
-
-    return make_dataclass(
-        "PretrainSettings",
-        [
-            ("objective", Literal[names()], field(default=PretrainSettings.objective)),
-            *((name, kind, field(default=None)) for name, kind in extra.items()),
-        ],
-        bases=classes[::-1],  # so that their settings come in the order of the table
-        namespace={
-            "__module__": __name__,
-            "__post_init__": check_common,
-            "recipes": tuple(recipe for cls in classes for recipe in cls.recipes),
-        },
-        frozen=True,
-        kw_only=True,
-    )
-
-
-def given(settings: PretrainSettings) -> dict[str, Any]:
-    """Keywords of `tymbal.pretrain` from an instance of `flags`: common settings, and of the others those given."""
-    keywords = configuration.to_keywords(settings)
-    return {name: value for name, value in keywords.items() if name in _COMMON or value is not None}
 
 
 def _check_name(value: Any, *, source: PathLike | None = None) -> str:

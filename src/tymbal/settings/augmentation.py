@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tymbal.errors import SettingsError
 from tymbal.settings.fields import check, setting
@@ -334,14 +334,16 @@ class ViewSettings:
         force: Go on although the disk seems too small.
     """
 
-    views: int = 0
+    group: ClassVar[str] = "views"
+
+    views: int = setting(0, first=True)
     augmentations: str | None = setting(None, path=True)
     num_waveform_augs: int | None = None
     num_spectrogram_augs: int | None = None
     view_mode: Literal["spectral", "exact"] = "spectral"
-    write: Literal["store", "pt", "waveforms"] = "store"
+    write: Literal["store", "pt", "waveforms"] = setting("store", first=True)
     part: str | None = setting(None, resumable=True)
-    preview: bool = setting(False, resumable=True)
+    preview: bool = setting(False, resumable=True, first=True)
     force: bool = setting(False, resumable=True)
 
     def __post_init__(self) -> None:

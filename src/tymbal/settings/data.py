@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tymbal.settings.augmentation import ViewSettings
 from tymbal.settings.fields import check, check_pattern, setting
@@ -35,18 +35,20 @@ class ScanSettings:
         workers: Processes that read files. `None` is one a core.
     """
 
-    labels: Literal["auto", "folder", "column", "none"] = "auto"
-    label_pattern: str | None = None
+    group: ClassVar[str] = "files"
+
+    labels: Literal["auto", "folder", "column", "none"] = setting("auto", first=True)
+    label_pattern: str | None = setting(None, first=True)
     label_csv: str | None = setting(None, path=True)
-    group_pattern: str | None = None
-    split: Literal["auto", "clips", "groups", "keep", "none"] = "auto"
+    group_pattern: str | None = setting(None, first=True)
+    split: Literal["auto", "clips", "groups", "keep", "none"] = setting("auto", first=True)
     validation_pattern: str | None = None
-    validation: float = 0.1
+    validation: float = setting(0.1, first=True)
     stratify: bool = False
     seed: int = 42
     silence_db: float = -100.0
     min_seconds: float = 0.025
-    workers: int | None = setting(None, resumable=True)
+    workers: int | None = setting(None, resumable=True, first=True)
 
     def __post_init__(self) -> None:
         check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
@@ -73,9 +75,11 @@ class FeatureSettings:
         high_freq: Upper edge of the highest mel bin in Hz; 0 is half the sample rate.
     """
 
-    filter_bank: Literal["kaldi", "librosa"] = "kaldi"
-    sample_rate: int = 16_000
-    mel_bins: int = 128
+    group: ClassVar[str] = "spectrograms"
+
+    filter_bank: Literal["kaldi", "librosa"] = setting("kaldi", first=True)
+    sample_rate: int = setting(16_000, first=True)
+    mel_bins: int = setting(128, first=True)
     frame_length: float = 0.025
     frame_shift: float = 0.010
     n_fft: int = 2048
@@ -161,16 +165,18 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         scheduler: Address of the cluster's scheduler, or the file that it writes.
     """
 
+    group: ClassVar[str] = "clips"
+
     filter_bank: Literal["kaldi", "librosa"] = _CHOSEN
     sample_rate: int = _CHOSEN
     low_freq: float = _CHOSEN
     validation: float = _CHOSEN
-    window: float | None = None
-    hop: float | None = None
-    longer: Literal["windows", "crop-start", "crop-centre"] = _CHOSEN
+    window: float | None = setting(None, first=True)
+    hop: float | None = setting(None, first=True)
+    longer: Literal["windows", "crop-start", "crop-centre"] = setting(_CHOSEN, first=True)
     frames: int | None = None
     min_fill: float = 0.5
-    every: int = 1
+    every: int = setting(1, first=True)
     shard_mib: int = 64
     executor: Literal["processes", "dask"] = setting("processes", resumable=True)
     scheduler: str | None = setting(None, resumable=True)
@@ -220,10 +226,12 @@ class PtSettings:
             `None` is silence, in fine-tuning what the weights to start from know.
     """
 
+    group: ClassVar[str] = "pt"
+
     data_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
     data_val: str | None = setting(None, path=True, data=True, only_for=("pt", "sound"))
     data_val_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
-    validation: float = setting(0.1, aliases=("validation_fraction",), only_for=("pt", "sound"))
+    validation: float = setting(0.1, aliases=("validation_fraction",), only_for=("pt", "sound"), first=True)
     label_csv: str | None = setting(None, path=True, only_for=("pt", "sound"))
     frames: int | None = setting(None, aliases=("target_length",), only_for=("pt", "sound"))
     mel_bins: int | None = setting(None, only_for=("pt", "sound"))
@@ -252,7 +260,9 @@ class SoundSettings:
             recording, a site, a speaker).
     """
 
-    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",))
+    group: ClassVar[str] = "sound"
+
+    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), first=True)
     sample_rate: int | None = setting(None, only_for=("sound",))
     group_pattern: str | None = setting(None, only_for=("sound",))
 

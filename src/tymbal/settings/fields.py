@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 from tymbal.errors import SettingsError
 
 __all__ = [
+    "GROUPS",
     "NOTEBOOK",
     "SIZES",
     "Nature",
@@ -107,6 +108,31 @@ def names_that(cls: Any, what: str) -> tuple[str, ...]:
     names = (each.name for each in dataclasses.fields(cls))
     return tuple(name.removesuffix("_") for name in names if getattr(nature(cls, name), what))
 
+
+GROUPS = {
+    "files": "Files, labels and the split",
+    "spectrograms": "Spectrograms",
+    "clips": "Clips and the store",
+    "views": "Pairs of augmented views",
+    "encoder": "Encoder",
+    "classifier": "Classifier",
+    "layers": "Which layers are trained, and how fast",
+    "augmentation": "Augmentation",
+    "balance": "Rare and common classes",
+    "training": "Training",
+    "optimizer": "Optimizer and learning rate",
+    "evaluation": "Evaluations, checkpoints and figures",
+    "machine": "Device and arithmetic",
+    "sound": "Sound that is not a store yet",
+    "pt": "Spectrograms in .pt files",
+    "probe": "Probe",
+    "windows": "Windows",
+    "search": "Search",
+    "formats": "What becomes what",
+    "page": "Page",
+    "trial": "Trial",
+}
+"""Headings of the groups that help shows settings in."""
 
 SIZES: dict[str, tuple[int, int, int]] = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
 """Width, depth and attention heads of the named encoders (those of DeiT, AST and SSAST)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tymbal.settings.data import PtSettings
 from tymbal.settings.fields import check, parse_patch, setting
@@ -36,20 +36,22 @@ class ProbeSettings(PtSettings):
         seed: Seed of the random encoder and of the inner split that chooses the regularisation.
     """
 
-    readers: tuple[Literal["logistic", "knn", "attentive"], ...] = ("logistic", "knn")
-    pooling: tuple[Literal["mean", "rows", "cls"], ...] = ("rows",)
-    layer: str | None = setting(None, aliases=("layers",))
+    group: ClassVar[str] = "probe"
+
+    readers: tuple[Literal["logistic", "knn", "attentive"], ...] = setting(("logistic", "knn"), first=True)
+    pooling: tuple[Literal["mean", "rows", "cls"], ...] = setting(("rows",), first=True)
+    layer: str | None = setting(None, aliases=("layers",), first=True)
     skip_padding: bool = True
-    neighbours: int = 10
-    shots: tuple[int, ...] = ()
-    draws: int = 5
-    folds: int | None = None
-    cache: bool = True
-    random: bool = True
-    batch_size: int = 64
+    neighbours: int = setting(10, first=True)
+    shots: tuple[int, ...] = setting((), first=True)
+    draws: int = setting(5, first=True)
+    folds: int | None = setting(None, first=True)
+    cache: bool = setting(True, first=True)
+    random: bool = setting(True, first=True)
+    batch_size: int = setting(64, first=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    device: str = "auto"
-    seed: int = 42
+    device: str = setting("auto", first=True)
+    seed: int = setting(42, first=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,6 +91,8 @@ class PredictSettings:
         precision: As in training.
         device: As in training.
     """
+
+    group: ClassVar[str] = "windows"
 
     window: float | None = None
     hop: float | None = None
@@ -134,6 +138,8 @@ class EmbedSettings:
         device: As in training.
     """
 
+    group: ClassVar[str] = "windows"
+
     per: Literal["window", "second", "file"] = "window"
     pooling: Literal["mean", "rows", "cls"] = "mean"
     layer: int | None = None
@@ -169,6 +175,8 @@ class SimilarSettings:
         device: As in training.
     """
 
+    group: ClassVar[str] = "search"
+
     top: int = 10
     approximate: bool = False
     batch_size: int = 32
@@ -200,13 +208,15 @@ class ConvertSettings(PtSettings):
         shard_mib: Size of a shard file in MiB.
     """
 
-    to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth", "onnx"] | None = None
-    stride: str | None = None
-    heads: int | None = None
-    pooling: Literal["mean", "cls"] | None = None
-    multilabel: bool = False
-    validation: float = 0.0
-    shard_mib: int = 64
+    group: ClassVar[str] = "formats"
+
+    to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth", "onnx"] | None = setting(None, first=True)
+    stride: str | None = setting(None, first=True)
+    heads: int | None = setting(None, first=True)
+    pooling: Literal["mean", "cls"] | None = setting(None, first=True)
+    multilabel: bool = setting(False, first=True)
+    validation: float = setting(0.0, first=True)
+    shard_mib: int = setting(64, first=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from tymbal.settings.fields import check, parse_patch
 
@@ -28,6 +28,8 @@ class ReportSettings:
         device: As in training.
         seed: Seed of what is drawn at random.
     """
+
+    group: ClassVar[str] = "page"
 
     data: str | None = None
     map: Literal["tsne", "pca", "umap"] = "tsne"
@@ -71,6 +73,8 @@ class ExploreSettings:
         device: As in training.
     """
 
+    group: ClassVar[str] = "page"
+
     host: str = "127.0.0.1"
     port: int | None = None
     browser: bool = True
@@ -108,6 +112,8 @@ class DoctorSettings:
         device: As in training.
         json: Print JSON.
     """
+
+    group: ClassVar[str] = "trial"
 
     size: Literal["tiny", "small", "base"] = "small"
     patch: str = "16x16"

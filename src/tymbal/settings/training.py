@@ -67,44 +67,46 @@ class TrainingSettings:
         workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
     """
 
-    epochs: float = 100
+    group: ClassVar[str] = "training"
+
+    epochs: float = setting(100, first=True)
     max_steps: int | None = None
-    max_minutes: float | None = setting(None, resumable=True)
-    batch_size: int = 64
+    max_minutes: float | None = setting(None, resumable=True, first=True)
+    batch_size: int = setting(64, first=True)
     batch_sizes: tuple[int, ...] = ()
     accumulate: int = 1
-    learning_rate: float = 5e-4
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = "cosine"
-    warmup: float = 0.1
-    step_start: float = 10
-    step_every: float = 5
-    step_factor: float = 0.5
-    plateau_patience: int = 2
-    plateau_factor: float = 0.5
-    weight_decay: float = 0.05
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.98
-    clip_norm: float = 1.0
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    device: str = setting("auto", resumable=True)
-    compile: bool = setting(False, resumable=True)
-    gradient_checkpointing: bool = setting(False, resumable=True)
+    learning_rate: float = setting(5e-4, group="optimizer", first=True)
+    optimizer: Literal["adamw", "adam", "sgd"] = setting("adamw", group="optimizer")
+    schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = setting("cosine", group="optimizer")
+    warmup: float = setting(0.1, group="optimizer")
+    step_start: float = setting(10, group="optimizer")
+    step_every: float = setting(5, group="optimizer")
+    step_factor: float = setting(0.5, group="optimizer")
+    plateau_patience: int = setting(2, group="optimizer")
+    plateau_factor: float = setting(0.5, group="optimizer")
+    weight_decay: float = setting(0.05, group="optimizer")
+    adam_beta1: float = setting(0.9, group="optimizer")
+    adam_beta2: float = setting(0.98, group="optimizer")
+    clip_norm: float = setting(1.0, group="optimizer")
+    precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", group="machine")
+    device: str = setting("auto", resumable=True, group="machine", first=True)
+    compile: bool = setting(False, resumable=True, group="machine")
+    gradient_checkpointing: bool = setting(False, resumable=True, group="machine")
     normalize: Literal["auto", "dataset", "clip"] = "auto"
-    seed: int = 42
-    deterministic: bool = setting(False, resumable=True)
+    seed: int = setting(42, first=True)
+    deterministic: bool = setting(False, resumable=True, group="machine")
     every: int = 1
-    eval_every: float = 1
-    eval_steps: int | None = None
-    save_every: float | None = setting(None, resumable=True)
-    keep_checkpoints: int = setting(2, resumable=True)
-    patience: int = 0
-    min_progress: float = 0.0
-    average_from: float | None = None
-    average_to: float | None = None
-    log_every: int = setting(10, resumable=True)
-    report_to: tuple[str, ...] = setting(("tensorboard",), resumable=True)
-    workers: int = setting(0, resumable=True)
+    eval_every: float = setting(1, group="evaluation")
+    eval_steps: int | None = setting(None, group="evaluation")
+    save_every: float | None = setting(None, resumable=True, group="evaluation")
+    keep_checkpoints: int = setting(2, resumable=True, group="evaluation")
+    patience: int = setting(0, group="evaluation")
+    min_progress: float = setting(0.0, group="evaluation")
+    average_from: float | None = setting(None, group="evaluation")
+    average_to: float | None = setting(None, group="evaluation")
+    log_every: int = setting(10, resumable=True, group="evaluation")
+    report_to: tuple[str, ...] = setting(("tensorboard",), resumable=True, group="evaluation")
+    workers: int = setting(0, resumable=True, group="machine")
 
     def __post_init__(self) -> None:
         check(self.epochs > 0, "epochs", self.epochs, "a number above 0")
@@ -163,19 +165,20 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     """
 
     verb: ClassVar[str] = "pretrain"
+    group: ClassVar[str] = "encoder"
     recipes: ClassVar[tuple[Recipe, ...]] = ()
 
-    objective: str = "joint"
-    from_: str | None = setting(None, path=True)
-    size: Literal["tiny", "small", "base"] = "small"
+    objective: str = setting("joint", first=True)
+    from_: str | None = setting(None, path=True, first=True)
+    size: Literal["tiny", "small", "base"] = setting("small", first=True)
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
-    patch: str = "16x16"
-    train: str = "all"
-    probe_data: str | None = setting(None, path=True, resumable=True)
-    probe_every: float = setting(5.0, resumable=True)
-    snapshots: int = setting(3, resumable=True)
+    patch: str = setting("16x16", first=True)
+    train: str = setting("all", first=True)
+    probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
+    probe_every: float = setting(5.0, resumable=True, group="evaluation")
+    snapshots: int = setting(3, resumable=True, group="evaluation")
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
@@ -282,41 +285,43 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         dropout: Dropout before the head's linear layer.
     """
 
+    group: ClassVar[str] = "classifier"
+
     recipes: ClassVar[tuple[Recipe, ...]] = (NOTEBOOK,)
 
     epochs: float = 30
     learning_rate: float = 1e-4
     batch_size: int = 32
-    recipe: Literal["none", "notebook"] = "none"
-    from_: str | None = setting(None, path=True)
-    size: Literal["tiny", "small", "base"] = "small"
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
-    patch: str = "16x16"
-    stride: str | None = None
-    pooling: Literal["auto", "mean", "all", "rows", "cls", "attention"] = "auto"
+    recipe: Literal["none", "notebook"] = setting("none", first=True)
+    from_: str | None = setting(None, path=True, group="encoder", first=True)
+    size: Literal["tiny", "small", "base"] = setting("small", group="encoder", first=True)
+    width: int | None = setting(None, group="encoder")
+    depth: int | None = setting(None, group="encoder")
+    heads: int | None = setting(None, group="encoder")
+    patch: str = setting("16x16", group="encoder")
+    stride: str | None = setting(None, group="encoder")
+    pooling: Literal["auto", "mean", "all", "rows", "cls", "attention"] = setting("auto", first=True)
     skip_padding: bool | None = None
     new_head: bool = False
     head_start: Literal["random", "probe"] = "random"
-    train: str = "all"
-    head_lr_factor: float = 1.0
-    layer_decay: float = 1.0
-    unfreeze_every: float | None = None
+    train: str = setting("all", group="layers", first=True)
+    head_lr_factor: float = setting(1.0, group="layers")
+    layer_decay: float = setting(1.0, group="layers")
+    unfreeze_every: float | None = setting(None, group="layers")
     loss: Literal["auto", "ce", "bce"] = "auto"
     best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "weighted_f1", "mAP", "auc", "loss"] = (
-        "auto"
+        setting("auto", first=True)
     )
-    label_smoothing: float = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
-    frequency_mask: int = 0
-    time_mask: int = 0
-    mixup: float = 0.0
-    mixup_of: Literal["log-mel", "energy", "waveform"] = "log-mel"
-    noise: float = 0.0
-    roll: int = 0
-    balance: bool = False
-    weights_csv: str | None = None
+    label_smoothing: float = setting(0.0, group="augmentation")
+    class_weights: Literal["none", "balanced"] = setting("none", group="balance")
+    frequency_mask: int = setting(0, group="augmentation")
+    time_mask: int = setting(0, group="augmentation")
+    mixup: float = setting(0.0, group="augmentation", first=True)
+    mixup_of: Literal["log-mel", "energy", "waveform"] = setting("log-mel", group="augmentation")
+    noise: float = setting(0.0, group="augmentation")
+    roll: int = setting(0, group="augmentation")
+    balance: bool = setting(False, group="balance")
+    weights_csv: str | None = setting(None, group="balance")
     classes: Literal["seen", "table"] = "seen"
     ensemble: bool = False
     dropout: float = 0.0
