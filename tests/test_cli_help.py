@@ -9,6 +9,7 @@ import pytest
 
 from tymbal import cli_help, config, settings
 from tymbal.cli import VERBS, main
+from tymbal.objectives import registry
 from tymbal.settings.fields import GROUPS, nature
 
 WITH_GROUPS = ("prepare", "pretrain", "probe", "finetune", "convert")
@@ -76,9 +77,34 @@ def test_help__shows_about_fifteen_settings_and_names_the_groups(capsys, verb):
     groups = (
         last.removeprefix(f"More: `tymbal {verb} --help GROUP`, where GROUP is one of ").partition(";")[0].split(", ")
     )
+    if verb == "pretrain":
+        groups, objectives = groups[: -len(registry.names())], groups[-len(registry.names()) :]
+        assert objectives == list(registry.names())
     assert set(groups) <= set(GROUPS)
     together = [name for group in groups for name in flags(shown(capsys, verb, "--help", group))]
     assert sorted(together) == sorted(name.removesuffix("_").replace("_", "-") for name in config.setting_types(cls))
+
+
+@pytest.mark.parametrize("objective", registry.names())
+def test_help__of_an_objective_shows_its_settings_and_the_defaults_that_it_brings(capsys, objective):
+    cls = registry.run_settings(objective)
+    text = shown(capsys, "pretrain", "--help", objective)
+    own = set(config.setting_types(cls)) - set(config.setting_types(settings.PretrainSettings))
+    brought = {name for recipe in cls.recipes for name in recipe.defaults}
+    assert set(flags(text)) == {name.replace("_", "-") for name in own | brought}
+    assert objective in headings(text)[0]
+    assert text.count(f" with {objective}]") == len(brought)
+
+
+def test_help_all__shows_the_settings_of_every_objective(capsys):
+    text = shown(capsys, "pretrain", "--help-all")
+    assert headings(text)[-3:] == [
+        "With the objectives joint, mpc, mpg",
+        "With the objective reconstruction",
+        "With the objective contrastive",
+    ]
+    assert {"temperature", "mask-ratio", "channels", "epochs"} <= set(flags(text))
+    assert "[default: 100; 150 with reconstruction]" in text
 
 
 @pytest.mark.parametrize("verb", ["scan", "predict", "embed", "similar", "report", "explore", "doctor"])

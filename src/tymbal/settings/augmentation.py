@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tymbal.errors import SettingsError
 from tymbal.settings.fields import check, setting
@@ -334,7 +334,7 @@ class ViewSettings:
         force: Go on although the disk seems too small.
     """
 
-    group: ClassVar[str] = "views"
+    group = "views"
 
     views: int = setting(0, first=True)
     augmentations: str | None = setting(None, path=True)

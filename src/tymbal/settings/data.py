@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from tymbal.settings.augmentation import ViewSettings
 from tymbal.settings.fields import check, check_pattern, setting
@@ -35,7 +35,7 @@ class ScanSettings:
         workers: Processes that read files. `None` is one a core.
     """
 
-    group: ClassVar[str] = "files"
+    group = "files"
 
     labels: Literal["auto", "folder", "column", "none"] = setting("auto", first=True)
     label_pattern: str | None = setting(None, first=True)
@@ -75,7 +75,7 @@ class FeatureSettings:
         high_freq: Upper edge of the highest mel bin in Hz; 0 is half the sample rate.
     """
 
-    group: ClassVar[str] = "spectrograms"
+    group = "spectrograms"
 
     filter_bank: Literal["kaldi", "librosa"] = setting("kaldi", first=True)
     sample_rate: int = setting(16_000, first=True)
@@ -165,7 +165,7 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         scheduler: Address of the cluster's scheduler, or the file that it writes.
     """
 
-    group: ClassVar[str] = "clips"
+    group = "clips"
 
     filter_bank: Literal["kaldi", "librosa"] = _CHOSEN
     sample_rate: int = _CHOSEN
@@ -226,7 +226,7 @@ class PtSettings:
             `None` is silence, in fine-tuning what the weights to start from know.
     """
 
-    group: ClassVar[str] = "pt"
+    group = "pt"
 
     data_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
     data_val: str | None = setting(None, path=True, data=True, only_for=("pt", "sound"))
@@ -260,7 +260,7 @@ class SoundSettings:
             recording, a site, a speaker).
     """
 
-    group: ClassVar[str] = "sound"
+    group = "sound"
 
     window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), first=True)
     sample_rate: int | None = setting(None, only_for=("sound",))

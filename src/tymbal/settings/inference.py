@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tymbal.settings.data import PtSettings
 from tymbal.settings.fields import check, parse_patch, setting
@@ -36,7 +36,7 @@ class ProbeSettings(PtSettings):
         seed: Seed of the random encoder and of the inner split that chooses the regularisation.
     """
 
-    group: ClassVar[str] = "probe"
+    group = "probe"
 
     readers: tuple[Literal["logistic", "knn", "attentive"], ...] = setting(("logistic", "knn"), first=True)
     pooling: tuple[Literal["mean", "rows", "cls"], ...] = setting(("rows",), first=True)
@@ -92,7 +92,7 @@ class PredictSettings:
         device: As in training.
     """
 
-    group: ClassVar[str] = "windows"
+    group = "windows"
 
     window: float | None = None
     hop: float | None = None
@@ -138,7 +138,7 @@ class EmbedSettings:
         device: As in training.
     """
 
-    group: ClassVar[str] = "windows"
+    group = "windows"
 
     per: Literal["window", "second", "file"] = "window"
     pooling: Literal["mean", "rows", "cls"] = "mean"
@@ -175,7 +175,7 @@ class SimilarSettings:
         device: As in training.
     """
 
-    group: ClassVar[str] = "search"
+    group = "search"
 
     top: int = 10
     approximate: bool = False
@@ -208,7 +208,7 @@ class ConvertSettings(PtSettings):
         shard_mib: Size of a shard file in MiB.
     """
 
-    group: ClassVar[str] = "formats"
+    group = "formats"
 
     to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth", "onnx"] | None = setting(None, first=True)
     stride: str | None = setting(None, first=True)

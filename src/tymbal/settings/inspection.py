@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from tymbal.settings.fields import check, parse_patch
 
@@ -29,7 +29,7 @@ class ReportSettings:
         seed: Seed of what is drawn at random.
     """
 
-    group: ClassVar[str] = "page"
+    group = "page"
 
     data: str | None = None
     map: Literal["tsne", "pca", "umap"] = "tsne"
@@ -73,7 +73,7 @@ class ExploreSettings:
         device: As in training.
     """
 
-    group: ClassVar[str] = "page"
+    group = "page"
 
     host: str = "127.0.0.1"
     port: int | None = None
@@ -113,7 +113,7 @@ class DoctorSettings:
         json: Print JSON.
     """
 
-    group: ClassVar[str] = "trial"
+    group = "trial"
 
     size: Literal["tiny", "small", "base"] = "small"
     patch: str = "16x16"

@@ -67,7 +67,7 @@ class TrainingSettings:
         workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
     """
 
-    group: ClassVar[str] = "training"
+    group = "training"
 
     epochs: float = setting(100, first=True)
     max_steps: int | None = None
@@ -165,7 +165,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     """
 
     verb: ClassVar[str] = "pretrain"
-    group: ClassVar[str] = "encoder"
+    group = "encoder"
     recipes: ClassVar[tuple[Recipe, ...]] = ()
 
     objective: str = setting("joint", first=True)
@@ -285,7 +285,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         dropout: Dropout before the head's linear layer.
     """
 
-    group: ClassVar[str] = "classifier"
+    group = "classifier"
 
     recipes: ClassVar[tuple[Recipe, ...]] = (NOTEBOOK,)
 
