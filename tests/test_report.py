@@ -49,6 +49,38 @@ def test_report__store_says_what_is_in_it(way: Path, tmp_path: Path) -> None:
     assert "Not shown" not in text
 
 
+@pytest.mark.parametrize("form", ["pairs", "files", "waveforms"])
+def test_report__pairs_and_waveforms_are_shown_clip_by_clip(form: str, tmp_path: Path) -> None:
+    sound = tone_folder(tmp_path / "sound", clips=3)
+    write = {"pairs": "store", "files": "pt", "waveforms": "waveforms"}[form]
+    how = {"views": 1 if form == "waveforms" else 2, "write": write, "window": 0.5, "workers": 1}
+    tymbal.prepare(sound, tmp_path / form, **how, **to_keywords(FEATURES))
+    result = tymbal.report(tmp_path / form, tmp_path / "page.html", **SMALL)
+    text = result.output.read_text()
+    figures = Figures.of(text)
+    assert list(result.sections) == [f"Store: {form}"]
+    clips = int(figures["clips"])
+    assert clips == len(sorted(sound.rglob("*.wav")))
+    if form == "waveforms":
+        assert figures["samples a clip"] == "4,000"
+    else:
+        assert (figures["pairs of views"], figures["versions a clip"]) == (str(2 * clips), "2")
+    assert "No two clips have the same spectrogram" in text
+    assert text.count("<audio") == 6
+    assert "Not shown" not in text
+
+
+def test_report__a_contrastive_run_shows_its_clips(tmp_path: Path) -> None:
+    sound = tone_folder(tmp_path / "sound", clips=3)
+    keywords = to_keywords(FEATURES)
+    tymbal.prepare(sound, tmp_path / "pairs", views=2, write="store", window=0.5, workers=1, **keywords)
+    tymbal.pretrain(tmp_path / "pairs", tmp_path / "run", **{**TINY, "objective": "contrastive", "epochs": 2})
+    result = tymbal.report(tmp_path / "run", tmp_path / "page.html", **SMALL)
+    text = result.output.read_text()
+    assert "Embeddings of the model" in text
+    assert text.count("Not shown") == 1  # nothing is rebuilt
+
+
 def test_report__pretraining_shows_what_was_rebuilt_at_each_checkpoint(way: Path, tmp_path: Path) -> None:
     text = tymbal.report(way / "run", tmp_path / "page.html", **SMALL).output.read_text()
     steps = sorted(path.name for path in (way / "run" / "checkpoints").iterdir())

@@ -22,23 +22,14 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy.typing as npt
 
-from tymbal import config
 from tymbal.audio.failures import write_failures
-from tymbal.audio.manifest import Manifest
-from tymbal.audio.sources import AUDIO_SUFFIXES, read_source, sound_files
+from tymbal.audio.sources import AUDIO_SUFFIXES, sound_files
 from tymbal.audio.tables import read_table
 from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
 from tymbal.progress import tell
-from tymbal.settings import (
-    FeatureSettings,
-    PretrainSettings,
-    PtSettings,
-    SoundSettings,
-    TrainingSettings,
-    ViewPairSettings,
-)
-from tymbal.settings.fields import nature
+from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, TrainingSettings, ViewPairSettings
+from tymbal.settings.fields import nature, recipe_defaults
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import StoreDataset
 from tymbal.store.packed.format import DESCRIPTION, SPECTROGRAMS, Description
@@ -176,7 +167,7 @@ class DataSource(Generic[Chosen]):
         wanted = [name for name in names if getattr(settings, name) is not None]
         if not wanted or not self.exists or self.has_sound:
             return settings
-        by_recipe = _recipe(settings)
+        by_recipe = recipe_defaults(settings)
         given = [name for name in wanted if getattr(settings, name) != by_recipe.get(name)]
         if given:
             raise SettingsError(
@@ -234,8 +225,7 @@ class DataSource(Generic[Chosen]):
         if self._kind.packed:
             self._refuse_useless("store", "a store, which has all of this in it")
             self._refuse_padding()
-            if (self.path / FAILURES).is_file():
-                shutil.copyfile(self.path / FAILURES, run / FAILURES)
+            self._copy_failures(run)
             return self.single_spectrograms()
         if self._kind.views:
             return self.single_spectrograms()
@@ -244,9 +234,9 @@ class DataSource(Generic[Chosen]):
         self._refuse_useless("sound", "not of .pt files")
         self._refuse_padding()
         self._refuse_processes()
-        store = _prepared(self.path, run, features, self._settings)
-        shutil.copyfile(store / FAILURES, run / FAILURES)
-        return open_store(store)
+        from tymbal.prepare import prepare_spectrograms
+
+        return prepare_spectrograms(self.path, run, features, self._settings)
 
     def view_pairs(self, run: Path) -> SpectrogramSource:
         """Opens what contrastive pretraining learns from: pairs of views, or waveforms to make fresh ones of.
@@ -266,6 +256,7 @@ class DataSource(Generic[Chosen]):
         if not self.exists:
             self._refuse_nothing()
         source = self if settings.views == "fresh" else self._generated() or self
+        source._copy_failures(run)
         if source.has_views and settings.views != "fresh":
             pairs = source.store()
             if pairs.failures:
@@ -277,7 +268,9 @@ class DataSource(Generic[Chosen]):
         if source.has_waveforms:
             return source.store()
         self._refuse_processes(" --views 1 --write waveforms")
-        return _prepared_waveforms(self.path, run, settings)
+        from tymbal.prepare import prepare_waveforms
+
+        return prepare_waveforms(self.path, run, settings)
 
     def _generated(self) -> DataSource[Chosen] | None:
         """Pairs in the usual place, if they were made of this sound."""
@@ -292,6 +285,11 @@ class DataSource(Generic[Chosen]):
             return None
         tell(f"Its generated views are taken: {place.path}")
         return place
+
+    def _copy_failures(self, run: Path) -> None:
+        """Copies what the preparation of a store left out into the run folder."""
+        if self.is_packed and (self.path / FAILURES).is_file():
+            shutil.copyfile(self.path / FAILURES, run / FAILURES)
 
     def _pt(self, run: Path) -> PtStore:
         """Opens `.pt` files; a run that has a checkpoint goes on with the clips that it was begun with."""
@@ -397,67 +395,6 @@ def _no_views(path: Path, *, generated: bool) -> StoreError:
         path=path,
         advice=f"Make them from sound: tymbal prepare SOUND -o STORE --views 5{fresh}",
     )
-
-
-def _prepared(path: Path, run: Path, features: FeatureSettings, settings: PtSettings) -> Path:
-    """Prepares sound into the run folder; gives the store."""
-    from tymbal.prepare import prepare
-
-    keywords = config.to_keywords(features)
-    if settings.mel_bins is not None:
-        keywords["mel_bins"] = settings.mel_bins
-    cut = settings.frames is None
-    if isinstance(settings, SoundSettings):
-        if settings.sample_rate is not None:
-            keywords["sample_rate"] = settings.sample_rate
-        keywords |= {"window": settings.window, "group_pattern": settings.group_pattern}
-        # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
-        cut = cut or settings.window is not None or "window" in _recipe(settings)
-    every = settings.every if isinstance(settings, TrainingSettings) else 1
-    if every > 1:
-        tell(f"Of every class and split one clip in {every} is prepared")
-    sound: Path | Manifest = path
-    if settings.data_val is not None:
-        sound = _with_validation(path, Path(settings.data_val))
-    prepared = prepare(
-        sound,
-        run / "store",
-        label_csv=settings.label_csv,
-        validation=settings.validation,
-        frames=settings.frames,
-        longer="windows" if cut else "crop-start",
-        every=every,
-        **keywords,
-    )
-    if prepared.failures:
-        count = len(prepared.failures)
-        tell(f"{count:,} files or parts of files were left out: {run / FAILURES} says why", warning=True)
-    return run / "store"
-
-
-def _prepared_waveforms(path: Path, run: Path, settings: ViewPairSettings) -> SpectrogramSource:
-    """Prepares waveforms of sound into the run folder; opens them."""
-    from tymbal.prepare import prepare
-
-    prepare(path, run / "store", views=1, write="waveforms", augmentations=settings.augmentations, every=settings.every)
-    shutil.copyfile(run / "store" / FAILURES, run / FAILURES)
-    return open_store(run / "store")
-
-
-def _with_validation(train: Path, validation: Path) -> Manifest:
-    """One manifest of two lists of sound files."""
-    clips = [
-        replace(clip, split=split, id=f"{split}/{clip.id}")
-        for split, part in (("train", train), ("validation", validation))
-        for clip in read_source(part).clips
-    ]
-    return Manifest(tuple(clips), train.absolute().parent)
-
-
-def _recipe(settings: PtSettings) -> dict[str, Any]:
-    """Defaults of the recipe that the settings have chosen, if any."""
-    chosen = [each for each in getattr(type(settings), "recipes", ()) if getattr(settings, each.setting) == each.value]
-    return {name: value for recipe in chosen for name, value in recipe.defaults.items()}
 
 
 def subsample(store: SpectrogramSource, run: Path, settings: TrainingSettings) -> int:

@@ -17,14 +17,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import Manifest
-from tymbal.config import resolve
+from tymbal.audio.sources import read_source
+from tymbal.config import resolve, to_keywords
 from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.files import locked
 from tymbal.preparation.build import Built, read_sidecar
@@ -43,12 +44,20 @@ from tymbal.preparation.record import (
 )
 from tymbal.preparation.task_pool import TaskPool, bytes_of, dask_executor, make_tasks, preview_task
 from tymbal.progress import Progress, duration, tell
-from tymbal.settings import FeatureSettings, PrepareSettings
+from tymbal.settings import (
+    FeatureSettings,
+    PrepareSettings,
+    PtSettings,
+    SoundSettings,
+    TrainingSettings,
+    ViewPairSettings,
+)
+from tymbal.settings.fields import recipe_defaults
 from tymbal.store.packed.format import WORK
 from tymbal.store.packed.packed_store import Store, open_store
 from tymbal.store.pairs.pair_files import GENERATED, metadata_files, read_metadata
 
-__all__ = ["PrepareResult", "prepare"]
+__all__ = ["PrepareResult", "prepare", "prepare_spectrograms", "prepare_waveforms"]
 
 Result = TypeVar("Result")
 
@@ -189,6 +198,81 @@ def prepare(
     # Not before the lock is open: Windows deletes no file that is in use.
     shutil.rmtree(store / WORK, ignore_errors=True)
     return PrepareResult(Path(output), read_failures(store))
+
+
+def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, settings: PtSettings) -> Store:
+    """Prepares spectrograms of sound into `run/store`.
+
+    Args:
+        path: The sound: a folder, a list or manifest, or one file.
+        run: The run folder. What was left out is also named in its `failures.csv`.
+        features: How spectrograms are made, where the settings do not say.
+        settings: How clips are cut, labelled and split.
+    """
+    keywords = to_keywords(features)
+    if settings.mel_bins is not None:
+        keywords["mel_bins"] = settings.mel_bins
+    cut = settings.frames is None
+    if isinstance(settings, SoundSettings):
+        if settings.sample_rate is not None:
+            keywords["sample_rate"] = settings.sample_rate
+        keywords |= {"window": settings.window, "group_pattern": settings.group_pattern}
+        # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
+        cut = cut or settings.window is not None or "window" in recipe_defaults(settings)
+    every = settings.every if isinstance(settings, TrainingSettings) else 1
+    if every > 1:
+        tell(f"Of every class and split one clip in {every} is prepared")
+    sound: Path | Manifest = path
+    if settings.data_val is not None:
+        sound = _with_validation(path, Path(settings.data_val))
+    prepared = prepare(
+        sound,
+        run / "store",
+        label_csv=settings.label_csv,
+        validation=settings.validation,
+        frames=settings.frames,
+        longer="windows" if cut else "crop-start",
+        every=every,
+        **keywords,
+    )
+    if prepared.failures:
+        count = len(prepared.failures)
+        tell(f"{count:,} files or parts of files were left out: {run / FAILURES} says why", warning=True)
+    return _with_failures(prepared, run)
+
+
+def prepare_waveforms(path: Path, run: Path, settings: ViewPairSettings) -> Store:
+    """Prepares waveforms of sound into `run/store`, to make fresh views of.
+
+    Args:
+        path: The sound: a folder, a list or manifest, or one file.
+        run: The run folder. What was left out is also named in its `failures.csv`.
+        settings: Which views, and how many of the clips.
+    """
+    prepared = prepare(
+        path,
+        run / "store",
+        views=1,
+        write="waveforms",
+        augmentations=settings.augmentations,
+        every=settings.every,
+    )
+    return _with_failures(prepared, run)
+
+
+def _with_failures(prepared: PrepareResult, run: Path) -> Store:
+    shutil.copyfile(prepared.path / FAILURES, run / FAILURES)
+    return prepared.store
+
+
+def _with_validation(train: Path, validation: Path) -> Manifest:
+    """One manifest of two lists of sound files."""
+    clips = [
+        replace(clip, split=split, id=f"{split}/{clip.id}")
+        for split, part in (("train", train), ("validation", validation))
+        for clip in read_source(part).clips
+    ]
+    return Manifest(tuple(clips), train.absolute().parent)
 
 
 def _check_augmentations(settings: PrepareSettings) -> None:

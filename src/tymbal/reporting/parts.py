@@ -36,8 +36,6 @@ from tymbal.reporting.run_part import learning_curves, rebuilt_from_checkpoints,
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.settings import PtSettings, ReportSettings
 from tymbal.store.base import SpectrogramSource
-from tymbal.store.packed.format import DESCRIPTION
-from tymbal.store.packed.packed_store import Store
 from tymbal.training.records import read_metrics
 from tymbal.training.run_folder import RunFolder
 
@@ -72,8 +70,6 @@ def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Par
         SettingsError: It is nothing that can be reported on.
         StoreError: It is a store that cannot be read.
     """
-    if (source / DESCRIPTION).is_file():
-        return _store_part(Store.open(source), settings, context)
     if (source / RUN_FILE).is_file():
         record = configuration.read_run_yaml(source)
         if record.verb in _RUNS:
@@ -83,15 +79,19 @@ def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Par
         return _probe_part(probes)
     if source.is_file() or is_annotations(source):
         return _predictions_part(Predictions.read(source), settings, context)
+    data = open_data(source, PtSettings())
+    if data.has_rows:
+        return _store_part(data.store(), settings, context)
     raise SettingsError(
-        "there is nothing to report on" if source.exists() else "there is no such file or folder",
+        "there is nothing to report on" if data.exists else "there is no such file or folder",
         path=source,
         advice="Give a store, the folder of a run of pretrain or finetune, what predict wrote, or the .json of probe.",
     )
 
 
-def _store_part(store: Store, settings: ReportSettings, context: PageContext) -> Part:
-    context.stores.add(store.path.resolve())
+def _store_part(whole: SpectrogramSource, settings: ReportSettings, context: PageContext) -> Part:
+    context.stores.add(whole.path.resolve())
+    store = whole.singles()
     clips = Clips(store, _sounds(settings, store.path.parent, context.numbers))
     mapped = Clips(store, _sounds(settings, store.path.parent, context.numbers))
 
@@ -108,9 +108,9 @@ def _store_part(store: Store, settings: ReportSettings, context: PageContext) ->
         section("Map of the clips", lambda: _with_remark(draw_map(), mapped)),
         section("Copies", lambda: copies(clips)),
         section("Left out", lambda: left_out(store.path / _FAILURES)),
-        section("Settings", lambda: _facts(store.description.settings, store.description.provenance)),
+        section("Settings", lambda: _facts(whole.recorded_settings, whole.provenance)),
     ]
-    return _part("Store", store.path, store_tiles(store), sections)
+    return _part("Store", store.path, store_tiles(whole), sections)
 
 
 def _run_part(path: Path, record: RunFile, settings: ReportSettings, context: PageContext) -> Part:
@@ -221,7 +221,7 @@ class _Run:
         for place in places:
             data = open_data(place, PtSettings())
             if place.is_dir() and data.is_packed:
-                return data.single_spectrograms()
+                return data.store().singles()
         if given is None or not Path(given).exists():
             raise StoreError(
                 "the clips of the run are not there any more", path=given, advice="Say where they are: --data STORE."
@@ -234,7 +234,10 @@ class _Run:
                 if each.name in self.record.settings
             },
         )
-        return open_data(given, chosen).spectrograms(self.scratch, load_model(self.path).description.features)
+        data = open_data(given, chosen)
+        if data.has_views:
+            return data.store().singles()
+        return data.spectrograms(self.scratch, load_model(self.path).description.features)
 
     @cached_property
     def clips(self) -> Clips:

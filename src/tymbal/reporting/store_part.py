@@ -28,8 +28,9 @@ _SIDES = ("train", "validation")
 _BARS = {"train": "b0", "validation": "b1", "other": "b2"}
 
 
-def store_tiles(store: SpectrogramSource) -> dict[str, str]:
-    """The figures that stand out."""
+def store_tiles(whole: SpectrogramSource) -> dict[str, str]:
+    """The figures that stand out; of pairs and waveforms what they are besides."""
+    store = whole.singles()
     shift = 0.01 if store.features is None else store.features.frame_shift
     labelled = sum(map(bool, store.index["labels"].to_pylist()))
     seconds = float(store.real_frames.sum()) * shift
@@ -40,6 +41,11 @@ def store_tiles(store: SpectrogramSource) -> dict[str, str]:
         "labels": f"{len(store.labels):,}",
         "spectrogram": f"{store.frames} x {store.mels}",
     }
+    if whole.views > 1:
+        shown["pairs of views"] = f"{len(whole):,}"
+        shown["versions a clip"] = f"{len(whole) / len(store):g}"
+    if whole.samples is not None:
+        shown["samples a clip"] = f"{whole.samples:,}"
     if store.features is not None:
         shown["sample rate"] = f"{store.features.sample_rate / 1000:g} kHz"
     return shown

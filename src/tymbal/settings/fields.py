@@ -28,6 +28,7 @@ __all__ = [
     "names_that",
     "nature",
     "parse_patch",
+    "recipe_defaults",
     "setting",
 ]
 
@@ -197,6 +198,12 @@ class Recipe:
             return {}
         said = {name for name, other in self.unless.items() if given.get(other) is not None}
         return {name: value for name, value in self.defaults.items() if name not in given and name not in said}
+
+
+def recipe_defaults(settings: Any) -> dict[str, Any]:
+    """Defaults of the recipes that settings have chosen, by field name; none where they have chosen none."""
+    chosen = [each for each in getattr(type(settings), "recipes", ()) if getattr(settings, each.setting) == each.value]
+    return {name: value for recipe in chosen for name, value in recipe.defaults.items()}
 
 
 NOTEBOOK = Recipe(

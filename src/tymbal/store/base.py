@@ -263,6 +263,13 @@ class SpectrogramSource(ABC):
         """The splits that any row is in: train, validation, test; none where there are none."""
         return set(pc.unique(self.index["split"]).drop_null().to_pylist())
 
+    def singles(self) -> SpectrogramSource:
+        """One spectrogram a clip, to look at: of pairs the first view, of waveforms what the filter bank makes of them.
+
+        A store of single spectrograms gives itself.
+        """
+        return self if self.views == 1 and self.samples is None else _Singles(self)
+
     def clip_numbers(self) -> npt.NDArray[np.int64]:
         """A number for the clip of each row, the same for all its versions: [count]."""
         numbers: dict[str, int] = {}
@@ -349,3 +356,49 @@ class SpectrogramSource(ABC):
         if self._labels is None:
             self._labels = LabelTable(self.index["labels"], self.path, names=self._label_names)
         return self._labels
+
+
+class _Singles(SpectrogramSource):
+    """One spectrogram for each clip of a store of pairs or waveforms; see `SpectrogramSource.singles`."""
+
+    def __init__(self, store: SpectrogramSource) -> None:
+        _, self._rows = np.unique(store.clip_numbers(), return_index=True)
+        super().__init__(store.path, store.index.take(self._rows), store, label_names=store._label_names)
+        self._store = store
+
+    @property
+    def real_frames(self) -> npt.NDArray[np.int32]:
+        """Frames of each spectrogram that hold sound, [count]; all of them in a view."""
+        return super().real_frames if self._store.views == 1 else np.full(len(self), self.frames, np.int32)
+
+    def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
+        """Copies first views, or computes spectrograms of waveforms: float16 [n, frames, mels]."""
+        wanted = self._rows[self._checked(rows)]
+        if self._store.samples is None:
+            values: npt.NDArray[np.float16] = self._store.gather(wanted)[:, 0]
+        else:
+            values = self._computed(wanted)
+        if out is None:
+            return np.ascontiguousarray(values)
+        out[:] = values
+        return out
+
+    def announce(self, rows: npt.ArrayLike) -> None:
+        """Tells the store which rows come next."""
+        self._store.announce(self._rows[self._checked(rows)])
+
+    def _computed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        import torch
+
+        from tymbal.features.bank import filter_bank
+        from tymbal.store.packed.packed_store import FULL_SCALE
+
+        if self.features is None:
+            raise StoreError(
+                "does not say how spectrograms are computed", path=self.path, advice="Prepare the store again."
+            )
+        waveforms = torch.from_numpy(self._store.waveforms(rows)).float().div_(FULL_SCALE)
+        computed = filter_bank(self.features)(waveforms)[:, : self.frames].half().numpy()
+        values = np.full((len(rows), *self.row_shape), self.padding, np.float16)
+        values[:, : computed.shape[1]] = computed
+        return values
