@@ -8,7 +8,8 @@ import soundfile
 import soxr
 import torch
 
-from tymbal.evaluation.baseline import spectrogram_moments
+from damaged import delete, pt_store
+from tymbal.evaluation.baseline import baseline_features, spectrogram_moments
 from tymbal.evaluation.linear import fit_logistic, quality
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 
@@ -58,3 +59,16 @@ def test_baseline__of_esc10(shared: Path) -> None:
     known = np.stack(features)
     fitted = fit_logistic(known[~asked], truth[~asked], strengths=(0.1,))
     assert quality(fitted.scores(known[asked]), truth[asked], multilabel=False)["accuracy"] >= 0.85
+
+
+def test_baseline_features__say_of_which_rows_they_are(tmp_path: Path) -> None:
+    store = pt_store(tmp_path)
+    rows, features = baseline_features(store, np.array([4, 0, 9]), batch=2)
+    assert rows.tolist() == [4, 0, 9]
+    np.testing.assert_array_equal(features, spectrogram_moments(store.gather(rows), store.real_frames[rows]))
+    delete(store, 0)
+    left, some = baseline_features(store, np.array([4, 0, 9]), batch=2)
+    assert left.tolist() == [4, 9]
+    np.testing.assert_array_equal(some, features[[0, 2]])
+    delete(store, 4, 9)
+    assert baseline_features(store, np.array([4, 0, 9]))[1].shape == (0, 48)

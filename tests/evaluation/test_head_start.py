@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from damaged import delete, pt_store
+from tymbal.errors import StoreError
 from tymbal.evaluation import head_start as head
 from tymbal.evaluation.head_start import fit_head
 from tymbal.features.normalisation import Normalisation
@@ -71,3 +75,27 @@ def test_fit_head__of_many_clips_some_are_drawn_with_every_label(monkeypatch):
     _, count = fit_head(model, store, np.arange(60), np.eye(3, dtype=bool)[bands], normalisation=NORMALISATION)
     assert count == 20
     assert (model.head.bias > -10).all()
+
+
+def test_fit_head__learns_from_the_clips_that_can_be_read(tmp_path: Path):
+    torch.manual_seed(0)
+    shape = EncoderConfig(width=16, depth=1, heads=2, mels=16, frames=32, patch=(8, 8), stride=(8, 8))
+    store, rows = pt_store(tmp_path), np.arange(15)
+    truth = store.label_matrix(rows) > 0
+    groups = [f"group {row % 5}" for row in rows]
+
+    def fitted(rows: np.ndarray, truth: np.ndarray, groups: list[str]) -> tuple[torch.Tensor, int]:
+        torch.manual_seed(0)
+        model = SpectrogramClassifier(SpectrogramEncoder(shape), 3, pooling="rows")
+        _, count = fit_head(model, store, rows, truth, normalisation=NORMALISATION, groups=groups)
+        return model.head.weight.detach(), count
+
+    delete(store, 2, 6, 14)
+    left = np.setdiff1d(rows, [2, 6, 14])
+    weight, count = fitted(rows, truth, groups)
+    expected, _ = fitted(left, truth[left], [groups[row] for row in left])
+    assert count == 12
+    torch.testing.assert_close(weight, expected)
+    delete(store, *left.tolist())
+    with pytest.raises(StoreError, match="not one of the clips to fit the head on"):
+        fitted(rows, truth, groups)

@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 
+from damaged import delete, pt_store
+from small_model import small_model
 from tones import FEATURES, FRAMES, tone_store
 from tymbal import probe
-from tymbal.errors import SettingsError
+from tymbal.errors import SettingsError, StoreError
+from tymbal.evaluation.labelled_clips import labelled_clips
+from tymbal.evaluation.run_probes import run_probes
 from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.inference.frontend import ready_model
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import save_model
+from tymbal.settings import ProbeSettings
 
 QUICK = {"device": "cpu", "precision": "float32"}
 
@@ -81,3 +87,46 @@ def test_probe__confusion_adds_up_to_the_accuracy(tmp_path: Path) -> None:
     counts = np.array(json.loads((tmp_path / "out.json").read_text())["confusion"])
     assert counts.sum(axis=1).tolist() == [4, 4, 4]
     assert np.trace(counts) / 12 == pytest.approx(result.figure("model"))
+
+
+@pytest.mark.parametrize("folds", [None, 2])
+def test_run_probes__are_of_the_clips_that_can_be_read(tmp_path: Path, folds: int | None) -> None:
+    store = pt_store(tmp_path)
+    readers = ("logistic", "knn", "attentive")
+    settings = ProbeSettings(readers=readers, shots=(2,), draws=2, folds=folds, random=False, **QUICK)
+    ready = ready_model(small_model(tmp_path / "model"), settings)
+    clips = labelled_clips(store)
+    delete(store, 1, 15, 23)
+    run = run_probes(ready, store, clips, settings)
+    assert (
+        len(run.rows) == 2 * 2 + 2 * 2 + 2
+    )  # baseline and model by two readers, tokens by one, each with all clips and two a class
+    assert [len(run.clips.train), len(run.clips.validation)] == [14, 7]
+    assert {row.reader for row in run.rows} == set(readers)
+    if folds is None:
+        first = run.rows[0]
+        assert first.truth is not None
+        np.testing.assert_array_equal(first.truth, clips.truth(store, run.clips.validation))
+        # As if only the others had been given.
+        again = run_probes(ready, store, run.clips, settings)
+        assert again.rows == run.rows
+    delete(store, *run.clips.train.tolist())
+    with pytest.raises(StoreError, match="not one of the clips to learn from can be read any more"):
+        run_probes(ready, store, clips, ProbeSettings(random=False, **QUICK))
+
+
+def test_run_probes__a_clip_lost_between_two_encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tymbal.evaluation import run_probes as module
+
+    store, settings = pt_store(tmp_path), ProbeSettings(random=False, **QUICK)
+    original = module.baseline_features
+
+    def losing(*given: object):
+        found = original(*given)
+        delete(store, 16)
+        return found
+
+    monkeypatch.setattr(module, "baseline_features", losing)
+    run = run_probes(ready_model(small_model(tmp_path / "model"), settings), store, labelled_clips(store), settings)
+    assert {row.features: len(row.scores) for row in run.rows} == {"baseline": 9, "model": 8}
+    assert 16 not in run.clips.validation

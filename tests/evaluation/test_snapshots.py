@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from damaged import delete, pt_store
 from training_setup import TINY, make_store
 from tymbal import pretrain, report
-from tymbal.evaluation.snapshots import can_rebuild, kept_steps, read_snapshots, rebuilt_by
+from tymbal.evaluation.snapshots import Snapshots, can_rebuild, kept_steps, read_snapshots, rebuilt_by
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.reconstruction import ReconstructionObjective
@@ -158,3 +160,22 @@ def test_rebuilt_by__reconstruction_is_the_whole_picture() -> None:
 def test_can_rebuild__what_it_can() -> None:
     assert can_rebuild(objective(task="mpc"))
     assert not can_rebuild(nn.Linear(1, 1))
+
+
+def test_snapshots__are_of_the_clips_that_can_be_read(tmp_path: Path) -> None:
+    store = pt_store(tmp_path)
+    torch.manual_seed(0)
+    shape = EncoderConfig(width=16, depth=1, heads=2, mels=16, frames=32, patch=(8, 8), stride=(8, 8))
+    ours = SSASTObjective(SpectrogramEncoder(shape), normalisation=NORMALISATION, mask="uniform", mask_ratio=0.5)
+    snapshots = Snapshots(tmp_path / "rebuilt", ours, store, store.rows("validation"), clips=3)
+    arguments = TrainingArguments(output_dir=str(tmp_path / "out"), report_to=[], use_cpu=True)
+    (tmp_path / "rebuilt").mkdir()
+    for step, lost in ((1, []), (2, [19]), (3, [17, 21])):
+        delete(store, *lost)
+        state = TrainerState(global_step=step, is_world_process_zero=True)
+        snapshots.on_evaluate(arguments, state, TrainerControl())
+    assert ours.training
+    found = read_snapshots(tmp_path / "rebuilt")
+    assert [(each.step, each.rows) for each in found] == [(1, (17, 19, 21)), (2, (17, 21))]
+    np.testing.assert_allclose(found[1].rebuilt.made, found[0].rebuilt.made[[0, 2]], atol=2e-3)
+    np.testing.assert_array_equal(found[1].frames, store.real_frames[[17, 21]])

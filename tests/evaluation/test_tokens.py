@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from damaged import delete, pt_store
 from small_model import small_model
 from tones import tone_store
 from tymbal import probe
-from tymbal.errors import SettingsError
+from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation import tokens as module
 from tymbal.evaluation.tokens import write_tokens
 from tymbal.inference.encoding import FrozenEncoder
@@ -44,3 +45,26 @@ def test_probe__tokens_that_the_disk_cannot_hold_are_refused(tmp_path: Path, mon
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: full)
     with pytest.raises(SettingsError, match="tokens for an attentive probe take"):
         probe(model, store, readers=("attentive",), **QUICK)
+
+
+def test_write_tokens__of_clips_that_can_be_read(tmp_path: Path) -> None:
+    store, loaded = pt_store(tmp_path), load_model(small_model(tmp_path / "model"))
+    frozen = FrozenEncoder(loaded.module, loaded.description.normalisation, batch_size=2)
+    rows = np.array([0, 3, 7, 8, 16])
+
+    def write(name: str):
+        (tmp_path / name).mkdir()
+        progress = Progress(5, "Writing", unit="clips")
+        return write_tokens(frozen, store, rows, layers=[None], folder=tmp_path / name, progress=progress)
+
+    whole = write("whole")
+    delete(store, 0, 8)
+    left = write("left")
+    assert left.rows.tolist() == [3, 7, 16]
+    for one, other in zip(
+        left.layers[None].batch(np.arange(3)), whole.layers[None].batch(np.array([1, 2, 4])), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)
+    delete(store, 3, 7, 16)
+    with pytest.raises(StoreError, match="not one of the clips can be read any more"):
+        write("none")

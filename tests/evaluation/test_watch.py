@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from damaged import delete, pt_store
+from small_model import small_model
 from tones import tone_store
 from training_setup import TINY, make_store
-from tymbal import pretrain, report
+from tymbal import load_model, pretrain, report
 from tymbal.errors import ModelError, SettingsError
-from tymbal.evaluation.watch import alarms, mean_cosine, rank_me, undisturbed
+from tymbal.evaluation.labelled_clips import labelled_clips
+from tymbal.evaluation.watch import LabelProbe, Watch, alarms, mean_cosine, rank_me, undisturbed
 from tymbal.training.records import read_metrics
 
 ACC = ("acc", True)
@@ -127,3 +130,19 @@ def test_pretrain__probe_data_that_cannot_be_read_are_refused(tmp_path: Path) ->
     with pytest.raises(SettingsError, match="no validation clips"):
         store = tone_store(tmp_path / "untold", clips=6, validation=0)
         pretrain(store.path, tmp_path / "other", **TINY, probe_data=str(tmp_path / "tones"))
+
+
+def test_watch__looks_at_the_clips_that_can_be_read(tmp_path: Path) -> None:
+    store, loaded = pt_store(tmp_path), load_model(small_model(tmp_path / "model"))
+    probe = LabelProbe(store, labelled_clips(store), every=1, seed=0)
+    rows = store.rows("validation")
+
+    def look(rows: np.ndarray) -> dict[str, float]:
+        watch = Watch(loaded.module, loaded.description, store, rows, history=list, monitor=("acc", True), probe=probe)
+        return watch({"eval_acc": 0.5}, 1.0)
+
+    delete(store, 2, 16)
+    assert look(rows) == look(np.setdiff1d(rows, [16]))
+    assert {"eval_rank", "eval_cosine", "eval_probe_accuracy", "eval_knn_accuracy"} <= look(rows).keys()
+    delete(store, *np.setdiff1d(rows, [16]).tolist())
+    assert look(rows) == {}

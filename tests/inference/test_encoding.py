@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from damaged import delete, pt_store
 from tones import FEATURES, FRAMES, tone_store
 from tymbal.errors import ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR
@@ -80,3 +81,19 @@ def test_check_features__names_what_differs(tmp_path: Path) -> None:
     )
     with pytest.raises(ModelError, match="sample_rate: 16000 -> 8000"):
         check_features(store, other)
+
+
+def test_frozen_encoder__says_of_which_rows_embeddings_are(tmp_path: Path) -> None:
+    store, frozen = pt_store(tmp_path), FrozenEncoder(encoder(), DESCRIPTION.normalisation, batch_size=4)
+    rows = np.array([7, 0, 3, 20, 11])
+    whole = frozen.embed(store, rows, poolings=("mean", "rows"), layers=[1, None])
+    delete(store, 0, 20)
+    left = frozen.embed(store, rows, poolings=("mean", "rows"), layers=[1, None])
+    assert left.rows.tolist() == [7, 3, 11]
+    assert whole.values.keys() == left.values.keys()
+    for place, values in left.values.items():
+        np.testing.assert_allclose(values, whole.values[place][[0, 2, 4]], atol=1e-6)
+    delete(store, 7, 3, 11)
+    none = frozen.embed(store, rows, poolings=("mean", "rows"))
+    assert none.rows.tolist() == []
+    assert {how: values.shape for (how, _), values in none.values.items()} == {"mean": (0, 16), "rows": (0, 32)}

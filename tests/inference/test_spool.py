@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tymbal.audio.sources import Recording
@@ -138,3 +140,22 @@ def test_spool__holds_lists_of_numbers(tmp_path: Path, recordings: list[Recordin
         spool.end(outcome(recordings[0]))
         ((_, batches),) = spool.read(recordings)
         assert [row for batch in batches for row in batch.column("embedding").to_pylist()] == values.tolist()
+
+
+def test_spool__continues_from_parts_of_the_version_before(tmp_path: Path, recordings: list[Recording]):
+    with spooled(tmp_path) as spool:
+        spool.add({"value": np.array([1, 2])})
+        spool.end(outcome(recordings[0]))
+    (part,) = spool.folder.glob("*.parquet")
+    table = pq.read_table(part)
+    (one,) = json.loads(pq.read_metadata(part).metadata[b"tymbal"])
+    assert one.pop("left_out") == []  # it did not know of rows that are left out of a block
+    assert set(one) == {"file", "place", "stamp", "seconds", "windows", "began", "reason", "advice"}
+    assert table.column_names == ["recording", "value"]
+    pq.write_table(table.replace_schema_metadata({"tymbal": json.dumps([one])}), part)
+    with spooled(tmp_path) as spool:
+        assert spool.done(recordings) == {recordings[0].key}
+        spool.add({"value": np.array([3])})
+        spool.end(outcome(recordings[1], left_out=(4, 5)))
+        assert contents(spool, recordings) == {"0.wav": [1, 2], "1.wav": [3]}
+        assert [each.left_out for each in spool.outcomes(recordings)] == [(), (4, 5)]
