@@ -7,7 +7,7 @@ import pytest
 from tymbal.errors import SettingsError
 from tymbal.inference.annotations import write_audacity, write_raven
 from tymbal.inference.detections import Detection
-from tymbal.inference.predictions import DETECTIONS, WINDOWS, beside, is_annotations, read_predictions
+from tymbal.inference.predictions import DETECTIONS, WINDOWS, detections_path, is_annotations, read_predictions
 from tymbal.inference.tables import TABLES, open_table
 
 ROWS = [("a, b.wav", 0.0, 5.0, "robin", 0.75), ("ü.wav", 86400.0, 86405.0, 'the "wren"', 0.5)]
@@ -16,7 +16,7 @@ LABELS = ("robin", "song thrush 2")
 
 
 @pytest.mark.parametrize("ending", TABLES)
-def test_read_found__tables_of_windows_and_of_detections_come_back(tmp_path: Path, ending: str) -> None:
+def test_read_predictions__tables_of_windows_and_of_detections_come_back(tmp_path: Path, ending: str) -> None:
     with open_table(tmp_path / f"a.{ending}", ending, WINDOWS) as write:
         for row in ROWS:
             write((*row, None, "2024-06-01T00:00:00"))
@@ -27,18 +27,18 @@ def test_read_found__tables_of_windows_and_of_detections_come_back(tmp_path: Pat
         found = read_predictions(tmp_path / name)
         assert found.kind == kind
         assert [tuple(row) for row in found.rows] == ROWS
-    assert beside(tmp_path / f"a.{ending}") == tmp_path / f"a.detections.{ending}"
-    assert beside(tmp_path / f"a.detections.{ending}") is None
+    assert detections_path(tmp_path / f"a.{ending}") == tmp_path / f"a.detections.{ending}"
+    assert detections_path(tmp_path / f"a.detections.{ending}") is None
 
 
 @pytest.mark.parametrize("ending", TABLES)
-def test_read_found__nothing_found_is_no_mistake(tmp_path: Path, ending: str) -> None:
+def test_read_predictions__nothing_found_is_no_mistake(tmp_path: Path, ending: str) -> None:
     with open_table(tmp_path / f"a.{ending}", ending, WINDOWS):
         pass
     assert list(read_predictions(tmp_path / f"a.{ending}").rows) == []
 
 
-def test_read_found__raven_and_audacity_come_back(tmp_path: Path) -> None:
+def test_read_predictions__raven_and_audacity_come_back(tmp_path: Path) -> None:
     (tmp_path / "out" / "north").mkdir(parents=True)
     write_raven(tmp_path / "out" / "a.selections.txt", "nights/a.wav", FOUND, LABELS, band=(20.0, 8000.0))
     write_audacity(tmp_path / "out" / "north" / "b.labels.txt", FOUND, LABELS)
@@ -55,7 +55,7 @@ def test_read_found__raven_and_audacity_come_back(tmp_path: Path) -> None:
     ]
 
 
-def test_read_found__annotations_of_others(tmp_path: Path) -> None:
+def test_read_predictions__annotations_of_others(tmp_path: Path) -> None:
     columns = "Selection\tView\tBegin Time (s)\tEnd Time (s)\tCommon Name\tConfidence\tFile Offset (s)\tBegin Path\n"
     rows = "1\tSpectrogram 1\t63.0\t66.0\tRobin\t0.4\t3.0\tb.wav\n1\tWaveform 1\t63.0\t66.0\tRobin\t0.4\t3.0\tb.wav\n"
     (tmp_path / "birdnet.txt").write_text(columns + rows, encoding="utf-8")
@@ -84,14 +84,14 @@ def test_read_found__annotations_of_others(tmp_path: Path) -> None:
         ("a.docx", "", "is no table of predictions"),
     ],
 )
-def test_read_found__what_is_broken_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_read_predictions__what_is_broken_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(SettingsError, match=message):
         list(read_predictions(tmp_path / name).rows)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("night.csv", "windows"), ("night.detections.csv", "detections")])
-def test_read_found__an_empty_table_is_what_its_name_says(name: str, kind: str, tmp_path: Path) -> None:
+def test_read_predictions__an_empty_table_is_what_its_name_says(name: str, kind: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("file,start,end,label,score\n")
     found = read_predictions(tmp_path / name)
     assert (found.kind, list(found.rows)) == (kind, [])
