@@ -61,7 +61,7 @@ class Library:
         name: What the user gave.
         table: The Parquet file of embeddings.
         record: What decided them.
-        store: The store whose clips they are, row by row; None where there is none.
+        store: The store whose clips they are, row by row; None of sound files.
         approximate: Search through an index.
     """
 
@@ -77,8 +77,8 @@ class Library:
     @property
     def window(self) -> float | None:
         """Seconds of the windows that were embedded, where they are not those that the model was trained on."""
-        found: float | None = self.record["window"]
-        return found
+        window: float | None = self.record["window"]
+        return window
 
     def nearest(self, embedding: NDArray[np.float32], top: int) -> list[Neighbour]:
         """The sounds whose embeddings are nearest, the nearest first."""
@@ -103,7 +103,7 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
     Raises:
         AudioError: No sound can be read.
         ModelError: The store's spectrograms are not the model's.
-        SettingsError: It is nothing that there can be neighbours in.
+        SettingsError: It is nothing that neighbours can be looked for in.
         StoreError: The store or the table cannot be read.
     """
     if source.suffix.lower() == ".parquet":
@@ -119,8 +119,8 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
         return Library(source, source, record, approximate=settings.approximate)
     if not source.exists():
         raise SettingsError("there is no such file or folder", path=source, advice="Check the path.")
-    data = open_data(source, PtSettings(mel_bins=mels))
-    store = data.single_spectrograms() if data.has_rows else None
+    data = open_data(source, PtSettings(mel_bins=mels)) if source.is_dir() else None
+    store = data.single_spectrograms() if data is not None and data.has_rows else None
     how: dict[str, Any] = {"pooling": settings.pooling, "window": settings.window if store is None else None}
     key = _key(source, store, {"schema": _SCHEMA, "model": fingerprint, "precision": settings.precision, **how})
     table = place_for_table(key)
@@ -140,15 +140,15 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
 
 def _key(source: Path, store: SpectrogramSource | None, facts: Mapping[str, Any]) -> str:
     """A name for the embeddings, by all that decides them."""
-    found = hashlib.blake2b(digest_size=20)
-    found.update(json.dumps([str(source.resolve()), facts], sort_keys=True).encode())
+    key = hashlib.blake2b(digest_size=20)
+    key.update(json.dumps([str(source.resolve()), facts], sort_keys=True).encode())
     if store is None:
         places: Sequence[Path] = [recording.path for recording in find_recordings(source)[0]]
     else:
         places = store.data_files
         for file in store.description_files:
-            found.update(file.read_bytes())
+            key.update(file.read_bytes())
     for place in places:
         stamp = place.stat() if place.is_file() else None
-        found.update(f"{place}\0{stamp and stamp.st_size}\0{stamp and stamp.st_mtime_ns}\n".encode())
-    return found.hexdigest()
+        key.update(f"{place}\0{stamp and stamp.st_size}\0{stamp and stamp.st_mtime_ns}\n".encode())
+    return key.hexdigest()
