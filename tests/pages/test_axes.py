@@ -1,27 +1,10 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 
 from tymbal.features.bank import bin_at
-from tymbal.pages.axes import Choice, hertz_marks, plot, time_marks
+from tymbal.pages.axes import Choice, hertz_marks, number_text, plot, time_marks, value_marks
 from tymbal.settings import FeatureSettings
-
-
-def test_bin_at__is_the_centre_of_a_kaldi_bin() -> None:
-    features = FeatureSettings(sample_rate=16_000, mel_bins=128)
-    low, high = (1127 * math.log(1 + hertz / 700) for hertz in (20, 8000))
-    for number in (0, 5, 127):
-        centre = low + (number + 1) * (high - low) / 129
-        assert bin_at(features, 700 * (math.exp(centre / 1127) - 1)) == pytest.approx(number, abs=1e-6)
-
-
-def test_bin_at__is_linear_to_one_kilohertz_with_librosa() -> None:
-    features = FeatureSettings(filter_bank="librosa", sample_rate=22_050, mel_bins=128, low_freq=0)
-    places = [bin_at(features, hertz) for hertz in (0, 500, 1000)]
-    assert places[0] == -1
-    assert places[2] - places[1] == pytest.approx(places[1] - places[0])
 
 
 def test_hertz_marks__stand_at_their_bins() -> None:
@@ -55,3 +38,25 @@ def test_plot__tells_what_can_be_chosen_and_what_is() -> None:
     assert "&lt;1 kHz" in text
     assert 'aria-label="a &quot;map&quot;"' in text
     assert "data-rows" not in plot("map", "Map", "<img>", y=[], x=[], said="")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [(0.0, 2.0, (0, 0.5, 1, 1.5, 2)), (0.11, 0.62, (0, 0.2, 0.4, 0.6, 0.8)), (-3, 41, (-10, 0, 10, 20, 30, 40, 50))],
+)
+def test_value_marks__are_round_and_reach_around(low: float, high: float, marks: tuple[float, ...]) -> None:
+    assert value_marks(low, high) == pytest.approx(marks)
+
+
+def test_value_marks__of_one_value_reach_to_both_sides() -> None:
+    for value in (0.0, 5.0, -2e-4):
+        found = value_marks(value, value)
+        assert found[0] < value < found[-1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.25, "0.25"), (0.1 + 0.2, "0.3"), (3e-4, "3e-4"), (9999, "9999"), (12_500, "12.5k"), (2e6, "2M")],
+)
+def test_number_text__is_short(value: float, text: str) -> None:
+    assert number_text(value) == text

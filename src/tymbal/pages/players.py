@@ -97,11 +97,12 @@ class Sounds:
         return next((place for place in places if place.is_file()), path)
 
     def _piece(self, path: Path, start: float, end: float | None) -> bytes:
-        native = info(path).sample_rate
+        header = info(path)
+        native = header.sample_rate
         slower = _SLOWER if native > _ULTRASONIC else 1
         stop = start + self._seconds / slower
         rate = native if slower > 1 else min(native, _HIGHEST_RATE)
-        wave, rate = read(path, sample_rate=rate, start=start, end=stop if end is None else min(end, stop))
+        wave, rate = read(path, sample_rate=rate, start=start, end=min(header.duration if end is None else end, stop))
         self._slower |= slower > 1
         wave = wave - wave.mean()
         wave *= _LOUDEST / max(float(np.abs(wave).max()), 1e-6)
