@@ -87,8 +87,10 @@ def _plane(vectors: NDArray[np.floating], *, method: str, seed: int) -> NDArray[
     centred = np.asarray(vectors, np.float64)
     centred = (centred - centred.mean(axis=0)) / np.maximum(centred.std(axis=0), 1e-9)
     count = min(_PRINCIPAL, *centred.shape)
+    if not centred.any():
+        return np.zeros((len(centred), 2))
     principal = PCA(count, random_state=seed).fit_transform(centred)
-    if method == "pca" or count < 3 or not np.ptp(principal, axis=0).any():
+    if method == "pca" or count < 3:
         flat: NDArray[np.float64] = np.pad(principal, ((0, 0), (0, 1)))[:, :2]
         return flat
     if method == "umap":

@@ -1,0 +1,76 @@
+"""Maps of clips: which are chosen, where they lie, and which have a sound."""
+
+from __future__ import annotations
+
+import re
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tones import FEATURES, tone_store
+from tymbal.pages.page import NotShownError
+from tymbal.pages.players import Sounds
+from tymbal.reporting.clip_cards import Clips
+from tymbal.reporting.embedding_map import choose_rows, embedding_map
+from tymbal.settings import ReportSettings
+from tymbal.store.packed.writer import Entry, write_store
+
+
+def clips_of(folder: Path, store: object = None) -> Clips:
+    sounds = Sounds(most=9, seconds=5.0, beside=folder, numbers=count(1))
+    return Clips(store or tone_store(folder / "store", clips=4), sounds)
+
+
+def test_choose_rows__takes_those_with_a_label_first(tmp_path: Path) -> None:
+    entries = [
+        Entry(id=str(n), file="", start=0.0, end=1.0, frames=0, labels=("a",) if n % 3 == 0 else ()) for n in range(30)
+    ]
+    values = np.zeros((8, 16), np.float32)
+    clips = clips_of(
+        tmp_path, write_store(tmp_path / "s", [(values, entry) for entry in entries], features=FEATURES, frames=8)
+    )
+    few, more = (choose_rows(clips, most=most, seed=1).tolist() for most in (8, 15))
+    assert len(few) == 8
+    assert all(row % 3 == 0 for row in few)
+    assert few == sorted(few)
+    assert {row for row in more if row % 3 == 0} == set(range(0, 30, 3))
+    assert len(more) == 15
+    assert choose_rows(clips, most=8, seed=1).tolist() == few
+
+
+def test_embedding_map__groups_lie_apart_in_their_own_colours(tmp_path: Path) -> None:
+    clips, rows = clips_of(tmp_path), np.arange(12)
+    vectors = np.zeros((12, 3))
+    vectors[:, :2] = (np.repeat([0.0, 10.0, 20.0], 4) + 0.1 * np.arange(12))[:, None]
+    vectors[:, 2] = 0.01 * (-1.0) ** np.arange(12)
+    text = embedding_map(vectors, clips, rows, ReportSettings(map="pca", sounds=0), what="Numbers")
+    assert "Numbers, laid out by the two principal components: 12 of 12 clips." in text
+    across = {}
+    for group in range(3):
+        inside = text.split(f'<g data-group="{group}"')[1].split("</g>")[0]
+        middles = re.findall(r'cx="([^"]*)"|points="([^,]*),', inside)
+        across[group] = sorted(float(circle or corner) for circle, corner in middles)
+        assert len(across[group]) == 4
+        assert inside.count(f'class="f{group}"') == 4
+    ordered = sorted(across.values())
+    assert ordered[0][-1] < ordered[1][0] <= ordered[1][-1] < ordered[2][0]
+    assert "rim" not in text  # nothing plays
+
+
+@pytest.mark.parametrize("method", ["tsne", "pca"])
+def test_embedding_map__is_the_same_each_time(tmp_path: Path, method: str) -> None:
+    clips, vectors = clips_of(tmp_path), np.random.default_rng(0).normal(size=(12, 5))
+    drawn = [embedding_map(vectors, clips, np.arange(12), ReportSettings(map=method), what="") for _ in range(2)]
+    assert drawn[0] == drawn[1]
+
+
+def test_embedding_map__of_too_few_clips_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(NotShownError, match="7 clips are too few"):
+        embedding_map(np.zeros((7, 3)), clips_of(tmp_path), np.arange(7), ReportSettings(), what="")
+
+
+def test_embedding_map__vectors_that_are_all_the_same_lie_on_one_place(tmp_path: Path) -> None:
+    text = embedding_map(np.ones((9, 3)), clips_of(tmp_path), np.arange(9), ReportSettings(), what="")
+    assert "nan" not in text
