@@ -14,23 +14,17 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import TypeIs, override
 
 from tymbal.evaluation.watch import undisturbed
 from tymbal.files import replace_file
-from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
-from tymbal.objectives.masks import Masks
-from tymbal.objectives.reconstruction import ReconstructionObjective
-from tymbal.objectives.ssast import SSASTObjective, tell_apart
+from tymbal.objectives.contract import RebuildingObjective, Rebuilt
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import NormalisedBatch, normalised_batches
 
 __all__ = [
     "MOST",
-    "Rebuilding",
-    "Rebuilt",
     "Snapshot",
     "Snapshots",
     "can_rebuild",
@@ -80,7 +74,13 @@ class Snapshots(TrainerCallback):
     """
 
     def __init__(
-        self, folder: Path, objective: Rebuilding, store: SpectrogramSource, rows: NDArray[np.int64], *, clips: int
+        self,
+        folder: Path,
+        objective: RebuildingObjective,
+        store: SpectrogramSource,
+        rows: NDArray[np.int64],
+        *,
+        clips: int,
     ) -> None:
         self._folder = folder
         self._objective = objective
@@ -180,93 +180,16 @@ def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
     return np.nan_to_num(values).clip(-_LARGEST, _LARGEST).astype(np.float16)
 
 
-Rebuilding = SSASTObjective | ReconstructionObjective
-"""The objectives of which there is something to draw."""
+def can_rebuild(objective: object) -> TypeIs[RebuildingObjective]:
+    """Whether there is something to draw of an objective."""
+    return hasattr(objective, "rebuilt")
 
 
-@dataclass(frozen=True)
-class Rebuilt:
-    """Clips as they are, what of them was hidden, and what the objective made of the rest.
-
-    Attributes:
-        true: Normalised spectrograms, float32 [clips, frames, mels].
-        hidden: What the encoder did not see, bool [clips, frames, mels].
-        made: Rebuilt spectrograms, float32 [clips, frames, mels].
-        error: Of each clip the mean squared error of what was hidden, [clips]; of a puzzle the share of patches that
-            lie wrong.
-        puzzle: Whether patches were laid, and not rebuilt.
-    """
-
-    true: NDArray[np.float32]
-    hidden: NDArray[np.bool_]
-    made: NDArray[np.float32]
-    error: NDArray[np.float32]
-    puzzle: bool
-
-
-def can_rebuild(objective: nn.Module) -> TypeIs[Rebuilding]:
-    """Whether there is something to draw."""
-    return isinstance(objective, Rebuilding)
-
-
-@torch.no_grad()
-def rebuilt_by(objective: Rebuilding, batch: NormalisedBatch) -> Rebuilt:
-    """Masks clips as in every evaluation, and has them rebuilt.
+def rebuilt_by(objective: RebuildingObjective, batch: NormalisedBatch) -> Rebuilt:
+    """Hides parts of clips as in every evaluation, and has them rebuilt.
 
     Args:
         objective: In evaluation mode.
-        batch: The clips, on the device of the objective. The masks depend on their rows.
+        batch: The clips, on the device of the objective. What is hidden depends on their rows.
     """
-    rows = torch.from_numpy(batch.rows).to(batch.x.device)
-    x, epoch = batch.x, torch.zeros_like(rows)
-    if isinstance(objective, ReconstructionObjective):
-        masked = objective.make_masks(x.shape[1], batch.frames, rows, epoch)
-        made = objective.reconstruct(x.masked_fill(masked, 0.0)).float()
-        return _rebuilt(x, masked, made)
-    masks = objective.make_masks(x.shape[1], batch.frames, rows, epoch)
-    tokens, patches = objective.predict(x, masks)[:, PREFIX_TOKENS:].float(), objective.encoder.patchify(x).float()
-    encoder = objective.encoder
-    true = _picture(encoder, patches)
-    hidden = _picture(encoder, masks.mask.unsqueeze(2).expand_as(patches))
-    if "gpred" in objective.heads:
-        made = objective.heads["gpred"](tokens)
-        if objective.normalize_targets:
-            spread = patches.var(-1, keepdim=True, unbiased=False).add(1e-6).sqrt()
-            made = made * spread + patches.mean(-1, keepdim=True)
-        return _rebuilt(true, hidden, _picture(encoder, torch.where(masks.mask.unsqueeze(2), made, patches)))
-    laid, wrong = _laid(objective, tokens, patches, masks)
-    return _as_arrays(true, hidden, _picture(encoder, laid), wrong, puzzle=True)
-
-
-def _laid(objective: SSASTObjective, tokens: Tensor, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
-    """Patches [clips, patches, area] with the hidden ones where the objective would put them, and the share wrong."""
-
-    def chosen(values: Tensor) -> Tensor:
-        return values.gather(1, masks.index.unsqueeze(2).expand(-1, -1, values.shape[2]))
-
-    true = chosen(patches)
-    choice = tell_apart(objective.heads["cpred"](chosen(tokens)), true, masks.valid)[1]
-    right = (choice == torch.arange(choice.shape[1], device=choice.device)) & masks.valid
-    put = true.gather(1, choice.unsqueeze(2).expand_as(true))
-    put = torch.where(masks.valid.unsqueeze(2), put, true)
-    laid = patches.scatter(1, masks.index.unsqueeze(2).expand_as(put), put)
-    return laid, 1 - right.sum(1) / masks.valid.sum(1)
-
-
-def _rebuilt(true: Tensor, hidden: Tensor, made: Tensor) -> Rebuilt:
-    count = hidden.sum((1, 2)).clamp(min=1)  # masks of reconstruction may all happen to have no width
-    error = torch.where(hidden, (made - true).square(), 0.0).sum((1, 2)) / count
-    return _as_arrays(true, hidden, made, error, puzzle=False)
-
-
-def _as_arrays(true: Tensor, hidden: Tensor, made: Tensor, error: Tensor, *, puzzle: bool) -> Rebuilt:
-    floats = [each.float().cpu().numpy() for each in (true, made, error)]
-    return Rebuilt(floats[0], hidden.cpu().numpy(), floats[1], floats[2], puzzle)
-
-
-def _picture(encoder: SpectrogramEncoder, patches: Tensor) -> Tensor:
-    """Patches [batch, patches, area] as pictures [batch, frames, mels]."""
-    config = encoder.config
-    (rows, columns), (tall, wide) = config.grid, config.patch
-    shaped = patches.reshape(len(patches), rows, columns, tall, wide).permute(0, 2, 4, 1, 3)
-    return shaped.reshape(len(patches), columns * wide, rows * tall)
+    return objective.rebuilt(batch.x, batch.frames, torch.from_numpy(batch.rows).to(batch.x.device))

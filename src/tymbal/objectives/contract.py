@@ -21,13 +21,15 @@ from tymbal.errors import ModelError
 from tymbal.settings import PretrainSettings
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from tymbal.features.normalisation import Normalisation
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Objective", "ObjectiveSpec", "load_heads"]
+__all__ = ["Objective", "ObjectiveSpec", "RebuildingObjective", "Rebuilt", "load_heads"]
 
 
 class Objective(Protocol):
@@ -69,6 +71,9 @@ class Objective(Protocol):
             ModelError: Where a part is missing or has another shape.
         """
 
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
+        """As of every module."""
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """As of every module."""
 
@@ -77,6 +82,55 @@ class Objective(Protocol):
 
     def eval(self) -> Self:
         """As of every module."""
+
+
+class RebuildingObjective(Objective, Protocol):
+    """An objective of which there is something to draw: what it makes of the part of a clip that is hidden.
+
+    Attributes:
+        normalisation: How spectrograms are normalised for the encoder.
+    """
+
+    normalisation: Normalisation
+
+    def rebuilt(self, spectrogram: Tensor, frames: Tensor, row: Tensor) -> Rebuilt:
+        """Hides parts of clips as in every evaluation, and rebuilds them; in evaluation mode.
+
+        Args:
+            spectrogram: Normalised, [clips, frames, mels].
+            frames: Real frames of each clip, int64 [clips].
+            row: Number of each clip in its store, int64 [clips].
+        """
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """Clips as they are, what of them was hidden, and what the objective made of the rest.
+
+    Attributes:
+        true: Normalised spectrograms, float32 [clips, frames, mels].
+        hidden: What the encoder did not see, bool [clips, frames, mels].
+        made: Rebuilt spectrograms, float32 [clips, frames, mels].
+        error: Of each clip the mean squared error of what was hidden, [clips]; of a puzzle the share of patches that
+            lie wrong.
+        puzzle: Whether patches were laid, and not rebuilt.
+    """
+
+    true: NDArray[np.float32]
+    hidden: NDArray[np.bool_]
+    made: NDArray[np.float32]
+    error: NDArray[np.float32]
+    puzzle: bool
+
+    @classmethod
+    def from_tensors(cls, true: Tensor, hidden: Tensor, made: Tensor, *, wrong: Tensor | None = None) -> Self:
+        """From tensors on any device; `wrong` is the share of patches that lie wrong, [clips], where it is a puzzle."""
+        error = wrong
+        if error is None:
+            count = hidden.sum((1, 2)).clamp(min=1)  # masks may all happen to have no width
+            error = (made - true).square().masked_fill(~hidden, 0.0).sum((1, 2)) / count
+        floats = [each.float().cpu().numpy() for each in (true, made, error)]
+        return cls(floats[0], hidden.cpu().numpy(), floats[1], floats[2], wrong is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.augmentation import spec_mask
-from tymbal.objectives.contract import ObjectiveSpec, load_heads
+from tymbal.objectives.contract import ObjectiveSpec, Rebuilt, load_heads
 from tymbal.randomness import EVALUATION, fold
 from tymbal.settings import PretrainSettings
 from tymbal.settings.fields import Recipe, check
@@ -218,6 +218,12 @@ class ReconstructionObjective(nn.Module):
         keys = fold(self.seed, epoch if self.training else EVALUATION, row)
         masked = spec_mask((length, self.encoder.config.mels), keys, frames, **self.masks)
         return masked & (torch.arange(length, device=frames.device) < frames[:, None]).unsqueeze(2)
+
+    @torch.no_grad()
+    def rebuilt(self, spectrogram: Tensor, frames: Tensor, row: Tensor) -> Rebuilt:
+        """What is rebuilt of normalised clips, see `RebuildingObjective`: the whole spectrogram."""
+        masked = self.make_masks(spectrogram.shape[1], frames, row, torch.zeros_like(row))
+        return Rebuilt.from_tensors(spectrogram, masked, self.reconstruct(spectrogram.masked_fill(masked, 0.0)))
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Turns summed figures into those that are reported: mean squared errors, in normalised units.

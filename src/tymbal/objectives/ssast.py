@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
-from tymbal.objectives.contract import ObjectiveSpec, load_heads
+from tymbal.objectives.contract import ObjectiveSpec, Rebuilt, load_heads
 from tymbal.objectives.decoder import VisibleDecoder
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
 from tymbal.randomness import EVALUATION, fold
@@ -236,6 +236,24 @@ class SSASTObjective(nn.Module):
         count = torch.full_like(loss, index.shape[0], requires_grad=False)
         return {"loss": loss, "sums": {**{name: value.detach() for name, value in sums.items()}, "count": count}}
 
+    @torch.no_grad()
+    def rebuilt(self, spectrogram: Tensor, frames: Tensor, row: Tensor) -> Rebuilt:
+        """What is rebuilt of normalised clips, see `RebuildingObjective`; of `mpc` where it would put the patches."""
+        masks = self.make_masks(spectrogram.shape[1], frames, row, torch.zeros_like(row))
+        tokens = self.predict(spectrogram, masks)[:, PREFIX_TOKENS:].float()
+        patches = self.encoder.patchify(spectrogram).float()
+        true = self._picture(patches)
+        masked = masks.mask.unsqueeze(2)
+        hidden = self._picture(masked.expand_as(patches))
+        if "gpred" not in self.heads:
+            laid, wrong = self._laid(tokens, patches, masks)
+            return Rebuilt.from_tensors(true, hidden, self._picture(laid), wrong=wrong)
+        made = self.heads["gpred"](tokens)
+        if self.normalize_targets:
+            spread = patches.var(-1, keepdim=True, unbiased=False).add(1e-6).sqrt()
+            made = made * spread + patches.mean(-1, keepdim=True)
+        return Rebuilt.from_tensors(true, hidden, self._picture(torch.where(masked, made, patches)))
+
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Turns summed figures into those that are reported: `loss`, and of the task's `nce`, `acc` and `mse`.
 
@@ -264,6 +282,22 @@ class SSASTObjective(nn.Module):
             advice=f"The heads belong to another objective than {self.task}, another encode or decoder, or another "
             "width or patch.",
         )
+
+    def _laid(self, tokens: Tensor, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Patches [batch, patches, area] with the masked ones where they would be put, and the share wrong, [batch]."""
+        true = _gather(patches, masks.index)
+        choice = tell_apart(self.heads["cpred"](_gather(tokens, masks.index)), true, masks.valid)[1]
+        right = (choice == torch.arange(choice.shape[1], device=choice.device)) & masks.valid
+        put = torch.where(masks.valid.unsqueeze(2), _gather(true, choice), true)
+        laid = patches.scatter(1, masks.index.unsqueeze(2).expand_as(put), put)
+        return laid, 1 - right.sum(1) / masks.valid.sum(1)
+
+    def _picture(self, patches: Tensor) -> Tensor:
+        """Patches [batch, patches, area] as spectrograms [batch, frames, mels]."""
+        config = self.encoder.config
+        (rows, columns), (tall, wide) = config.grid, config.patch
+        shaped = patches.reshape(len(patches), rows, columns, tall, wide).permute(0, 2, 4, 1, 3)
+        return shaped.reshape(len(patches), columns * wide, rows * tall)
 
     def _count(self, grid: tuple[int, int]) -> int:
         return count_from(grid, kind=self.mask_kind, ratio=self.mask_ratio, count=self.mask_count)

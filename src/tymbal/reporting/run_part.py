@@ -15,17 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from tymbal.config import from_mapping
 from tymbal.errors import CheckpointError
-from tymbal.evaluation.snapshots import Rebuilding, Rebuilt, read_snapshots, rebuilt_by
+from tymbal.evaluation.snapshots import can_rebuild, read_snapshots, rebuilt_by
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model
-from tymbal.objectives.reconstruction import ReconstructionObjective
-from tymbal.objectives.ssast import TASKS, SSASTObjective
+from tymbal.objectives import registry
+from tymbal.objectives.contract import RebuildingObjective, Rebuilt
 from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, note, table
 from tymbal.pages.pictures import limits, spectrogram
 from tymbal.progress import duration
 from tymbal.reporting.clip_cards import Clips, clip_name
+from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import normalised_batches
 from tymbal.training.checkpoints import Checkpoints, verify
 
@@ -160,7 +162,6 @@ def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | N
 
 _MOST = 3  # checkpoints
 _ACROSS = 5  # pictures side by side
-_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def rebuilt_from_checkpoints(
         ModelError: There is no model yet, or it cannot be read.
     """
     loaded = load_model(run)
-    objective = _objective(loaded)
+    objective = _objective(loaded, clips.store)
     batch = next(
         normalised_batches(clips.store, rows, normalisation=objective.normalisation, batch_size=max(len(rows), 1)), None
     )
@@ -276,42 +277,24 @@ def _clip(drawn: _Drawn) -> str:
     return f'{head}<div class="{kind}" style="--columns:{columns}">{"".join(figures)}</div>'
 
 
-def _objective(loaded: LoadedModel) -> Rebuilding:
+def _objective(loaded: LoadedModel, data: SpectrogramSource) -> RebuildingObjective:
     """The objective that the model was pretrained by, without the weights beside the encoder."""
     how = loaded.description.objective
     if not isinstance(loaded.module, SpectrogramEncoder) or how is None:
         raise NotShownError("the model was not pretrained by this run")
-    normalisation = loaded.description.normalisation
+    name = str(how.get("objective"))
+    if name not in registry.names():
+        raise NotShownError(f"the objective {name} is not installed")
+    spec = registry.spec(name)
     seed = loaded.description.provenance.get("settings", {}).get("seed", 42)
-    if how.get("objective") == "reconstruction":
-        return ReconstructionObjective(
-            loaded.module,
-            normalisation=normalisation,
-            channels=how["channels"],
-            decoder_width=how["decoder_width"],
-            seed=seed,
-            **{name: how[name] for name in _MASKS},
-        ).eval()
-    if how.get("objective") not in TASKS:
-        raise NotShownError(f"there is nothing hidden and rebuilt with the objective {how.get('objective')}")
-    return SSASTObjective(
-        loaded.module,
-        task=how["objective"],
-        normalisation=normalisation,
-        encode=how["encode"],
-        decoder_depth=how["decoder_depth"],
-        decoder_width=how["decoder_width"],
-        mask=how["mask"],
-        mask_ratio=how["mask_ratio"],
-        mask_count=how["mask_count"],
-        cluster=(how["cluster_min"], how["cluster_max"]),
-        mask_padding=how["mask_padding"],
-        normalize_targets=how["normalize_targets"],
-        seed=seed,
-    ).eval()
+    settings = from_mapping(spec.settings, {**how, "seed": seed})
+    objective = spec.build(loaded.module, data, loaded.description.normalisation, settings)
+    if not can_rebuild(objective):
+        raise NotShownError(f"there is nothing hidden and rebuilt with the objective {name}")
+    return objective.eval()
 
 
-def _states(run: Path, objective: Rebuilding, loaded: LoadedModel) -> Iterator[int | None]:
+def _states(run: Path, objective: RebuildingObjective, loaded: LoadedModel) -> Iterator[int | None]:
     """Puts one state after the other into the objective: those of checkpoints, else (None) that of the model."""
     checkpoints = Checkpoints(run / "checkpoints")
     found = False
