@@ -93,6 +93,7 @@ def finetune(
         TrainingError: The loss is not finite.
     """
     from tymbal.data import open_data, subsample
+    from tymbal.models.warm_start import features_at
     from tymbal.store.dataset import StoreDataset
     from tymbal.training.layers import freeze, layered_groups, stages
     from tymbal.training.run import begin, train
@@ -106,7 +107,7 @@ def finetune(
         return finished
     if chosen.classes == "seen" and chosen.data_val is None and data.has_sound:
         _check_labels(source, chosen)
-    store = data.spectrograms(run, _features(chosen))
+    store = data.spectrograms(run, features_at(chosen.from_, heads=chosen.heads))
     clips = _clips(data, store, chosen, every=subsample(store, run, chosen))
     objective, description, new_head = _objective(store, clips, chosen)
     encoder = objective.model.encoder
@@ -155,15 +156,6 @@ def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str
         write_confusion(folder.path / "confusion.csv", matrix, classes)
         title = f"{matrix.sum():,} validation clips after step {result.best_step:,}: {matrix.trace():,} right"
         draw_confusion(folder.path / "confusion.png", matrix, classes, title=title)
-
-
-def _features(settings: FinetuneSettings) -> FeatureSettings:
-    """How sound that is not a store yet becomes spectrograms: as the weights to start from know it."""
-    if settings.from_ is None:
-        return FeatureSettings()
-    from tymbal.models.folder import open_checkpoint
-
-    return open_checkpoint(settings.from_, heads=settings.heads).description.features
 
 
 def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:

@@ -21,8 +21,9 @@ from tymbal._version import __version__
 from tymbal.compute.processes import quiet_except_rank_zero
 from tymbal.errors import SettingsError
 from tymbal.objectives import registry
+from tymbal.objectives.contract import continue_heads
 from tymbal.progress import tell
-from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, ViewPairSettings, parse_patch
+from tymbal.settings import PretrainSettings, ViewPairSettings
 from tymbal.values import plain
 
 if TYPE_CHECKING:
@@ -30,9 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from tymbal.evaluation.watch import LabelProbe
     from tymbal.models.description import ModelDescription
-    from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.contract import Objective
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
@@ -73,7 +72,8 @@ def pretrain(
     """
     from tymbal.data import dataset_of, open_data, subsample
     from tymbal.evaluation.snapshots import Snapshots, can_rebuild
-    from tymbal.evaluation.watch import Watch
+    from tymbal.evaluation.watch import LabelProbe, Watch
+    from tymbal.models.warm_start import features_at
     from tymbal.training.records import read_metrics
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
@@ -85,11 +85,11 @@ def pretrain(
     if finished is not None:
         return finished
     paired = isinstance(chosen, ViewPairSettings)
-    data = source.view_pairs(run) if paired else source.spectrograms(run, _features(chosen))
+    data = source.view_pairs(run) if paired else source.spectrograms(run, features_at(chosen.from_, heads=chosen.heads))
     train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
     objective, description = _objective(data, chosen)
     module = cast("nn.Module", objective)
-    probe = _probe(chosen, description)
+    probe = LabelProbe.open(chosen, description)
     if probe is not None and not len(validation_rows):
         raise SettingsError(
             "probe_data is read with evaluations, and there are no validation clips",
@@ -139,15 +139,6 @@ def pretrain(
     )
 
 
-def _features(settings: PretrainSettings) -> FeatureSettings:
-    """How spectrograms are made where sound is given: as for the weights to start from."""
-    if settings.from_ is None:
-        return FeatureSettings()
-    from tymbal.models.folder import open_checkpoint
-
-    return open_checkpoint(settings.from_, heads=settings.heads).description.features
-
-
 def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows to learn from and rows to validate on, one in `every`; without splits, all are learned from."""
     train = store.rows("train" if store.splits else None)
@@ -163,16 +154,24 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
     """The encoder with its objective, and what its model folder will say."""
     import torch
 
+    from tymbal.inference.encoding import check_features
     from tymbal.models.description import ModelDescription, features_of, normalisation_of
+    from tymbal.models.folder import open_checkpoint
+    from tymbal.models.warm_start import first_encoder
 
+    spec = registry.spec(settings.objective)
     # The same seed gives the same weights, whatever the caller drew before.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        encoder, origin = _encoder(store, settings)
+        encoder, origin = first_encoder(
+            settings, mels=store.mels, frames=store.frames, keep_stride=spec.patches_may_overlap
+        )
+        if origin is not None:
+            check_features(store, origin, path=settings.from_)
         normalisation = normalisation_of(settings, store, origin)
-        objective = registry.spec(settings.objective).build(encoder, store, normalisation, settings)
+        objective = spec.build(encoder, store, normalisation, settings)
     if settings.from_ is not None:
-        _take_heads(objective, settings.from_, heads=settings.heads)
+        continue_heads(objective, open_checkpoint(settings.from_, heads=settings.heads).objective)
     encoder.gradient_checkpointing = settings.gradient_checkpointing
     if settings.train != "all":
         encoder.freeze_below(int(settings.train))
@@ -194,53 +193,3 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
         },
     )
     return objective, description
-
-
-def _encoder(
-    store: SpectrogramSource, settings: PretrainSettings
-) -> tuple[SpectrogramEncoder, ModelDescription | None]:
-    """The encoder with its first weights, and the description of the model that they are from, if any."""
-    from tymbal.inference.encoding import check_features
-    from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-    from tymbal.models.warm_start import warm_start
-
-    width, depth, heads = settings.shape
-    patch = parse_patch(settings.patch)
-    wanted = EncoderConfig(
-        width=width, depth=depth, heads=heads, mels=store.mels, frames=store.frames, patch=patch, stride=patch
-    )
-    if settings.from_ is None:
-        tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads")
-        return SpectrogramEncoder(wanted), None
-    keep_stride = registry.spec(settings.objective).patches_may_overlap
-    encoder, report, origin = warm_start(
-        settings.from_, config=wanted, keep_stride=keep_stride, source_heads=settings.heads
-    )
-    check_features(store, origin, path=settings.from_)
-    tell(f"Starting from {settings.from_}: {report}")
-    return encoder, origin
-
-
-def _probe(settings: PretrainSettings, description: ModelDescription) -> LabelProbe | None:
-    """The probe that goes along with the training, if one is wanted."""
-    if settings.probe_data is None:
-        return None
-    from tymbal.data import open_data
-    from tymbal.evaluation.labelled_clips import labelled_clips
-    from tymbal.evaluation.watch import LabelProbe
-    from tymbal.inference.encoding import check_features
-
-    store = open_data(settings.probe_data, PtSettings()).single_spectrograms()
-    check_features(store, description, path=settings.probe_data)
-    return LabelProbe(store, labelled_clips(store), settings.probe_every, settings.seed)
-
-
-def _take_heads(objective: Objective, source: str, *, heads: int | None) -> None:
-    """Goes on with the heads of an earlier pretraining, where they are those of this objective."""
-    from tymbal.models.folder import open_checkpoint
-
-    state = open_checkpoint(source, heads=heads).objective
-    own = objective.head_state()
-    if all(name in state and state[name].shape == value.shape for name, value in own.items()):
-        objective.load_head_state(state)
-        tell("Going on with the heads of its pretraining")

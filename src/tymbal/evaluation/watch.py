@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tymbal.evaluation.labelled_clips import LabelledClips
+from tymbal.data import open_data
+from tymbal.evaluation.labelled_clips import LabelledClips, labelled_clips
 from tymbal.evaluation.probe_tasks import ProbeTask
-from tymbal.inference.encoding import FrozenEncoder
+from tymbal.inference.encoding import FrozenEncoder, check_features
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import tell
+from tymbal.settings import PretrainSettings, PtSettings
 from tymbal.store.base import SpectrogramSource
 
 __all__ = ["LabelProbe", "Watch", "alarms", "mean_cosine", "rank_me"]
@@ -65,6 +67,20 @@ class LabelProbe:
     clips: LabelledClips
     every: float
     seed: int
+
+    @classmethod
+    def open(cls, settings: PretrainSettings, description: ModelDescription) -> LabelProbe | None:
+        """Opens what `probe_data` names, for the model of a description; None where it names nothing.
+
+        Raises:
+            StoreError: It cannot be read or has no labels.
+            SettingsError: Its spectrograms are made in another way than those that the model learns from.
+        """
+        if settings.probe_data is None:
+            return None
+        store = open_data(settings.probe_data, PtSettings()).single_spectrograms()
+        check_features(store, description, path=settings.probe_data)
+        return cls(store, labelled_clips(store), settings.probe_every, settings.seed)
 
     def is_due(self, epoch: float, before: float) -> bool:
         """Whether a multiple of `every` lies between the epoch of the last probe, 0 at first, and this one."""

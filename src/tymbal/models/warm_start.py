@@ -15,12 +15,16 @@ from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder, resize_positions
 from tymbal.models.folder import classifier_of, open_checkpoint
 from tymbal.models.weights import Checkpoint, fill
+from tymbal.progress import tell
+from tymbal.settings import FeatureSettings, PretrainSettings, parse_patch
 
 __all__ = [
     "POOLING",
     "HeadChoice",
     "TransferReport",
     "WarmClassifier",
+    "features_at",
+    "first_encoder",
     "warm_encoder",
     "warm_start",
     "warm_start_classifier",
@@ -58,6 +62,49 @@ class TransferReport:
         if self.head:
             parts.append(f"head: {self.head}")
         return "; ".join(parts)
+
+
+def features_at(source: str | None, *, heads: int | None) -> FeatureSettings:
+    """How sound that is not a store yet becomes spectrograms: as the weights to start from know it, if any.
+
+    Args:
+        source: Where these are.
+        heads: Their attention heads, where they do not tell.
+
+    Raises:
+        ModelError: They cannot be read.
+    """
+    return FeatureSettings() if source is None else open_checkpoint(source, heads=heads).description.features
+
+
+def first_encoder(
+    settings: PretrainSettings, *, mels: int, frames: int, keep_stride: bool
+) -> tuple[SpectrogramEncoder, ModelDescription | None]:
+    """The encoder of a pretraining with its first weights; says where they are from.
+
+    Args:
+        settings: Its size, or the weights to start from.
+        mels: Mel bins of the clips.
+        frames: Frames of the clips.
+        keep_stride: Whether overlapping patches of the weights to start from are kept.
+
+    Returns:
+        The encoder, and the description of the model that the weights are from, if any.
+
+    Raises:
+        ModelError: The weights to start from cannot be read or do not fit.
+    """
+    width, depth, heads = settings.shape
+    patch = parse_patch(settings.patch)
+    config = EncoderConfig(width=width, depth=depth, heads=heads, mels=mels, frames=frames, patch=patch, stride=patch)
+    if settings.from_ is None:
+        tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads")
+        return SpectrogramEncoder(config), None
+    encoder, report, origin = warm_start(
+        settings.from_, config=config, keep_stride=keep_stride, source_heads=settings.heads
+    )
+    tell(f"Starting from {settings.from_}: {report}")
+    return encoder, origin
 
 
 def warm_start(

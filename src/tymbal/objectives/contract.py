@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from tymbal.errors import ModelError
+from tymbal.progress import tell
 from tymbal.settings import PretrainSettings
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Objective", "ObjectiveSpec", "RebuildingObjective", "Rebuilt", "load_heads"]
+__all__ = ["Objective", "ObjectiveSpec", "RebuildingObjective", "Rebuilt", "continue_heads", "load_heads"]
 
 
 class Objective(Protocol):
@@ -148,6 +149,14 @@ class ObjectiveSpec:
     settings: type[PretrainSettings]
     build: Callable[[SpectrogramEncoder, SpectrogramSource, Normalisation, Any], Objective]
     patches_may_overlap: bool = False
+
+
+def continue_heads(objective: Objective, state: Mapping[str, Tensor]) -> None:
+    """Goes on with the heads of an earlier pretraining, where they are those of this objective; says so."""
+    own = objective.head_state()
+    if all(name in state and state[name].shape == value.shape for name, value in own.items()):
+        objective.load_head_state(state)
+        tell("Going on with the heads of its pretraining")
 
 
 def load_heads(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, advice: str) -> None:
