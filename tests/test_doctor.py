@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import tymbal
-from tones import tone_store
+from tones import tone_folder, tone_store
 from tymbal.errors import DeviceError, SettingsError
+from tymbal.features.kaldi import KaldiFbank
+from tymbal.features.librosa import LibrosaMel
 
 QUICK = {"size": "tiny", "patch": "8x8", "batch_size": 4, "seconds": 0.05, "device": "cpu"}
 
@@ -84,3 +87,22 @@ def test_doctor__what_cannot_be_tried_is_refused(tmp_path: Path) -> None:
         tymbal.doctor(tmp_path / "store", **QUICK | {"patch": "64x64"})
     with pytest.raises(DeviceError):
         tymbal.doctor(device="cuda:77", seconds=0)
+
+
+def test_doctor__times_the_filter_bank_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tymbal.prepare(tone_folder(tmp_path / "sound"), tmp_path / "store", filter_bank="librosa", sample_rate=8000)
+    counts = {KaldiFbank: 0, LibrosaMel: 0}
+    for kind in counts:
+        compute = kind.__call__
+
+        def counted(self: Any, waveform: Any, kind: Any = kind, compute: Any = compute) -> Any:
+            assert self.settings.filter_bank == "librosa"
+            counts[kind] += 1
+            return compute(self, waveform)
+
+        monkeypatch.setattr(kind, "__call__", counted)
+    trial = tymbal.doctor(tmp_path / "store", **QUICK).trial
+    assert trial is not None
+    assert trial.features > 0
+    assert counts[KaldiFbank] == 0
+    assert counts[LibrosaMel] >= 2  # a first time that does not count, and one that does

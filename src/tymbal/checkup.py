@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tymbal.compute.device import choose_device, choose_precision, cpu_has_bf16, local_gpu
 from tymbal.config import versions
-from tymbal.features.kaldi import KaldiFbank
+from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import Normalisation
 from tymbal.features.statistics import LOG_FLOOR
 from tymbal.machine import machine
@@ -89,7 +89,7 @@ class Trial:
     """What was measured.
 
     Attributes:
-        features: Seconds of sound that one core turns into spectrograms in a second.
+        features: Seconds of sound that the filter bank of the store turns into spectrograms in a second.
         loading: Clips that are read from the store in a second; None without a store.
         step: Clips that a pretraining learns from in a second.
         batch_size: Clips of the steps that were tried: fewer than asked for where steps are slow.
@@ -120,12 +120,10 @@ def try_out(store: SpectrogramSource | None, settings: DoctorSettings) -> Trial:
         SettingsError: Size or patch do not fit the clips.
     """
     features = (store.features if store is not None else None) or FeatureSettings()
-    fbank = KaldiFbank(features)
-    wave = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, round(_CLIP_SECONDS * features.sample_rate)))
-    wave = wave.float()
-    spectrograms = _often(lambda: fbank(wave), settings.seconds * _SHARES["features"])
+    compute = filter_bank(features).trial(_CLIP_SECONDS)
+    spectrograms = _often(compute, settings.seconds * _SHARES["features"])
     loading = None if store is None else _load(store, settings)
-    frames = features.frames_of(len(wave)) if store is None else store.frames
+    frames = features.frames_of(round(_CLIP_SECONDS * features.sample_rate)) if store is None else store.frames
     step, batch_size = _learn(frames, features.mel_bins if store is None else store.mels, settings)
     return Trial(
         features=_CLIP_SECONDS * spectrograms, loading=loading, step=step, batch_size=batch_size, frames=frames

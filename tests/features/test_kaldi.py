@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tymbal.errors import AudioError
-from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank, _tables, mel_filters
+from tymbal.features.kaldi import LOG_FLOOR, ConvolutionFbank, KaldiFbank, _tables, mel_filters
 from tymbal.settings import FeatureSettings, PrepareSettings
 
 RECORDED = ["chainsaw22k", "clock44k", "digit", "digit8k", "dog", "rain", "sea48k"]
@@ -143,3 +143,23 @@ def test_fbank__travels_between_processes() -> None:
 
 def test_fbank__takes_the_settings_of_a_later_stage() -> None:
     assert KaldiFbank(PrepareSettings(mel_bins=40)).settings == FeatureSettings(mel_bins=40)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        FeatureSettings(),
+        FeatureSettings(sample_rate=8000, mel_bins=16),
+        FeatureSettings(sample_rate=44_100, mel_bins=64, frame_length=0.03, low_freq=100, high_freq=15_000),
+    ],
+)
+def test_fbank__as_a_convolution_agrees(settings: FeatureSettings) -> None:
+    generator = torch.Generator().manual_seed(0)
+    length = 2 * settings.sample_rate
+    sound = torch.randn(2, length, generator=generator).cumsum(1) / 50  # strong in the bass, weak above
+    expected = KaldiFbank(settings)(sound)
+    found = ConvolutionFbank(settings)(sound)
+    assert found.shape == expected.shape
+    difference = (found - expected).abs()
+    assert difference.mean() < 1e-4
+    assert difference.max() < 0.02  # in bins 90 dB below the loudest, where float32 has few digits

@@ -6,8 +6,7 @@ import torch
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from tymbal.errors import AudioError
-from tymbal.features.bank import filter_bank
-from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.features.librosa import LibrosaMel, mel_filters
 from tymbal.settings import FeatureSettings
 
@@ -73,8 +72,3 @@ def test_settings__frames_are_centred() -> None:
     assert SETTINGS.frames_of(3 * 22_050) == 130
     assert SETTINGS.frames_of(SETTINGS.samples_of(130)) == 130
     assert SETTINGS.frames_of(SETTINGS.samples_of(130) - 1) == 129
-
-
-def test_filter_bank__is_that_of_the_settings() -> None:
-    assert isinstance(filter_bank(SETTINGS), LibrosaMel)
-    assert isinstance(filter_bank(FeatureSettings()), KaldiFbank)

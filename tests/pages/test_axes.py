@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tymbal.features.bank import bin_at
+from tymbal.features.bank import filter_bank
 from tymbal.pages.axes import Choice, hertz_marks, number_text, plot, time_marks, value_marks
 from tymbal.settings import FeatureSettings
 
@@ -10,7 +10,7 @@ from tymbal.settings import FeatureSettings
 def test_hertz_marks__stand_at_their_bins() -> None:
     features = FeatureSettings(sample_rate=16_000, mel_bins=128)
     found = {text: at for at, text in hertz_marks(features, 128)}
-    assert found["1 kHz"] == pytest.approx((bin_at(features, 1000) + 0.5) / 128)
+    assert found["1 kHz"] == pytest.approx((filter_bank(features).bin_at(1000) + 0.5) / 128)
     assert list(found.values()) == sorted(found.values())
     assert all(0 <= at <= 1 for at in found.values())
 

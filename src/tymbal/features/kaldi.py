@@ -25,16 +25,16 @@ import math
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tymbal.errors import AudioError
+from tymbal.features.bank import check_waveform
 from tymbal.features.statistics import ENERGY_FLOOR, LOG_FLOOR
 from tymbal.settings import FeatureSettings
 
-__all__ = ["LOG_FLOOR", "KaldiFbank", "mel_filters"]
+__all__ = ["LOG_FLOOR", "PREEMPHASIS", "ConvolutionFbank", "KaldiFbank", "mel_filters", "spectra"]
 
 PREEMPHASIS = 0.97
 
@@ -52,7 +52,7 @@ class KaldiFbank:
     """
 
     def __init__(self, settings: FeatureSettings | None = None) -> None:
-        self.settings = _only_features(settings or FeatureSettings())
+        self.settings = (settings or FeatureSettings()).features()
         self._local = threading.local()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,7 +72,7 @@ class KaldiFbank:
         Raises:
             AudioError: The waveform is shorter than one frame, or not floating point.
         """
-        self._check(waveform)
+        check_waveform(waveform, rate=self.settings.sample_rate, shortest=self.settings.window_samples)
         waveform = waveform.to(torch.float32)
         tables = _tables(self.settings, waveform.device)
         # A constant offset does not change the result, but costs digits in everything that follows.
@@ -87,21 +87,6 @@ class KaldiFbank:
             for clip, out in zip(frames, result, strict=True):
                 self._clip(clip, out, tables)
         return result
-
-    def _check(self, waveform: Tensor) -> None:
-        if not waveform.is_floating_point() or waveform.ndim not in (1, 2):
-            raise AudioError(
-                "a waveform must be floating point, [samples] or [batch, samples], "
-                f"not {str(waveform.dtype).removeprefix('torch.')} {list(waveform.shape)}",
-                advice="Mix channels down first; divide 16-bit samples by 32768.",
-            )
-        samples, rate, needed = waveform.shape[-1], self.settings.sample_rate, self.settings.window_samples
-        if samples < needed:
-            raise AudioError(
-                f"{samples} samples ({samples / rate:.4g} s) are shorter than one frame, "
-                f"which takes {needed} samples ({needed / rate:.4g} s at {rate} Hz)",
-                advice="Use a longer clip, or a shorter frame_length.",
-            )
 
     def _batch(self, frames: Tensor, tables: _Tables) -> Tensor:
         """All clips at once: waveforms in frames [..., frames, samples] → [..., frames, mels]."""
@@ -162,6 +147,70 @@ def mel_filters(settings: FeatureSettings) -> Tensor:
     return torch.nn.functional.pad(triangles, (0, 0, 0, 1))
 
 
+def spectra(settings: FeatureSettings, waveforms: Tensor) -> Tensor:
+    """Spectra of frames that lose no mean of their own: nearly those behind `KaldiFbank`, and linear.
+
+    Args:
+        settings: Sample rate and frames.
+        waveforms: float32 [batch, samples].
+
+    Returns:
+        complex64 [batch, frames, fft // 2 + 1].
+    """
+    changed = waveforms - waveforms.mean(1, keepdim=True)
+    changed[:, 1:] -= PREEMPHASIS * changed[:, :-1].clone()
+    frames = changed.unfold(1, settings.window_samples, settings.shift_samples)
+    window = _window(settings.window_samples, waveforms.device)
+    spectrum: Tensor = torch.fft.rfft(frames * window, n=_fft_size(settings))
+    return spectrum
+
+
+class ConvolutionFbank(nn.Module):
+    """`KaldiFbank` as a convolution, a square, a product and a logarithm, which every ONNX runtime has.
+
+    Not every runtime knows ONNX's Fourier transform. But all that happens to a frame before its power spectrum is
+    linear: mean, pre-emphasis, window and transform are one matrix, which laid over the waveform with the frames' shift
+    is a convolution. It is computed in float64 and rounded once.
+
+    Args:
+        settings: Sample rate, frames and mel bins.
+    """
+
+    def __init__(self, settings: FeatureSettings) -> None:
+        super().__init__()
+        self._shift = settings.shift_samples
+        filters = mel_filters(settings)
+        self.register_buffer("kernel", _analysis(settings, bins=len(filters))[:, None])
+        self.register_buffer("filters", filters.T.contiguous())
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Waveforms [batch, samples] to log-mel spectrograms [batch, frames, mels]."""
+        waveform = waveform - waveform.mean(-1, keepdim=True)
+        spectrum = nn.functional.conv1d(waveform[:, None], cast(Tensor, self.kernel), stride=self._shift)
+        real, imaginary = spectrum.chunk(2, dim=1)
+        power = real * real + imaginary * imaginary  # [batch, bins, frames]
+        mel = (cast(Tensor, self.filters) @ power).transpose(1, 2)
+        return mel.clamp(min=ENERGY_FLOOR).log()
+
+
+def _analysis(settings: FeatureSettings, *, bins: int) -> Tensor:
+    """What takes a frame to real and imaginary parts of its spectrum: float32 [2 bins, frame length]."""
+    length = settings.window_samples
+    eye = torch.eye(length, dtype=torch.float64)
+    centred = eye - 1 / length  # [samples, frame length]: a column a sample of the frame
+    # Kaldi continues the frame to the left with its first sample; the window is 0 there.
+    before = torch.cat([centred[:1], centred[:-1]])
+    window = torch.hann_window(length, periodic=False, dtype=torch.float32).double()
+    windowed = (centred - PREEMPHASIS * before) * window[:, None]
+    spectrum = torch.fft.rfft(windowed, n=2 * (bins - 1), dim=0)
+    return torch.cat([spectrum.real, spectrum.imag]).float()
+
+
+@lru_cache(maxsize=16)
+def _window(length: int, device: torch.device) -> Tensor:
+    return torch.hann_window(length, periodic=False, device=device)
+
+
 @dataclass(frozen=True)
 class _Block:
     """Mel bins `mels` look at no squares but `bins`: weights [bins, mels]."""
@@ -202,11 +251,6 @@ def _tables(settings: FeatureSettings, device: torch.device) -> _Tables:
     window = torch.hann_window(settings.window_samples, periodic=False, dtype=torch.float32)
     padded = torch.nn.functional.pad(window, (0, fft - settings.window_samples))
     return _Tables(fft, padded.to(device), tuple(blocks))
-
-
-def _only_features(settings: FeatureSettings) -> FeatureSettings:
-    """Settings of a later stage inherit these; tables are cached, and pickled, for this part alone."""
-    return FeatureSettings(**{name: getattr(settings, name) for name in FeatureSettings.__dataclass_fields__})
 
 
 def _fft_size(settings: FeatureSettings) -> int:

@@ -14,13 +14,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tymbal.errors import AudioError
+from tymbal.features.bank import check_waveform
 from tymbal.features.statistics import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 
-__all__ = ["LibrosaMel", "mel_filters", "slaney_mel"]
+__all__ = ["LibrosaMel", "mel_filters", "slaney_mel", "spectra"]
 
 _LINEAR_STEP = 200 / 3
 _LOG_FROM = 1000.0
@@ -51,19 +51,13 @@ class LibrosaMel:
         Raises:
             AudioError: The waveform is not floating point, or has no samples.
         """
-        if not waveform.is_floating_point() or waveform.ndim not in (1, 2) or not waveform.shape[-1]:
-            raise AudioError(
-                "a waveform must be floating point, [samples] or [batch, samples], "
-                f"not {str(waveform.dtype).removeprefix('torch.')} {list(waveform.shape)}",
-                advice="Mix channels down first; divide 16-bit samples by 32768.",
-            )
+        check_waveform(waveform, rate=self.settings.sample_rate)
         settings = self.settings
-        window = torch.hann_window(settings.n_fft, device=waveform.device)
         spectrum = torch.stft(
             waveform.float(),
             settings.n_fft,
             settings.hop_length,
-            window=window,
+            window=_window(settings.n_fft, waveform.device),
             center=True,
             pad_mode="constant",
             return_complex=True,
@@ -71,6 +65,27 @@ class LibrosaMel:
         energy = spectrum.real.square() + spectrum.imag.square()
         mel = torch.from_numpy(mel_filters(settings)).to(waveform.device) @ energy
         return mel.clamp_(min=ENERGY_FLOOR).log_().transpose(-1, -2).contiguous()
+
+
+def spectra(settings: FeatureSettings, waveforms: Tensor) -> Tensor:
+    """The spectra behind `LibrosaMel`.
+
+    Args:
+        settings: Sample rate and frames.
+        waveforms: float32 [batch, samples].
+
+    Returns:
+        complex64 [batch, frames, n_fft // 2 + 1].
+    """
+    half = settings.n_fft // 2
+    frames = nn.functional.pad(waveforms, (half, half)).unfold(1, settings.n_fft, settings.hop_length)
+    spectrum: Tensor = torch.fft.rfft(frames * _window(settings.n_fft, waveforms.device), n=settings.n_fft)
+    return spectrum
+
+
+@lru_cache(maxsize=16)
+def _window(length: int, device: torch.device) -> Tensor:
+    return torch.hann_window(length, device=device)
 
 
 @lru_cache(maxsize=16)

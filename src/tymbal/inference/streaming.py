@@ -226,7 +226,7 @@ def cut_for(description: ModelDescription, *, window: float | None = None, hop: 
         SettingsError: A window is shorter than a frame, or there would be gaps.
     """
     features = description.features
-    rate, shortest = features.sample_rate, 1 if features.is_centred else features.window_samples
+    rate, shortest = features.sample_rate, features.samples_of(1)
     learned = features.samples_of(description.encoder.frames)
     length = learned if window is None else round(window * rate)
     step = length if hop is None else round(hop * rate)

@@ -125,8 +125,8 @@ model = {auto}.from_pretrained("MODEL")
 """
     if preprocessor is None:
         return (
-            f"{text}```\n\nIts spectrograms come from Tymbal: transformers knows no extractor for librosa's, so that "
-            "there is no `preprocessor_config.json`.\n"
+            f"{text}```\n\nIts spectrograms come from Tymbal: transformers knows no extractor for "
+            f"{description.features.filter_bank}'s, so that there is no `preprocessor_config.json`.\n"
         )
     text += f"""extractor = AutoFeatureExtractor.from_pretrained("MODEL"{trust})
 outputs = model(**extractor(waveform, sampling_rate={description.features.sample_rate}, return_tensors="pt"))

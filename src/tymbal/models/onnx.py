@@ -1,9 +1,4 @@
-"""A model as one ONNX file, with its spectrograms inside: waveforms in, scores or embeddings out.
-
-Not every runtime knows ONNX's Fourier transform. But all that happens to a frame before its power spectrum is linear:
-mean, pre-emphasis, window and transform are one matrix, which laid over the waveform with the frames' shift is a
-convolution. It is computed in float64 and rounded once.
-"""
+"""A model as one ONNX file, with its spectrograms inside: waveforms in, scores or embeddings out."""
 
 from __future__ import annotations
 
@@ -13,49 +8,23 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tymbal._version import __version__
 from tymbal.errors import ModelError, SettingsError
-from tymbal.features.kaldi import PREEMPHASIS, KaldiFbank, mel_filters
-from tymbal.features.statistics import ENERGY_FLOOR
+from tymbal.features.bank import filter_bank
 from tymbal.files import replace_file
 from tymbal.models.classifier import SpectrogramClassifier, pool
 from tymbal.models.description import ModelDescription
 from tymbal.models.folder import LoadedModel
-from tymbal.settings import FeatureSettings
 
-__all__ = ["ConvolutionFbank", "WaveformModel", "write_onnx"]
+__all__ = ["WaveformModel", "write_onnx"]
 
 _AGREE = 1e-4
 _OPSET = 18
-
-
-class ConvolutionFbank(nn.Module):
-    """Kaldi's filter bank (`tymbal.features.kaldi`) as a convolution, a square, a product and a logarithm.
-
-    Args:
-        settings: Sample rate, frames and mel bins.
-    """
-
-    def __init__(self, settings: FeatureSettings) -> None:
-        super().__init__()
-        self._shift = settings.shift_samples
-        filters = mel_filters(settings)
-        self.register_buffer("kernel", _analysis(settings, bins=len(filters))[:, None])
-        self.register_buffer("filters", filters.T.contiguous())
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Waveforms [batch, samples] to log-mel spectrograms [batch, frames, mels]."""
-        waveform = waveform - waveform.mean(-1, keepdim=True)
-        spectrum = nn.functional.conv1d(waveform[:, None], cast(Tensor, self.kernel), stride=self._shift)
-        real, imaginary = spectrum.chunk(2, dim=1)
-        power = real * real + imaginary * imaginary  # [batch, bins, frames]
-        mel = (cast(Tensor, self.filters) @ power).transpose(1, 2)
-        return mel.clamp(min=ENERGY_FLOOR).log()
 
 
 class WaveformModel(nn.Module):
@@ -63,15 +32,13 @@ class WaveformModel(nn.Module):
 
     Args:
         loaded: The model.
+        fbank: Its filter bank: waveforms [batch, samples] to log-mel spectrograms [batch, frames, mels].
         pooling: How an encoder's tokens become an embedding; a classifier has its own.
-        fbank: What makes spectrograms; None is one that can be exported.
     """
 
-    def __init__(
-        self, loaded: LoadedModel, *, pooling: str = "mean", fbank: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, fbank: Callable[[Tensor], Tensor], *, pooling: str = "mean") -> None:
         super().__init__()
-        self.fbank = fbank or ConvolutionFbank(loaded.description.features)
+        self.fbank = fbank
         self.model = loaded.module
         self._description, self._pooling = loaded.description, pooling
 
@@ -108,18 +75,20 @@ def write_onnx(path: Path, loaded: LoadedModel, *, pooling: str = "mean") -> lis
         What a user should know of it, in sentences.
 
     Raises:
-        ModelError: Its spectrograms are not Kaldi's, or onnxruntime computes something else from it.
+        ModelError: Its filter bank is none that can be exported, or onnxruntime computes something else from it.
         SettingsError: The extra `onnx` is not installed.
     """
     _check_installed()
-    if loaded.description.features.filter_bank != "kaldi":
+    description = loaded.description
+    bank = filter_bank(description.features)
+    convolution = bank.convolution()
+    if convolution is None:
         raise ModelError(
-            f"the spectrograms of this model are {loaded.description.features.filter_bank}'s, and only Kaldi's can be "
-            "exported so far",
+            f"the spectrograms of this model are those of the filter bank {description.features.filter_bank}, which "
+            "has no form that ONNX knows",
             advice="Prepare with filter_bank kaldi, and train again.",
         )
-    model = WaveformModel(loaded, pooling=pooling).eval()
-    description = loaded.description
+    model = WaveformModel(loaded, convolution, pooling=pooling).eval()
     result = "scores" if description.labels else "embedding"
     example = 0.1 * torch.randn(2, model.samples, generator=torch.Generator().manual_seed(0))
     with _silently():
@@ -139,21 +108,8 @@ def write_onnx(path: Path, loaded: LoadedModel, *, pooling: str = "mean") -> lis
     with replace_file(path) as aside:
         program.save(aside, external_data=False)
         # With the spectrograms of prediction: the file has to agree with that, not with itself.
-        _compare(aside, WaveformModel(loaded, pooling=pooling, fbank=KaldiFbank(description.features)), result)
+        _compare(aside, WaveformModel(loaded, bank, pooling=pooling), result)
     return _notes(description, model.samples, result)
-
-
-def _analysis(settings: FeatureSettings, *, bins: int) -> Tensor:
-    """What takes a frame to real and imaginary parts of its spectrum: float32 [2 bins, frame length]."""
-    length = settings.window_samples
-    eye = torch.eye(length, dtype=torch.float64)
-    centred = eye - 1 / length  # [samples, frame length]: a column a sample of the frame
-    # Kaldi continues the frame to the left with its first sample; the window is 0 there.
-    before = torch.cat([centred[:1], centred[:-1]])
-    window = torch.hann_window(length, periodic=False, dtype=torch.float32).double()
-    windowed = (centred - PREEMPHASIS * before) * window[:, None]
-    spectrum = torch.fft.rfft(windowed, n=2 * (bins - 1), dim=0)
-    return torch.cat([spectrum.real, spectrum.imag]).float()
 
 
 def _metadata(description: ModelDescription, samples: int) -> dict[str, str]:

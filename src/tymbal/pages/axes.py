@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tymbal.features.bank import bin_at
+from tymbal.features.bank import filter_bank
 from tymbal.settings import FeatureSettings
 
 __all__ = ["Choice", "Mark", "hertz_marks", "number_text", "plot", "time_marks", "value_marks"]
@@ -104,7 +104,7 @@ def hertz_marks(features: FeatureSettings, mels: int) -> list[Mark]:
     """
     marks: list[Mark] = []
     for hertz in _HERTZ:
-        at = (bin_at(features, hertz) + 0.5) / mels
+        at = (filter_bank(features).bin_at(hertz) + 0.5) / mels
         if 0 <= at <= 1 and (not marks or at - marks[-1][0] >= _APART):
             marks.append((at, f"{hertz // 1000} kHz" if hertz >= 1000 else f"{hertz} Hz"))
     return marks

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from tymbal.audio.decode import read, stream
 from tymbal.audio.failures import Failure, problem
 from tymbal.audio.resample import Waveform
 from tymbal.errors import AudioError
+from tymbal.features.bank import filter_bank
 from tymbal.features.statistics import Moments
 from tymbal.files import write_text
 from tymbal.preparation.plan import Window
@@ -25,10 +25,9 @@ from tymbal.settings import FeatureSettings
 from tymbal.store.packed.format import Shard, shard_name
 from tymbal.store.packed.writer import Entry, ShardWriter, open_shard
 
-if TYPE_CHECKING:
-    from tymbal.features.bank import FilterBank
-
 __all__ = ["Built", "Task", "build_shard", "check_waveform", "cut", "one_thread", "read_sidecar", "write_sidecar"]
+
+_bank = lru_cache(maxsize=4)(filter_bank)
 
 _BLOCK = 30.0
 _SKIP = 30.0
@@ -232,7 +231,7 @@ def _append_file(
             failures.append(Failure.of(error, window.file))
             continue
         # torch rounds to float16 ten times as fast as numpy.
-        spectrogram = _fbank(features)(torch.from_numpy(waveform)).half()
+        spectrogram = _bank(features)(torch.from_numpy(waveform)).half()
         frames = writer.append(spectrogram.numpy())
         seconds = len(waveform) / features.sample_rate
         entries.append(
@@ -258,7 +257,7 @@ def check_waveform(waveform: Waveform, window: Window, task: Task) -> None:
     seconds = len(waveform) / task.features.sample_rate
     where = "it" if window.whole else f"the part from {window.start:g} s on"
     features = task.features
-    least = 1 if features.is_centred else features.window_samples
+    least = features.samples_of(1)
     shortest = max(task.min_seconds, least / features.sample_rate)
     if seconds < task.min_seconds or len(waveform) < least:
         raise problem("too short", f"{where} is {seconds:.3f} s long, less than {shortest:g} s", window.file)
@@ -266,13 +265,6 @@ def check_waveform(waveform: Waveform, window: Window, task: Task) -> None:
     if swing < 10 ** (task.silence_db / 20):
         level = "has no sound" if swing == 0 else f"has its peak at {20 * np.log10(swing):.0f} dB"
         raise problem("silent", f"{where} {level}", window.file)
-
-
-@lru_cache(maxsize=4)
-def _fbank(features: FeatureSettings) -> FilterBank:
-    from tymbal.features.bank import filter_bank
-
-    return filter_bank(features)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tymbal.audio.decode import info, read
 from tymbal.errors import TymbalError
-from tymbal.features.kaldi import KaldiFbank
+from tymbal.features.bank import filter_bank
 from tymbal.inference.predictions import read_predictions
 from tymbal.pages.charts import bar, histogram
 from tymbal.pages.page import NotShownError, card, cards, words
@@ -190,7 +190,7 @@ class Predictions:
         path = sounds.locate(file)
         rate = min(info(path).sample_rate, _HIGHEST_RATE)
         wave, rate = read(path, sample_rate=rate, start=start, end=end)
-        values = KaldiFbank(FeatureSettings(sample_rate=rate))(torch.from_numpy(wave)).numpy()
+        values = filter_bank(FeatureSettings(sample_rate=rate))(torch.from_numpy(wave)).numpy()
         where = f"{PurePath(file).name}, {start:.1f} to {end:.1f} s"
         picture = spectrogram(values, alt=f"Spectrogram of {where}")
         return card(picture, sounds.of(file, start, end), title, path=where)

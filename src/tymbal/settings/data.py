@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from tymbal.plugins import FILTER_BANKS
 from tymbal.settings.augmentation import ViewSettings
 from tymbal.settings.fields import check, check_pattern, setting
+
+if TYPE_CHECKING:
+    from tymbal.features.bank import FilterBank
 
 __all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings", "SoundSettings"]
 
@@ -64,7 +68,8 @@ class FeatureSettings:
 
     Attributes:
         filter_bank: Whose spectrogram: `kaldi`, as AST and SSAST compute it, or `librosa`, a centred power spectrum
-            through librosa's mel filters. Both are natural logarithms of energies.
+            through librosa's mel filters; or one that another package brings along (`tymbal.plugins`). All are natural
+            logarithms of energies.
         sample_rate: Rate in Hz to which every file is resampled.
         mel_bins: Number of mel bins.
         frame_length: Length of a frame in seconds, with `kaldi`.
@@ -77,7 +82,7 @@ class FeatureSettings:
 
     group = "spectrograms"
 
-    filter_bank: Literal["kaldi", "librosa"] = setting("kaldi", first=True)
+    filter_bank: str = setting("kaldi", first=True)
     sample_rate: int = setting(16_000, first=True)
     mel_bins: int = setting(128, first=True)
     frame_length: float = 0.025
@@ -88,6 +93,7 @@ class FeatureSettings:
     high_freq: float = 0.0
 
     def __post_init__(self) -> None:
+        FILTER_BANKS.check(self.filter_bank)
         check(self.sample_rate >= 1000, "sample_rate", self.sample_rate, "1000 Hz or more")
         check(self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
         check(self.frame_shift > 0, "frame_shift", self.frame_shift, "a time in seconds above 0")
@@ -98,32 +104,35 @@ class FeatureSettings:
         check(0 <= self.low_freq < high, "low_freq", self.low_freq, f"at least 0 and below {high:g} Hz")
         check(high <= self.sample_rate / 2, "high_freq", self.high_freq, f"at most {self.sample_rate / 2:g} Hz")
 
+    def features(self) -> FeatureSettings:
+        """The part of these settings, or of those of a later stage, that says what a spectrogram is."""
+        if type(self) is FeatureSettings:
+            return self
+        return FeatureSettings(**{name: getattr(self, name) for name in FeatureSettings.__dataclass_fields__})
+
+    @property
+    def _bank(self) -> FilterBank:
+        # By its name, so that settings stand below what they choose between.
+        bank: FilterBank = FILTER_BANKS.load(self.filter_bank)(self)
+        return bank
+
     @property
     def window_samples(self) -> int:
-        """Samples in a frame (Kaldi truncates)."""
-        return self.n_fft if self.is_centred else int(self.sample_rate * self.frame_length)
+        """Samples in a frame."""
+        return self._bank.window_samples
 
     @property
     def shift_samples(self) -> int:
         """Samples between two frames."""
-        return self.hop_length if self.is_centred else int(self.sample_rate * self.frame_shift)
-
-    @property
-    def is_centred(self) -> bool:
-        """Whether frames are centred on their time, reaching past both ends of the sound."""
-        return self.filter_bank == "librosa"
+        return self._bank.shift_samples
 
     def frames_of(self, samples: int) -> int:
-        """Frames in `samples` samples; 0 where they are shorter than one whole frame that is not centred."""
-        if self.is_centred:
-            return 1 + samples // self.hop_length if samples else 0
-        return 0 if samples < self.window_samples else 1 + (samples - self.window_samples) // self.shift_samples
+        """Frames in `samples` samples; 0 where they are too short for one."""
+        return self._bank.frames_of(samples)
 
     def samples_of(self, frames: int) -> int:
         """Fewest samples that give `frames` frames."""
-        if self.is_centred:
-            return max((frames - 1) * self.hop_length, 1)
-        return self.window_samples + (frames - 1) * self.shift_samples
+        return self._bank.samples_of(frames)
 
 
 _CHOSEN: Any = None
@@ -167,7 +176,7 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
 
     group = "clips"
 
-    filter_bank: Literal["kaldi", "librosa"] = _CHOSEN
+    filter_bank: str = _CHOSEN
     sample_rate: int = _CHOSEN
     low_freq: float = _CHOSEN
     validation: float = _CHOSEN
@@ -194,10 +203,6 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         check(0 < self.min_fill <= 1, "min_fill", self.min_fill, "a fraction above 0, at most 1")
         check(self.every >= 1, "every", self.every, "1 or more")
         check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
-
-    def features(self) -> FeatureSettings:
-        """The part of these settings that says what a spectrogram is."""
-        return FeatureSettings(**{name: getattr(self, name) for name in FeatureSettings.__dataclass_fields__})
 
     def scan(self) -> ScanSettings:
         """The part of these settings that `scan` takes, for a folder that was not scanned before."""

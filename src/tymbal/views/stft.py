@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from tymbal.features import kaldi, librosa
+from tymbal.features.bank import filter_bank
 from tymbal.settings import FeatureSettings
 
 __all__ = ["Spectrum", "Vocoder"]
@@ -20,7 +20,7 @@ class Spectrum:
     """Waveforms to complex spectra, and energies to mel bins, as a filter bank has them.
 
     Args:
-        features: The filter bank. Kaldi's frames lose no mean here: nearly the same, and linear.
+        features: The filter bank.
         device: Where to compute.
 
     Attributes:
@@ -28,35 +28,21 @@ class Spectrum:
     """
 
     def __init__(self, features: FeatureSettings, device: torch.device | str = "cpu") -> None:
-        self.features = features
-        if features.is_centred:
-            filters = torch.from_numpy(librosa.mel_filters(features))
-            self._window = torch.hann_window(features.n_fft, device=device)
-            self._fft = features.n_fft
-        else:
-            filters = kaldi.mel_filters(features).T
-            self._window = torch.hann_window(features.window_samples, periodic=False, device=device)
-            self._fft = 2 * (filters.shape[1] - 1)
-        self.frequencies = torch.arange(filters.shape[1], device=device) * (features.sample_rate / self._fft)
+        self._bank = filter_bank(features.features())
+        filters = self._bank.mel_weights()
+        bins = filters.shape[1]
+        self.frequencies = torch.arange(bins, device=device) * (features.sample_rate / (2 * (bins - 1)))
         # Low mel bins look at few bins and high ones at many: blocks leave out most of the zeros.
         self._blocks: list[tuple[slice, Tensor]] = []
         for rows in torch.arange(len(filters)).tensor_split(min(_BLOCKS, len(filters))):
             part = filters[int(rows[0]) : int(rows[-1]) + 1]
             used = part.any(0).nonzero().flatten()
-            bins = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
-            self._blocks.append((bins, part[:, bins].contiguous().to(device)))
+            reach = slice(int(used[0]), int(used[-1]) + 1) if len(used) else slice(0, 1)
+            self._blocks.append((reach, part[:, reach].contiguous().to(device)))
 
     def transform(self, waveforms: Tensor) -> Tensor:
         """Waveforms [batch, samples] to their spectra, complex64 [batch, frames, bins]."""
-        features = self.features
-        if features.is_centred:
-            frames = F.pad(waveforms, (self._fft // 2, self._fft // 2)).unfold(1, self._fft, features.hop_length)
-        else:
-            changed = waveforms - waveforms.mean(1, keepdim=True)
-            changed[:, 1:] -= kaldi.PREEMPHASIS * changed[:, :-1].clone()
-            frames = changed.unfold(1, features.window_samples, features.shift_samples)
-        spectrum: Tensor = torch.fft.rfft(frames * self._window, n=self._fft)
-        return spectrum
+        return self._bank.spectra(waveforms)
 
     @staticmethod
     def energy(spectrum: Tensor) -> Tensor:

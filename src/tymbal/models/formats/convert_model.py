@@ -120,7 +120,8 @@ def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapp
     notes = []
     preprocessor = extractor.to_preprocessor(description)
     if preprocessor is None:
-        notes.append("transformers has no extractor for librosa's spectrograms: make them with Tymbal.")
+        bank = description.features.filter_bank
+        notes.append(f"transformers has no extractor for {bank}'s spectrograms: make them with Tymbal.")
     elif not extractor.is_stock(preprocessor):
         notes.append(
             "Its spectrograms are not those of transformers' own extractor: load the one in the folder, "

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tymbal.features.bank import filter_bank
 from tymbal.models.description import ModelDescription
 from tymbal.settings import FeatureSettings
 
@@ -26,13 +27,14 @@ _REMOTE_CLASS = "TymbalFeatureExtractor"
 
 
 def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
-    """The `preprocessor_config.json` of a model; `None` where no extractor computes its features, those of librosa.
+    """The `preprocessor_config.json` of a model; `None` where no extractor computes its features.
 
     The filter bank of the stock extractor has fixed windows; without torchaudio they are fixed in samples, so that only
     16 kHz is safe. It normalises by fixed numbers.
     """
     features = description.features
-    if features.filter_bank != "kaldi":
+    entries = filter_bank(features).extractor()
+    if entries is None:
         return None
     common = {
         "do_normalize": True,
@@ -52,10 +54,7 @@ def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
         "feature_extractor_type": _REMOTE_CLASS,
         "mean": None,
         "std": None,
-        "frame_length": features.window_samples,
-        "frame_shift": features.shift_samples,
-        "low_frequency": features.low_freq,
-        "high_frequency": features.high_freq or features.sample_rate / 2,
+        **entries,
         "normalize_by": description.normalize,
         "dataset_mean": description.mean,
         "dataset_std": description.std,
