@@ -109,7 +109,7 @@ def convert(
 
 def _pairs(pairs: SpectrogramSource, target: Path, settings: ConvertSettings, *, to: str) -> ConvertResult:
     """Pairs of views, to the other form."""
-    from tymbal.store.pairs.pair_convert import pack_pairs, unpack_pairs
+    from tymbal.store.pairs.pair_store import pack_pairs, unpack_pairs
 
     if to == "pt":
         return ConvertResult(target, f"{unpack_pairs(pairs, target):,} files of pairs of views")

@@ -14,8 +14,7 @@ import torch
 
 from tymbal.errors import StoreError
 from tymbal.store.pt import pt_file
-from tymbal.store.pt.pt_archive import read_archive
-from tymbal.store.pt.pt_file import examine, load_spectrogram, read_at
+from tymbal.store.pt.pt_file import examine, load_spectrogram, read_archive, read_at
 
 MELS = 8
 VALUES = torch.from_numpy(np.random.default_rng(0).normal(-6, 3, (20, MELS)))

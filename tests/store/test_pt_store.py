@@ -17,7 +17,7 @@ from tymbal.errors import StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.store.base import DamagedRowsError
 from tymbal.store.dataset import StoreDataset
-from tymbal.store.pt import pt_index, pt_store
+from tymbal.store.pt import pt_folder, pt_store
 from tymbal.store.pt.pt_folder import open_pt
 
 
@@ -150,9 +150,9 @@ def test_record__is_trusted_by_size_and_time(digits, tmp_path, monkeypatch):
     record = tmp_path / "run" / "record.parquet"
     first = open_pt(source, record=record)
     looked: list[str] = []
-    examine = pt_index.examine
+    examine = pt_folder.examine
     monkeypatch.setattr(
-        pt_index, "examine", lambda path, **more: looked.append(Path(path).stem) or examine(path, **more)
+        pt_folder, "examine", lambda path, **more: looked.append(Path(path).stem) or examine(path, **more)
     )
     again = open_pt(source, record=record)
     assert looked == []
