@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import pickle
 import shutil
 from pathlib import Path
@@ -97,29 +96,6 @@ def test_store__travels_as_its_path(store: Store) -> None:
     np.testing.assert_array_equal(pickle.loads(sent).gather([9]), store.gather([9]))
 
 
-def test_rows__of_a_split(store: Store) -> None:
-    np.testing.assert_array_equal(store.rows("validation"), [0, 5, 10, 15, 20])
-    assert len(store.rows("train")) == 18
-    np.testing.assert_array_equal(store.rows(), np.arange(23))
-    with pytest.raises(StoreError, match="no split 'test'\n  Its splits are: train, validation"):
-        store.rows("test")
-
-
-def test_labels__one_a_row(store: Store) -> None:
-    assert store.labels == ["cicada", "frog"]
-    assert not store.multilabel
-    np.testing.assert_array_equal(store.label_indices([0, 1, 2, 3]), [-1, 0, 1, -1])
-    np.testing.assert_array_equal(store.label_matrix([2, 0, 1]), [[0, 1], [0, 0], [1, 0]])
-
-
-def test_labels__several_a_row(tmp_path: Path) -> None:
-    store = small_store(tmp_path / "store", several=True)
-    assert store.multilabel
-    np.testing.assert_array_equal(store.label_matrix([1, 2, 0]), [[1, 1], [0, 1], [0, 0]])
-    with pytest.raises(StoreError, match="several labels"):
-        store.label_indices([0])
-
-
 def test_open__no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such folder"):
         Store.open(tmp_path / "nowhere")
@@ -129,29 +105,6 @@ def test_open__no_store(tmp_path: Path) -> None:
     (tmp_path / "half" / "work").mkdir(parents=True)
     with pytest.raises(StoreError, match="preparation has not finished\n  Run the same"):
         Store.open(tmp_path / "half")
-
-
-def change(path: Path, **values: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-def test_open__damaged_description(store: Store) -> None:
-    file = store.path / "store.json"
-    whole = file.read_text()
-    change(file, schema=2)
-    with pytest.raises(StoreError, match="schema 2, this version of Tymbal reads 1\n  Update"):
-        Store.open(store.path)
-    file.write_text(whole[: len(whole) // 2])
-    with pytest.raises(StoreError, match="is not JSON"):
-        Store.open(store.path)
-    file.write_text(whole)
-    change(file, dtype="float32")
-    with pytest.raises(StoreError, match="dtype is 'float32'"):
-        Store.open(store.path)
-    file.write_text(whole)
-    change(file, features={"sample_rate": 16000, "bins": 3})
-    with pytest.raises(StoreError, match="is damaged"):
-        Store.open(store.path)
 
 
 def test_open__damaged_shards(store: Store) -> None:
@@ -177,22 +130,6 @@ def test_open__damaged_index(store: Store, tmp_path: Path) -> None:
     index.unlink()
     with pytest.raises(StoreError, match=r"index.parquet: is missing"):
         Store.open(store.path)
-
-
-def test_gather__shard_of_another_shape(store: Store) -> None:
-    wrong = np.zeros((5, MELS, FRAMES), np.float16)
-    np.save(store.path / "shards" / "00000.npy", wrong)
-    with pytest.raises(StoreError, match=r"00000.npy: holds float16 \[5, 4, 8\]"):
-        Store.open(store.path).gather([0])
-
-
-def test_read__shard_that_became_shorter(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Store.open(store.path)
-    opened.gather([20])
-    (store.path / "shards" / "00004.npy").write_bytes(b"")
-    monkeypatch.setattr(MappedShard, "cached", lambda self, row: False)
-    with pytest.raises(StoreError, match="shorter since it was opened"):
-        opened.gather([20])
 
 
 def test_store__says_what_it_is(store: Store) -> None:
