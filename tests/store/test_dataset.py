@@ -118,6 +118,12 @@ def test_readable_batches__announce_the_next_one(tmp_path: Path, monkeypatch: py
     assert told == [[0, 12, 21], [-1, 20, 3, 7], [1], [-1, 0, 12, 21], [], [-1, 1]]
 
 
+def test_readable_batches__of_no_rows_are_none(tmp_path: Path) -> None:
+    store = pt_store(tmp_path)
+    assert list(readable_batches(store, ROWS[:0], batch_size=3)) == []
+    assert list(readable_batches(store, ROWS, batch_size=7, rank=1, processes=2)) == []  # one batch, for the other one
+
+
 def test_readable_batches__a_store_that_names_no_rows_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -237,8 +237,8 @@ def readable_batches(
         StoreError: The store cannot be read.
     """
     parts = [rows[start : start + batch_size] for start in range(rank * batch_size, len(rows), processes * batch_size)]
-    for part, upcoming in zip(parts, [*parts[1:], rows[:0]], strict=True):
-        store.announce(upcoming)
+    for number, part in enumerate(parts, 1):
+        store.announce(parts[number] if number < len(parts) else rows[:0])
         readable, spectrograms = _gather_readable(store, part)
         if readable.any():
             yield part[readable], spectrograms
