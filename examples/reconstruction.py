@@ -15,9 +15,9 @@ def main(recordings: str, run: str) -> None:
         group_pattern="(site_[a-z]+)/",
         validation=0.1,
         time_masks=2,
-        time_mask=24,
+        time_mask_width=24,
         frequency_masks=2,
-        frequency_mask=24,
+        frequency_mask_width=24,
     )
     print(result.summary())
 

@@ -201,3 +201,40 @@ def test_old_name__in_the_run_yaml_of_an_older_run(tmp_path, capsys):
     assert config.read_run_yaml(path).settings == config.to_mapping(settings)
     assert config.resolve(FinetuneSettings, {}, config=tmp_path) == settings
     assert capsys.readouterr().err == ""
+
+
+OBJECTIVES = [
+    ("reconstruction", "time_mask", "time_mask_width", 12),
+    ("reconstruction", "frequency-mask", "frequency_mask_width", 8),
+    ("contrastive", "views", "view_source", "fresh"),
+]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES, ids=lambda name: name[1])
+def test_old_name__of_a_setting_of_an_objective(name, tmp_path, capsys):
+    objective, old, new, value = name
+    config._say_old.cache_clear()
+    settings = registry.resolve({"objective": objective, new: value})
+    assert getattr(settings, new) == value
+    assert registry.resolve({"objective": objective, old: value}) == settings
+    (tmp_path / "a.yaml").write_text(f"objective: {objective}\n{old}: {value}\n")
+    assert registry.resolve({}, config=tmp_path / "a.yaml") == settings
+    plain = old.replace("-", "_")
+    assert capsys.readouterr().err == f"{plain} is now called {new}; the old name still works\n"
+    path = config.write_run_yaml(tmp_path, "pretrain", {"store": "sounds"}, settings)
+    path.write_text(path.read_text().replace(f"\n  {new}:", f"\n  {plain}:"))
+    assert registry.resolve({}, config=path) == settings
+    assert capsys.readouterr().err == ""
+
+
+def test_old_name__stays_in_the_description_of_a_model():
+    settings = registry.resolve({"objective": "reconstruction", "time_mask_width": 12})
+    assert settings.describe_objective() == {
+        "objective": "reconstruction",
+        "channels": 16,
+        "decoder_width": None,
+        "time_masks": 2,
+        "time_mask": 12,
+        "frequency_masks": 2,
+        "frequency_mask": 24,
+    }

@@ -17,7 +17,7 @@ from tymbal.cli import main
 from tymbal.objectives import registry
 from tymbal.objectives.reconstruction import ReconstructionSettings
 from tymbal.objectives.ssast import SSASTSettings
-from tymbal.settings import FinetuneSettings
+from tymbal.settings import FinetuneSettings, PrepareSettings
 
 PRETRAINING = {
     "epochs": 150,
@@ -144,3 +144,36 @@ def test_recipe__help_shows_both_defaults(capsys: pytest.CaptureFixture[str]):
     assert "[default: 100; 150 with reconstruction]" in shown
     assert "[default: none; 1.0 with reconstruction]" in shown
     assert "[default: 0.0005; 0.0001 with reconstruction]" in shown
+
+
+WITH_VIEWS = {
+    "filter_bank": "librosa",
+    "sample_rate": 22_050,
+    "low_freq": 0.0,
+    "validation": 0.2,
+    "longer": "crop-start",
+    "window": 3.0,
+}
+
+
+@pytest.mark.parametrize(("views", "brings"), [(5, True), ("5", True), (1, True), (0, False), ("0", False)])
+def test_recipe__of_views_is_brought_by_any_number_of_them(views: int | str, brings: bool, tmp_path: Path):
+    (tmp_path / "a.yaml").write_text(f"views: {views!r}\n")
+    for settings in (
+        config.resolve(PrepareSettings, {"views": views}),
+        config.resolve(PrepareSettings, {}, config=tmp_path / "a.yaml"),
+    ):
+        assert chosen(settings, WITH_VIEWS) == (WITH_VIEWS if brings else chosen(PrepareSettings(), WITH_VIEWS))
+
+
+def test_recipe__of_views_stands_below_what_is_given():
+    settings = config.resolve(PrepareSettings, {"views": 2, "sample_rate": 16_000, "frames": 64, "validation": 0.1})
+    assert (settings.sample_rate, settings.window, settings.validation) == (16_000, None, 0.1)
+    assert config.resolve(PrepareSettings, {"views": 2, "window": None}).window == 3.0
+
+
+def test_recipe__of_views_is_shown_in_help(capsys: pytest.CaptureFixture[str]):
+    assert main(["prepare", "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "[default: kaldi; librosa with views]" in shown
+    assert "[default: none; 3.0 with views]" in shown

@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
     "device": "cpu",
     "precision": "float32",
 }
-STORE_RECIPE: dict[str, Any] = {**RECIPE, "patch": "8x8", "frequency_mask": 6, "time_mask": 8}
+STORE_RECIPE: dict[str, Any] = {**RECIPE, "patch": "8x8", "frequency_mask_width": 6, "time_mask_width": 8}
 
 
 def noise(seconds: float, *, rate: int = 16_000, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -188,7 +188,7 @@ def test_sound__settings_are_refused_where_clips_are_made(store: Path, tmp_path:
 
 def test_settings__that_would_learn_nothing_are_refused(store: Path, tmp_path: Path):
     with pytest.raises(SettingsError, match="learn to copy"):
-        pretrain(store, tmp_path / "run", **{**STORE_RECIPE, "time_masks": 0, "frequency_mask": 0})
+        pretrain(store, tmp_path / "run", **{**STORE_RECIPE, "time_masks": 0, "frequency_mask_width": 0})
     with pytest.raises(SettingsError, match="no visible ones"):
         pretrain(store, tmp_path / "run", **STORE_RECIPE, encode="visible")
 

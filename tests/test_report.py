@@ -94,7 +94,7 @@ def test_report__pretraining_shows_what_was_rebuilt_at_each_checkpoint(way: Path
 
 def test_report__reconstruction_shows_masks_and_the_whole_rebuilt(way: Path, tmp_path: Path) -> None:
     plan = {"batch_size": 5, "accumulate": 1, "epochs": 2, "device": "cpu", "precision": "float32", "report_to": ()}
-    shape = {"width": 16, "depth": 1, "heads": 2, "patch": "8x8", "frequency_mask": 8, "time_mask": 12}
+    shape = {"width": 16, "depth": 1, "heads": 2, "patch": "8x8", "frequency_mask_width": 8, "time_mask_width": 12}
     plan["snapshots"] = 99
     run = tymbal.pretrain(way / "store", tmp_path / "run", objective="reconstruction", **plan, **shape)
     text = tymbal.report(tmp_path / "run", tmp_path / "page.html", **{**SMALL, "rebuilt": 99}).output.read_text()

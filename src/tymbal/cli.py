@@ -11,19 +11,18 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tymbal
-from tymbal.cli_words import Argument, Flag, UsageError, flag_of, parse, setting_flags
+from tymbal.cli_words import Argument, Flag, UsageError, Verb, flag_of, parse, setting_flags
 from tymbal.errors import SettingsError, TymbalError
 from tymbal.machine import check_companions
 from tymbal.progress import quietly, say
 from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
 from tymbal.values import nearest
 
-__all__ = ["VERBS", "Verb", "main"]
+__all__ = ["VERBS", "main"]
 
 _HELP = ("--help", "-h", "--help-all")
 _RESUME = {"always": True, "never": False}
@@ -34,27 +33,6 @@ _OTHERS = "Other people's command lines"
 _DEMO = "All of it, on sound made on the spot"
 
 _MODEL = "A run, a model folder, a Hugging Face or SSAST checkpoint."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verb:
-    """A command.
-
-    Attributes:
-        name: The verb, as on the command line and in Python.
-        text: What it does.
-        arguments: What it takes beside settings, in the order of its function.
-        heading: Under which heading help has it.
-        learns: Whether it needs torch.
-        continues: Whether the same command continues what was stopped.
-    """
-
-    name: str
-    text: str
-    arguments: tuple[Argument, ...]
-    heading: str = _WAY
-    learns: bool = True
-    continues: bool = False
 
 
 def _output(text: str, *, required: bool = False, default: Path | None = None) -> Argument:
@@ -118,6 +96,7 @@ _TABLE = (
             _output("Write the manifest here (.csv or .parquet), with failures.csv beside it."),
         ),
         learns=False,
+        heading=_WAY,
     ),
     Verb(
         name="prepare",
@@ -128,6 +107,7 @@ _TABLE = (
         ),
         learns=False,
         continues=True,
+        heading=_WAY,
     ),
     Verb(
         name="pretrain",
@@ -140,6 +120,7 @@ _TABLE = (
             *_RUN_FOLDER,
         ),
         continues=True,
+        heading=_WAY,
     ),
     Verb(
         name="probe",
@@ -151,6 +132,7 @@ _TABLE = (
             ),
             _output("Write the table here (.csv or .json)."),
         ),
+        heading=_WAY,
     ),
     Verb(
         name="finetune",
@@ -164,6 +146,7 @@ _TABLE = (
             *_RUN_FOLDER,
         ),
         continues=True,
+        heading=_WAY,
     ),
     Verb(
         name="predict",
@@ -180,6 +163,7 @@ _TABLE = (
             ),
         ),
         continues=True,
+        heading=_WAY,
     ),
     Verb(
         name="embed",
@@ -190,6 +174,7 @@ _TABLE = (
             _output("The embeddings (.parquet, .npy, .csv).", required=True),
         ),
         continues=True,
+        heading=_WAY,
     ),
     Verb(
         name="similar",
@@ -200,6 +185,7 @@ _TABLE = (
             Argument(name="index", text="The .parquet file of `tymbal embed`."),
             _output("Write the table here (.csv, .parquet, .json, .jsonl)."),
         ),
+        heading=_WAY,
     ),
     Verb(
         name="report",
@@ -213,6 +199,7 @@ _TABLE = (
             ),
             _output("The page (.html). Without it, report.html in the folder of the first source."),
         ),
+        heading=_WAY,
     ),
     Verb(
         name="explore",
@@ -227,11 +214,13 @@ _TABLE = (
                 required=False,
             ),
         ),
+        heading=_WAY,
     ),
     Verb(
         name="doctor",
         text="See what this machine can do, what is missing, and how long an epoch would take.",
         arguments=(Argument(name="store", text="A store to check, and to estimate an epoch for.", required=False),),
+        heading=_WAY,
     ),
     Verb(
         name="convert",

@@ -15,18 +15,16 @@ import textwrap
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from tymbal import config
-from tymbal.cli_words import Argument, flag_of, is_switch
+from tymbal.cli_words import Argument, Verb, flag_of, is_switch
 from tymbal.errors import SettingsError
 from tymbal.objectives import registry
+from tymbal.plugins import FILTER_BANKS
 from tymbal.settings import PretrainSettings
 from tymbal.settings.fields import GROUPS, Recipe, nature
 from tymbal.values import nearest
-
-if TYPE_CHECKING:
-    from tymbal.cli import Verb
 
 __all__ = ["overview", "shown_default", "verb_help"]
 
@@ -43,6 +41,9 @@ tymbal report   run classifier night.csv
 tymbal embed    run recordings -o recordings.parquet
 tymbal similar  run clip.wav recordings.parquet
 tymbal explore  classifier recordings"""
+
+_REGISTERED = {"objective": registry.names, "filter_bank": FILTER_BANKS.names}
+"""Settings whose choices other packages can add to, and who knows them."""
 
 _BOLD, _CYAN, _DIM, _GREEN = "1", "36", "2", "32"
 
@@ -178,12 +179,12 @@ def _entries(cls: Any, names: Iterable[str], recipes: Sequence[Recipe] | None = 
 
 
 def _notes(name: str, kind: Any, default: Any, recipes: Sequence[Recipe]) -> Iterator[str]:
-    choices = registry.names() if name == "objective" else _choices(kind)
+    choices = _REGISTERED[name]() if name in _REGISTERED else _choices(kind)
     if choices:
         yield f"choices: {', '.join(choices)}"
     text = shown_default(default)
     by_recipe = [
-        f"{shown_default(recipe.defaults[name])} with {recipe.value}" for recipe in recipes if name in recipe.defaults
+        f"{shown_default(recipe.defaults[name])} with {recipe.name}" for recipe in recipes if name in recipe.defaults
     ]
     if text is not None or by_recipe:
         yield f"default: {'; '.join([text or 'none', *by_recipe])}"

@@ -20,7 +20,7 @@ from tymbal.errors import TymbalError
 from tymbal.settings.fields import nature
 from tymbal.values import nearest
 
-__all__ = ["Argument", "Flag", "UsageError", "flag_of", "is_switch", "parse", "setting_flags"]
+__all__ = ["Argument", "Flag", "UsageError", "Verb", "flag_of", "is_switch", "parse", "setting_flags"]
 
 _NEGATIVE = re.compile(r"-\.?\d")
 _TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -60,6 +60,27 @@ class Argument:
     def shown(self) -> str:
         """The name in messages and help: `SOURCE`, `--output`."""
         return flag_of(self.name) if self.flag else self.name.upper()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """A command.
+
+    Attributes:
+        name: The verb, as on the command line and in Python.
+        text: What it does.
+        arguments: What it takes beside settings, in the order of its function.
+        heading: Under which heading help has it.
+        learns: Whether it needs torch.
+        continues: Whether the same command continues what was stopped.
+    """
+
+    name: str
+    text: str
+    arguments: tuple[Argument, ...]
+    heading: str
+    learns: bool = True
+    continues: bool = False
 
 
 @dataclass(frozen=True)

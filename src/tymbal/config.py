@@ -52,6 +52,7 @@ __all__ = [
     "todays_name",
     "unknown_setting",
     "versions",
+    "with_todays_names",
     "write_run_yaml",
     "write_yaml",
 ]
@@ -161,6 +162,12 @@ def old_names(cls: type[Any]) -> dict[str, str]:
     """Older names of settings that are still understood, each with the name of today, as YAML spells them."""
     names = (each.name for each in dataclasses.fields(cls))
     return {alias: _key(name) for name in names for alias in nature(cls, name).aliases}
+
+
+def with_todays_names(cls: type[Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run has recorded, with the names that its settings have today; nothing is said of older ones."""
+    old = old_names(cls)
+    return {old.get(name, name): value for name, value in recorded.items()}
 
 
 def todays_name(cls: type[Any], old: str) -> str:
@@ -349,8 +356,8 @@ def _parse_run(content: Mapping[str, Any], path: Path) -> RunFile:
             raise SettingsError(f"'{key}' is not a mapping", path=path)
     verb = str(content["verb"])
     cls = settings_of(verb)
-    old = {} if cls is None else old_names(cls)
-    parts["settings"] = {old.get(name, name): value for name, value in parts["settings"].items()}
+    if cls is not None:
+        parts["settings"] = with_todays_names(cls, parts["settings"])
     return RunFile(verb=verb, **parts)
 
 

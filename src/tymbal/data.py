@@ -255,15 +255,15 @@ class DataSource(Generic[Chosen]):
             raise TypeError("view_pairs takes the settings of an objective that learns from pairs")
         if not self.exists:
             self._refuse_nothing()
-        source = self if settings.views == "fresh" else self._generated() or self
+        source = self if settings.view_source == "fresh" else self._generated() or self
         source._copy_failures(run)
-        if source.has_views and settings.views != "fresh":
+        if source.has_views and settings.view_source != "fresh":
             pairs = source.store()
             if pairs.failures:
                 write_failures(run / FAILURES, pairs.failures)
             return pairs
         usable = source.has_waveforms or source.has_sound
-        if not usable or settings.views == "generated":
+        if not usable or settings.view_source == "generated":
             raise _no_views(source.path, generated=source.has_views)
         if source.has_waveforms:
             return source.store()

@@ -9,7 +9,7 @@ model on the validation clips lies in `classifier/model` and goes straight into 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -306,8 +306,7 @@ def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: Fin
 def _augmentation(settings: FinetuneSettings) -> Augmentation | None:
     from tymbal.objectives.augmentation import Augmentation
 
-    names = ("frequency_mask", "time_mask", "mixup", "mixup_of", "noise", "roll")
-    chosen = Augmentation(**{name: getattr(settings, name) for name in names})
+    chosen = Augmentation(**{each.name: getattr(settings, each.name) for each in fields(Augmentation)})
     return None if chosen == Augmentation(mixup_of=settings.mixup_of) else chosen
 
 

@@ -109,11 +109,11 @@ def test_pretrain__on_waveforms_and_on_sound(waves: WaveStore, sound: Path, tmp_
     run = pretrain(waves.path, tmp_path / "one", **LEARN)
     assert "eval_acc" in run.metrics
     assert load_model(run.model).description.features == waves.features
-    again = pretrain(waves.path, tmp_path / "two", views="fresh", **LEARN)
+    again = pretrain(waves.path, tmp_path / "two", view_source="fresh", **LEARN)
     states = [load_model(result.model).module.state_dict() for result in (run, again)]
     assert all(states[0][name].equal(states[1][name]) for name in states[0])
     with pytest.raises(StoreError, match="holds no pairs of views"):
-        pretrain(waves.path, tmp_path / "three", views="generated", **LEARN)
+        pretrain(waves.path, tmp_path / "three", view_source="generated", **LEARN)
 
 
 def test_pretrain__makes_waveforms_of_sound_first(sound: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_pretrain__makes_waveforms_of_sound_first(sound: Path, tmp_path: Path) -
     assert len(WaveStore.open(tmp_path / "run" / "store")) == 20
     pairs = tymbal.prepare(sound, tmp_path / "pairs", views=1, **SMALL).path
     with pytest.raises(StoreError, match="not waveforms"):
-        pretrain(pairs, tmp_path / "other", views="fresh", **LEARN)
+        pretrain(pairs, tmp_path / "other", view_source="fresh", **LEARN)
 
 
 @pytest.mark.parametrize("write", ["store", "pt"])
@@ -136,7 +136,7 @@ def test_pretrain__finds_the_views_that_were_generated_of_its_sound(
     (tmp_path / "other").mkdir()
     soundfile.write(tmp_path / "other" / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
     with pytest.raises(StoreError, match="holds no pairs"):
-        pretrain(tmp_path / "other", tmp_path / "run2", views="generated", **LEARN)
+        pretrain(tmp_path / "other", tmp_path / "run2", view_source="generated", **LEARN)
 
 
 @pytest.mark.gpu

@@ -35,13 +35,13 @@ from tymbal.objectives.augmentation import spec_mask
 from tymbal.objectives.contract import ObjectiveSpec, Rebuilt, load_heads
 from tymbal.randomness import EVALUATION, fold
 from tymbal.settings import PretrainSettings
-from tymbal.settings.fields import Recipe, check
+from tymbal.settings.fields import Recipe, check, setting
 from tymbal.store.base import SpectrogramSource
 
 __all__ = ["OBJECTIVE", "ReconstructionObjective", "ReconstructionSettings"]
 
 _KERNEL = 3  # frames that a convolution sees
-_MASKS = ("time_masks", "time_mask", "frequency_masks", "frequency_mask")
+_MASKS = ("time_masks", "time_mask_width", "frequency_masks", "frequency_mask_width")
 
 _RECIPE = Recipe(
     setting="objective",
@@ -70,9 +70,9 @@ class ReconstructionSettings(PretrainSettings):
         channels: Channels to which each token is projected, for each frame up to the next patch.
         decoder_width: Width of the decoder. `None` is that of the encoder.
         time_masks: Stretches of time that are masked in the input.
-        time_mask: Widest of them in frames; widths are uniform from 0 on.
+        time_mask_width: Widest of them in frames; widths are uniform from 0 on.
         frequency_masks: Bands of mel bins that are masked.
-        frequency_mask: Widest of them in mel bins.
+        frequency_mask_width: Widest of them in mel bins.
     """
 
     recipes: ClassVar[tuple[Recipe, ...]] = (_RECIPE,)
@@ -81,9 +81,9 @@ class ReconstructionSettings(PretrainSettings):
     channels: int = 16
     decoder_width: int | None = None
     time_masks: int = 2
-    time_mask: int = 24
+    time_mask_width: int = setting(24, aliases=("time_mask",))
     frequency_masks: int = 2
-    frequency_mask: int = 24
+    frequency_mask_width: int = setting(24, aliases=("frequency_mask",))
 
     def __post_init__(self) -> None:
         PretrainSettings.__post_init__(self)
@@ -91,10 +91,10 @@ class ReconstructionSettings(PretrainSettings):
         check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
         for name in _MASKS:
             check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        if not (self.time_masks and self.time_mask) and not (self.frequency_masks and self.frequency_mask):
+        if not (self.time_masks and self.time_mask_width) and not (self.frequency_masks and self.frequency_mask_width):
             raise SettingsError(
                 "without a mask, reconstruction would learn to copy",
-                advice="Set time_masks and time_mask, or frequency_masks and frequency_mask, to 1 or more.",
+                advice="Set time_masks and time_mask_width, or frequency_masks and frequency_mask_width, to 1 or more.",
             )
 
     @classmethod
@@ -281,7 +281,10 @@ def _build(
         channels=settings.channels,
         decoder_width=settings.decoder_width,
         seed=settings.seed,
-        **{name: getattr(settings, name) for name in _MASKS},
+        time_masks=settings.time_masks,
+        time_mask=settings.time_mask_width,
+        frequency_masks=settings.frequency_masks,
+        frequency_mask=settings.frequency_mask_width,
     )
 
 

@@ -141,6 +141,8 @@ def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> P
     """
     below = {} if config is None else configuration.read_settings(PretrainSettings, config)
     name = chosen_name(keywords, below, source=config)
+    if config is not None and configuration.is_run_file(config):
+        below = configuration.with_todays_names(run_settings(name), below)
     given = own(name, keywords)
     for key in keywords:
         if key not in given:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tymbal.plugins import FILTER_BANKS
 from tymbal.settings.augmentation import ViewSettings
-from tymbal.settings.fields import check, check_pattern, setting
+from tymbal.settings.fields import VIEWS, Recipe, check, check_pattern, setting
 
 if TYPE_CHECKING:
     from tymbal.features.bank import FilterBank
@@ -135,35 +135,16 @@ class FeatureSettings:
         return self._bank.samples_of(frames)
 
 
-_CHOSEN: Any = None
-"""Stands for a default that depends on whether views are made, until `PrepareSettings` puts it in."""
-
-_PLAIN = {"filter_bank": "kaldi", "sample_rate": 16_000, "low_freq": 20.0, "validation": 0.1, "longer": "windows"}
-_VIEWS = {
-    "filter_bank": "librosa",
-    "sample_rate": 22_050,
-    "low_freq": 0.0,
-    "validation": 0.2,
-    "longer": "crop-start",
-    "window": 3.0,
-}
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     """Sound files to a store of spectrograms.
 
     Attributes:
-        filter_bank: As in `FeatureSettings`. Left out, it is `kaldi`, with views `librosa`.
-        sample_rate: Rate in Hz to which every file is resampled. Left out, it is 16,000, with views 22,050.
-        low_freq: Lower edge of the lowest mel bin in Hz. Left out, it is 20, with views 0.
-        validation: Fraction of clips (or groups) for validation. Left out, it is 0.1, with views 0.2.
         seed: Seed of the split and of views.
         window: Length of a clip in seconds. `None` is the length of `frames` where that is set, else the longest
             clip's length, at most 10.24 s, with views 3 s.
         hop: Seconds from one window to the next in a longer file. `None` is the window: no overlap.
-        longer: What happens to a file longer than the window: cut into `windows`, or cropped to one. Left out, it is
-            `windows`, with views `crop-start`.
+        longer: What happens to a file longer than the window: cut into `windows`, or cropped to one.
         frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
             fit; real sound fills the difference where there is any, else silence. Views are not rounded up.
         min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
@@ -175,14 +156,11 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     """
 
     group = "clips"
+    recipes: ClassVar[tuple[Recipe, ...]] = (VIEWS,)
 
-    filter_bank: str = _CHOSEN
-    sample_rate: int = _CHOSEN
-    low_freq: float = _CHOSEN
-    validation: float = _CHOSEN
     window: float | None = setting(None, first=True)
     hop: float | None = setting(None, first=True)
-    longer: Literal["windows", "crop-start", "crop-centre"] = setting(_CHOSEN, first=True)
+    longer: Literal["windows", "crop-start", "crop-centre"] = setting("windows", first=True)
     frames: int | None = None
     min_fill: float = 0.5
     every: int = setting(1, first=True)
@@ -191,9 +169,8 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     scheduler: str | None = setting(None, resumable=True)
 
     def __post_init__(self) -> None:
-        for name, value in (_VIEWS if self.views else _PLAIN).items():
-            if getattr(self, name) is None and not (name == "window" and self.frames):
-                object.__setattr__(self, name, value)
+        if self.views and self.window is None and not self.frames:
+            object.__setattr__(self, "window", VIEWS.defaults["window"])  # None is that, too
         ViewSettings.__post_init__(self)
         ScanSettings.__post_init__(self)
         FeatureSettings.__post_init__(self)

@@ -21,6 +21,7 @@ __all__ = [
     "GROUPS",
     "NOTEBOOK",
     "SIZES",
+    "VIEWS",
     "Nature",
     "Recipe",
     "check",
@@ -182,19 +183,28 @@ class Recipe:
 
     Attributes:
         setting: The setting.
-        value: The value that brings the defaults along.
+        value: The value that brings the defaults along. `None` is any number but 0.
         defaults: They, by field name.
         unless: Defaults that do not hold where another setting, which says the same in another way, is given.
     """
 
     setting: str
-    value: str
+    value: str | None
     defaults: Mapping[str, Any]
     unless: Mapping[str, str] = field(default_factory=dict)
 
+    def is_chosen(self, value: Any) -> bool:
+        """Whether this value of the setting brings the defaults along."""
+        return str(value or 0) != "0" if self.value is None else bool(value == self.value)
+
+    @property
+    def name(self) -> str:
+        """What brings the defaults along, in help."""
+        return self.value or self.setting
+
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults that hold beside what is given, by field name; none where the recipe is not chosen."""
-        if given.get(self.setting) != self.value:
+        if not self.is_chosen(given.get(self.setting)):
             return {}
         said = {name for name, other in self.unless.items() if given.get(other) is not None}
         return {name: value for name, value in self.defaults.items() if name not in given and name not in said}
@@ -202,9 +212,25 @@ class Recipe:
 
 def recipe_defaults(settings: Any) -> dict[str, Any]:
     """Defaults of the recipes that settings have chosen, by field name; none where they have chosen none."""
-    chosen = [each for each in getattr(type(settings), "recipes", ()) if getattr(settings, each.setting) == each.value]
+    recipes = getattr(type(settings), "recipes", ())
+    chosen = (each for each in recipes if each.is_chosen(getattr(settings, each.setting)))
     return {name: value for recipe in chosen for name, value in recipe.defaults.items()}
 
+
+VIEWS = Recipe(
+    setting="views",
+    value=None,
+    defaults={
+        "filter_bank": "librosa",
+        "sample_rate": 22_050,
+        "low_freq": 0.0,
+        "validation": 0.2,
+        "longer": "crop-start",
+        "window": 3.0,
+    },
+    unless={"window": "frames"},
+)
+"""How views of short clips are usually prepared."""
 
 NOTEBOOK = Recipe(
     setting="recipe",

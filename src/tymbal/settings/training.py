@@ -212,8 +212,13 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         """The objective and its own settings, as the description of a model keeps them."""
         common = {field.name for field in fields(PretrainSettings)}
         own = [field.name for field in fields(self) if field.name not in common]
-        described = [name for name in own if nature(self, name).describes_model]
-        return {name: getattr(self, name) for name in ("objective", *described)}
+        natures = {name: nature(self, name) for name in ("objective", *own)}
+        # Model folders keep the name that a setting had first, so that all versions read them.
+        return {
+            next(iter(each.aliases), name): getattr(self, name)
+            for name, each in natures.items()
+            if each.describes_model
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,13 +226,13 @@ class ViewPairSettings(PretrainSettings):
     """Pretraining on two views of each clip; an objective with these settings is given pairs.
 
     Attributes:
-        views: Where the views come from: `generated` before (tymbal prepare --views), or `fresh` from waveforms in
-            every epoch. `auto` takes what is there; sound becomes waveforms.
+        view_source: Where the views come from: `generated` before (tymbal prepare --views), or `fresh` from waveforms
+            in every epoch. `auto` takes what is there; sound becomes waveforms.
         augmentations: YAML file that says how fresh views are drawn. `None` is configs/audio_augmentation_config.yaml
             where it is there, else the defaults.
     """
 
-    views: Literal["auto", "generated", "fresh"] = setting("auto", describes_model=False)
+    view_source: Literal["auto", "generated", "fresh"] = setting("auto", aliases=("views",), describes_model=False)
     augmentations: str | None = setting(None, path=True, describes_model=False)
 
 

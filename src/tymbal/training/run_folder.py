@@ -220,7 +220,7 @@ def _own(recorded: dict[str, Any], settings: TrainingSettings) -> dict[str, Any]
     """What was recorded, without settings of other objectives: earlier versions recorded those of all in every run."""
     if not isinstance(settings, PretrainSettings):
         return recorded
-    return registry.without_foreign(settings.objective, recorded)
+    return config.with_todays_names(type(settings), registry.without_foreign(settings.objective, recorded))
 
 
 def _is_gone(path: str | None) -> bool:
