@@ -31,7 +31,7 @@ REPORT = Report(
     task=0.31,
     seconds={"pretrain": 130.0, "scan": 2.0},
     scores=SCORES,
-    search=Search(17, 15, 40, 3),
+    found=Search(17, 15, 40, 3),
 )
 
 
@@ -69,7 +69,7 @@ def test_text__level_is_neither_ahead_nor_behind():
 
 def test_text__without_labels_it_says_how_to_give_some(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # what `make demo` has left here is no part of it
-    text = dataclasses.replace(REPORT, scores=None, search=None).text(Path("demo"))
+    text = dataclasses.replace(REPORT, scores=None, found=None).text(Path("demo"))
     assert "There are no labels" in text
     assert "--label-pattern" in text
     assert "Pretraining: 840 steps" in text

@@ -73,7 +73,7 @@ class Report:
         task: Accuracy in telling the masked patches from each other, on held-out clips.
         seconds: Seconds of each step of the demo.
         scores: How well clips are classified; None without labels.
-        search: How many events of the recording were found; None without labels.
+        found: How many events of the recording were found; None without labels.
     """
 
     held_out: str
@@ -82,7 +82,7 @@ class Report:
     task: float | None
     seconds: dict[str, float] = field(default_factory=dict)
     scores: Scores | None = None
-    search: Search | None = None
+    found: Search | None = None
 
     def text(self, folder: Path) -> str:
         """The report, for a folder in which everything was written."""
@@ -132,11 +132,11 @@ class Report:
         return "\n".join(lines)
 
     def _searched(self) -> str:
-        if self.search is None:
+        if self.found is None:
             return ""
-        text = f"In the recording {self.search.found} of {self.search.events} events got the right label."
-        if self.search.empty:
-            text += f" Of {self.search.empty} windows without any, {self.search.false_alarms} were false alarms."
+        text = f"In the recording {self.found.found} of {self.found.events} events got the right label."
+        if self.found.empty:
+            text += f" Of {self.found.empty} windows without any, {self.found.false_alarms} were false alarms."
         return text
 
     def _places(self, folder: Path) -> str:

@@ -102,7 +102,7 @@ def demo(
         task=run.metrics.get("eval_acc"),
         seconds=walk.seconds,
         scores=scores,
-        search=search,
+        found=search,
     )
     _show(walk)
     write_text(walk.folder / "summary.txt", report.text(walk.folder) + "\n")
