@@ -92,8 +92,11 @@ def test_store__opens_what_has_rows(place: str, shape: int, places: Path) -> Non
 
 
 def test_store__says_what_to_do_where_there_are_no_rows(places: Path) -> None:
-    with pytest.raises(StoreError, match=r"is a folder of sound files, no store\n  Prepare it: tymbal prepare"):
-        open_data(places / "sound", PtSettings()).store()
+    for place in ("sound", "one.wav", "sounds.json"):
+        with pytest.raises(
+            StoreError, match=r"is no store: it has no store.json\n  Make a store"
+        ):
+            open_data(places / place, PtSettings()).store()
 
 
 @pytest.mark.parametrize("place", ["pairs", "pair_files", "waves"])
@@ -110,11 +113,12 @@ def test_open_data__nothing_is_an_error_when_it_is_opened(tmp_path: Path, capsys
     data = open_data(tmp_path / "nowhere", ContrastiveSettings())
     assert not data.exists
     assert not any(getattr(data, name) for name in PROPERTIES)
-    for opens in (data.store, data.single_spectrograms, lambda: data.spectrograms(tmp_path, FeatureSettings())):
+    for opens in (data.store, data.single_spectrograms):
+        with pytest.raises(StoreError, match="there is no such folder"):
+            opens()
+    for opens in (lambda: data.spectrograms(tmp_path, FeatureSettings()), lambda: data.view_pairs(tmp_path)):
         with pytest.raises(StoreError, match="there is no such store, folder of sound or manifest"):
             opens()
-    with pytest.raises(StoreError, match="there is no such store"):
-        data.view_pairs(tmp_path)
     assert capsys.readouterr().err == ""
 
 

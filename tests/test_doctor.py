@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 import tymbal
-from tones import tone_folder, tone_store
+from tones import FEATURES, tone_folder, tone_store
+from tymbal.config import to_keywords
 from tymbal.errors import DeviceError, SettingsError
 from tymbal.features.kaldi import KaldiFbank
 from tymbal.features.librosa import LibrosaMel
@@ -106,3 +107,27 @@ def test_doctor__times_the_filter_bank_of_the_store(tmp_path: Path, monkeypatch:
     assert trial.features > 0
     assert counts[KaldiFbank] == 0
     assert counts[LibrosaMel] >= 2  # a first time that does not count, and one that does
+
+
+@pytest.mark.parametrize(
+    ("form", "says"),
+    [
+        ("pairs", "24 pairs of views of 48 frames x 16 mel bins"),
+        ("files", "24 pairs of views of 48 frames x 16 mel bins"),
+        ("waveforms", "12 waveforms of 4,000 samples, or 48 frames x 16 mel bins"),
+    ],
+)
+def test_doctor__pairs_and_waveforms_are_tried_as_they_are_learned_from(form: str, says: str, tmp_path: Path) -> None:
+    sound = tone_folder(tmp_path / "sound", clips=2)
+    write = {"pairs": "store", "files": "pt", "waveforms": "waveforms"}[form]
+    how = {"views": 1 if form == "waveforms" else 2, "write": write, "window": 0.5, "workers": 1}
+    tymbal.prepare(sound, tmp_path / form, **how, **to_keywords(FEATURES))
+    result = tymbal.doctor(tmp_path / form, **QUICK)
+    trial = result.trial
+    assert result.advice == tuple(text for text in result.advice if str(tmp_path) not in text)
+    assert result.store["clips"] == says
+    assert trial is not None
+    assert trial.loading is not None
+    assert min(trial.loading, trial.step) > 0
+    clips = (12 if form == "waveforms" else 24) // 2  # half of them are for validation
+    assert result.epoch_seconds == pytest.approx(clips / trial.clips_per_second)

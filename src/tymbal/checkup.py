@@ -12,16 +12,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tymbal.compute.device import choose_device, choose_precision, cpu_has_bf16, local_gpu
 from tymbal.config import versions
+from tymbal.data import dataset_of
 from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import Normalisation
 from tymbal.features.statistics import LOG_FLOOR
 from tymbal.machine import machine
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.objectives.ssast import SSASTObjective
+from tymbal.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
+from tymbal.objectives.ssast import SSASTObjective, SSASTSettings
 from tymbal.settings import SIZES, DoctorSettings, FeatureSettings, parse_patch
 from tymbal.store.base import SpectrogramSource
 from tymbal.training.optimization import parameter_groups
@@ -124,36 +126,50 @@ def try_out(store: SpectrogramSource | None, settings: DoctorSettings) -> Trial:
     spectrograms = _often(compute, settings.seconds * _SHARES["features"])
     loading = None if store is None else _load(store, settings)
     frames = features.frames_of(round(_CLIP_SECONDS * features.sample_rate)) if store is None else store.frames
-    step, batch_size = _learn(frames, features.mel_bins if store is None else store.mels, settings)
+    pairs = store is not None and _is_for_pairs(store)
+    step, batch_size = _learn(frames, features.mel_bins if store is None else store.mels, settings, pairs=pairs)
     return Trial(
         features=_CLIP_SECONDS * spectrograms, loading=loading, step=step, batch_size=batch_size, frames=frames
     )
 
 
+def _is_for_pairs(store: SpectrogramSource) -> bool:
+    """Whether a pretraining on this store learns from pairs of views."""
+    return store.views > 1 or store.samples is not None
+
+
 def _load(store: SpectrogramSource, settings: DoctorSettings) -> float:
+    """Clips a second that are read, and of waveforms made into fresh views."""
     generator = np.random.default_rng(0)
+    training = ContrastiveSettings(device=settings.device) if _is_for_pairs(store) else SSASTSettings()
+    dataset = dataset_of(store, store.rows(), training)
 
     def load() -> None:
-        store.gather(generator.integers(0, len(store), settings.batch_size))
+        dataset.__getitems__(generator.integers(0, len(store), settings.batch_size).tolist())
 
     return settings.batch_size * _often(load, settings.seconds * _SHARES["loading"])
 
 
-def _learn(frames: int, mels: int, settings: DoctorSettings) -> tuple[float, int]:
-    """Clips a second, and clips a step."""
+def _learn(frames: int, mels: int, settings: DoctorSettings, *, pairs: bool) -> tuple[float, int]:
+    """Clips a second, and clips a step; of pairs with the contrastive objective."""
     device, _ = choose_device(settings.device)
     dtype, _ = choose_precision(settings.precision, device)
     width, depth, heads = SIZES[settings.size]
     patch = parse_patch(settings.patch)
     config = EncoderConfig(width=width, depth=depth, heads=heads, mels=mels, frames=frames, patch=patch, stride=patch)
     normalisation = Normalisation(mean=0.0, std=0.5, padding=LOG_FLOOR)
-    objective = SSASTObjective(SpectrogramEncoder(config), normalisation=normalisation, encode=settings.encode)
+    encoder = SpectrogramEncoder(config)
+    objective: nn.Module = (
+        ContrastiveObjective(encoder, normalisation=normalisation, clips=torch.arange(settings.batch_size))
+        if pairs
+        else SSASTObjective(encoder, normalisation=normalisation, encode=settings.encode)
+    )
     objective.to(device).train()
     groups = parameter_groups(objective.named_parameters(), learning_rate=1e-4, weight_decay=0.05)
     optimizer = torch.optim.AdamW(groups)
 
     def step(clips: int) -> None:
-        batch = _noise(clips, frames, mels, device)
+        batch = _noise(clips, (2, frames, mels) if pairs else (frames, mels), device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             loss: Tensor = objective(**batch)["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
@@ -168,11 +184,11 @@ def _learn(frames: int, mels: int, settings: DoctorSettings) -> tuple[float, int
     return clips * _often(partial(step, clips), settings.seconds * _SHARES["step"]), clips
 
 
-def _noise(clips: int, frames: int, mels: int, device: torch.device) -> dict[str, Tensor]:
+def _noise(clips: int, shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:
     number = torch.arange(clips, device=device)
     return {
-        "spectrogram": torch.randn(clips, frames, mels, device=device),
-        "frames": torch.full_like(number, frames),
+        "spectrogram": torch.randn(clips, *shape, device=device),
+        "frames": torch.full_like(number, shape[-2]),
         "row": number,
         "epoch": torch.zeros_like(number),
     }

@@ -183,17 +183,9 @@ class DataSource(Generic[Chosen]):
         Raises:
             StoreError: There is nothing, it has no rows yet, or it is damaged.
         """
-        if not self.exists:
-            self._refuse_nothing()
-        if self._kind.packed:
+        if self.is_packed or not self.has_rows:  # where there is no store, that says what to do
             return open_store(self.path)
-        if self._kind.views:
-            return PairFileStore(self.path)
-        if self._kind.spectrograms:
-            return open_with(self.path, self._settings)
-        raise StoreError(
-            f"is {self.what}, no store", path=self.path, advice=f"Prepare it: tymbal prepare {self.path} -o STORE"
-        )
+        return PairFileStore(self.path) if self.has_views else open_with(self.path, self._settings)
 
     def single_spectrograms(self) -> SpectrogramSource:
         """Opens single spectrograms.

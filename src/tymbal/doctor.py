@@ -20,11 +20,11 @@ from tymbal import config as configuration
 from tymbal.errors import TymbalError
 from tymbal.machine import check_companions, cores
 from tymbal.progress import duration, tell
-from tymbal.settings import DoctorSettings
+from tymbal.settings import DoctorSettings, PtSettings
 
 if TYPE_CHECKING:
     from tymbal.checkup import Trial
-    from tymbal.store.packed.packed_store import Store
+    from tymbal.store.base import SpectrogramSource
 
 __all__ = ["DoctorResult", "doctor"]
 
@@ -95,7 +95,8 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
     A store that cannot be read, or an installation that does not work together, is a finding and no error.
 
     Args:
-        store: A store to check and to estimate an epoch for.
+        store: A store to check and to estimate an epoch for: of spectrograms, pairs of views or waveforms, packed or
+            in `.pt` files.
         config: YAML file with settings.
         **settings: See `tymbal.settings.DoctorSettings`.
 
@@ -118,8 +119,7 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
         trial = try_out(opened, chosen)
     epoch = None
     if trial is not None and opened is not None:
-        splits = set(opened.index["split"].to_pylist())
-        epoch = len(opened.rows("train" if "train" in splits else None)) / trial.clips_per_second
+        epoch = len(opened.rows("train" if "train" in opened.splits else None)) / trial.clips_per_second
     free = free_disk(Path(store or "."))
     advice += _advice(chosen, trial, epoch, free)
     return DoctorResult(
@@ -136,29 +136,37 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
     )
 
 
-def _opened(path: str | Path | None, advice: list[str]) -> tuple[Store | None, dict[str, str]]:
+def _opened(path: str | Path | None, advice: list[str]) -> tuple[SpectrogramSource | None, dict[str, str]]:
     """The store, if it is whole and holds finite values where it was looked at; else what is wrong is said."""
     import numpy as np
 
+    from tymbal.data import open_data
     from tymbal.errors import StoreError
-    from tymbal.store.packed.packed_store import Store
 
     if path is None:
         return None, {}
     try:
-        store = Store.open(path)
+        data = open_data(path, PtSettings())
+        store = data.store()
         rows = np.unique(np.linspace(0, len(store) - 1, 64).astype(np.int64))
-        broken = rows[~np.isfinite(store.gather(rows).astype(np.float32)).all(axis=(1, 2))]
+        broken = rows[~np.isfinite(store.gather(rows).astype(np.float32)).reshape(len(rows), -1).all(axis=1)]
     except StoreError as error:
         advice.append(str(error))
         return None, {}
     if len(broken):
         advice.append(f"{path}: row {broken[0]} holds values that are not finite. Prepare the store again.")
         return None, {}
-    size = sum(shard.bytes for shard in store.description.shards)
+    size = sum(file.stat().st_size for file in store.data_files)
+    places = "shards, none missing or cut short" if data.is_packed else "files"
+    shape = f"{store.frames} frames x {store.mels} mel bins"
+    clips = f"{len(store):,} of {shape}"
+    if store.samples is not None:
+        clips = f"{len(store):,} waveforms of {store.samples:,} samples, or {shape}"
+    elif store.views > 1:
+        clips = f"{len(store):,} pairs of views of {shape}"
     return store, {
-        "clips": f"{len(store):,} of {store.frames} frames x {store.mels} mel bins",
-        "size": f"{size / 1e9:,.2f} GB in {len(store.description.shards):,} shards, none missing or cut short",
+        "clips": clips,
+        "size": f"{size / 1e9:,.2f} GB in {len(store.data_files):,} {places}",
         "looked at": f"{len(rows)} clips, all finite",
     }
 
