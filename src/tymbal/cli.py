@@ -340,7 +340,8 @@ def _run(verb: Verb, words: Sequence[str]) -> None:
         if each.required and each.name not in arguments:
             raise UsageError(f"{each.shown} is missing")
         arguments.setdefault(each.name, each.default)
-    settings = _settings(verb, given, file)
+    with quietly(quiet):
+        settings = _settings(verb, given, file)
     if verb.name == "prepare" and arguments["output"] is None and not settings.get("views"):
         raise SettingsError(f"{flag_of('output')} is missing")
     if "resume" in arguments:

@@ -30,26 +30,17 @@ if TYPE_CHECKING:
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Objective", "ObjectiveSpec", "RebuildingObjective", "Rebuilt", "continue_heads", "load_heads"]
+__all__ = ["Objective", "ObjectiveSpec", "RebuildingObjective", "Rebuilt", "Trainable", "continue_heads", "load_heads"]
 
 
-class Objective(Protocol):
-    """An `nn.Module` that learns by a loss on batches of a store.
-
-    A batch has `spectrogram`, log-mel values as they are stored, of any float type, [batch, frames, mels], of pairs of
-    views [batch, 2, frames, mels]; `frames`, real frames of each clip before padding, int64 [batch]; `row`, its number
-    in the store, int64 [batch]; and `epoch`, that of each clip, int64 [batch]. Random numbers are drawn from `row`,
-    `epoch` and the seed alone (`tymbal.randomness`): so a resumed run draws the same.
+class Trainable(Protocol):
+    """An `nn.Module` that learns by a loss on batches, of pretraining or of fine-tuning.
 
     Attributes:
-        encoder: What is trained and, at the end, kept as the model.
         monitor: Name of the metric that tells better models, and whether higher is better.
-        training: Whether it is in training mode; evaluation has fixed random numbers.
     """
 
-    encoder: SpectrogramEncoder
     monitor: tuple[str, bool]
-    training: bool
 
     def __call__(self, **batch: Tensor) -> dict[str, Any]:
         """Computes the loss of a batch.
@@ -61,6 +52,23 @@ class Objective(Protocol):
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Turns sums over many batches into the figures that are reported, `loss` among them."""
+
+
+class Objective(Trainable, Protocol):
+    """An `nn.Module` that learns from unlabelled clips, around an encoder.
+
+    A batch has `spectrogram`, log-mel values as they are stored, of any float type, [batch, frames, mels], of pairs of
+    views [batch, 2, frames, mels]; `frames`, real frames of each clip before padding, int64 [batch]; `row`, its number
+    in the store, int64 [batch]; and `epoch`, that of each clip, int64 [batch]. Random numbers are drawn from `row`,
+    `epoch` and the seed alone (`tymbal.randomness`): so a resumed run draws the same.
+
+    Attributes:
+        encoder: What is trained and, at the end, kept as the model.
+        training: Whether it is in training mode; evaluation has fixed random numbers.
+    """
+
+    encoder: SpectrogramEncoder
+    training: bool
 
     def head_state(self) -> dict[str, Tensor]:
         """What is trained beside the encoder, to be kept with the model; the tensors themselves, not copies."""

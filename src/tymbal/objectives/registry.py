@@ -27,15 +27,7 @@ from tymbal.progress import tell
 from tymbal.settings import PretrainSettings
 from tymbal.values import convert
 
-__all__ = [
-    "chosen_name",
-    "names",
-    "own",
-    "resolve",
-    "run_settings",
-    "spec",
-    "without_foreign",
-]
+__all__ = ["names", "resolve", "run_settings", "spec", "without_foreign"]
 
 _MODULES = {
     "joint": "tymbal.objectives.ssast",
@@ -83,41 +75,6 @@ def run_settings(name: str) -> type[PretrainSettings]:
     return spec(name).settings
 
 
-def chosen_name(keywords: Mapping[str, Any], below: Mapping[str, Any], *, source: PathLike | None = None) -> str:
-    """The objective that is chosen: in `keywords`, else in `below`, from the file `source`, else by default.
-
-    Raises:
-        SettingsError: There is no such objective.
-    """
-    if "objective" in keywords:
-        return _check_name(keywords["objective"])
-    return _check_name(below.get("objective", PretrainSettings.objective), source=source)
-
-
-def own(name: str, mapping: Mapping[str, Any], *, source: PathLike | None = None) -> dict[str, Any]:
-    """What of a mapping holds with an objective: without the settings of the others, and with its name.
-
-    Args:
-        name: The objective.
-        mapping: Values by key.
-        source: The file that the mapping comes from, for messages.
-
-    Raises:
-        SettingsError: A key is no setting of any objective, or contradicts this one.
-    """
-    cls = run_settings(name)
-    kept = without_foreign(name, mapping)
-    mine = _keys(cls)
-    for key in kept:
-        if _key(key) not in mine:
-            raise configuration.unknown_setting(PretrainSettings, key, [*mine, *_all_keys()], source=source)
-    try:
-        cls.refuse({_key(key): value for key, value in mapping.items() if key not in kept})
-    except SettingsError as error:
-        raise SettingsError(error.what, path=source, advice=error.advice) from None
-    return {**kept, "objective": name}
-
-
 def without_foreign(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping without the settings that only other objectives than this one have; keys in any spelling."""
     mine = _keys(run_settings(name))
@@ -140,14 +97,49 @@ def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> P
         SettingsError: A key is unknown, or a value has the wrong type, is out of range or contradicts the objective.
     """
     below = {} if config is None else configuration.read_settings(PretrainSettings, config)
-    name = chosen_name(keywords, below, source=config)
+    name = _chosen_name(keywords, below, source=config)
     if config is not None and configuration.is_run_file(config):
         below = configuration.with_todays_names(run_settings(name), below)
-    given = own(name, keywords)
+    given = _own(name, keywords)
     for key in keywords:
         if key not in given:
             tell(f"{key} has no effect with the objective {name}")
-    return configuration.layered(run_settings(name), given, own(name, below, source=config), source=config)
+    return configuration.layered(run_settings(name), given, _own(name, below, source=config), source=config)
+
+
+def _chosen_name(keywords: Mapping[str, Any], below: Mapping[str, Any], *, source: PathLike | None = None) -> str:
+    """The objective that is chosen: in `keywords`, else in `below`, from the file `source`, else by default.
+
+    Raises:
+        SettingsError: There is no such objective.
+    """
+    if "objective" in keywords:
+        return _check_name(keywords["objective"])
+    return _check_name(below.get("objective", PretrainSettings.objective), source=source)
+
+
+def _own(name: str, mapping: Mapping[str, Any], *, source: PathLike | None = None) -> dict[str, Any]:
+    """What of a mapping holds with an objective: without the settings of the others, and with its name.
+
+    Args:
+        name: The objective.
+        mapping: Values by key.
+        source: The file that the mapping comes from, for messages.
+
+    Raises:
+        SettingsError: A key is no setting of any objective, or contradicts this one.
+    """
+    cls = run_settings(name)
+    kept = without_foreign(name, mapping)
+    mine = _keys(cls)
+    for key in kept:
+        if _key(key) not in mine:
+            raise configuration.unknown_setting(PretrainSettings, key, [*mine, *_all_keys()], source=source)
+    try:
+        cls.refuse({_key(key): value for key, value in mapping.items() if key not in kept})
+    except SettingsError as error:
+        raise SettingsError(error.what, path=source, advice=error.advice) from None
+    return {**kept, "objective": name}
 
 
 def _check_name(value: Any, *, source: PathLike | None = None) -> str:

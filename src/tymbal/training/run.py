@@ -115,7 +115,7 @@ def train(
     Afterwards the module has the weights of its best step, or of the last one where nothing is validated.
 
     Args:
-        module: The objective, see `training.trainer.Objective`.
+        module: The objective, see `objectives.contract.Trainable`.
         train_dataset: Clips to learn from.
         validation_dataset: Clips to validate on; None or empty for none.
         settings: How to train.

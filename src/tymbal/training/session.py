@@ -17,6 +17,7 @@ from tymbal import config
 from tymbal.compute.device import choose_device
 from tymbal.compute.processes import init_process_group, on_rank_zero, processes, rank
 from tymbal.errors import CheckpointError, SettingsError
+from tymbal.objectives.contract import Trainable
 from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
 from tymbal.training.batches import BatchPlan
@@ -28,7 +29,7 @@ from tymbal.training.optimization import parameter_groups, training_arguments
 from tymbal.training.records import ClassDetails, MetricsFile
 from tymbal.training.run_folder import Resume, RunFolder
 from tymbal.training.trackers import trackers
-from tymbal.training.trainer import BatchDataset, Objective, TymbalTrainer, Watch
+from tymbal.training.trainer import BatchDataset, TymbalTrainer, Watch
 
 __all__ = [
     "ResumePoint",
@@ -292,7 +293,7 @@ def make_trainer(
     module, settings, plan, start = session.module, session.settings, session.plan, session.start
     device, dtype = arithmetic
     validates = session.validation_dataset is not None
-    monitor = cast(Objective, module).monitor if validates else None
+    monitor = cast(Trainable, module).monitor if validates else None
     rates = {"learning_rate": settings.learning_rate, "weight_decay": settings.weight_decay}
     trainer = TymbalTrainer(
         module,

@@ -23,6 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from tymbal.errors import CheckpointError, TrainingError
+from tymbal.objectives.contract import Trainable
 from tymbal.objectives.metrics import RunningSums
 from tymbal.settings import TrainingSettings
 from tymbal.stopping import survive_in_worker
@@ -33,25 +34,12 @@ from tymbal.training.layers import WeightAverage
 from tymbal.training.optimization import make_optimizer, make_schedule
 from tymbal.training.records import ClassDetails
 
-__all__ = ["BatchDataset", "Objective", "TymbalTrainer", "Watch"]
+__all__ = ["BatchDataset", "TymbalTrainer", "Watch"]
 
 Watch = Callable[[Mapping[str, float], float], dict[str, float]]
 """Gives further figures for an evaluation, of its figures (`eval_…`) and the epoch."""
 
 _NOT_FINITE = "_not_finite"
-
-
-class Objective(Protocol):
-    """What can be trained: an `nn.Module` that takes a batch and returns its loss and sums."""
-
-    monitor: tuple[str, bool]
-    """Name of the metric that tells the best model, and whether greater is better."""
-
-    def __call__(self, **batch: Tensor) -> dict[str, Any]:
-        """Returns `loss`, a scalar, and `sums`, a mapping of tensors that add up over batches."""
-
-    def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """What is reported of the sums of many batches."""
 
 
 class BatchDataset(Protocol):
@@ -211,7 +199,7 @@ class TymbalTrainer(Trainer):
             sums = self._window.take()
             if sums.pop(_NOT_FINITE).item():
                 raise self._not_finite("the loss is not a finite number", logs["learning_rate"])
-            logs = {**cast(Objective, self._module).metrics(sums), **logs}
+            logs = {**cast(Trainable, self._module).metrics(sums), **logs}
         super().log(logs, start_time)
 
     @override
@@ -229,7 +217,7 @@ class TymbalTrainer(Trainer):
             raise TrainingError("not one validation clip can be read any more", advice="Is the disk still there?")
         if self._details is not None:
             self._details.take(totals)
-        figures = cast(Objective, self._module).metrics(totals)
+        figures = cast(Trainable, self._module).metrics(totals)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
         if self._watch is not None and description == "Evaluation" and self.args.process_index == 0:
             metrics |= self._watch(metrics, float(self.state.epoch or 0.0))

@@ -1,0 +1,117 @@
+"""Objectives by name, and the settings of a run with one of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tymbal import config
+from tymbal.errors import SettingsError
+from tymbal.objectives import registry
+from tymbal.objectives.contrastive import ContrastiveSettings
+from tymbal.objectives.reconstruction import ReconstructionSettings
+from tymbal.objectives.ssast import SSASTSettings
+
+SETTINGS = {
+    "joint": SSASTSettings,
+    "mpc": SSASTSettings,
+    "mpg": SSASTSettings,
+    "reconstruction": ReconstructionSettings,
+    "contrastive": ContrastiveSettings,
+}
+
+
+def test_names__are_known_without_torch():
+    code = "import sys\nfrom tymbal.objectives.registry import names\nprint(*names(), 'torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.split()[:5] == list(SETTINGS)
+    assert shown.split()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_run_settings__are_those_of_the_file_and_take_its_names(name: str):
+    assert registry.run_settings(name) is SETTINGS[name]
+    assert registry.resolve({"objective": name}).objective == name
+
+
+def test_spec__of_no_objective_names_the_nearest():
+    with pytest.raises(
+        SettingsError, match=r"objective is 'contrastiv', which is not one of joint.*\n  Did you mean c"
+    ):
+        registry.spec("contrastiv")
+
+
+def test_describe_objective__is_what_model_folders_say():
+    described = {name: registry.resolve({"objective": name}).describe_objective() for name in SETTINGS}
+    assert described["mpc"] == {
+        "objective": "mpc",
+        "encode": "all",
+        "decoder_depth": 2,
+        "decoder_width": None,
+        "mask": "auto",
+        "cluster_min": 3,
+        "cluster_max": 5,
+        "mask_ratio": 0.75,
+        "mask_count": None,
+        "mask_padding": False,
+        "mse_weight": 10.0,
+        "normalize_targets": False,
+    }
+    assert list(described["reconstruction"]) == [
+        "objective",
+        "channels",
+        "decoder_width",
+        "time_masks",
+        "time_mask",
+        "frequency_masks",
+        "frequency_mask",
+    ]
+    assert list(described["contrastive"]) == ["objective", "temperature", "projection", "view_mask", "view_mask_ratio"]
+
+
+def test_resolve__says_what_has_no_effect(capsys: pytest.CaptureFixture[str]):
+    settings = registry.resolve({"objective": "contrastive", "temperature": 0.2, "mask-ratio": 0.5})
+    assert isinstance(settings, ContrastiveSettings)
+    assert settings.temperature == 0.2
+    assert capsys.readouterr().err == "mask-ratio has no effect with the objective contrastive\n"
+
+
+def test_resolve__knows_the_nearest_of_all_objectives():
+    with pytest.raises(SettingsError, match=r"unknown setting 'temprature' for pretrain\n  Did you mean temperature\?"):
+        registry.resolve({"temprature": 0.2})
+
+
+def test_resolve__a_file_may_be_for_several_objectives(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "a.yaml"
+    file.write_text("pretrain:\n  objective: joint\n  mask_ratio: 0.5\n  temperature: 0.3\n  epochs: 3\n")
+    joint = registry.resolve({}, config=file)
+    assert joint == SSASTSettings(mask_ratio=0.5, epochs=3)
+    contrastive = registry.resolve({"objective": "contrastive"}, config=file)
+    assert contrastive == ContrastiveSettings(temperature=0.3, epochs=3)
+    assert capsys.readouterr().err == ""
+
+
+def test_resolve__names_the_file_of_a_mistake(tmp_path: Path):
+    file = tmp_path / "a.yaml"
+    for text, message in (
+        ("objective: jont\n", "a.yaml: objective is 'jont'.*\n  Did you mean joint?"),
+        ("temprature: 1\n", "a.yaml: unknown setting 'temprature' for pretrain\n  Did you mean temperature?"),
+        ("objective: reconstruction\nencode: visible\n", "a.yaml: .*no visible ones"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SettingsError, match=message):
+            registry.resolve({}, config=file)
+
+
+def test_resolve__a_run_yaml_that_records_the_settings_of_all_objectives(tmp_path: Path):
+    settings = registry.resolve({"objective": "reconstruction", "channels": 8})
+    path = config.write_run_yaml(tmp_path, "pretrain", {"store": "data"}, settings)
+    others = "  mask_ratio: 0.75\n  temperature: 0.1\n  encode: all\n  augmentations: null\n"
+    path.write_text(path.read_text().replace("settings:\n", f"settings:\n{others}"))
+    assert registry.resolve({}, config=tmp_path) == settings
+    recorded = config.read_run_yaml(tmp_path).settings
+    assert recorded["temperature"] == 0.1
+    assert registry.without_foreign("reconstruction", recorded) == config.to_mapping(settings)
