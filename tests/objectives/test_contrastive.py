@@ -101,6 +101,24 @@ def test_crossed_masks__hide_as_much_of_a_short_sound_as_of_a_long_one() -> None
     assert len(set(map(tuple, first[length == 4].tolist()))) > 3
 
 
+def test_crossed_masks__are_pinned() -> None:
+    # A run that is continued must hide the same patches.
+    keys = fold(7, torch.arange(3))
+    first, second = crossed_masks(keys, (3, 4), ratio=0.5)
+    assert first.tolist() == [[1, 2, 5, 6, 9, 10], [1, 3, 5, 7, 9, 11], [1, 2, 5, 6, 9, 10]]
+    assert second.tolist() == [[4, 5, 6, 7], [0, 1, 2, 3], [8, 9, 10, 11]]
+    heard = torch.arange(4) < torch.tensor([4, 2, 1])[:, None]
+    first, second = crossed_masks(keys, (3, 4), ratio=0.6, heard=heard)
+    assert first.tolist() == [[1, 2, 5, 6, 9, 10], [1, 3, 5, 7, 9, 11], [0, 2, 4, 6, 8, 10]]
+    assert second.tolist() == [[4, 5, 6, 7], [0, 1, 2, 3], [8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize(("ratio", "columns", "rows"), [(-0.5, 4, 3), (0.0, 4, 3), (0.9, 1, 1), (1.0, 1, 1)])
+def test_crossed_masks__one_stays_and_no_more_than_there_are(ratio: float, columns: int, rows: int) -> None:
+    first, second = crossed_masks(fold(7, torch.arange(3)), (3, 4), ratio=ratio)
+    assert (first.shape, second.shape) == ((3, 3 * columns), (3, 4 * rows))
+
+
 @pytest.mark.parametrize("mask", ["none", "crossed"])
 def test_objective__learns_and_reports(mask: Any) -> None:
     module = objective(mask=mask)

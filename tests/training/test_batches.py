@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 
 from tymbal.errors import TrainingError
@@ -115,8 +116,6 @@ def test_plan__order_is_pinned():
 
 
 def test_order__weights_draw_with_replacement():
-    import numpy as np
-
     weights = np.array([0.0, 1.0, 3.0, 0.0])
     plan = BatchPlan(length=4, batch_sizes=(2,), epochs=500, weights=weights)
     drawn = np.concatenate([plan.order(epoch) for epoch in range(500)])
@@ -124,3 +123,93 @@ def test_order__weights_draw_with_replacement():
     np.testing.assert_allclose(share, [0, 0.25, 0.75, 0], atol=0.03)
     assert (plan.order(3) == plan.order(3)).all()
     assert plan.fingerprint() != BatchPlan(length=4, batch_sizes=(2,), epochs=500).fingerprint()
+
+
+def test_plan__is_one_pass_of_one_process_where_nothing_else_is_said():
+    plan = BatchPlan(length=10, batch_sizes=(4,))
+    assert (plan.steps, plan.batches, plan.epoch_after(3)) == (3, 3, 1.2)
+    assert plan.fingerprint() == {
+        "clips": 10,
+        "batch_sizes": [4],
+        "accumulate": 1,
+        "processes": 1,
+        "seed": 0,
+        "steps": 3,
+    }
+    assert plan.order(1).tolist() == BatchPlan(length=10, batch_sizes=(4,), seed=0).order(1).tolist()
+
+
+def test_plan__batches_and_clips_of_accumulating_processes():
+    plan = BatchPlan(length=100, batch_sizes=(2, 5), epochs=2, accumulate=3, processes=2)
+    assert plan.steps == 9 + 4  # 108 clips in steps of 12, then 92 in steps of 30
+    assert plan.batches == 39
+    assert [plan.clips_before(step) for step in (0, 1, 9, 10, 13)] == [0, 12, 108, 138, 228]
+    assert plan.fingerprint() == {
+        "clips": 100,
+        "batch_sizes": [2, 5],
+        "accumulate": 3,
+        "processes": 2,
+        "seed": 0,
+        "steps": 13,
+    }
+
+
+def test_plan__a_single_clip_is_enough():
+    plan = BatchPlan(length=1, batch_sizes=(1,), epochs=2)
+    assert list(PlannedBatchSampler(plan)) == [[0], [1]]
+
+
+def test_plan__rounding_errors_of_fractions_make_no_step():
+    assert BatchPlan(length=10, batch_sizes=(1,), epochs=0.1 * 3).steps == 3  # 3.0000000000000004 clips
+    assert BatchPlan(length=10, batch_sizes=(1,), epochs=0.30000004).steps == 3
+    assert BatchPlan(length=10, batch_sizes=(1,), epochs=0.3000001).steps == 4
+    thirds = BatchPlan(length=30, batch_sizes=(1,), epochs=2)
+    assert [step for step in range(1, 61) if thirds.is_due(step, 1 / 3)] == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (4, 0), (-1,)])
+def test_plan__batch_sizes_below_one_are_errors(sizes: tuple[int, ...]):
+    with pytest.raises(TrainingError, match="are not numbers of clips from 1 on"):
+        BatchPlan(length=8, batch_sizes=sizes)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 1.0, 1.0], [0.0, 0.0], [np.inf, 1.0], [np.nan, 1.0]])
+def test_plan__weights_that_cannot_be_drawn_from_are_errors(weights: list[float]):
+    with pytest.raises(TrainingError, match="are not 2 numbers of which some are above 0"):
+        BatchPlan(length=2, batch_sizes=(1,), weights=np.array(weights))
+
+
+def test_plan__draws_by_weights_are_pinned():
+    weights = np.array([0.0, 1.0, 3.0, 0.5])
+    plan = BatchPlan(length=4, batch_sizes=(2,), seed=42, weights=weights)
+    assert plan.order(3).tolist() == [1, 2, 2, 2]
+    assert plan.fingerprint()["weights"] == "072ee3ac8b7a64b0"
+    assert plan == BatchPlan(length=4, batch_sizes=(2,), seed=42, weights=2 * weights)
+
+
+def test_sampler__indices_say_epoch_and_clip():
+    plan = BatchPlan(length=4, batch_sizes=(3,), epochs=3, seed=42)
+    orders = [[epoch * 4 + clip for clip in plan.order(epoch)] for epoch in range(3)]
+    stream = list(itertools.chain.from_iterable(orders))
+    assert list(PlannedBatchSampler(plan)) == [stream[start : start + 3] for start in range(0, 12, 3)]
+    assert len(PlannedBatchSampler(plan)) == 4
+
+
+def test_sampler__draws_the_order_of_an_epoch_once(monkeypatch: pytest.MonkeyPatch):
+    asked: list[int] = []
+    original = BatchPlan.order
+
+    def order(plan: BatchPlan, epoch: int) -> np.ndarray:
+        asked.append(epoch)
+        return original(plan, epoch)
+
+    monkeypatch.setattr(BatchPlan, "order", order)
+    list(PlannedBatchSampler(BatchPlan(length=5, batch_sizes=(2,), epochs=4)))
+    assert asked == [0, 1, 2, 3]
+
+
+def test_sequential_sampler__announces_each_next_batch_once():
+    announced: list[list[int]] = []
+    batches = list(SequentialBatchSampler(5, 2, announce=lambda batch: announced.append(list(batch))))
+    assert batches == announced == [[0, 1], [2, 3], [4]]
+    assert list(SequentialBatchSampler(0, 2, announce=announced.append)) == []

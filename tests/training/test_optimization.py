@@ -16,7 +16,14 @@ from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.pretrain import pretrain
 from tymbal.settings import PretrainSettings
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler
-from tymbal.training.optimization import Plateau, make_optimizer, make_schedule, parameter_groups, step_scale
+from tymbal.training.optimization import (
+    Plateau,
+    make_optimizer,
+    make_schedule,
+    parameter_groups,
+    step_scale,
+    warmup_scale,
+)
 
 
 def test_parameter_groups__only_matrices_decay():
@@ -179,3 +186,63 @@ def test_steps__are_those_of_adamw_with_clipped_gradients(tmp_path: Path):
         reference.zero_grad()
     for name, value in module.state_dict().items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-6)
+
+
+def test_warmup_scale__rises_in_equal_steps():
+    assert [warmup_scale(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [warmup_scale(step, 0) for step in range(2)] == [1, 1]
+
+
+def test_plateau__no_gain_is_no_progress_and_the_rate_keeps_its_warmup():
+    schedule = Plateau(optimizer(8.0), warmup=4, patience=1, factor=0.5)
+    for _ in range(2):
+        schedule.optimizer.step()
+        schedule.step()
+    rates = []
+    for value in (0.5, 0.5, 0.5, 0.6, 0.6):
+        schedule.observe(value, greater=True)
+        rates.append((rate(schedule), schedule.get_last_lr(), schedule.best, schedule.idle))
+    # Half way through the warm-up: 4, and after the fall 2.
+    assert rates == [(4, [4], 0.5, 0), (4, [4], 0.5, 1), (2, [2], 0.5, 0), (2, [2], 0.6, 0), (2, [2], 0.6, 1)]
+    for _ in range(2):
+        schedule.optimizer.step()
+        schedule.step()
+    assert rate(schedule) == 4
+
+
+def test_plateau__what_is_not_a_number_at_first_is_no_best():
+    schedule = Plateau(optimizer(), warmup=0, patience=5, factor=0.5)
+    schedule.observe(float("nan"), greater=False)
+    assert (schedule.best, schedule.idle) == (None, 1)
+    schedule.observe(3.0, greater=False, min_progress=0.5)
+    schedule.observe(2.5, greater=False, min_progress=0.5)
+    assert (schedule.best, schedule.idle) == (3.0, 1)
+
+
+def test_make_schedule__steps_fall_behind_the_warmup(capsys):
+    settings = PretrainSettings(schedule="step", step_start=1, step_every=2, step_factor=0.5)
+    plan = BatchPlan(length=10, batch_sizes=(5,), epochs=4)
+    schedule = make_schedule(settings, plan, optimizer(8.0), warmup=4)
+    rates = []
+    for _ in range(plan.steps):
+        rates.append(rate(schedule))
+        schedule.optimizer.step()
+        schedule.step()
+    # Two steps an epoch: half of it from epoch 1 on, a quarter from epoch 3 on.
+    assert rates == [0, 2, 2, 3, 4, 4, 2, 2]
+    assert make_schedule(settings, plan, optimizer(), warmup=8) is not None
+    assert make_schedule(PretrainSettings(schedule="cosine"), plan, optimizer(), warmup=8) is None
+    assert capsys.readouterr().err == ""
+
+
+def test_make_schedule__a_plateau_has_its_settings():
+    settings = PretrainSettings(schedule="plateau", plateau_patience=3, plateau_factor=0.3)
+    schedule = make_schedule(settings, BatchPlan(length=10, batch_sizes=(5,)), optimizer(), warmup=2)
+    assert isinstance(schedule, Plateau)
+    assert (schedule.warmup, schedule.patience, schedule.factor) == (2, 3, 0.3)
+
+
+def test_step_scale__a_rounding_error_moves_no_fall():
+    plan = BatchPlan(length=30, batch_sizes=(1,), epochs=3)
+    scale = step_scale(plan, start=0.1 + 0.2, every=0.1, factor=0.5)
+    assert [scale(step) for step in (8, 9, 11, 12, 15)] == [1, 0.5, 0.5, 0.25, 0.125]
