@@ -1,7 +1,7 @@
 """Ending in good order when the system asks for it: a queue at a time-out or a preemption, `docker stop`, a shutdown.
 
 They ask with a signal, and kill some time later. Training finishes its step and writes a checkpoint first
-(`training.signals`); what else can be continued ends on the spot, since its files are whole or absent. Either way the
+(`training.callbacks`); what else can be continued ends on the spot, since its files are whole or absent. Either way the
 exit status is `RUN_AGAIN`, by which a batch script knows that the same command continues.
 """
 

@@ -59,10 +59,13 @@ def outcome_of(decide) -> str:
 
 
 def test_reproducible__names_what_has_no_deterministic_form_and_puts_all_back():
-    with pytest.raises(TrainingError, match="deterministic form on this device: put_ "), reproducible(wanted=True):
+    with (
+        pytest.raises(TrainingError, match="deterministic form on this device: put_ "),
+        reproducible(deterministic=True),
+    ):
         torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
     assert not torch.are_deterministic_algorithms_enabled()
-    with reproducible(wanted=False):
+    with reproducible(deterministic=False):
         torch.zeros(3).put_(torch.tensor([0]), torch.ones(1))
-    with pytest.raises(RuntimeError, match="shapes differ"), reproducible(wanted=True):
+    with pytest.raises(RuntimeError, match="shapes differ"), reproducible(deterministic=True):
         raise RuntimeError("shapes differ")

@@ -149,8 +149,8 @@ def cuda_trouble(gpu: int) -> str | None:
     if not available:
         said = [str(warning.message) for warning in caught if "CUDA" in str(warning.message)]
         return one_line(said[0]) if said else _no_gpu()
-    there = torch.cuda.device_count()
-    return _tried(gpu) if gpu < there else f"there is no cuda:{gpu}: the GPUs are cuda:0 to cuda:{there - 1}"
+    count = torch.cuda.device_count()
+    return _tried(gpu) if gpu < count else f"there is no cuda:{gpu}: the GPUs are cuda:0 to cuda:{count - 1}"
 
 
 def _tried(gpu: int) -> str | None:
@@ -183,8 +183,8 @@ def one_line(said: str) -> str:
     old = re.search(r"driver on your system is too old \(found version (\d+)\)", said)
     if old:
         version = int(old[1])
-        wanted = f"this PyTorch needs {torch.version.cuda}" if torch.version.cuda else "this PyTorch needs a newer one"
-        return f"the NVIDIA driver is too old: it is for CUDA {version // 1000}.{version % 1000 // 10}, {wanted}"
+        needed = f"this PyTorch needs {torch.version.cuda}" if torch.version.cuda else "this PyTorch needs a newer one"
+        return f"the NVIDIA driver is too old: it is for CUDA {version // 1000}.{version % 1000 // 10}, {needed}"
     text = re.sub(r"^CUDA initialization: ", "", said.strip().splitlines()[0])
     sentence = re.split(r"\. (?=[A-Z])|\(Triggered internally", text)[0].rstrip(" .")
     return sentence if len(sentence) <= _WIDTH else f"{sentence[: _WIDTH - 1]}…"

@@ -7,8 +7,6 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-import torch
-
 from tymbal.errors import TrainingError, TymbalError
 from tymbal.progress import quietly
 
@@ -70,18 +68,20 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextlib.contextmanager
-def reproducible(wanted: bool) -> Iterator[None]:
+def reproducible(deterministic: bool) -> Iterator[None]:
     """Within it, what has no deterministic form is an error; what was set before is set again afterwards.
 
     Args:
-        wanted: Whether to do anything at all.
+        deterministic: Whether to do anything at all.
 
     Raises:
         TrainingError: Something was computed that has no deterministic form on this device.
     """
-    if not wanted:
+    if not deterministic:
         yield
         return
+    import torch
+
     enabled, warned = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),

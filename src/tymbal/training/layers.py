@@ -98,7 +98,7 @@ def stages(encoder: SpectrogramEncoder, every: float) -> Stages:
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
             by_layer.setdefault(max(1, _layer(name, encoder)), []).append(parameter)
-    return Stages(tuple(tuple(found) for _, found in sorted(by_layer.items())), every)
+    return Stages(tuple(tuple(layer) for _, layer in sorted(by_layer.items())), every)
 
 
 class Unfreezing(TrainerCallback):
@@ -110,7 +110,7 @@ class Unfreezing(TrainerCallback):
 
     Args:
         stages: What is thawed when.
-        plan: Tells the epoch of each step.
+        plan: Gives the epoch of each step.
     """
 
     def __init__(self, stages: Stages, plan: BatchPlan) -> None:

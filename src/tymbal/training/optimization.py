@@ -51,7 +51,8 @@ def training_arguments(
         device: Where to compute.
         dtype: Arithmetic of the encoder, None for float32.
         run: The run folder.
-        monitor: Name of the metric that tells the best model and whether greater is better; None without validation.
+        monitor: Name of the metric by which the best model is chosen and whether greater is better; None without
+            validation.
         thaws: Whether parameters are frozen for some time.
 
     Raises:
@@ -202,7 +203,7 @@ class Plateau(LambdaLR):
 
 
 def make_schedule(settings: TrainingSettings, plan: BatchPlan, optimizer: Optimizer, *, warmup: int) -> LambdaLR | None:
-    """Makes a schedule of our own; None where `Trainer` has the one that is wanted.
+    """Makes a schedule of our own; None where `Trainer` has the one that was chosen.
 
     Args:
         settings: Which one, and its numbers.

@@ -131,7 +131,7 @@ def train(
         watch: Gives further figures for every evaluation, of its figures and the epoch, in the first process only.
         callbacks: What else happens in the course of the training.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
-            weights, where one is wanted, and then for the best.
+            weights, where there is one, and then for the best.
 
     Returns:
         How the run ended, with the figures of the saved model.

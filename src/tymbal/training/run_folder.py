@@ -1,13 +1,13 @@
-"""A run folder: begun, continued, or found finished.
+"""A run folder: begun, continued, or finished already.
 
     run/
       run.yaml        resolved settings; `tymbal pretrain --config run/run.yaml` repeats the run
       checkpoints/    each complete or absent
       model/          the best model
-      average/        a model of averaged weights, where that is wanted
+      average/        a model of averaged weights, with --average-from
       metrics.jsonl   every logged figure, one JSON object a line
       log.txt         the same for a person
-      classes.csv     what each evaluation of a classifier found of each class
+      classes.csv     figures of each class from every evaluation of a classifier
       confusion.csv   which classes its best model takes for which, and confusion.png
       rebuilt/        what a pretraining rebuilt of some clips in its course, for the report
       tensorboard/
@@ -96,7 +96,7 @@ class RunFolder:
 
     @property
     def average(self) -> Path:
-        """Folder of the model with averaged weights, where that is wanted."""
+        """Folder of the model with averaged weights."""
         return self.path / "average"
 
     @property
@@ -111,7 +111,7 @@ class RunFolder:
 
     @property
     def classes(self) -> Path:
-        """Table of what evaluations found of each class."""
+        """Table of figures of each class."""
         return self.path / "classes.csv"
 
     @property

@@ -77,7 +77,7 @@ class Session:
         checkpoints: The checkpoints of the run.
         start: Where the session begins.
         clock: Counts the seconds of training.
-        average: The average of weights, where one is wanted.
+        average: The average of weights; None without `average_from`.
     """
 
     module: nn.Module
@@ -148,9 +148,13 @@ def open_session(
 
 
 def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
-    wanted = {"patience": settings.patience, "average_from": settings.average_from is not None}
-    wanted["schedule plateau"] = settings.schedule == "plateau"
-    for name in [name for name, is_wanted in wanted.items() if is_wanted and not has_validation]:
+    """Refuses settings that evaluations decide, where there is nothing to evaluate on."""
+    by_evaluation = {
+        "patience": settings.patience,
+        "average_from": settings.average_from is not None,
+        "schedule plateau": settings.schedule == "plateau",
+    }
+    for name in [name for name, is_set in by_evaluation.items() if is_set and not has_validation]:
         without = "set patience to 0" if name == "patience" else f"do without {name}"
         raise SettingsError(
             f"{name} needs validation clips, and there are none",
@@ -181,14 +185,14 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
     """
     checkpoints.clean()
     path = named_checkpoint(resume, checkpoints.folder.parent)
-    found = (checkpoints.newest() if resume else None) if path is None else (path, _verified(path, checkpoints))
-    if found is None:
+    start = (checkpoints.newest() if resume else None) if path is None else (path, _verified(path, checkpoints))
+    if start is None:
         if resume not in ("auto", False):
             raise CheckpointError("there is no complete checkpoint to resume from", path=checkpoints.folder)
         if checkpoints.steps():
             tell("No checkpoint is complete: training starts from the beginning", warning=True)
         return ResumePoint()
-    path, manifest = found
+    path, manifest = start
     changes = config.diff(manifest["plan"], plan.fingerprint())
     if changes:
         raise CheckpointError(

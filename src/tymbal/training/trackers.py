@@ -47,12 +47,12 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in _TRACKERS:
             raise SettingsError(f"report_to names {name}, which is not one of {', '.join(_TRACKERS)}")
-        found = importlib.util.find_spec(name)
+        package = importlib.util.find_spec(name)
         # A folder of that name, as wandb leaves one, looks like a package without a file.
-        if found is None or found.origin is None:
-            wanted = name if name == "tensorboard" else f"'tymbal[{name}]'"
+        if package is None or package.origin is None:
+            to_install = name if name == "tensorboard" else f"'tymbal[{name}]'"
             raise SettingsError(
-                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {wanted}"
+                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {to_install}"
             )
     if "mlflow" in names:
         _reach_mlflow()
@@ -62,22 +62,22 @@ def trackers(settings: TrainingSettings, folder: RunFolder, *, purge: int | None
     """The trackers of a run, for its first process.
 
     Args:
-        settings: Which ones, and what they are told of the run.
+        settings: Which ones, and the settings that they show of the run.
         folder: The run folder.
         purge: The first step that a resumed run does again; what an earlier session logged of it is hidden.
     """
-    found: list[TrainerCallback] = []
+    chosen: list[TrainerCallback] = []
     if "tensorboard" in settings.report_to:
         from torch.utils.tensorboard import SummaryWriter
 
         # Hugging Face would take its folder from an environment variable.
         writer = SummaryWriter(str(folder.tensorboard), purge_step=purge)
-        found.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
+        chosen.append(TensorBoardCallback(writer))  # type: ignore[no-untyped-call]
     if "wandb" in settings.report_to:
-        found.append(_WandB(settings, folder))
+        chosen.append(_WandB(settings, folder))
     if "mlflow" in settings.report_to:
-        found.append(_MLflow(settings, folder))
-    return found
+        chosen.append(_MLflow(settings, folder))
+    return chosen
 
 
 class _MLflow(TrainerCallback):
@@ -141,9 +141,9 @@ class _MLflow(TrainerCallback):
         experiment = self._client.get_experiment_by_name(name)
         place = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
         run = self._client.create_run(place, run_name=self._name).info.run_id
-        told = [Param(key, str(value)[:_LONGEST]) for key, value in self._settings.items()]
-        for start in range(0, len(told), _AT_ONCE):
-            self._client.log_batch(run, params=told[start : start + _AT_ONCE])
+        parameters = [Param(key, str(value)[:_LONGEST]) for key, value in self._settings.items()]
+        for start in range(0, len(parameters), _AT_ONCE):
+            self._client.log_batch(run, params=parameters[start : start + _AT_ONCE])
         write_json(self._record, {"run_id": run})
         return str(run)
 

@@ -52,7 +52,7 @@ class BatchDataset(Protocol):
         """The batch of these indices, each `epoch * len + position`."""
 
     def announce(self, indices: Sequence[int]) -> None:
-        """Told a batch before it is asked for."""
+        """Takes note of a batch that will be asked for next, so that the disk can be read ahead."""
 
 
 class TymbalTrainer(Trainer):
@@ -68,7 +68,7 @@ class TymbalTrainer(Trainer):
         groups: Parameter groups for the optimizer.
         checkpoints: Where checkpoints go.
         average: The average of weights that goes into checkpoints, if any.
-        details: Takes the sums of evaluations, for figures of each class, if those are wanted.
+        details: Takes the sums of evaluations, for figures of each class; None for none.
         watch: Gives further figures for an evaluation; in the first process only.
         skip: Batches that a resumed run has behind it.
         callbacks: What else happens.
