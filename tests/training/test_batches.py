@@ -213,3 +213,11 @@ def test_sequential_sampler__announces_each_next_batch_once():
     batches = list(SequentialBatchSampler(5, 2, announce=lambda batch: announced.append(list(batch))))
     assert batches == announced == [[0, 1], [2, 3], [4]]
     assert list(SequentialBatchSampler(0, 2, announce=announced.append)) == []
+
+
+def test_plan__next_to_nothing_is_one_step():
+    assert BatchPlan(length=10, batch_sizes=(1, 2), epochs=1e-9).steps == 1
+
+
+def test_plan__weights_may_be_small():
+    assert BatchPlan(length=2, batch_sizes=(1,), weights=np.array([0.25, 0.25])).steps == 2

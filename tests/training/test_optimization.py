@@ -106,6 +106,7 @@ def test_make_optimizer__is_what_was_asked_for(name, kind):
     groups = parameter_groups(nn.Linear(2, 2).named_parameters(), learning_rate=1e-3, weight_decay=5e-7)
     made = make_optimizer(settings, groups)
     assert type(made) is kind
+    assert made.defaults["fused"]  # as fast as it can be, and the same last digits on every resume
     assert [group["weight_decay"] for group in made.param_groups] == [5e-7, 0.0]
     assert made.defaults.get("betas", (made.defaults.get("momentum"), 0.999)) == (0.95, 0.999)
 
@@ -246,3 +247,13 @@ def test_step_scale__a_rounding_error_moves_no_fall():
     plan = BatchPlan(length=30, batch_sizes=(1,), epochs=3)
     scale = step_scale(plan, start=0.1 + 0.2, every=0.1, factor=0.5)
     assert [scale(step) for step in (8, 9, 11, 12, 15)] == [1, 0.5, 0.5, 0.25, 0.125]
+
+
+@pytest.mark.parametrize(("greater", "values"), [(True, (1.0, 1.06, 1.11)), (False, (1.0, 0.94, 0.89))])
+def test_plateau__progress_is_counted_in_the_metric(greater: bool, values: tuple[float, ...]):
+    schedule = Plateau(optimizer(), warmup=0, patience=9, factor=0.5)
+    idle = []
+    for value in values:
+        schedule.observe(value, greater=greater, min_progress=0.1)
+        idle.append(schedule.idle)
+    assert idle == [0, 1, 0]

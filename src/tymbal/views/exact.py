@@ -1,6 +1,6 @@
-"""Views of sounds, sample by sample: what `views.spectral` approximates, and what can be listened to.
+"""Views of sounds, sample by sample: what `views.fast_views` approximates, and what can be listened to.
 
-Time stretch and pitch shift are a phase vocoder (`views.vocoder`). A pitch shift is a stretch, played at another speed;
+Time stretch and pitch shift are a phase vocoder (`views.stft`). A pitch shift is a stretch, played at another speed;
 both together are one vocoder and one resampling (soxr). A filter and a room behind it are one product of spectra of the
 whole clip. Views are computed together wherever they are of one length.
 """

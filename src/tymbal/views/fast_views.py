@@ -58,7 +58,7 @@ class SpectralViews:
 
     Args:
         features: The filter bank.
-        banks: What can be laid over clips, see `views.sounds`.
+        banks: What can be laid over clips, see `views.overlays`.
         device: Where to compute.
     """
 
