@@ -93,10 +93,10 @@ def embed(
     source = open_input(sources, embedder, chosen, path=str(model))
     record = {
         "verb": "embed",
-        **configuration.deciding(chosen),
         **embedder.record(),
+        **configuration.deciding(chosen),
         "precision": str(ready.dtype),
-        "source": source.source,
+        "source": source.identity,
     }
 
     def write(spool: Spool) -> int:

@@ -33,12 +33,12 @@ _MOST_PAIRS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """What a probe found.
+    """The table of a probe.
 
     Attributes:
         rows: The lines of the table: baseline, random encoder, model; for each the readers.
         train: Clips learned from.
-        validation: Clips asked.
+        validation: Clips validated on.
         classes: Names of the labels.
         multilabel: Whether clips have several labels.
         confusion: How often the model's last layer, read by logistic regression (or the first of the other readers),

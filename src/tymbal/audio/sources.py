@@ -181,7 +181,7 @@ class Recording:
 
     @property
     def key(self) -> str:
-        """What tells it from other recordings."""
+        """What distinguishes it from other recordings."""
         return str(self.path)
 
     def stamp(self) -> tuple[int, int] | None:

@@ -177,12 +177,12 @@ class _Readers:
 
     def only(self, reader: int) -> _Readers:
         """One of them."""
-        found = object.__new__(_Readers)
-        found._scales, found._several = self._scales, self._several
-        found._inside, found._strengths = self._inside[-1:], self._strengths
+        chosen = object.__new__(_Readers)
+        chosen._scales, chosen._several = self._scales, self._several
+        chosen._inside, chosen._strengths = self._inside[-1:], self._strengths
         for name in ("queries", "weight", "bias"):
-            setattr(found, name, getattr(self, name)[reader : reader + 1].detach().clone())
-        return found
+            setattr(chosen, name, getattr(self, name)[reader : reader + 1].detach().clone())
+        return chosen
 
     def __call__(self, values: Tensor, real: Tensor) -> Tensor:
         """Reads tokens [batch, tokens, width]; gives [batch, readers, classes]."""
@@ -230,12 +230,12 @@ class _Readers:
     def scores(self, tokens: Tokens, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """What each says of each clip, [clips, readers, classes]."""
         device = self.queries.device
-        found: list[NDArray[np.float32]] = []
+        scores: list[NDArray[np.float32]] = []
         with torch.no_grad():
             for part in _parts(places, tokens):
                 values, real = tokens.batch(places[part])
-                found.append(self(values.to(device), real.to(device)).cpu().numpy())
-        return np.concatenate(found).astype(np.float64)
+                scores.append(self(values.to(device), real.to(device)).cpu().numpy())
+        return np.concatenate(scores).astype(np.float64)
 
     def _loss(self, logits: Tensor, truth: Tensor, inside: Tensor) -> Tensor:
         """The sum of the readers' losses, each the mean over the clips that teach it."""

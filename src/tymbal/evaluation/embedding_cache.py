@@ -1,4 +1,4 @@
-"""Embeddings that are kept from one probe, and one look at a store, to the next, in the user's cache folder."""
+"""Embeddings saved for the next probe, or the next look at a store, in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _TABLE = "embeddings.parquet"
 
 
 def cache_folder() -> Path:
-    """Where embeddings are kept: `$TYMBAL_CACHE`, else a folder of the user's cache."""
+    """Where embeddings are saved: `$TYMBAL_CACHE`, else a folder of the user's cache."""
     given = os.environ.get("TYMBAL_CACHE")
     if given:
         return Path(given)
@@ -62,7 +62,7 @@ def key_of(encoder: FrozenEncoder, store: SpectrogramSource, rows: NDArray[np.in
 
 
 def load(key: str) -> NDArray[np.float32] | None:
-    """What was kept under a name; None where there is nothing that can be read."""
+    """Embeddings that were saved under a name; None where none can be read."""
     path = cache_folder() / f"{key}.npy"
     try:
         values: NDArray[np.float32] = np.load(path, allow_pickle=False)
@@ -73,9 +73,9 @@ def load(key: str) -> NDArray[np.float32] | None:
 
 
 def save(key: str, values: NDArray[np.float32]) -> None:
-    """Keeps embeddings, and lets go of those not used for longest where all take too much room.
+    """Saves embeddings, and deletes those not used for longest where all take too much room.
 
-    A folder that cannot be written to keeps nothing.
+    Nothing is saved where the folder cannot be written to.
     """
     folder = cache_folder()
     try:
@@ -92,10 +92,10 @@ def save(key: str, values: NDArray[np.float32]) -> None:
 
 
 def place_for_table(key: str) -> Path | None:
-    """Where a table of embeddings is kept, in a folder of its own; None where nothing can be kept.
+    """Where to save a table of embeddings, in a folder of its own; None where the cache cannot be written to.
 
-    The folder is there afterwards and counts as used now. Others that were not used for longest are let go of where all
-    take too much room.
+    The folder exists afterwards and counts as used now. Others, not used for longest, are deleted where all take too
+    much room.
     """
     folder = cache_folder() / _TABLES / key
     try:

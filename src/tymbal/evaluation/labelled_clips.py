@@ -1,4 +1,4 @@
-"""Which clips of a store a classifier learns from and is asked about, their labels, and how much each counts."""
+"""The clips of a store that a classifier learns from and is validated on, their labels and weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LabelledClips:
 
     Attributes:
         train: Rows to learn from, [clips].
-        validation: Rows to be asked, [clips].
+        validation: Rows to validate on, [clips].
         classes: Names of the labels: those that occur in training, sorted, or all of a table.
         columns: For each class its number among all labels of the store, [classes]; -1 where the store lacks it.
         multilabel: Whether a clip may have several labels, or none.
@@ -91,12 +91,12 @@ def labelled_clips(
         left_out = sum(int((count == 0).sum()) for count in counts.values())
         truth = {split: part[counts[split] > 0] for split, part in truth.items()}
         rows = {split: part[counts[split] > 0] for split, part in rows.items()}
-    taught, asked = (np.asarray(truth[split].any(axis=0)) for split in ("train", "validation"))
+    taught, validated = (np.asarray(truth[split].any(axis=0)) for split in ("train", "validation"))
     rows = {split: part[_thinned(truth[split], every)] for split, part in rows.items()}
     sizes = [len(part) for part in rows.values()]
     if classes is not None:
-        asked &= False  # the table knows them
-    _check(store, taught, asked, sizes, fewest=1 if multilabel else 2)
+        validated &= False  # the table knows them
+    _check(store, taught, validated, sizes, fewest=1 if multilabel else 2)
     if classes is None:
         columns = np.flatnonzero(taught)
         classes = [store.labels[column] for column in columns]
@@ -141,7 +141,7 @@ def _check_table(store: SpectrogramSource, taught: NDArray[np.bool_], classes: S
 
 
 def _check(
-    store: SpectrogramSource, taught: NDArray[np.bool_], asked: NDArray[np.bool_], sizes: list[int], *, fewest: int
+    store: SpectrogramSource, taught: NDArray[np.bool_], validated: NDArray[np.bool_], sizes: list[int], *, fewest: int
 ) -> None:
     if not taught.any() or min(sizes) == 0:
         raise StoreError(
@@ -150,7 +150,7 @@ def _check(
             advice="Give folders of sound named as their classes, or a manifest with the columns file and label, and a "
             "split that leaves clips on both sides (--validation 0.2).",
         )
-    refuse_unlearned([store.labels[column] for column in np.flatnonzero(asked & ~taught)], path=store.path)
+    refuse_unlearned([store.labels[column] for column in np.flatnonzero(validated & ~taught)], path=store.path)
     if int(taught.sum()) < fewest:
         raise StoreError(
             f"all clips have the same label, {store.labels[int(taught.argmax())]}: there is nothing to tell apart",
@@ -202,7 +202,7 @@ def read_weights(
     Args:
         path: The file.
         listed: The list of the clips.
-        files: Sound files of the wanted clips, which may lie elsewhere by now.
+        files: Sound files of these clips, which may lie elsewhere by now.
 
     Returns:
         [files].

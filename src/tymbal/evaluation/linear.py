@@ -96,12 +96,12 @@ def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbo
     """
     centre, scale = features.mean(axis=0), features.std(axis=0)
     scale = np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, 1.0)
-    known, asked = (_unit((side - centre) / scale) for side in (features, queries))
+    known, unknown = (_unit((side - centre) / scale) for side in (features, queries))
     count = min(neighbours, len(known))
-    votes = np.empty((len(asked), truth.shape[1]))
-    for start in range(0, len(asked), 1024):
+    votes = np.empty((len(unknown), truth.shape[1]))
+    for start in range(0, len(unknown), 1024):
         part = slice(start, start + 1024)
-        likeness = asked[part] @ known.T
+        likeness = unknown[part] @ known.T
         nearest = np.argpartition(-likeness, count - 1, axis=1)[:, :count]
         weight = np.exp((np.take_along_axis(likeness, nearest, axis=1) - 1) / _TEMPERATURE)
         votes[part] = np.einsum("qk,qkc->qc", weight / weight.sum(axis=1, keepdims=True), truth[nearest])

@@ -57,7 +57,7 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
         model: The model.
         store: Where the spectrograms are.
         clips: The labelled ones.
-        settings: Which probes; `cache` where the store will still be there for the next one.
+        settings: Which probes; `cache` where the next one can read the same store.
 
     Raises:
         SettingsError: There are too few clips for folds, no such layer, or too little disk for tokens.
@@ -183,7 +183,7 @@ class _Probes:
         return table
 
     def _split(self, train: int) -> list[Part]:
-        """Places of the clips to learn from and to be asked: the store's split, or folds over both sides."""
+        """Places of the clips to learn from and to validate on: the store's split, or folds over both sides."""
         if self.settings.folds is None:
             return [(np.arange(train), np.arange(train, len(self.rows)))]
         seed, most = self.settings.seed, self.settings.folds

@@ -150,7 +150,7 @@ def kept_steps(steps: Sequence[int], most: int = MOST) -> list[int]:
 
 def read_snapshots(folder: Path) -> list[Snapshot]:
     """What was written, by step; files that cannot be read are passed over."""
-    found: list[Snapshot] = []
+    snapshots: list[Snapshot] = []
     for path in _files(folder).values():
         try:
             with safe_open(path, "np") as file:
@@ -165,10 +165,10 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
             )
             names = tuple((file, float(start)) for file, start in facts["names"])
             rows = tuple(values["rows"].tolist())
-            found.append(Snapshot(facts["step"], facts["epoch"], rows, names, values["frames"], rebuilt))
+            snapshots.append(Snapshot(facts["step"], facts["epoch"], rows, names, values["frames"], rebuilt))
         except (OSError, KeyError, ValueError, SafetensorError):
             continue
-    return found
+    return snapshots
 
 
 def _files(folder: Path) -> dict[int, Path]:

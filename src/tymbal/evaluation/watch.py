@@ -1,4 +1,4 @@
-"""What is looked at in a pretraining beside its loss: whether embeddings stay apart, and what a probe reads from them.
+"""What is watched in a pretraining beside its loss: whether embeddings stay apart, and what a probe reads from them.
 
 With every evaluation some fixed validation clips are embedded, the same each time, so that the figures compare:
 
@@ -58,7 +58,7 @@ class LabelProbe:
 
     Attributes:
         store: Labelled clips.
-        clips: Which of them teach and which are asked.
+        clips: Which of them to learn from and which to validate on.
         every: Epochs from one to the next.
         seed: Seed of the choice of clips, where there are many, and of the inner split.
     """
@@ -146,7 +146,7 @@ class Watch:
         """Looks.
 
         Args:
-            figures: What this evaluation found, `eval_…`.
+            figures: Figures of this evaluation, `eval_…`.
             epoch: Epochs that are done.
 
         Returns:
@@ -154,7 +154,7 @@ class Watch:
             there is a new cause for one.
         """
         before = self._history()
-        found: dict[str, float] = {}
+        watched: dict[str, float] = {}
         with undisturbed():
             device = self._encoder.position_embedding.device
             encoder = FrozenEncoder(self._encoder, self._normalisation, device=device)
@@ -162,14 +162,14 @@ class Watch:
             if not len(vectors):  # no file of them can be read any more
                 return {}
             if np.isfinite(vectors).all():
-                found = {"eval_rank": rank_me(vectors), "eval_cosine": mean_cosine(vectors)}
+                watched = {"eval_rank": rank_me(vectors), "eval_cosine": mean_cosine(vectors)}
                 last = max((line["epoch"] for line in before if _is_probed(line)), default=0.0)
                 if self._probe is not None and self._probe.is_due(epoch, last):
-                    found |= {f"eval_{name}": value for name, value in self._probe.read(encoder).items()}
-        for name in alarms([*before, {**figures, **found}], monitor=self._monitor):
-            found[f"alarm_{name}"] = 1.0
+                    watched |= {f"eval_{name}": value for name, value in self._probe.read(encoder).items()}
+        for name in alarms([*before, {**figures, **watched}], monitor=self._monitor):
+            watched[f"alarm_{name}"] = 1.0
             tell(f"{name.replace('_', ' ').capitalize()} (epoch {epoch:.1f}): {_ADVICE[name]}", warning=True)
-        return found
+        return watched
 
 
 def rank_me(vectors: NDArray[np.floating]) -> float:
@@ -200,17 +200,17 @@ def alarms(lines: Sequence[Figures], *, monitor: tuple[str, bool]) -> list[str]:
     values = [line[f"eval_{name}"] for line in evaluated if line.get(f"eval_{name}") is not None]
     ranks = [line["eval_rank"] for line in evaluated if line.get("eval_rank") is not None]
     now = lines[-1]
-    found = []
+    causes = []
     if "eval_rank" not in now:
-        found.append("not_finite")
+        causes.append("not_finite")
     elif now["eval_cosine"] >= _COLLAPSED or (now["eval_cosine"] >= _ALIKE and _has_shrunk(ranks)):
-        found.append("collapse")
+        causes.append("collapse")
     if len(values) > _STILL:
         better = max if greater else min
         best, latest = better(values[:-_STILL]), better(values[-_STILL:])
         if (latest <= best) if greater else (latest >= best):
-            found.append("plateau")
-    return [cause for cause in found if f"alarm_{cause}" not in given]
+            causes.append("plateau")
+    return [cause for cause in causes if f"alarm_{cause}" not in given]
 
 
 def _has_shrunk(ranks: Sequence[float]) -> bool:

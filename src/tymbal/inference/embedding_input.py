@@ -41,7 +41,7 @@ class EmbeddingInput(ABC):
         items: Recordings, or blocks of a store's clips.
         plural: What messages call the items.
         unit: What progress calls them.
-        source: What tells one store from another; empty for recordings, which are told apart one by one.
+        identity: What distinguishes one store from another; empty for recordings, which have a stamp each.
         spooled: Columns that are spooled.
         schema: Columns that are written.
     """
@@ -49,7 +49,7 @@ class EmbeddingInput(ABC):
     items: Sequence[Item]
     plural: str
     unit: str
-    source: str
+    identity: str
     spooled: pa.Schema
     schema: pa.Schema
 
@@ -86,15 +86,15 @@ def open_input(
     if len(given) == 1 and Path(given[0]).is_dir():
         data = open_data(given[0], PtSettings(mel_bins=embedder.description.features.mel_bins))
         if data.has_rows:
-            return _Clips(data.single_spectrograms(), embedder, settings, path=path)
-    return _Sounds(given, embedder, settings)
+            return _StoreClips(data.single_spectrograms(), embedder, settings, path=path)
+    return _Recordings(given, embedder, settings)
 
 
-class _Sounds(EmbeddingInput):
+class _Recordings(EmbeddingInput):
     """Recordings."""
 
     plural, unit = "recordings", "files"
-    source = ""
+    identity = ""
 
     def __init__(self, sources: Sequence[str | Path], embedder: Embedder, settings: EmbedSettings) -> None:
         self._recordings, self._closed = find_recordings(sources)
@@ -172,14 +172,14 @@ class _Block:
 
     @property
     def key(self) -> str:
-        """What tells it from other blocks."""
+        """What distinguishes it from other blocks."""
         return f"clips {self.first}"
 
     def stamp(self) -> None:
-        """Nothing: the store is told from others by the record of the job."""
+        """None: the record of the job distinguishes the store from others."""
 
 
-class _Clips(EmbeddingInput):
+class _StoreClips(EmbeddingInput):
     """Clips of a store, in blocks."""
 
     plural = unit = "blocks of clips"
@@ -194,7 +194,7 @@ class _Clips(EmbeddingInput):
         self._per, self._batch_size = settings.per, settings.batch_size
         self._blocks = [_Block(first, min(_BLOCK, len(store) - first)) for first in range(0, len(store), _BLOCK)]
         self.items = self._blocks
-        self.source = f"{store.path.absolute()}: {len(store)} clips, mean {store.mean:.6f}, std {store.std:.6f}"
+        self.identity = f"{store.path.absolute()}: {len(store)} clips, mean {store.mean:.6f}, std {store.std:.6f}"
         vector = pa.list_(pa.float32(), embedder.dimensions)
         self.spooled = pa.schema([("row", pa.int64()), ("second", pa.int64()), (COLUMN, vector)])
         seconds = [("start", pa.float64()), ("end", pa.float64())]

@@ -74,9 +74,9 @@ def open_embeddings(
         record: What decides the embeddings.
     """
     if kind == "parquet":
-        told = schema.with_metadata({_KEY: json.dumps(record).encode()})
-        with replace_file(path) as aside, pq.ParquetWriter(aside, told, compression="zstd") as writer:
-            yield from _gathered(writer, told)
+        described = schema.with_metadata({_KEY: json.dumps(record).encode()})
+        with replace_file(path) as aside, pq.ParquetWriter(aside, described, compression="zstd") as writer:
+            yield from _gathered(writer, described)
     elif kind == "csv":
         size = schema.field(COLUMN).type.list_size
         with _csv(path, [*_others(schema), *(f"{COLUMN}_{i}" for i in range(size))]) as writer:
@@ -98,15 +98,15 @@ def vectors(rows: pa.Table | pa.RecordBatch) -> NDArray[np.float32]:
     """The embeddings of a table, [rows, dimensions]."""
     column = rows.column(COLUMN)
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    found: NDArray[np.float32] = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
-    return found
+    values: NDArray[np.float32] = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
+    return values
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """What decided the embeddings of a Parquet file.
 
     Raises:
-        StoreError: It is not there, or no file of `tymbal embed`.
+        StoreError: It does not exist, or `tymbal embed` did not write it.
     """
     advice = "Give a .parquet file of tymbal embed."
     if not path.is_file():
@@ -115,10 +115,10 @@ def read_record(path: Path) -> dict[str, Any]:
         schema = pq.read_schema(path)
     except pa.ArrowInvalid:
         raise StoreError("this is no Parquet file", path=path, advice=advice) from None
-    told = (schema.metadata or {}).get(_KEY)
-    if told is None or COLUMN not in schema.names:
+    recorded = (schema.metadata or {}).get(_KEY)
+    if recorded is None or COLUMN not in schema.names:
         raise StoreError("these are no embeddings of tymbal embed", path=path, advice=advice)
-    record: dict[str, Any] = json.loads(told)
+    record: dict[str, Any] = json.loads(recorded)
     return record
 
 
@@ -189,37 +189,37 @@ def _npy(path: Path, size: int) -> Iterator[Callable[[NDArray[np.float32]], None
             raise ValueError(f"numpy wrote a header of {file.tell()} bytes")
 
 
-Found = tuple[NDArray[np.int64], NDArray[np.float32]]
+Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
-def nearest_exactly(path: Path, query: NDArray[np.float32], top: int) -> Found:
+def nearest_exactly(path: Path, query: NDArray[np.float32], top: int) -> Neighbours:
     """Compares a query with every embedding of a file, which is read in pieces.
 
     Args:
         path: Parquet file of `tymbal embed`.
         query: [dimensions].
-        top: How many are wanted.
+        top: How many to find.
 
     Returns:
         Row numbers, nearest first, and their cosine similarities.
     """
-    wanted = _unit(query)
+    direction = _unit(query)
     rows, scores = np.empty(0, np.int64), np.empty(0, np.float32)
     first = 0
     for batch in read_embeddings(path):
         values = vectors(batch)
         length = np.linalg.norm(values, axis=1)
-        found = (values @ wanted) / np.maximum(length, np.finfo(np.float32).tiny)
-        rows = np.concatenate([rows, np.arange(first, first + len(found))])
-        scores = np.concatenate([scores, found])
+        cosines = (values @ direction) / np.maximum(length, np.finfo(np.float32).tiny)
+        rows = np.concatenate([rows, np.arange(first, first + len(cosines))])
+        scores = np.concatenate([scores, cosines])
         best = np.argsort(-scores, kind="stable")[:top]
         rows, scores = rows[best], scores[best]
-        first += len(found)
+        first += len(cosines)
     return rows, scores
 
 
-def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> Found:
-    """As `nearest_exactly`, through an index (HNSW, Malkov and Yashunin 2018) that is kept in `FILE.usearch`.
+def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> Neighbours:
+    """As `nearest_exactly`, through an index (HNSW, Malkov and Yashunin 2018) saved in `FILE.usearch`.
 
     It is made at the first search and again when the file has changed.
 
@@ -233,14 +233,14 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> F
             "approximate search needs usearch, which is not installed",
             advice="Install it (pip install 'tymbal[search]'), or search exactly: leave --approximate out.",
         ) from None
-    kept, told = path.with_name(f"{path.name}.usearch"), path.with_name(f"{path.name}.usearch.json")
+    saved, facts = path.with_name(f"{path.name}.usearch"), path.with_name(f"{path.name}.usearch.json")
     stamp = {"size": path.stat().st_size, "changed": path.stat().st_mtime_ns, "embeddings": read_record(path)}
-    if not (kept.is_file() and told.is_file() and json.loads(told.read_text(encoding="utf-8")) == stamp):
-        told.unlink(missing_ok=True)
-        _build(Index, path, kept, dimensions=len(query))
-        write_json(told, stamp)
+    if not (saved.is_file() and facts.is_file() and json.loads(facts.read_text(encoding="utf-8")) == stamp):
+        facts.unlink(missing_ok=True)
+        _build(Index, path, saved, dimensions=len(query))
+        write_json(facts, stamp)
     index = Index(ndim=len(query), metric="cos", dtype="f32")
-    index.view(str(kept))
+    index.view(str(saved))
     matches = index.search(_unit(query), top)
     return np.asarray(matches.keys, np.int64), (1 - np.asarray(matches.distances)).astype(np.float32)
 
@@ -248,19 +248,19 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> F
 def rows_of(path: Path, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """What the rows of a file of embeddings are, in the order asked for; the embeddings themselves are not read."""
     columns = [name for name in pq.read_schema(path).names if name != COLUMN]
-    found: dict[int, dict[str, Any]] = {}
-    wanted = np.sort(rows)
+    by_row: dict[int, dict[str, Any]] = {}
+    ordered = np.sort(rows)
     first = 0
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=columns):
-            inside = wanted[(wanted >= first) & (wanted < first + batch.num_rows)]
+            inside = ordered[(ordered >= first) & (ordered < first + batch.num_rows)]
             if len(inside):
-                found.update(zip(inside.tolist(), batch.take(pa.array(inside - first)).to_pylist(), strict=True))
+                by_row.update(zip(inside.tolist(), batch.take(pa.array(inside - first)).to_pylist(), strict=True))
             first += batch.num_rows
-    return [found[row] for row in rows.tolist()]
+    return [by_row[row] for row in rows.tolist()]
 
 
-def _build(kind: Any, path: Path, kept: Path, *, dimensions: int) -> None:
+def _build(kind: Any, path: Path, output: Path, *, dimensions: int) -> None:
     index = kind(ndim=dimensions, metric="cos", dtype="f32")
     first = 0
     with pq.ParquetFile(path) as file:
@@ -270,7 +270,7 @@ def _build(kind: Any, path: Path, kept: Path, *, dimensions: int) -> None:
             index.add(np.arange(first, first + batch.num_rows), np.ascontiguousarray(vectors(batch)))
             first += batch.num_rows
             progress.advance(batch.num_rows)
-    with replace_file(kept) as aside:
+    with replace_file(output) as aside:
         index.save(str(aside))
 
 

@@ -302,7 +302,7 @@ def ready_model(model: str | Path, settings: ComputeSettings) -> ReadyModel:
         settings: Those of the verb.
 
     Raises:
-        DeviceError: The device is not there.
+        DeviceError: This machine has no such device.
         ModelError: The model cannot be read.
         SettingsError: The device or the precision does not exist, or they do not fit.
     """

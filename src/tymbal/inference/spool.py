@@ -37,10 +37,10 @@ class Item(Protocol):
 
     @property
     def key(self) -> str:
-        """What tells it from the other items; `file` of its outcome."""
+        """What distinguishes it from the other items; `file` of its outcome."""
 
     def stamp(self) -> tuple[int, int] | None:
-        """What tells whether it has changed since; None for what has no such mark."""
+        """By which a change is noticed; None for what cannot change."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Outcome:
     Attributes:
         file: Its key: of a recording the path, as the user gave it.
         place: Of a recording its path from the folder that was given.
-        stamp: Of a recording size and time of change; None where there is no such file, and for blocks of clips.
+        stamp: Of a recording size and time of change; None for a missing file, and for blocks of clips.
         seconds: Seconds of sound that were looked at.
         windows: Windows in them, or clips of a block.
         began: When it was recorded, in ISO 8601, where its name or header tells.
@@ -263,7 +263,7 @@ class RowBuffer:
         schema: Columns: numbers, or lists of a fixed number of them.
 
     Attributes:
-        most: Rows that there is room for.
+        most: Rows that it can hold.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -280,7 +280,7 @@ class RowBuffer:
         self._count = 0
 
     def append(self, rows: Mapping[str, NDArray[Any]]) -> bool:
-        """Appends rows, if there is room for them."""
+        """Appends rows, unless they are too many; returns whether it did."""
         behind = self._count + len(rows[ITEM])
         if behind > self.most:
             return False

@@ -74,7 +74,7 @@ class Finished(Generic[Written]):
     Attributes:
         outcomes: What became of each item.
         failures: What could not be read, or not to its end.
-        failures_file: Where that is listed, if there is any.
+        failures_file: Where the failures are listed; None without failures.
         written: What `write` gave.
     """
 
@@ -90,7 +90,7 @@ def run_job(job: Job[Written], output: Path, *, failures_file: Path) -> Finished
     Args:
         job: The job.
         output: What is written.
-        failures_file: Where failures are listed, if there are any.
+        failures_file: Where to list failures, if any.
 
     Raises:
         AudioError: Nothing could be read.
