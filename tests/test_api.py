@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import soundfile
 
 import tymbal
 
@@ -57,3 +59,9 @@ def test_help__imports_nothing_that_it_does_not_show(words):
 @pytest.mark.parametrize("words", [["prepare", "sounds"], ["finetune", "a", "-o", "b", "--epoch", "3"]])
 def test_mistake__is_found_before_anything_heavy_is_imported(words):
     assert not _imported(f"from tymbal.cli import main\nassert main({words}) == 2") & HEAVY
+
+
+def test_scan__needs_no_torch(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000)) / 2, 8000)
+    code = f"from tymbal.cli import main\nassert main(['scan', {str(tmp_path)!r}, '--workers', '1']) == 0"
+    assert not _imported(code) & {"torch", "transformers"}

@@ -93,9 +93,7 @@ def test_store__opens_what_has_rows(place: str, shape: int, places: Path) -> Non
 
 def test_store__says_what_to_do_where_there_are_no_rows(places: Path) -> None:
     for place in ("sound", "one.wav", "sounds.json"):
-        with pytest.raises(
-            StoreError, match=r"is no store: it has no store.json\n  Make a store"
-        ):
+        with pytest.raises(StoreError, match=r"is no store: it has no store.json\n  Make a store"):
             open_data(places / place, PtSettings()).store()
 
 

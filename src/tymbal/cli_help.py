@@ -246,10 +246,10 @@ def _tables(tables: Mapping[str, Sequence[Entry]]) -> list[str]:
 def _row(entry: Entry, widest: int) -> str:
     indent = " " * (widest + 4)
     width = max(_width() - len(indent), 30)
-    lines = textwrap.wrap(entry.text, width, break_long_words=False, break_on_hyphens=False)
+    lines = _wrapped(entry.text, width)
     notes = [f"[{note}]" for note in entry.notes]
     for note in notes:
-        for part in textwrap.wrap(note, width, break_on_hyphens=False):
+        for part in _wrapped(note, width):
             fits = lines and part == note and len(lines[-1]) + 1 + len(part) <= width
             lines = [*lines[:-1], f"{lines[-1]} {part}"] if fits else [*lines, part]
     first, *rest = lines or [""]
@@ -260,7 +260,14 @@ def _row(entry: Entry, widest: int) -> str:
 
 
 def _paragraph(text: str) -> str:
-    return _marked("\n".join(textwrap.wrap(text, _width(), break_long_words=False, break_on_hyphens=False)))
+    return _marked("\n".join(_wrapped(text, _width())))
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """Lines of a text; what stands in backticks stays on one."""
+    whole = re.sub(r"`[^`]+`", lambda found: found[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\0", " ") for line in lines]
 
 
 def _marked(line: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from small_run import session, settings
 from tymbal.errors import CheckpointError, SettingsError
+from tymbal.objectives import registry
 from tymbal.settings import FinetuneSettings
 from tymbal.training.run import begin
 from tymbal.training.run_folder import RunFolder, RunResult
@@ -137,3 +139,21 @@ def test_summary__says_what_came_out(folder: RunFolder):
     )
     plain = RunResult(run=folder.path, model=folder.model, steps=3, best_step=3, ended="steps")
     assert plain.summary().splitlines()[:2] == ["Trained for 3 steps: all done.", f"Model: {folder.model}"]
+
+
+def test_begin__a_run_that_recorded_older_names_of_settings_goes_on(tmp_path: Path):
+    names = {"time_mask_width": 8, "window": 0.5, "frames": 64, "validation": 0.2}
+    older = {"time_mask_width": "time_mask", "window": "clip_seconds", "frames": "target_length"}
+    older |= {"validation": "validation_fraction", "frequency_mask_width": "frequency_mask"}
+    chosen = registry.resolve({"objective": "reconstruction", **names})
+    begin("pretrain", tmp_path, {"store": "rows"}, chosen, resume="auto")
+    (tmp_path / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+    text = (tmp_path / "run.yaml").read_text()
+    for new, old in older.items():
+        assert f"\n  {new}:" in text
+        text = text.replace(f"\n  {new}:", f"\n  {old}:")
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=r"begun with other settings:\n    time_mask_width: 8 -> 9\n  Give"):
+        begin("pretrain", tmp_path, {"store": "rows"}, replace(chosen, time_mask_width=9), resume="auto")
+    assert begin("pretrain", tmp_path, {"store": "rows"}, chosen, resume="auto") is None
+    assert "\n  window: 0.5" in (tmp_path / "run.yaml").read_text()
