@@ -280,8 +280,8 @@ def test_explore__embeddings_of_another_model_are_refused(tmp_path: Path) -> Non
     soundfile.write(tmp_path / "a.wav", tone("low"), RATE)
     tymbal.embed(model, tmp_path / "a.wav", tmp_path / "a.parquet", window=0.2, pooling="rows", device="cpu")
     settings = ExploreSettings(device="cpu")
-    eyes, library, facts = _open(str(model), tmp_path / "a.parquet", settings)
-    assert (eyes.window, eyes.hop, eyes.pooling) == (0.2, 0.1, "rows")
+    view, library, facts = _open(str(model), tmp_path / "a.parquet", settings)
+    assert (view.window, view.hop, view.pooling) == (0.2, 0.1, "rows")
     assert library is not None
     assert "no classifier" in facts
     with pytest.raises(ModelError, match="are another model's"):

@@ -22,7 +22,7 @@ from tymbal.models.folder import load_model
 LABELS = ("high", "low", "middle")
 
 
-def eyes(folder: Path, *, labels: tuple[str, ...] = LABELS, hop: float | None = 0.1, batch_size: int = 4) -> ModelView:
+def view(folder: Path, *, labels: tuple[str, ...] = LABELS, hop: float | None = 0.1, batch_size: int = 4) -> ModelView:
     loaded = load_model(small_model(folder / "model", labels=labels, pooling="mean" if labels else None))
     cut = cut_for(loaded.description, hop=hop)
     scorer = Scorer(loaded) if labels else None
@@ -36,7 +36,7 @@ def recording(folder: Path, *, seconds: float = 2.0, name: str = "a.wav") -> Pat
 
 
 def test_look__is_the_window_as_the_model_sees_it(tmp_path: Path) -> None:
-    model, file = eyes(tmp_path), recording(tmp_path)
+    model, file = view(tmp_path), recording(tmp_path)
     look = model.look(file, 5)
     samples, _ = read(file)
     piece = samples[5 * 800 : 5 * 800 + model.cut.length]
@@ -56,7 +56,7 @@ def test_look__is_the_window_as_the_model_sees_it(tmp_path: Path) -> None:
 
 
 def test_look__shows_no_padding(tmp_path: Path) -> None:
-    model = eyes(tmp_path)
+    model = view(tmp_path)
     look = model.look(recording(tmp_path, seconds=0.15))
     assert look.values.shape == (13, 16)
     assert look.tokens.shape == (2, 2, 16)
@@ -65,7 +65,7 @@ def test_look__shows_no_padding(tmp_path: Path) -> None:
 
 
 def test_look__what_cannot_be_seen_is_an_error(tmp_path: Path) -> None:
-    model = eyes(tmp_path)
+    model = view(tmp_path)
     with pytest.raises(AudioError, match=r"too short: 0\.01 s"):
         model.look(recording(tmp_path, seconds=0.01))
     (tmp_path / "b.wav").write_text("no sound")
@@ -75,12 +75,12 @@ def test_look__what_cannot_be_seen_is_an_error(tmp_path: Path) -> None:
 
 def test_look__attention_of_too_many_patches_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tymbal.exploring.model_view.MOST_TOKENS", 9)
-    assert eyes(tmp_path).look(recording(tmp_path)).attention == {}
+    assert view(tmp_path).look(recording(tmp_path)).attention == {}
 
 
 @pytest.mark.parametrize("samples", [1, 2680, 2681, 2900, 3480, 3481, 3700, 16_000])
 def test_count__is_that_of_the_windows(tmp_path: Path, samples: int) -> None:
-    model = eyes(tmp_path)
+    model = view(tmp_path)
     cut = model.cut
     found = windows([np.zeros(samples, np.float32)], length=cut.length, hop=cut.hop, shortest=cut.shortest)
     assert model.count(samples / RATE) == len(list(found))
@@ -88,7 +88,7 @@ def test_count__is_that_of_the_windows(tmp_path: Path, samples: int) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
 def test_survey__sees_all_of_a_recording(tmp_path: Path, batch_size: int) -> None:
-    model, file = eyes(tmp_path, batch_size=batch_size), recording(tmp_path)
+    model, file = view(tmp_path, batch_size=batch_size), recording(tmp_path)
     shares: list[float] = []
     survey = model.survey(file, most=60, advance=shares.append)
     assert survey is not None
@@ -104,7 +104,7 @@ def test_survey__sees_all_of_a_recording(tmp_path: Path, batch_size: int) -> Non
 
 
 def test_survey__a_long_recording_has_no_more_columns(tmp_path: Path) -> None:
-    model, file = eyes(tmp_path, hop=None, batch_size=64), recording(tmp_path, seconds=300)
+    model, file = view(tmp_path, hop=None, batch_size=64), recording(tmp_path, seconds=300)
     survey = model.survey(file, most=3600)
     assert survey is not None
     assert survey.windows == 896
@@ -116,7 +116,7 @@ def test_survey__a_long_recording_has_no_more_columns(tmp_path: Path) -> None:
 
 
 def test_survey__ends_where_it_is_told_to(tmp_path: Path) -> None:
-    model, file = eyes(tmp_path), recording(tmp_path, seconds=10)
+    model, file = view(tmp_path), recording(tmp_path, seconds=10)
     survey = model.survey(file, most=1.0)
     assert survey is not None
     assert (survey.seconds, survey.windows) == (10.0, 10)
@@ -126,7 +126,7 @@ def test_survey__ends_where_it_is_told_to(tmp_path: Path) -> None:
 
 
 def test_survey__of_an_encoder_has_no_scores(tmp_path: Path) -> None:
-    survey = eyes(tmp_path, labels=()).survey(recording(tmp_path), most=60)
+    survey = view(tmp_path, labels=()).survey(recording(tmp_path), most=60)
     assert survey is not None
     assert survey.scores is None
 

@@ -94,10 +94,13 @@ def test_image__has_a_class_where_one_is_given() -> None:
 
 def test_sheet__has_each_picture_in_its_place() -> None:
     dark, light = np.zeros((40, 12)), np.ones((40, 12))
-    content = sheet([[dark, light], [light, dark]], between=[(0, 1), (0, 2)], columns=("a", "b"), rows=("c", "d" * 99))
+    content = sheet(
+        [[dark, light], [light, dark]], between=[(0, 1), (0, 2)], columns=("a" * 99, "b"), rows=("c", "d" * 99)
+    )
     found = pixels(content)
     assert found.shape == (24 + 2 * (24 + 24 + 8), 2 * (80 + 8) + 8, 3)
     middles = [found[24 + 24 + 12 + row * 56, 8 + 40 + column * 88] for row in (0, 1) for column in (0, 1)]
     expected = [(6, 5, 20), (253, 236, 178), (174, 49, 100), (6, 5, 20)]  # half way up where the row's scale is wider
     np.testing.assert_allclose(middles, expected, atol=4)
     assert (found[:, -1] == 255).all()  # a title that is too long does not reach the edge
+    assert (found[:20, 89:95] == 255).all()  # nor does that of a column reach the next one

@@ -122,7 +122,7 @@ def sheet(
         spectrograms: Log-mel, [frames, mels] each.
         between: Values of the darkest and the brightest colour, for each row.
         columns: Titles of the columns.
-        rows: Titles of the rows; what is too long for the sheet loses its middle.
+        rows: Titles of the rows. Titles that are too wide lose their middle.
         scale: Pixels of the sheet, across and down, for each value.
     """
     width, height = (size * scale for size in spectrograms[0][0].shape)
@@ -132,7 +132,8 @@ def sheet(
     page = Image.new("RGB", (across, down), "white")
     draw = ImageDraw.Draw(page)
     for place, title in enumerate(columns):
-        draw.text((_GAP + place * (width + _GAP), 4), title, fill="#566069", font=font)
+        shown = _fitting(title, font, width)
+        draw.text((_GAP + place * (width + _GAP), 4), shown, fill="#566069", font=font)
     for number, (title, row, ends) in enumerate(zip(rows, spectrograms, between, strict=True)):
         top = _LINE + number * (_LINE + height + _GAP)
         draw.text((_GAP, top + 4), _fitting(title, font, across - 2 * _GAP), fill="black", font=font)

@@ -297,15 +297,15 @@ def _objective(loaded: LoadedModel, data: SpectrogramSource) -> RebuildingObject
 def _states(run: Path, objective: RebuildingObjective, loaded: LoadedModel) -> Iterator[int | None]:
     """Puts one state after the other into the objective: those of checkpoints, else (None) that of the model."""
     checkpoints = Checkpoints(run / "checkpoints")
-    found = False
+    any_read = False
     for step in checkpoints.steps()[-_MOST:]:
         try:
             verify(checkpoints.path(step))
         except CheckpointError:
             continue
         objective.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"))
-        found = True
+        any_read = True
         yield step
-    if not found:
+    if not any_read:
         objective.load_head_state(loaded.objective_state)
         yield None
