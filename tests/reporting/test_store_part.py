@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from damaged import delete, pt_store
 from tones import FEATURES, tone_store
 from tymbal.pages.page import NotShownError
 from tymbal.pages.players import Sounds
@@ -104,3 +105,10 @@ def test_left_out__counts_by_kind(tmp_path: Path) -> None:
     assert "<td>unreadable</td><td class=n>2</td>" in text
     assert "<td>empty</td><td class=n>1</td>" in text
     assert "Leave it out." in text
+
+
+def test_copies__of_the_clips_that_can_be_read(tmp_path: Path) -> None:
+    store = pt_store(tmp_path)
+    delete(store, 3, 20)
+    clips = Clips(store, Sounds(most=0, seconds=1.0, beside=tmp_path, numbers=count()))
+    assert "No two clips have the same spectrogram." in copies(clips)

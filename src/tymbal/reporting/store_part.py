@@ -17,6 +17,7 @@ from tymbal.pages.charts import bar, histogram
 from tymbal.pages.page import NotShownError, cards, details, note, table, words
 from tymbal.reporting.clip_cards import Clips
 from tymbal.store.base import SpectrogramSource
+from tymbal.store.dataset import readable_batches
 
 __all__ = ["balance", "copies", "examples", "left_out", "lengths", "store_tiles"]
 
@@ -160,9 +161,8 @@ def copies(clips: Clips) -> str:
 
 def _by_content(store: SpectrogramSource, rows: NDArray[np.int64]) -> dict[bytes, list[int]]:
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for start in range(0, len(rows), 256):
-        part = rows[start : start + 256]
-        for row, values in zip(part.tolist(), store.gather(part), strict=True):
+    for part, spectrograms in readable_batches(store, rows, batch_size=256):
+        for row, values in zip(part.tolist(), spectrograms, strict=True):
             content = np.ascontiguousarray(values[: int(store.real_frames[row])])
             groups[hashlib.blake2b(content.tobytes(), digest_size=16).digest()].append(row)
     return groups
