@@ -12,7 +12,7 @@ from tymbal.evaluation.scoring import LabelledScores
 from tymbal.pages.page import NotShownError
 from tymbal.pages.players import Sounds
 from tymbal.reporting.classifier_part import by_class, confusion, confusion_matrix, mistakes
-from tymbal.reporting.clip_cards import Clips
+from tymbal.reporting.drawn_clips import Clips
 
 CLASSES = ("rain", "robin", "wren")
 TRUTH = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]], bool)

@@ -13,7 +13,7 @@ from damaged import delete, pt_store
 from tones import FEATURES, tone_store
 from tymbal.pages.page import NotShownError
 from tymbal.pages.players import Sounds
-from tymbal.reporting.clip_cards import Clips
+from tymbal.reporting.drawn_clips import Clips
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.store.packed.packed_store import Store
 from tymbal.store.packed.writer import Entry, write_store

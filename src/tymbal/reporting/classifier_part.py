@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tymbal.evaluation.scoring import LabelledScores
 from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, cards, table, words
-from tymbal.reporting.clip_cards import Clips
+from tymbal.reporting.drawn_clips import Clips
 
 __all__ = ["DECIDED", "by_class", "confusion", "confusion_matrix", "mistakes"]
 

@@ -28,8 +28,7 @@ from tymbal.models.folder import load_model
 from tymbal.pages.page import Part, Section, details, section, table, tiles
 from tymbal.pages.players import Sounds
 from tymbal.reporting.classifier_part import by_class, confusion, mistakes
-from tymbal.reporting.clip_cards import Clips
-from tymbal.reporting.embedding_map import choose_rows, embedding_map
+from tymbal.reporting.drawn_clips import Clips, choose_rows, embedding_map
 from tymbal.reporting.predictions_part import Predictions
 from tymbal.reporting.probes_part import Probes
 from tymbal.reporting.run_part import learning_curves, rebuilt_from_checkpoints, rebuilt_in_course, run_tiles, speed

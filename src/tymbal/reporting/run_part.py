@@ -26,7 +26,7 @@ from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, note, table
 from tymbal.pages.pictures import limits, spectrogram
 from tymbal.progress import duration
-from tymbal.reporting.clip_cards import Clips, clip_name
+from tymbal.reporting.drawn_clips import Clips, clip_name
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import normalised_batches
 from tymbal.training.checkpoints import Checkpoints, verify

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tymbal.audio.failures import Failure
 from tymbal.pages.charts import bar, histogram
 from tymbal.pages.page import NotShownError, cards, details, note, table, words
-from tymbal.reporting.clip_cards import Clips
+from tymbal.reporting.drawn_clips import Clips
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import readable_batches
 
