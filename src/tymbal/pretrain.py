@@ -59,7 +59,7 @@ def pretrain(
         resume: `auto` continues the run in the output folder if there is one, True insists on one, False on none; or
             the folder of a checkpoint.
         config: YAML file with settings, or the `run.yaml` of an earlier run.
-        on_evaluation: Told about every evaluation: its figures, and the module with its weights at that moment.
+        on_evaluation: Called at every evaluation with its figures, and the module with its weights at that moment.
         **settings: See `tymbal.settings.PretrainSettings`, and the settings of the objective in its own file, as
             `tymbal.objectives.ssast.SSASTSettings`.
 

@@ -11,7 +11,7 @@ from tymbal.errors import ModelError, SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.decoder import VisibleDecoder, sine_positions
-from tymbal.objectives.ssast import SSASTObjective, SSASTSettings
+from tymbal.objectives.ssast import SSASTObjective
 
 CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=96)  # 2 rows x 6 columns of patches
 NORMALISATION = Normalisation(mean=-5.0, std=4.0, padding=-15.0)
@@ -198,17 +198,3 @@ def test_objective__draws_clusters_of_the_sides_asked_for():
     columns = {sides: masks.mask.view(16, 2, 6).all(1).sum(1) for sides, masks in whole.items()}
     assert columns[2].tolist() == [2] * 16
     assert columns[1].sum() < 16
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"cluster_min": 4, "cluster_max": 3}, "cluster_max is 3.*4 or more"),
-        ({"cluster_min": 0}, "cluster_min is 0"),
-        ({"decoder_depth": 0}, "decoder_depth is 0"),
-        ({"decoder_width": 0}, "decoder_width is 0"),
-    ],
-)
-def test_settings__say_what_they_want(wrong, message):
-    with pytest.raises(SettingsError, match=message):
-        SSASTSettings(**wrong)

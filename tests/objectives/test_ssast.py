@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tymbal.errors import ModelError, SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.objectives.ssast import SSASTObjective, contrast, rebuild
+from tymbal.objectives.ssast import SSASTObjective, SSASTSettings, contrast, rebuild
 
 CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=96)
 NORMALISATION = Normalisation(mean=-5.0, std=4.0, padding=-15.0)
@@ -203,3 +203,17 @@ def test_objective__says_what_does_not_fit_at_once():
         objective(mask_count=400)
     with pytest.raises(SettingsError, match="joint, mpc, mpg"):
         objective(task="contrastive")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"cluster_min": 4, "cluster_max": 3}, "cluster_max is 3.*4 or more"),
+        ({"cluster_min": 0}, "cluster_min is 0"),
+        ({"decoder_depth": 0}, "decoder_depth is 0"),
+        ({"decoder_width": 0}, "decoder_width is 0"),
+    ],
+)
+def test_settings__say_what_they_want(wrong, message):
+    with pytest.raises(SettingsError, match=message):
+        SSASTSettings(**wrong)

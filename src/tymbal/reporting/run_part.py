@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from tymbal.config import from_mapping
+from tymbal.config import from_mapping, with_todays_names
 from tymbal.errors import CheckpointError
 from tymbal.evaluation.snapshots import can_rebuild, read_snapshots, rebuilt_by
 from tymbal.models.encoder import SpectrogramEncoder
@@ -287,7 +287,7 @@ def _objective(loaded: LoadedModel, data: SpectrogramSource) -> RebuildingObject
         raise NotShownError(f"the objective {name} is not installed")
     spec = registry.spec(name)
     seed = loaded.description.provenance.get("settings", {}).get("seed", 42)
-    settings = from_mapping(spec.settings, {**how, "seed": seed})
+    settings = from_mapping(spec.settings, {**with_todays_names(spec.settings, how), "seed": seed})
     objective = spec.build(loaded.module, data, loaded.description.normalisation, settings)
     if not can_rebuild(objective):
         raise NotShownError(f"there is nothing hidden and rebuilt with the objective {name}")
