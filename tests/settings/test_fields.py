@@ -10,6 +10,9 @@ from tymbal import config, settings
 from tymbal.settings import EmbedSettings, FinetuneSettings, PredictSettings, PrepareSettings, PretrainSettings
 from tymbal.settings.fields import Nature, names_that, nature, setting
 
+DRAWN = ("augmentations", "num_waveform_augs", "num_spectrogram_augs")
+"""What says how views are drawn, which a preparation records setting by setting."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Low:
@@ -45,7 +48,7 @@ def test_names_that__are_spelled_as_in_yaml():
 @pytest.mark.parametrize(
     ("cls", "names"),
     [
-        (PrepareSettings, {"workers", "part", "preview", "force", "executor", "scheduler"}),
+        (PrepareSettings, {"workers", "part", "preview", "force", "executor", "scheduler", *DRAWN}),
         (PredictSettings, {"merge", "gap", "format", "batch_size", "precision", "device"}),
         (EmbedSettings, {"format", "batch_size", "precision", "device"}),
     ],

@@ -44,7 +44,6 @@ __all__ = [
 
 FAILURES = "failures.csv"
 _RECORD = "plan.json"
-_DRAWN = ("augmentations", "num_waveform_augs", "num_spectrogram_augs")  # recorded as what they come to
 _AGAIN = "Choose another output folder, or delete this one to begin anew."
 
 
@@ -164,7 +163,7 @@ def read_failures(store: Path) -> list[Failure]:
 
 
 def _relevant(settings: PrepareSettings) -> dict[str, Any]:
-    given = {key: value for key, value in deciding(settings).items() if key not in _DRAWN}
+    given = deciding(settings)
     if settings.every == 1:
         del given["every"]  # stores of before know no such setting
     if not settings.views:

@@ -337,9 +337,10 @@ class ViewSettings:
     group = "views"
 
     views: int = setting(0, first=True)
-    augmentations: str | None = setting(None, path=True)
-    num_waveform_augs: int | None = None
-    num_spectrogram_augs: int | None = None
+    # These three are recorded as what they come to, so that a change in the file is seen.
+    augmentations: str | None = setting(None, path=True, resumable=True)
+    num_waveform_augs: int | None = setting(None, resumable=True)
+    num_spectrogram_augs: int | None = setting(None, resumable=True)
     view_mode: Literal["spectral", "exact"] = "spectral"
     write: Literal["store", "pt", "waveforms"] = setting("store", first=True)
     part: str | None = setting(None, resumable=True)
