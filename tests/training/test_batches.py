@@ -39,6 +39,8 @@ def test_plan__step_larger_than_an_epoch():
     assert [plan.clips_before(step) for step in range(4)] == [0, 12, 17, 22]
     assert plan.batch_size_of(1) == 5
     assert plan.steps == 3
+    small = BatchPlan(length=5, batch_sizes=(12, 1, 5), epochs=4)
+    assert [small.clips_before(step) for step in range(4)] == [0, 12, 17, 22]
 
 
 def test_plan__is_due_at_whole_epochs_and_fractions():

@@ -157,3 +157,18 @@ def test_begin__a_run_that_recorded_older_names_of_settings_goes_on(tmp_path: Pa
         begin("pretrain", tmp_path, {"store": "rows"}, replace(chosen, time_mask_width=9), resume="auto")
     assert begin("pretrain", tmp_path, {"store": "rows"}, chosen, resume="auto") is None
     assert "\n  window: 0.5" in (tmp_path / "run.yaml").read_text()
+
+
+def test_run_folder__names_its_files():
+    folder = RunFolder(Path("run"))
+    places = ["checkpoints", "model", "average", "metrics", "log", "classes", "rebuilt", "tensorboard"]
+    assert [getattr(folder, place).as_posix() for place in places] == [
+        "run/checkpoints",
+        "run/model",
+        "run/average",
+        "run/metrics.jsonl",
+        "run/log.txt",
+        "run/classes.csv",
+        "run/rebuilt",
+        "run/tensorboard",
+    ]
