@@ -77,11 +77,11 @@ def write_pair(
     path = folder / split_folder(split) / f"{stem}_v{version}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
     first, second = (torch.from_numpy(np.ascontiguousarray(view.T, np.float32))[None] for view in pair)
-    told = {"view1": first, "view2": second, "audio_name": stem, "version": version, "original_path": source}
+    content = {"view1": first, "view2": second, "audio_name": stem, "version": version, "original_path": source}
     aside = path.with_name(path.name + PARTIAL)
     try:
         with aside.open("wb") as file:
-            torch.save(told, file)
+            torch.save(content, file)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -110,7 +110,7 @@ def entry_of(folder: str, file: str, entry: Entry, *, frames: int, mels: int) ->
 def write_metadata(
     folder: Path,
     entries: Iterable[tuple[str | None, dict[str, Any]]],
-    told: Mapping[str, Any],
+    extras: Mapping[str, Any],
     *,
     part: str | None = None,
 ) -> Path:
@@ -119,7 +119,7 @@ def write_metadata(
     Args:
         folder: The layout's folder.
         entries: The split and what `entry_of` gives of each file.
-        told: `config` and `tymbal`.
+        extras: `config` and `tymbal`.
         part: `train` or `val`, where only that was written.
 
     Returns:
@@ -132,7 +132,7 @@ def write_metadata(
         f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in found) + "\n]"
         for name, found in lists.items()
     ]
-    lines += [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in told.items()]
+    lines += [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in extras.items()]
     path = folder / (_PART.format(part) if part else METADATA)
     write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
     return path
@@ -155,7 +155,7 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str
         path: The folder, or the file.
 
     Returns:
-        Entries by split, and everything else that is told.
+        Entries by split, and everything else that they say.
 
     Raises:
         StoreError: There are none, or they are damaged.
@@ -164,7 +164,7 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str
     if not files:
         raise StoreError(f"has no {METADATA}", path=path, advice="Make pairs of views with `tymbal prepare --views`.")
     lists: dict[str, list[dict[str, Any]]] = {}
-    told: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
     for file in files:
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
@@ -172,10 +172,10 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str
                 if isinstance(found, list):
                     lists[name] = [_checked(entry) for entry in found]
                 else:
-                    told[name] = found
+                    extras[name] = found
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise StoreError(f"is damaged: {error}", path=file, advice="Write it again.") from error
-    return lists, told
+    return lists, extras
 
 
 def _checked(entry: Any) -> dict[str, Any]:

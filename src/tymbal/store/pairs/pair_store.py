@@ -115,13 +115,13 @@ class PairFileStore(SpectrogramSource):
         roots = [] if root is None else [Path(root)]
         if isinstance(source, str | os.PathLike):
             path = Path(source)
-            lists, self._told = read_metadata(path)
+            lists, self._extras = read_metadata(path)
             roots.append(metadata_files(path)[0].parent)
             entries: list[tuple[str | None, Mapping[str, Any]]] = [
                 (_SPLITS.get(name, name), entry) for name, found in lists.items() for entry in found
             ]
         else:
-            path, self._told = Path(root or "."), {}
+            path, self._extras = Path(root or "."), {}
             entries = [(None, entry) for entry in source]
         self._failures: list[Failure] = []
         self.files: list[Path] = []
@@ -135,7 +135,7 @@ class PairFileStore(SpectrogramSource):
             rows.append(_row(entry, split, len(rows)))
         if not self.files:
             moved = "Has the folder moved? Then say where it is: root=FOLDER, or the folder instead of its list."
-            advice = moved if path == Path(root or ".") and not self._told else "Is the folder complete?"
+            advice = moved if path == Path(root or ".") and not self._extras else "Is the folder complete?"
             raise StoreError("not one file of views is there", path=path, advice=advice)
         columns = {name: [row[name] for row in rows] for name in INDEX_SCHEMA.names}
         self._pool = BufferPool()
@@ -238,14 +238,14 @@ class PairFileStore(SpectrogramSource):
     @property
     def _ours(self) -> Mapping[str, Any]:
         """What Tymbal wrote beside the layout's own keys."""
-        found: Mapping[str, Any] = self._told.get("tymbal", {})
+        found: Mapping[str, Any] = self._extras.get("tymbal", {})
         return found
 
     @cached_property
     def _statistics(self) -> tuple[float, float]:
-        told = self._ours.get("statistics")
-        if told is not None:
-            return float(told["mean"]), float(told["std"])
+        recorded = self._ours.get("statistics")
+        if recorded is not None:
+            return float(recorded["mean"]), float(recorded["std"])
         moments = Moments()
         for row in range(0, len(self), max(len(self) // _SAMPLE, 1)):
             pair = self.pair(row)
@@ -256,27 +256,27 @@ class PairFileStore(SpectrogramSource):
 
 def _features(ours: Mapping[str, Any]) -> FeatureSettings | None:
     """How the views were computed; None where nobody wrote it down."""
-    told = ours.get("features")
+    recorded = ours.get("features")
     try:
-        return None if told is None else FeatureSettings(**told)
+        return None if recorded is None else FeatureSettings(**recorded)
     except (TypeError, SettingsError):
         return None
 
 
 def _row(entry: Mapping[str, Any], split: str | None, number: int) -> dict[str, Any]:
     """A row of the index: what Tymbal wrote beside the layout's own keys, where it did."""
-    told = entry.get("tymbal", {})
+    recorded = entry.get("tymbal", {})
     version = int(entry.get("version", 0))
     name = str(entry.get("audio_name", Path(entry["file"]).stem))
     return {
-        "id": told.get("id", f"{name}@v{version}"),
-        "file": told.get("file", entry["file"]),
-        "start": told.get("start", 0.0),
-        "end": told.get("end"),
+        "id": recorded.get("id", f"{name}@v{version}"),
+        "file": recorded.get("file", entry["file"]),
+        "start": recorded.get("start", 0.0),
+        "end": recorded.get("end"),
         "frames": int(entry["shape"][-1]) if len(entry.get("shape", ())) >= 2 else 0,
-        "labels": list(told.get("labels", ())),
-        "group": told.get("group"),
-        "split": told.get("split", split),
+        "labels": list(recorded.get("labels", ())),
+        "group": recorded.get("group"),
+        "split": recorded.get("split", split),
         "shard": 0,
         "row": number,
         "version": version,
@@ -299,8 +299,8 @@ def unpack_pairs(source: SpectrogramSource, output: str | os.PathLike[str]) -> i
             stem, version = stems[clips[row]], entry.version or 0
             file = write_pair(aside, pair, stem=stem, version=version, split=entry.split, source=entry.file)
             place = file.relative_to(aside).as_posix()
-            told = entry_of(os.fspath(output), place, entry, frames=source.frames, mels=source.mels)
-            written.append((entry.split, told))
+            described = entry_of(os.fspath(output), place, entry, frames=source.frames, mels=source.mels)
+            written.append((entry.split, described))
             progress.advance()
         features = source.features
         config = {
@@ -368,6 +368,6 @@ def _rows(source: SpectrogramSource) -> Iterator[Numbered]:
 def _entries(source: SpectrogramSource) -> list[Entry]:
     found = []
     for row in source.index.to_pylist():
-        told = {name: value for name, value in row.items() if name not in ("shard", "row")}
-        found.append(Entry(**{**told, "labels": tuple(told["labels"] or ()), "frames": source.frames}))
+        recorded = {name: value for name, value in row.items() if name not in ("shard", "row")}
+        found.append(Entry(**{**recorded, "labels": tuple(recorded["labels"] or ()), "frames": source.frames}))
     return found

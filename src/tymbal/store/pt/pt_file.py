@@ -101,7 +101,7 @@ class Examined:
 
 
 _PLACES: dict[tuple[bytes, int, int, str], Place] = {}
-"""Places within the storage by pickle, bytes of the storage, mel bins and layout: what torch.load has told before."""
+"""Places within the storage by pickle, bytes of the storage, mel bins and layout: what torch.load has found before."""
 
 _REMEMBERED = 10_000
 
@@ -272,7 +272,7 @@ def _known(archive: Archive | None, mels: int, layout: str, size: int, modified:
 
 
 def _find(data: bytes, archive: Archive | None, spectrogram: Tensor, *, layout: str, size: int, modified: int) -> Place:
-    """Where the values lie that torch.load gave, if that can be told and they are there indeed."""
+    """Where the values lie that torch.load gave, if that is known and they do lie there."""
     frames, mels = spectrogram.shape
     unknown = Place(size, modified, frames)
     if archive is None or spectrogram.dtype not in _FAST:
@@ -304,10 +304,10 @@ def _view(data: bytes | memoryview, offset: int, frames: int, mels: int, place: 
 
 def _refusal(error: BaseException, path: str, *, is_pickle: bool) -> StoreError:
     """The failure of a file that torch.load refuses, in few words."""
-    told = str(error)
-    wanted = re.search(r"GLOBAL ([\w.]+)", told)
+    text = str(error)
+    wanted = re.search(r"GLOBAL ([\w.]+)", text)
     # An unknown operation in what begins as a pickle is one of a newer kind; elsewhere it is damage.
-    if wanted or "Unsupported class" in told or "Trying to" in told or (is_pickle and "Unsupported operand" in told):
+    if wanted or "Unsupported class" in text or "Trying to" in text or (is_pickle and "Unsupported operand" in text):
         what = f"it wants to use {wanted[1]} when it is opened" if wanted else "it holds more than tensors"
         return _failure("unsafe", f"{what}, and was refused", path)
     return _failure("unreadable", "it is damaged, or no file of torch.save", path)

@@ -107,7 +107,7 @@ def open_pt(
         listing.files, mels=mels, layout=layout, record=None if record is None else Path(record), settled=settled
     )
     to = None if failures_to is None else Path(failures_to)
-    _tell_failures(listing, records, to, settled=settled)
+    _warn_of_failures(listing, records, to, settled=settled)
     good = [(file, one) for file, one in zip(listing.files, records, strict=True) if not one.reason]
     frames = target_length or header.frames or _common_length([one for _, one in good])
     found_mean, found_std = _statistics(header, [one for _, one in good], len(records), mels)
@@ -161,7 +161,7 @@ def open_with(
     )
 
 
-def _tell_failures(listing: PtListing, records: Sequence[Record], to: Path | None, *, settled: bool) -> None:
+def _warn_of_failures(listing: PtListing, records: Sequence[Record], to: Path | None, *, settled: bool) -> None:
     """Names what is left out, in one warning and in a file; an error where nothing is left."""
     failures = [one.failure for one in records if one.reason]
     # What a run that goes on has named since it was begun stays.

@@ -78,7 +78,7 @@ class Header:
         std: Its standard deviation.
         padding: What was behind the end of short ones.
         label_csv: SSAST's table of labels, relative to the list.
-        layout: What the sides of a file are, so that square ones can be told.
+        layout: What the sides of a file are, so that square ones are read right.
     """
 
     features: FeatureSettings | None = None
@@ -149,8 +149,8 @@ def list_pt(
         table = read_table(part)
         given = (data_val_dir, data_dir) if split == "validation" else (data_dir, None)
         listed = _listed(table, _data_folder(table, *given).absolute(), split)
-        told, sources = _told(part)
-        header = told if header == Header() else header
+        recorded, sources = _recorded(part)
+        header = recorded if header == Header() else header
         for index, name in sources.items():
             listed[index] = listed[index]._replace(source=name)
         files += listed
@@ -159,7 +159,7 @@ def list_pt(
         label_csv = (path if path.is_dir() else path.parent) / header.label_csv
     if label_csv is not None:
         files, names = _named(files, label_csv)
-    _tell_overlap(files)
+    _warn_of_overlap(files)
     if validation_fraction > 0:
         files = _drawn(files, validation_fraction)
     return PtListing(path, tuple(files), header, names)
@@ -312,18 +312,18 @@ def _first_with_any(folders: Iterable[Path], table: Table) -> Path | None:
     return None
 
 
-def _told(path: Path) -> tuple[Header, dict[int, str]]:
+def _recorded(path: Path) -> tuple[Header, dict[int, str]]:
     """What a list of ours says: its header, and sound files whose names are not those of their `.pt` files."""
     if path.suffix.lower() != ".json":
         return Header(), {}
     content = json.loads(path.read_text(encoding="utf-8-sig"))
-    told = content.get(HEADER) if isinstance(content, Mapping) else None
-    if not isinstance(told, Mapping):
+    recorded = content.get(HEADER) if isinstance(content, Mapping) else None
+    if not isinstance(recorded, Mapping):
         return Header(), {}
     sources = {index: str(entry["source"]) for index, entry in enumerate(content["data"]) if "source" in entry}
     try:
-        features = None if told.get("features") is None else FeatureSettings(**told["features"])
-        return Header(**{**told, "features": features}), sources
+        features = None if recorded.get("features") is None else FeatureSettings(**recorded["features"])
+        return Header(**{**recorded, "features": features}), sources
     except (TypeError, SettingsError) as error:
         raise ManifestError(
             f"what it says under {HEADER!r} is damaged: {error}", path=path, advice="Convert the store again."
@@ -347,7 +347,7 @@ def _named(files: Sequence[PtFile], table: str | os.PathLike[str]) -> tuple[list
     return named, tuple(names.values())
 
 
-def _tell_overlap(files: Sequence[PtFile]) -> None:
+def _warn_of_overlap(files: Sequence[PtFile]) -> None:
     sides: dict[str, set[str | None]] = {}
     for file in files:
         sides.setdefault(file.path, set()).add(file.split)

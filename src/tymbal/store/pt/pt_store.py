@@ -216,7 +216,7 @@ def _other_shape(path: str, found: int, wanted: int) -> StoreError:
 
 
 def _cached(path: str) -> bool:
-    """Whether the first page of a file is in memory; True where that cannot be told."""
+    """Whether the first page of a file is in memory; True where the system cannot tell."""
     try:
         with io.FileIO(path) as file:
             os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)

@@ -58,7 +58,7 @@ def write_pt(folder: str | os.PathLike[str], store: SpectrogramSource) -> None:
         label_csv=_LABELS if mids else None,
         layout="frames-mels",
     )
-    told = {name: value for name, value in asdict(header).items() if value is not None}
+    recorded = {name: value for name, value in asdict(header).items() if value is not None}
     with replace_folder(folder) as aside, Progress(len(store), "Writing .pt files", unit="files") as progress:
         for name, rows in _lists(store).items():
             (aside / name).mkdir()
@@ -73,7 +73,7 @@ def write_pt(folder: str | os.PathLike[str], store: SpectrogramSource) -> None:
                     # A copy of its own: torch saves the whole memory that a tensor is a view of.
                     torch.save(torch.from_numpy(values[:real]).clone(), aside / name / f"{stem}.pt")
                 progress.advance(len(part))
-            _write_list(aside / f"{name}.json", told, data)
+            _write_list(aside / f"{name}.json", recorded, data)
         if mids:
             _write_labels(aside / _LABELS, mids)
 
@@ -137,10 +137,10 @@ def _mids(labels: Sequence[str]) -> dict[str, str]:
     return mids
 
 
-def _write_list(path: Path, told: Mapping[str, Any], data: Sequence[Mapping[str, Any]]) -> None:
+def _write_list(path: Path, recorded: Mapping[str, Any], data: Sequence[Mapping[str, Any]]) -> None:
     """An entry a line, so that a person can look at it."""
     lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in data)
-    head = json.dumps(told, ensure_ascii=False, allow_nan=False)
+    head = json.dumps(recorded, ensure_ascii=False, allow_nan=False)
     write_text(path, f'{{"{HEADER}": {head},\n"data": [\n{lines}\n]}}\n')
 
 
