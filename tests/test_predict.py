@@ -334,7 +334,7 @@ def test_predict__what_is_done_is_not_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tymbal.inference.predictions.open_table", broken)
+        patch.setattr("tymbal.inference.tables.Csv.open", broken)
         predict(classifier, files, tmp_path / "out.csv", **CPU)
     # All is scored, the tables were not written: one recording is new, one has changed.
     files.append(write(tmp_path / "3.wav", tone("high", seed=4)))

@@ -14,7 +14,7 @@ from small_model import small_model
 from tones import PITCHES, RATE, tone
 from tymbal import embed, similar
 from tymbal.errors import AudioError, ModelError, SettingsError, StoreError
-from tymbal.inference.embeddings import vectors
+from tymbal.inference.tables import vectors
 
 CPU = {"device": "cpu", "precision": "float32"}
 

@@ -81,13 +81,13 @@ def embed(
         SettingsError: The settings do not fit the model or the source, or an unfinished run was begun with others.
     """
     from tymbal.inference.embedding_input import open_input
-    from tymbal.inference.embeddings import embedding_format, open_embeddings, rows_path
     from tymbal.inference.frontend import ready_model
     from tymbal.inference.streaming import Job, run_job
+    from tymbal.inference.tables import EmbeddingFormat, choose_format
 
     chosen = configuration.resolve(EmbedSettings, settings, config=config)
     output = Path(output)
-    kind = embedding_format(output, chosen.format)
+    kind = choose_format(output, chosen.format, EmbeddingFormat)
     ready = ready_model(model, chosen)
     embedder = ready.embedder(pooling=chosen.pooling, layer=chosen.layer, skip_padding=chosen.skip_padding)
     source = open_input(sources, embedder, chosen, path=str(model))
@@ -101,7 +101,7 @@ def embed(
 
     def write(spool: Spool) -> int:
         count = 0
-        with open_embeddings(output, kind, source.schema, record) as add:
+        with kind.open_embeddings(output, source.schema, record) as add:
             for rows in source.tables(spool):
                 add(rows)
                 count += rows.num_rows
@@ -121,7 +121,7 @@ def embed(
     finished = run_job(job, output, failures_file=output.with_name("failures.csv"))
     return EmbedResult(
         output=output,
-        written=(output, rows_path(output)) if kind == "npy" else (output,),
+        written=kind.files(output),
         rows=finished.written,
         dimensions=embedder.dimensions,
         failures=finished.failures,

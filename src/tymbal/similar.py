@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tymbal.inference.frontend import Embedder
-    from tymbal.inference.tables import Kind, TableFormat
+    from tymbal.inference.tables import Kind
 
 __all__ = ["Neighbour", "SimilarResult", "similar"]
 
 _COLUMNS: dict[str, Kind] = {"file": "text", "start": "seconds", "end": "seconds", "similarity": "score"}
-_TABLES = (".csv", ".parquet", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -91,12 +90,13 @@ def similar(
     """
     from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_record, rows_of
     from tymbal.inference.frontend import ready_model
-    from tymbal.inference.tables import open_table
+    from tymbal.inference.tables import RowFormat, endings, format_of
 
     chosen = configuration.resolve(SimilarSettings, settings, config=config)
     target = None if output is None else Path(output)
-    if target is not None and target.suffix.lower() not in _TABLES:
-        raise SettingsError("a table ends in .csv, .parquet, .json or .jsonl", path=target, advice="Name it so.")
+    table = None if target is None else format_of(target, RowFormat)
+    if target is not None and table is None:
+        raise SettingsError(f"a table ends in {endings(RowFormat)}", path=target, advice="Name it so.")
     place = Path(index)
     record = read_record(place)
     embedder = ready_model(model, chosen).embedder_like(record, index=place)
@@ -107,8 +107,8 @@ def similar(
         Neighbour(row["file"], row["start"], row["end"], score)
         for row, score in zip(rows_of(place, rows), scores.tolist(), strict=True)
     )
-    if target is not None:
-        with open_table(target, cast("TableFormat", target.suffix[1:].lower()), _COLUMNS) as write:
+    if target is not None and table is not None:
+        with table.open(target, _COLUMNS) as write:
             for one in neighbours:
                 write((one.file, one.start, one.end, one.similarity))
     return SimilarResult(neighbours, target)

@@ -46,7 +46,8 @@ def test_library__a_folder_of_sound_is_embedded_once(tmp_path: Path, monkeypatch
     found = opened(sounds, model)
     assert len(found) == 9
     embed(model, sounds / "low-1.wav", tmp_path / "one.parquet", **CPU)
-    from tymbal.inference.embeddings import read_embeddings, vectors
+    from tymbal.inference.embeddings import read_embeddings
+    from tymbal.inference.tables import vectors
 
     query = vectors(next(read_embeddings(tmp_path / "one.parquet")))[0]
     nearest = found.nearest(query, 3)

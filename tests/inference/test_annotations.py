@@ -4,21 +4,29 @@ import csv
 from pathlib import Path
 
 from tymbal.audio.sources import Recording
-from tymbal.inference.annotations import annotation_files, write_audacity, write_raven
+from tymbal.inference.annotations import DETECTED, Audacity, Raven, annotation_files
 from tymbal.inference.detections import Detection
+from tymbal.inference.tables import RowFormat
 
 LABELS = ("robin", "a\ttab and\na line")
 FOUND = [Detection(0.5, 0, 3.25, 0.91234, 3), Detection(86399.1234567, 1, 86400.0, 0.5, 1)]
 
 
+def written(kind: RowFormat, path: Path, file: str, found: list[Detection]) -> None:
+    with kind.open(path, DETECTED) as write:
+        for one in found:
+            write((file, one.start, one.end, LABELS[one.label], one.score, 20.0, 8000.0))
+
+
 def test_raven__comes_back(tmp_path: Path):
-    assert write_raven(tmp_path / "a.txt", "nights/a.wav", FOUND, LABELS, band=(20.0, 8000.0)) == 2
+    written(Raven(), tmp_path / "a.txt", "nights/a.wav", FOUND)
     text = (tmp_path / "a.txt").read_text(encoding="utf-8")
     assert text.splitlines()[0] == (
         "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\tLow Freq (Hz)\tHigh Freq (Hz)\tLabel\tScore\t"
         "Begin Path\tFile Offset (s)"
     )
     rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert len(rows) == 2
     assert rows[0] == {
         "Selection": "1",
         "View": "Spectrogram 1",
@@ -38,12 +46,12 @@ def test_raven__comes_back(tmp_path: Path):
 
 
 def test_raven__without_detections_is_a_header(tmp_path: Path):
-    assert write_raven(tmp_path / "a.txt", "a.wav", [], LABELS, band=(20.0, 8000.0)) == 0
+    written(Raven(), tmp_path / "a.txt", "a.wav", [])
     assert len((tmp_path / "a.txt").read_text().splitlines()) == 1
 
 
 def test_audacity__comes_back(tmp_path: Path):
-    assert write_audacity(tmp_path / "a.txt", FOUND, LABELS) == 2
+    written(Audacity(), tmp_path / "a.txt", "a.wav", FOUND)
     rows = [line.split("\t") for line in (tmp_path / "a.txt").read_text(encoding="utf-8").splitlines()]
     assert rows == [
         ["0.500000", "3.250000", "robin 0.91"],

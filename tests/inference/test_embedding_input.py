@@ -12,8 +12,8 @@ from small_model import small_model
 from tymbal import embed
 from tymbal.data import DataSource
 from tymbal.errors import AudioError
-from tymbal.inference.embeddings import vectors
 from tymbal.inference.spool import Spool
+from tymbal.inference.tables import vectors
 
 CPU = {"device": "cpu", "precision": "float32"}
 

@@ -5,22 +5,22 @@ from pathlib import Path
 import pytest
 
 from tymbal.errors import SettingsError
-from tymbal.inference.annotations import write_audacity, write_raven
+from tymbal.inference.annotations import DETECTED, Audacity, Raven
 from tymbal.inference.detections import Detection
 from tymbal.inference.predictions import DETECTIONS, WINDOWS, detections_path, is_annotations, read_predictions
-from tymbal.inference.tables import TABLES, open_table
+from tymbal.inference.tables import RowFormat, table_format
 
 ROWS = [("a, b.wav", 0.0, 5.0, "robin", 0.75), ("ü.wav", 86400.0, 86405.0, 'the "wren"', 0.5)]
 FOUND = [Detection(0.5, 0, 3.25, 0.91, 3), Detection(86399.125, 1, 86400.0, 0.5, 1)]
 LABELS = ("robin", "song thrush 2")
 
 
-@pytest.mark.parametrize("ending", TABLES)
+@pytest.mark.parametrize("ending", ["csv", "parquet", "json", "jsonl"])
 def test_read_predictions__tables_of_windows_and_of_detections_come_back(tmp_path: Path, ending: str) -> None:
-    with open_table(tmp_path / f"a.{ending}", ending, WINDOWS) as write:
+    with table_format(ending, RowFormat).open(tmp_path / f"a.{ending}", WINDOWS) as write:
         for row in ROWS:
             write((*row, None, "2024-06-01T00:00:00"))
-    with open_table(tmp_path / f"a.detections.{ending}", ending, DETECTIONS) as write:
+    with table_format(ending, RowFormat).open(tmp_path / f"a.detections.{ending}", DETECTIONS) as write:
         for row in ROWS:
             write((*row, None, None, 2))
     for name, kind in ((f"a.{ending}", "windows"), (f"a.detections.{ending}", "detections")):
@@ -31,17 +31,19 @@ def test_read_predictions__tables_of_windows_and_of_detections_come_back(tmp_pat
     assert detections_path(tmp_path / f"a.detections.{ending}") is None
 
 
-@pytest.mark.parametrize("ending", TABLES)
+@pytest.mark.parametrize("ending", ["csv", "parquet", "json", "jsonl"])
 def test_read_predictions__nothing_found_is_no_mistake(tmp_path: Path, ending: str) -> None:
-    with open_table(tmp_path / f"a.{ending}", ending, WINDOWS):
+    with table_format(ending, RowFormat).open(tmp_path / f"a.{ending}", WINDOWS):
         pass
     assert list(read_predictions(tmp_path / f"a.{ending}").rows) == []
 
 
 def test_read_predictions__raven_and_audacity_come_back(tmp_path: Path) -> None:
     (tmp_path / "out" / "north").mkdir(parents=True)
-    write_raven(tmp_path / "out" / "a.selections.txt", "nights/a.wav", FOUND, LABELS, band=(20.0, 8000.0))
-    write_audacity(tmp_path / "out" / "north" / "b.labels.txt", FOUND, LABELS)
+    for kind, name in ((Raven(), "a.selections.txt"), (Audacity(), "north/b.labels.txt")):
+        with kind.open(tmp_path / "out" / name, DETECTED) as write:
+            for one in FOUND:
+                write(("nights/a.wav", one.start, one.end, LABELS[one.label], one.score, 20.0, 8000.0))
     assert is_annotations(tmp_path / "out")
     assert not is_annotations(tmp_path / "out" / "a.selections.txt")
     found = read_predictions(tmp_path / "out")

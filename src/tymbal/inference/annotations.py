@@ -8,35 +8,32 @@ fourth column is not in its format, so that the score stands in the label.
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from tymbal.audio.sources import Recording
 from tymbal.errors import SettingsError
 from tymbal.files import replace_file
-from tymbal.inference.detections import Detection
+from tymbal.inference.tables import Kind, RowFormat, Write
 
-__all__ = [
-    "ANNOTATIONS",
-    "RAVEN_COLUMNS",
-    "Annotation",
-    "AnnotationFormat",
-    "annotation_files",
-    "read_audacity",
-    "read_raven",
-    "write_audacity",
-    "write_raven",
-]
-
-AnnotationFormat = Literal["raven", "audacity"]
+__all__ = ["DETECTED", "RAVEN_COLUMNS", "Annotation", "Audacity", "Raven", "annotation_files"]
 
 _RAVEN_LABELS = ("Label", "Common Name", "Species", "Annotation")
 """What the column of labels is called: by us, by BirdNET, and by hand."""
 
-ANNOTATIONS: dict[AnnotationFormat, str] = {"raven": ".selections.txt", "audacity": ".labels.txt"}
-"""The endings of their files."""
+DETECTED: dict[str, Kind] = {
+    "file": "text",
+    "start": "seconds",
+    "end": "seconds",
+    "label": "text",
+    "score": "score",
+    "low": "hertz",
+    "high": "hertz",
+}
+"""Columns of the file of a recording: a detection, and the band in Hz in which it may lie."""
 
 RAVEN_COLUMNS = (
     "Selection",
@@ -89,88 +86,104 @@ def annotation_files(folder: Path, recordings: Sequence[Recording], ending: str)
     return files
 
 
-def write_raven(
-    path: Path, file: str, detections: Iterable[Detection], labels: Sequence[str], *, band: tuple[float, float]
-) -> int:
-    """Writes the selection table of one recording, whole or not at all.
+class Raven(RowFormat):
+    """Raven's selection table; ours have the whole path of the recording, and the band in which the model hears."""
 
-    Args:
-        path: The table.
-        file: The recording; its full path becomes Begin Path.
-        detections: What was found in it; without any the table has its header only.
-        labels: Names of the labels.
-        band: Lowest and highest frequency in Hz that the model hears; it does not tell where in between.
+    name = "raven"
+    suffixes = (".selections.txt", ".txt")
+    per_recording = True
 
-    Returns:
-        How many there were.
-    """
-    low, high = (f"{value:.1f}" for value in band)
-    whole = str(Path(file).absolute())
-    count = 0
-    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as table:
-        table.write("\t".join(RAVEN_COLUMNS) + "\n")
-        for count, one in enumerate(detections, 1):
-            start, end = f"{one.start:.6f}", f"{one.end:.6f}"
-            cells = (str(count), "Spectrogram 1", "1", start, end, low, high, _line(labels[one.label]))
-            table.write("\t".join((*cells, f"{one.score:.4f}", whole, start)) + "\n")
-    return count
+    @contextlib.contextmanager
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> Iterator[Write]:
+        """Opens the table of one recording, see `RowFormat`; it needs the columns of `DETECTED`."""
+        count = 0
+        with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as table:
+            table.write("\t".join(RAVEN_COLUMNS) + "\n")
 
+            def write(row: Sequence[Any]) -> None:
+                nonlocal count
+                count += 1
+                one = dict(zip(columns, row, strict=True))
+                start, end = f"{one['start']:.6f}", f"{one['end']:.6f}"
+                band = f"{one['low']:.1f}", f"{one['high']:.1f}"
+                cells = (str(count), "Spectrogram 1", "1", start, end, *band, _line(one["label"]))
+                whole = str(Path(one["file"]).absolute())
+                table.write("\t".join((*cells, f"{one['score']:.4f}", whole, start)) + "\n")
 
-def write_audacity(path: Path, detections: Iterable[Detection], labels: Sequence[str]) -> int:
-    """Writes the label track of one recording, whole or not at all; returns how many labels it has."""
-    count = 0
-    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as track:
-        for one in detections:
-            count += 1
-            track.write(f"{one.start:.6f}\t{one.end:.6f}\t{_line(labels[one.label])} {one.score:.2f}\n")
-    return count
+            yield write
 
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Reads a table with labels, ours or another; a spectrogram's row stands for all its views.
 
-def read_raven(path: Path) -> Iterator[Annotation]:
-    """Reads a Raven selection table, ours or another that has labels; a spectrogram's row stands for all its views.
+        Times are those in the recording (File Offset) where they are there.
 
-    Times are those in the recording (File Offset) where they are there.
+        Raises:
+            SettingsError: It is no such table.
+        """
+        lines = _lines(path)
+        head = next(lines, [])
+        label = next((name for name in _RAVEN_LABELS if name in head), "Label")
+        missing = [name for name in ("Begin Time (s)", "End Time (s)", label) if name not in head]
+        if missing:
+            raise SettingsError(f"is no Raven selection table with labels: it lacks {', '.join(missing)}", path=path)
+        for number, cells in enumerate(lines, 2):
+            row = dict(zip(head, cells, strict=False))
+            if row.get("View", "").startswith("Waveform"):
+                continue
+            try:
+                begin, end = float(row["Begin Time (s)"]), float(row["End Time (s)"])
+                start = float(row.get("File Offset (s)") or begin)
+                score = float(row.get("Score") or row.get("Confidence") or 1)
+            except (KeyError, ValueError):
+                raise SettingsError(f"line {number} cannot be read", path=path) from None
+            file = row.get("Begin Path") or row.get("Begin File") or ""
+            yield Annotation(file, start, start + end - begin, row.get(label, ""), score)._asdict()
 
-    Raises:
-        SettingsError: It is no such table.
-    """
-    lines = _lines(path)
-    head = next(lines, [])
-    label = next((name for name in _RAVEN_LABELS if name in head), "Label")
-    missing = [name for name in ("Begin Time (s)", "End Time (s)", label) if name not in head]
-    if missing:
-        raise SettingsError(f"is no Raven selection table with labels: it lacks {', '.join(missing)}", path=path)
-    for number, cells in enumerate(lines, 2):
-        row = dict(zip(head, cells, strict=False))
-        if row.get("View", "").startswith("Waveform"):
-            continue
-        try:
-            begin, end = float(row["Begin Time (s)"]), float(row["End Time (s)"])
-            start = float(row.get("File Offset (s)") or begin)
-            score = float(row.get("Score") or row.get("Confidence") or 1)
-        except (KeyError, ValueError):
-            raise SettingsError(f"line {number} cannot be read", path=path) from None
-        file = row.get("Begin Path") or row.get("Begin File") or ""
-        yield Annotation(file, start, start + end - begin, row.get(label, ""), score)
+    def recognises(self, path: Path) -> bool:
+        """Whether a text file begins as a selection table does."""
+        if not self.fits(path):
+            return False
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return file.readline().startswith("Selection\t")
 
 
-def read_audacity(path: Path) -> Iterator[Annotation]:
-    """Reads an Audacity label track, whose labels may end with a score, as those that we write do.
+class Audacity(RowFormat):
+    """Audacity's label track."""
 
-    Raises:
-        SettingsError: It is no such track.
-    """
-    for number, cells in enumerate(_lines(path), 1):
-        if cells[:1] == ["\\"]:  # the frequencies of the label above
-            continue
-        try:
-            start, end = float(cells[0]), float(cells[1])
-        except (IndexError, ValueError):
-            raise SettingsError(f"line {number} is none of an Audacity label track", path=path) from None
-        text = cells[2] if len(cells) > 2 else ""
-        label, _, last = text.rpartition(" ") if len(cells) < 4 else (text, "", cells[3])  # BirdNET: a fourth column
-        is_score = bool(label) and re.fullmatch(r"[01]?\.\d+", last) is not None
-        yield Annotation("", start, end, label if is_score else text, float(last) if is_score else 1.0)
+    name = "audacity"
+    suffixes = (".labels.txt", ".txt")
+    per_recording = True
+
+    @contextlib.contextmanager
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> Iterator[Write]:
+        """Opens the label track of one recording, see `RowFormat`."""
+        with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as track:
+
+            def write(row: Sequence[Any]) -> None:
+                one = dict(zip(columns, row, strict=True))
+                track.write(f"{one['start']:.6f}\t{one['end']:.6f}\t{_line(one['label'])} {one['score']:.2f}\n")
+
+            yield write
+
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Reads a label track, whose labels may end with a score, as those that we write do.
+
+        Raises:
+            SettingsError: It is no such track.
+        """
+        for number, cells in enumerate(_lines(path), 1):
+            if cells[:1] == ["\\"]:  # the frequencies of the label above
+                continue
+            try:
+                start, end = float(cells[0]), float(cells[1])
+            except (IndexError, ValueError):
+                raise SettingsError(f"line {number} is none of an Audacity label track", path=path) from None
+            text = cells[2] if len(cells) > 2 else ""
+            # BirdNET writes the score into a fourth column.
+            label, _, last = text.rpartition(" ") if len(cells) < 4 else (text, "", cells[3])
+            is_score = bool(label) and re.fullmatch(r"[01]?\.\d+", last) is not None
+            score = float(last) if is_score else 1.0
+            yield Annotation("", start, end, label if is_score else text, score)._asdict()
 
 
 def _lines(path: Path) -> Iterator[list[str]]:

@@ -18,11 +18,11 @@ from tymbal.audio.paths import when
 from tymbal.audio.sources import find_recordings
 from tymbal.data import open_data
 from tymbal.errors import SettingsError
-from tymbal.inference.embeddings import COLUMN, vectors
 from tymbal.inference.encoding import check_features
 from tymbal.inference.frontend import Embedder
 from tymbal.inference.spool import Item, Outcome, Spool
 from tymbal.inference.streaming import Rows, Window, cut_for, failures_of, walk
+from tymbal.inference.tables import EMBEDDING, vectors
 from tymbal.progress import Progress
 from tymbal.settings import EmbedSettings, PtSettings
 from tymbal.store.base import SpectrogramSource
@@ -107,10 +107,10 @@ class _Recordings(EmbeddingInput):
             window = float(max(1, int(learned)))
         self._cut = cut_for(description, window=window, hop=settings.hop)
         vector = pa.list_(pa.float32(), embedder.dimensions)
-        self.spooled = pa.schema([("start", pa.int64()), ("end", pa.int64()), (COLUMN, vector)])
+        self.spooled = pa.schema([("start", pa.int64()), ("end", pa.int64()), (EMBEDDING, vector)])
         times = [("start_time", pa.string()), ("end_time", pa.string())]
         seconds = [("start", pa.float64()), ("end", pa.float64())]
-        self.schema = pa.schema([("file", pa.string()), *seconds, *times, (COLUMN, vector)])
+        self.schema = pa.schema([("file", pa.string()), *seconds, *times, (EMBEDDING, vector)])
 
     def compute(self, done: set[str], spool: Spool, progress: Progress) -> None:
         """Walks over the recordings that are left."""
@@ -125,7 +125,7 @@ class _Recordings(EmbeddingInput):
     def _windows(self, windows: Sequence[Window]) -> Rows:
         values = self._embedder.windows(windows, length=self._cut.length)
         start, end = (np.array([getattr(one, side) for one in windows], np.int64) for side in ("start", "end"))
-        return Rows(np.arange(len(windows)), {"start": start, "end": end, COLUMN: values})
+        return Rows(np.arange(len(windows)), {"start": start, "end": end, EMBEDDING: values})
 
     def _seconds(self, windows: Sequence[Window]) -> Rows:
         values, real = self._embedder.window_seconds(windows, length=self._cut.length)
@@ -133,7 +133,7 @@ class _Recordings(EmbeddingInput):
         first, behind = (np.array([getattr(one, side) for one in windows], np.int64) for side in ("start", "end"))
         start = first[window] + second * self._cut.rate
         end = np.minimum(start + self._cut.rate, behind[window])
-        return Rows(window, {"start": start, "end": end, COLUMN: values[window, second]})
+        return Rows(window, {"start": start, "end": end, EMBEDDING: values[window, second]})
 
     def tables(self, spool: Spool) -> Iterator[pa.Table]:
         """Tables of the recordings in the order in which they were embedded."""
@@ -153,7 +153,7 @@ class _Recordings(EmbeddingInput):
             "end": end,
             "start_time": [when(began, at) for at in start.tolist()],
             "end_time": [when(began, at) for at in end.tolist()],
-            COLUMN: _lists(values),
+            EMBEDDING: _lists(values),
         }
         return pa.table(columns, schema=self.schema)
 
@@ -196,10 +196,10 @@ class _StoreClips(EmbeddingInput):
         self.items = self._blocks
         self.identity = f"{store.path.absolute()}: {len(store)} clips, mean {store.mean:.6f}, std {store.std:.6f}"
         vector = pa.list_(pa.float32(), embedder.dimensions)
-        self.spooled = pa.schema([("row", pa.int64()), ("second", pa.int64()), (COLUMN, vector)])
+        self.spooled = pa.schema([("row", pa.int64()), ("second", pa.int64()), (EMBEDDING, vector)])
         seconds = [("start", pa.float64()), ("end", pa.float64())]
         texts = [(name, pa.string()) for name in ("id", "file", "label")]
-        self.schema = pa.schema([*texts, *seconds, (COLUMN, vector)])
+        self.schema = pa.schema([*texts, *seconds, (EMBEDDING, vector)])
 
     def compute(self, done: set[str], spool: Spool, progress: Progress) -> None:
         """Embeds the blocks that are left."""
@@ -224,10 +224,10 @@ class _StoreClips(EmbeddingInput):
     def _rows(self, batch: NormalisedBatch) -> dict[str, NDArray[Any]]:
         x, frames, rows = batch
         if self._per == "window":
-            return {"row": rows, "second": np.zeros_like(rows), COLUMN: self._embedder.clips(x, frames)}
+            return {"row": rows, "second": np.zeros_like(rows), EMBEDDING: self._embedder.clips(x, frames)}
         values, real = self._embedder.seconds(x, frames)
         clip, second = np.nonzero(real)
-        return {"row": rows[clip], "second": second, COLUMN: values[clip, second]}
+        return {"row": rows[clip], "second": second, EMBEDDING: values[clip, second]}
 
     def failures(self, outcomes: Sequence[Outcome]) -> list[Failure]:
         """Clips that had become unreadable."""
@@ -257,7 +257,7 @@ class _StoreClips(EmbeddingInput):
                     "label": [";".join(labels or ()) for labels in clips.column("labels").to_pylist()],
                     "start": start,
                     "end": end,
-                    COLUMN: batch.column(COLUMN),
+                    EMBEDDING: batch.column(EMBEDDING),
                 }
                 yield pa.table(columns, schema=self.schema)
 

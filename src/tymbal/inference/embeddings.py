@@ -1,13 +1,11 @@
-"""Tables of embeddings, written in pieces and read back, and the nearest neighbours in them."""
+"""Tables of embeddings, read in pieces, and the nearest neighbours in them."""
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,89 +15,16 @@ from numpy.typing import NDArray
 from tymbal.errors import SettingsError, StoreError
 from tymbal.files import replace_file, write_json
 from tymbal.inference.spool import CHUNK_BYTES
+from tymbal.inference.tables import EMBEDDING, RECORD_KEY, vectors
 from tymbal.progress import Progress
 
 __all__ = [
-    "EmbeddingFormat",
-    "embedding_format",
     "nearest_approximately",
     "nearest_exactly",
-    "open_embeddings",
     "read_embeddings",
     "read_record",
     "rows_of",
-    "rows_path",
-    "vectors",
 ]
-
-EmbeddingFormat = Literal["parquet", "csv", "npy"]
-
-COLUMN = "embedding"
-_FORMATS: dict[str, EmbeddingFormat] = {".parquet": "parquet", ".csv": "csv", ".npy": "npy"}
-_KEY = b"tymbal"
-_HEADER = 128  # bytes; numpy leaves room for any number of rows
-
-
-def embedding_format(output: Path, chosen: EmbeddingFormat | None) -> EmbeddingFormat:
-    """What is to be written: what was chosen, or what the ending tells.
-
-    Raises:
-        SettingsError: It tells nothing.
-    """
-    kind = chosen or _FORMATS.get(output.suffix.lower())
-    if kind is None:
-        raise SettingsError(
-            "the output's name does not tell its format", path=output, advice="End it in .parquet, .csv or .npy."
-        )
-    if output.is_dir():
-        raise SettingsError(f"is a folder, and {kind} is one file", path=output, advice="Name a file.")
-    return kind
-
-
-def rows_path(output: Path) -> Path:
-    """Where it stands which row of an `.npy` file is what."""
-    return output.with_name(f"{output.stem}.rows.csv")
-
-
-@contextlib.contextmanager
-def open_embeddings(
-    path: Path, kind: EmbeddingFormat, schema: pa.Schema, record: Mapping[str, Any]
-) -> Iterator[Callable[[pa.Table], None]]:
-    """Yields a function that writes rows; the file appears, whole, when all are written.
-
-    Args:
-        path: The file.
-        kind: Its format.
-        schema: Columns, among them `embedding`, a list of a fixed number of float32.
-        record: What decides the embeddings.
-    """
-    if kind == "parquet":
-        described = schema.with_metadata({_KEY: json.dumps(record).encode()})
-        with replace_file(path) as aside, pq.ParquetWriter(aside, described, compression="zstd") as writer:
-            yield from _gathered(writer, described)
-    elif kind == "csv":
-        size = schema.field(COLUMN).type.list_size
-        with _csv(path, [*_others(schema), *(f"{COLUMN}_{i}" for i in range(size))]) as writer:
-            yield lambda rows: writer.writerows(
-                [*cells, *(f"{value:.7g}" for value in vector)]
-                for cells, vector in zip(_cells(rows), vectors(rows), strict=True)
-            )
-    else:
-        with _npy(path, schema.field(COLUMN).type.list_size) as add, _csv(rows_path(path), _others(schema)) as writer:
-
-            def write(rows: pa.Table) -> None:
-                add(vectors(rows))
-                writer.writerows(_cells(rows))
-
-            yield write
-
-
-def vectors(rows: pa.Table | pa.RecordBatch) -> NDArray[np.float32]:
-    """The embeddings of a table, [rows, dimensions]."""
-    column = rows.column(COLUMN)
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    values: NDArray[np.float32] = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
-    return values
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -115,8 +40,8 @@ def read_record(path: Path) -> dict[str, Any]:
         schema = pq.read_schema(path)
     except pa.ArrowInvalid:
         raise StoreError("this is no Parquet file", path=path, advice=advice) from None
-    recorded = (schema.metadata or {}).get(_KEY)
-    if recorded is None or COLUMN not in schema.names:
+    recorded = (schema.metadata or {}).get(RECORD_KEY)
+    if recorded is None or EMBEDDING not in schema.names:
         raise StoreError("these are no embeddings of tymbal embed", path=path, advice=advice)
     record: dict[str, Any] = json.loads(recorded)
     return record
@@ -125,68 +50,8 @@ def read_record(path: Path) -> dict[str, Any]:
 def read_embeddings(path: Path) -> Iterator[pa.RecordBatch]:
     """The embeddings of a Parquet file in pieces."""
     with pq.ParquetFile(path) as file:
-        size = file.schema_arrow.field(COLUMN).type.list_size
-        yield from file.iter_batches(batch_size=max(1, CHUNK_BYTES // (4 * size)), columns=[COLUMN])
-
-
-def _gathered(writer: pq.ParquetWriter, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
-    """Writes many small tables as few row groups: a short recording has one row."""
-    held: list[pa.Table] = []
-    size = 0
-
-    def flush() -> None:
-        nonlocal size
-        if held:
-            writer.write_table(pa.concat_tables(held).cast(schema))
-        held.clear()
-        size = 0
-
-    def write(rows: pa.Table) -> None:
-        nonlocal size
-        held.append(rows)
-        size += rows.nbytes
-        if size >= CHUNK_BYTES:
-            flush()
-
-    yield write
-    flush()
-
-
-def _others(schema: pa.Schema) -> list[str]:
-    return [name for name in schema.names if name != COLUMN]
-
-
-def _cells(rows: pa.Table) -> Iterator[list[Any]]:
-    columns = [rows.column(name).to_pylist() for name in _others(rows.schema)]
-    for row in zip(*columns, strict=True):
-        yield ["" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row]
-
-
-@contextlib.contextmanager
-def _csv(path: Path, header: list[str]) -> Iterator[Any]:
-    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        yield writer
-
-
-@contextlib.contextmanager
-def _npy(path: Path, size: int) -> Iterator[Callable[[NDArray[np.float32]], None]]:
-    count = 0
-    with replace_file(path) as aside, aside.open("wb") as file:
-        file.write(bytes(_HEADER))
-
-        def add(values: NDArray[np.float32]) -> None:
-            nonlocal count
-            count += len(values)
-            file.write(np.ascontiguousarray(values, "<f4").tobytes())
-
-        yield add
-        file.seek(0)
-        shape = {"descr": "<f4", "fortran_order": False, "shape": (count, size)}
-        np.lib.format.write_array_header_1_0(file, shape)
-        if file.tell() != _HEADER:
-            raise ValueError(f"numpy wrote a header of {file.tell()} bytes")
+        size = file.schema_arrow.field(EMBEDDING).type.list_size
+        yield from file.iter_batches(batch_size=max(1, CHUNK_BYTES // (4 * size)), columns=[EMBEDDING])
 
 
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
@@ -247,7 +112,7 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> N
 
 def rows_of(path: Path, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     """What the rows of a file of embeddings are, in the order asked for; the embeddings themselves are not read."""
-    columns = [name for name in pq.read_schema(path).names if name != COLUMN]
+    columns = [name for name in pq.read_schema(path).names if name != EMBEDDING]
     by_row: dict[int, dict[str, Any]] = {}
     ordered = np.sort(rows)
     first = 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,21 +19,12 @@ from tymbal.audio.decode import sample_rate_of
 from tymbal.audio.paths import when
 from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
-from tymbal.inference.annotations import (
-    ANNOTATIONS,
-    Annotation,
-    AnnotationFormat,
-    annotation_files,
-    read_audacity,
-    read_raven,
-    write_audacity,
-    write_raven,
-)
+from tymbal.inference.annotations import DETECTED, Annotation, annotation_files
 from tymbal.inference.detections import Detection, Scored, detect, thresholds
 from tymbal.inference.frontend import Scorer
 from tymbal.inference.spool import Outcome, Spool
 from tymbal.inference.streaming import Rows, Window
-from tymbal.inference.tables import TABLES, Kind, TableFormat, open_table, read_rows
+from tymbal.inference.tables import Kind, RowFormat, choose_format, formats, read_rows, recognised
 from tymbal.settings import PredictSettings
 
 __all__ = [
@@ -48,8 +39,6 @@ __all__ = [
     "output_format",
     "read_predictions",
 ]
-
-Format = TableFormat | AnnotationFormat
 
 WINDOWS: dict[str, Kind] = {
     "file": "text",
@@ -71,44 +60,35 @@ SCHEMA = pa.schema([("start", pa.int64()), ("end", pa.int64()), ("label", pa.int
 _DETECTED = 0.5
 
 
-def output_format(output: Path, settings: PredictSettings, recordings: Sequence[Recording]) -> Format:
-    """What is to be written.
+def output_format(output: Path, settings: PredictSettings, recordings: Sequence[Recording]) -> RowFormat:
+    """The format in which to write.
 
     Raises:
         SettingsError: The output does not tell, or cannot hold it.
     """
-    kind: Format | None = settings.format
-    if kind is None:
-        ending = output.suffix.removeprefix(".").lower()
-        if ending not in TABLES:
-            raise SettingsError(
-                "the output's name does not tell its format",
-                path=output,
-                advice="End it in .csv, .parquet, .json or .jsonl, or say --format raven or --format audacity.",
-            )
-        kind = cast("Format", ending)
-    if kind in TABLES:
-        if output.is_dir():
-            raise SettingsError(f"is a folder, and {kind} is one table", path=output, advice="Name a file.")
-    elif output.suffix.lower() == ".txt":
+    kind = choose_format(output, settings.format, RowFormat)
+    if not kind.per_recording:
+        return kind
+    if kind.fits(output):
         if len(recordings) > 1:
             raise SettingsError(
-                f"is one file, but {kind} has one for each of the {len(recordings):,} recordings",
+                f"is one file, but {kind.name} has one for each of the {len(recordings):,} recordings",
                 path=output,
                 advice="Give a folder: -o tables",
             )
     elif output.is_file():
         raise SettingsError(
-            f"is a file, but {kind} files go into a folder", path=output, advice="Give a folder, or a name in .txt."
+            f"is a file, but {kind.name} files go into a folder",
+            path=output,
+            advice=f"Give a folder, or a name in {kind.suffixes[-1]}.",
         )
     return kind
 
 
-def failures_path(output: Path, kind: Format) -> Path:
+def failures_path(output: Path, kind: RowFormat) -> Path:
     """Where failures are listed: beside a file, in a folder."""
-    return (
-        output / "failures.csv" if kind not in TABLES and output.suffix != ".txt" else output.with_name("failures.csv")
-    )
+    in_folder = kind.per_recording and not kind.fits(output)
+    return output / "failures.csv" if in_folder else output.with_name("failures.csv")
 
 
 @dataclass(frozen=True)
@@ -134,14 +114,14 @@ class Predictions:
         SettingsError: A threshold is for a label that the model does not have.
     """
 
-    def __init__(self, scorer: Scorer, settings: PredictSettings, kind: Format) -> None:
+    def __init__(self, scorer: Scorer, settings: PredictSettings, kind: RowFormat) -> None:
         self._labels, self._rate, self._band = scorer.labels, scorer.sample_rate, scorer.band
-        self._settings, self._kind = settings, kind
+        self._settings, self._format = settings, kind
         every, some = settings.threshold, settings.label_thresholds
         self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
         listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
-        self.what = "windows" if kind in TABLES else "detections"
-        self._kept = listed if kind in TABLES else self._detected
+        self.what = "detections" if kind.per_recording else "windows"
+        self._kept = self._detected if kind.per_recording else listed
 
     def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
         """The scores of a batch [windows, labels] that are kept, best first in each window."""
@@ -159,34 +139,30 @@ class Predictions:
 
     def write(self, spool: Spool, recordings: Sequence[Recording], output: Path) -> tuple[int, tuple[Path, ...]]:
         """Writes everything; returns the number of detections and what was written."""
-        if self._kind in TABLES:
+        if not self._format.per_recording:
             return self._write_tables(spool, recordings, output)
-        kind = cast("AnnotationFormat", self._kind)
-        alone = output.suffix.lower() == ".txt"
-        files = annotation_files(output, recordings, ANNOTATIONS[kind])
+        alone = self._format.fits(output)
+        files = annotation_files(output, recordings, self._format.suffixes[0])
         count = 0
         for outcome, batches in spool.read(recordings):
             if not outcome.windows:
                 continue
-            found = self._detect(self._scored(batches))
-            path = output if alone else files[outcome.file]
-            if kind == "raven":
-                band = _heard(Path(outcome.file), self._band)
-                count += write_raven(path, outcome.file, found, self._labels, band=band)
-            else:
-                count += write_audacity(path, found, self._labels)
+            band = _heard(Path(outcome.file), self._band)
+            with self._format.open(output if alone else files[outcome.file], DETECTED) as write:
+                for one in self._detect(self._scored(batches)):
+                    write((outcome.file, one.start, one.end, self._labels[one.label], one.score, *band))
+                    count += 1
         return count, (output,)
 
     def _write_tables(
         self, spool: Spool, recordings: Sequence[Recording], output: Path
     ) -> tuple[int, tuple[Path, ...]]:
         detections_path = output.with_name(f"{output.stem}.detections{output.suffix}")
-        kind = cast("TableFormat", self._kind)
         count = 0
         with ExitStack() as stack:
             tables = _Tables(
-                stack.enter_context(open_table(output, kind, WINDOWS)),
-                stack.enter_context(open_table(detections_path, kind, DETECTIONS)),
+                stack.enter_context(self._format.open(output, WINDOWS)),
+                stack.enter_context(self._format.open(detections_path, DETECTIONS)),
             )
             for outcome, batches in spool.read(recordings):
                 count += self._write_recording(tables, outcome, batches)
@@ -230,7 +206,6 @@ def _heard(file: Path, band: tuple[float, float]) -> tuple[float, float]:
 
 
 _COLUMNS = ("file", "start", "end", "label", "score")
-_READERS = {"raven": read_raven, "audacity": read_audacity}
 
 
 @dataclass(frozen=True)
@@ -257,26 +232,29 @@ def read_predictions(path: Path) -> PredictionTable:
             asked for.
     """
     if path.is_dir():
-        return PredictionTable(
-            "detections", chain.from_iterable(_annotations(file, path) for file in _annotation_files(path))
-        )
-    if path.suffix.lower() == ".txt":
-        return PredictionTable("detections", _annotations(path, path.parent))
-    if path.suffix.lower().removeprefix(".") not in TABLES:
-        raise SettingsError("is no table of predictions", path=path, advice=_ADVICE)
-    rows = read_rows(path)
+        rows_of = (_annotations(file, path) for file in _annotation_files(path))
+        return PredictionTable("detections", chain.from_iterable(rows_of))
+    found = recognised(path)
+    if found is None:
+        known = ", ".join(dict.fromkeys(one.suffixes[-1] for one in formats(RowFormat)))
+        raise SettingsError("is no table of predictions", path=path, advice=f"{_ADVICE}: {known}, or a folder.")
+    if found.per_recording:
+        return PredictionTable("detections", _annotations(path, path.parent, found))
+    rows = read_rows(path, found)
     first = next(rows, None)
     if first is None:  # nothing but its name tells what an empty table would hold
         return PredictionTable("detections" if path.stem.endswith(".detections") else "windows", iter(()))
     missing = [name for name in _COLUMNS if name not in first]
     if missing:
-        raise SettingsError(f"is no table of predictions: it lacks {', '.join(missing)}", path=path, advice=_ADVICE)
+        raise SettingsError(
+            f"is no table of predictions: it lacks {', '.join(missing)}", path=path, advice=f"{_ADVICE}."
+        )
     kind: Literal["windows", "detections"] = "detections" if "windows" in first else "windows"
     return PredictionTable(kind, (_row(row, number, path) for number, row in enumerate(chain([first], rows), 1)))
 
 
 def is_annotations(folder: Path) -> bool:
-    """Whether Raven or Audacity files of `tymbal predict` lie in a folder, or in one below it."""
+    """Whether a folder, or one below it, has files for single recordings, as Raven's and Audacity's."""
     return folder.is_dir() and bool(_annotation_files(folder))
 
 
@@ -298,24 +276,22 @@ def _row(row: Mapping[str, Any], number: int, path: Path) -> Annotation:
     return found
 
 
-def _annotations(path: Path, folder: Path) -> Iterator[Annotation]:
-    kind: AnnotationFormat = "raven" if _is_raven(path) else "audacity"
+def _annotations(path: Path, folder: Path, kind: RowFormat | None = None) -> Iterator[Annotation]:
+    kind = kind or recognised(path)
+    if kind is None:
+        return
     # A label track does not name its recording; its own name does, all but the ending.
-    name = path.relative_to(folder).as_posix().removesuffix(ANNOTATIONS[kind]).removesuffix(".txt")
-    for one in _READERS[kind](path):
+    name = path.relative_to(folder).as_posix()
+    for suffix in kind.suffixes:
+        name = name.removesuffix(suffix)
+    for number, row in enumerate(read_rows(path, kind), 1):
+        one = _row(row, number, path)
         yield one if one.file else one._replace(file=name)
 
 
-def _is_raven(path: Path) -> bool:
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return file.readline().startswith("Selection\t")
-    except OSError as error:
-        raise SettingsError(error.strerror or str(error), path=path) from None
-
-
 def _annotation_files(folder: Path) -> list[Path]:
-    return sorted(path for ending in ANNOTATIONS.values() for path in folder.rglob(f"*{ending}"))
+    endings = {one.suffixes[0] for one in formats(RowFormat) if one.per_recording}
+    return sorted(path for ending in endings for path in folder.rglob(f"*{ending}"))
 
 
-_ADVICE = "Give what `tymbal predict` wrote: .csv, .parquet, .json, .jsonl, .txt, or a folder of .txt files."
+_ADVICE = "Give what `tymbal predict` wrote"

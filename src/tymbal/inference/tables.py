@@ -1,8 +1,13 @@
-"""Tables that are written row by row, and read back: CSV, Parquet, JSON (an array, an object a line) and JSON lines.
+"""Table formats: the contract that every one fulfils, and CSV, Parquet, JSON, JSON lines and NumPy's arrays.
 
-with open_table(path, "csv", COLUMNS) as write:
-    write(("a.wav", 0.0, 5.0, "robin", 0.93))
-rows = read_rows(path)
+A format is chosen by its name, or by the ending of the file that is to be written:
+
+    with choose_format(path, None, RowFormat).open(path, COLUMNS) as write:
+        write(("a.wav", 0.0, 5.0, "robin", 0.93))
+    rows = read_rows(path, recognised(path))
+
+A new one is a class derived from `RowFormat` (predictions, neighbours), from `EmbeddingFormat` or from both, and a line
+in `tymbal.plugins`, or an entry point of another package.
 """
 
 from __future__ import annotations
@@ -10,137 +15,455 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TextIO, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from tymbal.errors import SettingsError
 from tymbal.files import replace_file
+from tymbal.inference.spool import CHUNK_BYTES
+from tymbal.plugins import TABLE_FORMATS
 
-__all__ = ["TABLES", "Kind", "TableFormat", "open_table", "read_rows"]
+__all__ = [
+    "EMBEDDING",
+    "RECORD_KEY",
+    "Csv",
+    "EmbeddingFormat",
+    "Json",
+    "JsonLines",
+    "Kind",
+    "Npy",
+    "Parquet",
+    "RowFormat",
+    "TableFormat",
+    "Write",
+    "choose_format",
+    "endings",
+    "format_of",
+    "formats",
+    "read_rows",
+    "recognised",
+    "table_format",
+    "vectors",
+]
 
-Kind = Literal["text", "seconds", "score", "count"]
-TableFormat = Literal["csv", "parquet", "json", "jsonl"]
-
-TABLES: tuple[TableFormat, ...] = ("csv", "parquet", "json", "jsonl")
-
-_TYPES = {"text": pa.string(), "seconds": pa.float64(), "score": pa.float32(), "count": pa.int64()}
-_DIGITS = {"seconds": 3, "score": 6}
-_ROWS = 1 << 15  # rows of a row group, which is what is held in memory
+Kind = Literal["text", "seconds", "hertz", "score", "count"]
+"""What is in a column; None is an empty cell of any."""
 
 Row = Sequence[Any]
+Write = Callable[[Row], None]
+
+EMBEDDING = "embedding"
+"""The column of embeddings, a list of a fixed number of float32."""
+
+RECORD_KEY = b"tymbal"
+"""Where the metadata of a Parquet file say what decided its embeddings."""
+
+_DIGITS: dict[Kind, int] = {"seconds": 3, "hertz": 1, "score": 6}
+_TYPES = {
+    "text": pa.string(),
+    "seconds": pa.float64(),
+    "hertz": pa.float64(),
+    "score": pa.float32(),
+    "count": pa.int64(),
+}
+_ROWS = 1 << 15  # rows of a row group, which is what is held in memory
+_HEADER = 128  # bytes; numpy leaves room for any number of rows
 
 
-@contextlib.contextmanager
-def open_table(path: Path, kind: TableFormat, columns: Mapping[str, Kind]) -> Iterator[Callable[[Row], None]]:
-    """Yields a function that writes a row; the file appears, whole, when all are written.
+class TableFormat(ABC):
+    """What all formats say of themselves.
 
-    Seconds have three digits and scores six in text, and are floating point in Parquet. None is an empty cell.
+    Attributes:
+        name: What `--format` calls it.
+        suffixes: Endings of its files, with the dot; the first is that of files which are named for the user.
+        per_recording: Whether each recording has a file of its own, in a folder.
+        holds: What it holds, for messages.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+    per_recording: ClassVar[bool] = False
+    holds: ClassVar[str]
+
+    def fits(self, path: Path) -> bool:
+        """Whether a file has a name of this format."""
+        return path.name.lower().endswith(self.suffixes)
+
+
+class RowFormat(TableFormat):
+    """A format of rows with named columns."""
+
+    holds = "rows"
+
+    @abstractmethod
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> AbstractContextManager[Write]:
+        """Gives a function that writes a row; the file appears, whole, when the context ends without an error.
+
+        Args:
+            path: The file.
+            columns: Names of the columns and what is in them.
+        """
+
+    @abstractmethod
+    def read(self, path: Path) -> Iterator[Mapping[str, Any]]:
+        """The rows of a file, by column.
+
+        Raises:
+            ValueError: It is broken; `read_rows` makes an error for users of this.
+        """
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a file that is there is of this format; by its name, where others do not share that."""
+        return self.fits(path)
+
+
+class EmbeddingFormat(TableFormat):
+    """A format of embeddings, each with what it is of."""
+
+    holds = "embeddings"
+
+    @abstractmethod
+    def open_embeddings(
+        self, path: Path, schema: pa.Schema, record: Mapping[str, Any]
+    ) -> AbstractContextManager[Callable[[pa.Table], None]]:
+        """Gives a function that writes rows; the file appears, whole, when the context ends without an error.
+
+        Args:
+            path: The file.
+            schema: Columns, among them `embedding`, a list of a fixed number of float32.
+            record: What decides the embeddings.
+        """
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The files that are written."""
+        return (path,)
+
+
+Format = TypeVar("Format", bound=TableFormat)
+
+
+def formats(kind: type[Format]) -> list[Format]:
+    """All formats of a kind, Tymbal's first."""
+    return [one for name in TABLE_FORMATS.names() if isinstance(one := TABLE_FORMATS.load(name)(), kind)]
+
+
+def table_format(name: str, kind: type[Format]) -> Format:
+    """The format of a name.
+
+    Raises:
+        SettingsError: There is none, or it holds something else.
+    """
+    found = TABLE_FORMATS.load(name)()
+    if not isinstance(found, kind):
+        known = ", ".join(one.name for one in formats(kind))
+        raise SettingsError(f"format is {name!r}, which holds no {kind.holds}", advice=f"Set format to one of {known}.")
+    return found
+
+
+def format_of(path: Path, kind: type[Format]) -> Format | None:
+    """The format of one file for all recordings that the ending of a name tells; None where it tells none."""
+    return next((one for one in formats(kind) if not one.per_recording and one.fits(path)), None)
+
+
+def endings(kind: type[Format]) -> str:
+    """The endings of files for all recordings, for messages: `.csv, .parquet or .npy`."""
+    *most, last = [one.suffixes[0] for one in formats(kind) if not one.per_recording]
+    return f"{', '.join(most)} or {last}"
+
+
+def choose_format(output: Path, name: str | None, kind: type[Format]) -> Format:
+    """The format in which to write: that of a name, or else what the ending of the output tells.
+
+    Raises:
+        SettingsError: There is no such format, the ending tells none, or the output is a folder and cannot hold it.
+    """
+    found = format_of(output, kind) if name is None else table_format(name, kind)
+    if found is None:
+        others = " or ".join(f"--format {one.name}" for one in formats(kind) if one.per_recording)
+        say = f", or say {others}" if others else ""
+        raise SettingsError(
+            "the output's name does not tell its format", path=output, advice=f"End it in {endings(kind)}{say}."
+        )
+    if output.is_dir() and not found.per_recording:
+        raise SettingsError(f"is a folder, and {found.name} is one table", path=output, advice="Name a file.")
+    return found
+
+
+def recognised(path: Path) -> RowFormat | None:
+    """The format of a file of rows that is there; None where no format recognises it.
+
+    Raises:
+        SettingsError: The file cannot be read.
+    """
+    try:
+        return next((one for one in formats(RowFormat) if one.recognises(path)), None)
+    except OSError as error:
+        raise SettingsError(error.strerror or str(error), path=path) from None
+
+
+def read_rows(path: Path, kind: RowFormat) -> Iterator[Mapping[str, Any]]:
+    """The rows of a table as they were written; in CSV all is text.
+
+    A JSON array is read as a whole, all else piece by piece.
 
     Args:
         path: The file.
         kind: Its format.
-        columns: Names of the columns and what is in them.
-    """
-    with replace_file(path) as aside:
-        if kind == "parquet":
-            with _parquet(aside, columns) as write:
-                yield write
-        else:
-            with aside.open("w", encoding="utf-8", newline="") as file:
-                if kind == "csv":
-                    writer = csv.writer(file, lineterminator="\n")
-                    writer.writerow(columns)
-                    texts = [_TEXT[what] for what in columns.values()]
-                    yield lambda row: writer.writerow([to(one) for to, one in zip(texts, row, strict=True)])
-                else:
-                    yield from _json(file, columns, lines=kind == "jsonl")
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table, of the format that its ending names, as they were written: in CSV all is text.
-
-    A JSON array is read as a whole, all else piece by piece.
 
     Raises:
         SettingsError: It is no such table, or broken; the message says where.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    line = 0
     try:
-        if kind == "parquet":
-            with pq.ParquetFile(path) as table:
-                for batch in table.iter_batches():
-                    yield from batch.to_pylist()
-            return
+        yield from kind.read(path)
+    except (ValueError, csv.Error, pa.ArrowException) as error:
+        raise SettingsError(
+            f"the table cannot be read: {str(error).splitlines()[0]}", path=path, advice="Was it cut short?"
+        ) from None
+    except OSError as error:
+        raise SettingsError(error.strerror or str(error), path=path) from None
+
+
+class Csv(RowFormat, EmbeddingFormat):
+    """Comma-separated values; seconds have three digits, scores six. An embedding is a column a dimension."""
+
+    name = "csv"
+    suffixes = (".csv",)
+
+    @contextlib.contextmanager
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> Iterator[Write]:
+        """Opens a file for rows, see `RowFormat`."""
+        texts = [_TEXT[kind] for kind in columns.values()]
+        with _csv(path, columns) as writer:
+            yield lambda row: writer.writerow([to(one) for to, one in zip(texts, row, strict=True)])
+
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Reads rows of texts."""
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if kind == "csv":
-                yield from csv.DictReader(file)
-            elif kind == "jsonl":
+            yield from csv.DictReader(file)
+
+    @contextlib.contextmanager
+    def open_embeddings(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        record: Mapping[str, Any],  # noqa: ARG002 - no place for it
+    ) -> Iterator[Callable[[pa.Table], None]]:
+        """Opens a file for embeddings, see `EmbeddingFormat`."""
+        size = schema.field(EMBEDDING).type.list_size
+        with _csv(path, [*_others(schema), *(f"{EMBEDDING}_{i}" for i in range(size))]) as writer:
+            yield lambda rows: writer.writerows(
+                [*cells, *(f"{value:.7g}" for value in vector)]
+                for cells, vector in zip(_cells(rows), vectors(rows), strict=True)
+            )
+
+
+class Parquet(RowFormat, EmbeddingFormat):
+    """Apache Parquet, compressed with zstd; numbers are kept as they are."""
+
+    name = "parquet"
+    suffixes = (".parquet",)
+
+    @contextlib.contextmanager
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> Iterator[Write]:
+        """Opens a file for rows, see `RowFormat`."""
+        schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
+        rows: list[Row] = []
+        with replace_file(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+
+            def flush() -> None:
+                held = zip(*rows, strict=True) if rows else [() for _ in columns]
+                arrays = [pa.array(list(values), field.type) for values, field in zip(held, schema, strict=True)]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                rows.clear()
+
+            def write(row: Row) -> None:
+                rows.append(row)
+                if len(rows) == _ROWS:
+                    flush()
+
+            yield write
+            flush()
+
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Reads rows, a row group at a time."""
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches():
+                yield from batch.to_pylist()
+
+    @contextlib.contextmanager
+    def open_embeddings(
+        self, path: Path, schema: pa.Schema, record: Mapping[str, Any]
+    ) -> Iterator[Callable[[pa.Table], None]]:
+        """Opens a file for embeddings, see `EmbeddingFormat`; the record stands in its metadata."""
+        described = schema.with_metadata({RECORD_KEY: json.dumps(record).encode()})
+        held: list[pa.Table] = []
+        size = 0
+        with replace_file(path) as aside, pq.ParquetWriter(aside, described, compression="zstd") as writer:
+
+            def flush() -> None:
+                nonlocal size
+                if held:
+                    writer.write_table(pa.concat_tables(held).cast(described))
+                held.clear()
+                size = 0
+
+            def write(rows: pa.Table) -> None:
+                # Many small tables become few row groups: a short recording has one row.
+                nonlocal size
+                held.append(rows)
+                size += rows.nbytes
+                if size >= CHUNK_BYTES:
+                    flush()
+
+            yield write
+            flush()
+
+
+class Json(RowFormat):
+    """A JSON array with an object a line."""
+
+    name = "json"
+    suffixes = (".json",)
+
+    @contextlib.contextmanager
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> Iterator[Write]:
+        """Opens a file for rows, see `RowFormat`."""
+        with _text(path) as file:
+            between = "[\n"
+
+            def write(row: Row) -> None:
+                nonlocal between
+                file.write(between + _json_line(columns, row))
+                between = ",\n"
+
+            yield write
+            file.write("[]\n" if between == "[\n" else "\n]\n")
+
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Reads an array of objects, or a single one."""
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            content = json.load(file)
+        for row in content if isinstance(content, list) else [content]:
+            yield _mapping(row)
+
+
+class JsonLines(RowFormat):
+    """A JSON object a line."""
+
+    name = "jsonl"
+    suffixes = (".jsonl",)
+
+    @contextlib.contextmanager
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> Iterator[Write]:
+        """Opens a file for rows, see `RowFormat`."""
+        with _text(path) as file:
+
+            def write(row: Row) -> None:
+                file.write(_json_line(columns, row) + "\n")
+
+            yield write
+
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Reads objects, a line at a time."""
+        line = 0
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            try:
                 for text in file:
                     line += 1
                     if text.strip():
                         yield _mapping(json.loads(text))
-            else:
-                found = json.load(file)
-                for row in found if isinstance(found, list) else [found]:
-                    yield _mapping(row)
-    except (ValueError, csv.Error, pa.ArrowException) as error:
-        where = f"line {line}: " if line else ""
-        raise SettingsError(
-            f"the table cannot be read: {where}{str(error).splitlines()[0]}", path=path, advice="Was it cut short?"
-        ) from None
-    except OSError as error:
-        raise SettingsError(error.strerror or str(error), path=path) from None
+            except ValueError as error:
+                raise ValueError(f"line {line}: {error}" if line else str(error)) from None
+
+
+class Npy(EmbeddingFormat):
+    """NumPy's array of float32 [rows, dimensions], and beside it a CSV file that says which row is what."""
+
+    name = "npy"
+    suffixes = (".npy",)
+
+    @contextlib.contextmanager
+    def open_embeddings(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        record: Mapping[str, Any],  # noqa: ARG002 - no place for it
+    ) -> Iterator[Callable[[pa.Table], None]]:
+        """Opens the files for embeddings, see `EmbeddingFormat`."""
+        count = 0
+        with replace_file(path) as aside, aside.open("wb") as file, _csv(self.files(path)[1], _others(schema)) as rest:
+            file.write(bytes(_HEADER))
+
+            def write(rows: pa.Table) -> None:
+                nonlocal count
+                count += rows.num_rows
+                file.write(np.ascontiguousarray(vectors(rows), "<f4").tobytes())
+                rest.writerows(_cells(rows))
+
+            yield write
+            file.seek(0)
+            size = schema.field(EMBEDDING).type.list_size
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count, size)})
+            if file.tell() != _HEADER:
+                raise ValueError(f"numpy wrote a header of {file.tell()} bytes")
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """The array and the table of its rows."""
+        return path, path.with_name(f"{path.stem}.rows.csv")
+
+
+def vectors(rows: pa.Table | pa.RecordBatch) -> NDArray[np.float32]:
+    """The embeddings of a table, [rows, dimensions]."""
+    column = rows.column(EMBEDDING)
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values: NDArray[np.float32] = array.flatten().to_numpy().reshape(len(array), array.type.list_size)
+    return values
+
+
+def _others(schema: pa.Schema) -> list[str]:
+    return [name for name in schema.names if name != EMBEDDING]
+
+
+def _cells(rows: pa.Table) -> Iterator[list[Any]]:
+    columns = [rows.column(name).to_pylist() for name in _others(rows.schema)]
+    for row in zip(*columns, strict=True):
+        yield ["" if cell is None else f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row]
+
+
+@contextlib.contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _csv(path: Path, header: Iterable[str]) -> Iterator[Any]:
+    with _text(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        yield writer
+
+
+def _json_line(columns: Mapping[str, Kind], row: Row) -> str:
+    values = {
+        name: one if one is None or kind not in _DIGITS else round(float(one), _DIGITS[kind])
+        for (name, kind), one in zip(columns.items(), row, strict=True)
+    }
+    return json.dumps(values, ensure_ascii=False, allow_nan=False)
 
 
 def _mapping(row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise ValueError("a row is no object with names")  # noqa: TRY004 - as JSON's own mistakes
     return row
-
-
-@contextlib.contextmanager
-def _parquet(path: Path, columns: Mapping[str, Kind]) -> Iterator[Callable[[Row], None]]:
-    schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
-    rows: list[Row] = []
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-
-        def flush() -> None:
-            held = zip(*rows, strict=True) if rows else [() for _ in columns]
-            arrays = [pa.array(list(values), field.type) for values, field in zip(held, schema, strict=True)]
-            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-            rows.clear()
-
-        def write(row: Row) -> None:
-            rows.append(row)
-            if len(rows) == _ROWS:
-                flush()
-
-        yield write
-        flush()
-
-
-def _json(file: Any, columns: Mapping[str, Kind], *, lines: bool) -> Iterator[Callable[[Row], None]]:
-    between = "" if lines else "[\n"
-
-    def write(row: Row) -> None:
-        nonlocal between
-        values = {
-            name: one if one is None or kind not in _DIGITS else round(float(one), _DIGITS[kind])
-            for (name, kind), one in zip(columns.items(), row, strict=True)
-        }
-        file.write(between + json.dumps(values, ensure_ascii=False, allow_nan=False))
-        between = "\n" if lines else ",\n"
-
-    yield write
-    if lines:
-        file.write(between)
-    else:
-        file.write("\n]\n" if between != "[\n" else "[]\n")
 
 
 def _plain(value: Any) -> Any:
@@ -151,5 +474,6 @@ _TEXT: dict[Kind, Callable[[Any], Any]] = {
     "text": _plain,
     "count": _plain,
     "seconds": lambda value: f"{value:.3f}",
+    "hertz": lambda value: f"{value:.1f}",
     "score": lambda value: f"{value:.6f}",
 }

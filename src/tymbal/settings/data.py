@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tymbal.plugins import FILTER_BANKS
 from tymbal.settings.augmentation import ViewSettings
 from tymbal.settings.fields import VIEWS, Recipe, check, check_pattern, setting
-
-if TYPE_CHECKING:
-    from tymbal.features.bank import FilterBank
 
 __all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings", "SoundSettings"]
 
@@ -111,28 +108,27 @@ class FeatureSettings:
         return FeatureSettings(**{name: getattr(self, name) for name in FeatureSettings.__dataclass_fields__})
 
     @property
-    def _bank(self) -> FilterBank:
-        # By its name, so that settings stand below what they choose between.
-        bank: FilterBank = FILTER_BANKS.load(self.filter_bank)(self)
-        return bank
+    def _bank(self) -> Any:
+        # A `tymbal.features.bank.FilterBank`, by its name: settings stand below what they choose between.
+        return FILTER_BANKS.load(self.filter_bank)(self)
 
     @property
     def window_samples(self) -> int:
         """Samples in a frame."""
-        return self._bank.window_samples
+        return int(self._bank.window_samples)
 
     @property
     def shift_samples(self) -> int:
         """Samples between two frames."""
-        return self._bank.shift_samples
+        return int(self._bank.shift_samples)
 
     def frames_of(self, samples: int) -> int:
         """Frames in `samples` samples; 0 where they are too short for one."""
-        return self._bank.frames_of(samples)
+        return int(self._bank.frames_of(samples))
 
     def samples_of(self, frames: int) -> int:
         """Fewest samples that give `frames` frames."""
-        return self._bank.samples_of(frames)
+        return int(self._bank.samples_of(frames))
 
 
 @dataclass(frozen=True, kw_only=True)

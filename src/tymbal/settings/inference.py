@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tymbal.plugins import TABLE_FORMATS
 from tymbal.settings.data import PtSettings
 from tymbal.settings.fields import check, parse_patch, setting
 
@@ -101,12 +102,13 @@ class PredictSettings:
     top: int | None = None
     merge: bool = setting(True, resumable=True)
     gap: float = setting(0.0, resumable=True)
-    format: Literal["csv", "parquet", "json", "jsonl", "raven", "audacity"] | None = setting(None, resumable=True)
+    format: str | None = setting(None, resumable=True)
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
     device: str = setting("auto", resumable=True)
 
     def __post_init__(self) -> None:
+        _check_format(self.format)
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
         check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
         every = self.threshold
@@ -146,13 +148,14 @@ class EmbedSettings:
     skip_padding: bool = True
     window: float | None = None
     hop: float | None = None
-    format: Literal["parquet", "csv", "npy"] | None = setting(None, resumable=True)
+    format: str | None = setting(None, resumable=True)
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
     device: str = setting("auto", resumable=True)
 
     def __post_init__(self) -> None:
         check(self.layer is None or self.layer >= 0, "layer", self.layer, "0 or more")
+        _check_format(self.format)
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
         check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
@@ -224,6 +227,11 @@ class ConvertSettings(PtSettings):
             parse_patch(self.stride, setting="stride")
         check(self.heads is None or self.heads >= 1, "heads", self.heads, "1 or more")
         check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
+
+
+def _check_format(name: str | None) -> None:
+    if name is not None:
+        TABLE_FORMATS.check(name)
 
 
 def _is_threshold(item: str) -> bool:
