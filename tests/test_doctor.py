@@ -70,7 +70,7 @@ def test_doctor__a_store_that_is_not_whole_is_a_finding(tmp_path: Path, what: st
 
 
 def test_doctor__slow_steps_and_long_epochs_get_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tymbal import checkup as trial
+    from tymbal import doctor as trial
 
     tone_store(tmp_path / "store")
     slow = trial.Trial(features=900.0, loading=0.004, step=0.002, batch_size=2, frames=32)

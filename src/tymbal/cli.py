@@ -401,7 +401,7 @@ def _ssast(flags: Sequence[str]) -> None:
 
         print(help_text())
         return
-    from tymbal.compat.ssast import run
+    from tymbal.compat.ssast_command import run
     from tymbal.machine import tune_malloc
 
     check_companions()

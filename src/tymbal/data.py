@@ -23,8 +23,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 import numpy.typing as npt
 
 from tymbal.audio.failures import write_failures
+from tymbal.audio.file_lists import read_table
 from tymbal.audio.sources import AUDIO_SUFFIXES, sound_files
-from tymbal.audio.tables import read_table
 from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
 from tymbal.progress import tell

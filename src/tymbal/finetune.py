@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tymbal.features.normalisation import Normalisation
     from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
-    from tymbal.objectives.augmentation import Augmentation
+    from tymbal.objectives.batch_augmentation import Augmentation
     from tymbal.objectives.classification import ClassificationObjective, Ensemble
     from tymbal.store.base import SpectrogramSource
     from tymbal.store.dataset import StoreDataset
@@ -142,7 +142,7 @@ def finetune(
 
 def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str]) -> None:
     """Writes which classes the best model takes for which, as its evaluation counted them."""
-    from tymbal.evaluation.confusion import draw_confusion, write_confusion, write_decisions
+    from tymbal.evaluation.scoring import draw_confusion, write_confusion, write_decisions
     from tymbal.training.checkpoints import Checkpoints
     from tymbal.training.records import read_counts
 
@@ -171,7 +171,7 @@ def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
 def _clips(
     data: DataSource[FinetuneSettings], store: SpectrogramSource, settings: FinetuneSettings, *, every: int
 ) -> LabelledClips:
-    from tymbal.audio.tables import table_classes
+    from tymbal.audio.file_lists import table_classes
     from tymbal.evaluation.labelled_clips import labelled_clips
 
     multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
@@ -304,7 +304,7 @@ def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: Fin
 
 
 def _augmentation(settings: FinetuneSettings) -> Augmentation | None:
-    from tymbal.objectives.augmentation import Augmentation
+    from tymbal.objectives.batch_augmentation import Augmentation
 
     chosen = Augmentation(**{each.name: getattr(settings, each.name) for each in fields(Augmentation)})
     return None if chosen == Augmentation(mixup_of=settings.mixup_of) else chosen

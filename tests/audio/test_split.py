@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from tymbal.audio.clip_labels import assign_splits
 from tymbal.audio.manifest import Clip
-from tymbal.audio.split import assign_splits
 from tymbal.errors import ManifestError, SettingsError
 from tymbal.settings import ScanSettings
 

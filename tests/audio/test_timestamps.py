@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tymbal.audio.paths import recorded_at, when
+from tymbal.audio.clip_labels import recorded_at, when
 
 
 @pytest.mark.parametrize(

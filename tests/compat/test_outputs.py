@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tymbal.compat.outputs import d_prime, finetuning_row, pretraining_row, save_pretrained, write_rows
+from tymbal.compat.ssast_command import d_prime, finetuning_row, pretraining_row, save_pretrained, write_rows
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.ssast import SSASTObjective

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tymbal.evaluation.confusion import draw_confusion, write_confusion, write_decisions
+from tymbal.evaluation.scoring import draw_confusion, write_confusion, write_decisions
 
 MATRIX = np.array([[8, 2, 0], [0, 5, 0], [3, 3, 0]])
 NAMES = ["Möwe, die", "bee", "海"]

@@ -8,7 +8,7 @@ from torch.nn import functional
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-from tymbal.objectives.augmentation import Augmentation, spec_augment
+from tymbal.objectives.batch_augmentation import Augmentation, spec_augment
 from tymbal.objectives.classification import ClassificationObjective, Ensemble
 from tymbal.randomness import fold
 

@@ -29,8 +29,8 @@ from tymbal.settings.augmentation import (
     WaveformAugmentations,
 )
 from tymbal.views.draw import Draws, draw, view_keys
-from tymbal.views.filters import power_response
 from tymbal.views.make import ViewMaker
+from tymbal.views.spectrogram_ops import power_response
 from tymbal.views.stft import Vocoder
 
 RATE, SAMPLES = 22_050, 22_050

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tymbal.audio.tables import Row, Table, names_of, number, read_table, text
+from tymbal.audio.file_lists import Row, Table, names_of, number, read_table, text
 from tymbal.errors import ManifestError
 from tymbal.files import replace_file
 
@@ -102,7 +102,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
-        """Reads a manifest that `write` wrote, or any table that `tymbal.audio.tables` understands.
+        """Reads a manifest that `write` wrote, or any table that `tymbal.audio.file_lists` understands.
 
         Raises:
             ManifestError: It is unreadable, names no files, or contradicts itself.

@@ -20,14 +20,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders
 from tymbal.audio.decode import DISAGREEMENT
 from tymbal.audio.failures import ADVICE, Failure, write_failures
 from tymbal.audio.findings import Finding, find, summarise
 from tymbal.audio.inspect import FileReport, inspect
 from tymbal.audio.manifest import Clip, Manifest
-from tymbal.audio.paths import group_clips, label_clips, split_by_folders
 from tymbal.audio.sources import read_source
-from tymbal.audio.split import assign_splits
 from tymbal.config import resolve
 from tymbal.errors import AudioError, ManifestError
 from tymbal.machine import cores

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tymbal.audio.failures import Failure
+from tymbal.audio.file_lists import Table, read_label_names, read_table
 from tymbal.audio.manifest import SPLITS, Clip, Manifest, relative_path
-from tymbal.audio.tables import Table, read_label_names, read_table
 from tymbal.errors import AudioError, ManifestError
 
 __all__ = ["AUDIO_SUFFIXES", "Listing", "Recording", "find_recordings", "read_source", "sound_files"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tymbal.audio.failures import Failure
-from tymbal.audio.tables import read_label_names
+from tymbal.audio.file_lists import read_label_names
 from tymbal.data import open_data
 from tymbal.errors import StoreError
 from tymbal.features.kaldi import LOG_FLOOR

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tymbal.audio.tables import read_table
+from tymbal.audio.file_lists import read_table
 from tymbal.errors import ManifestError, StoreError
 from tymbal.store.base import SpectrogramSource
 

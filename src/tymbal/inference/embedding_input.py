@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tymbal.audio.clip_labels import when
 from tymbal.audio.failures import Failure
-from tymbal.audio.paths import when
 from tymbal.audio.sources import find_recordings
 from tymbal.data import open_data
 from tymbal.errors import SettingsError

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tymbal.audio.clip_labels import when
 from tymbal.audio.decode import sample_rate_of
-from tymbal.audio.paths import when
 from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
 from tymbal.inference.annotations import DETECTED, Annotation, annotation_files

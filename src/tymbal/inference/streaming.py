@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from tymbal.audio.clip_labels import recorded_at
 from tymbal.audio.decode import stream
 from tymbal.audio.failures import Failure, problem, write_failures
-from tymbal.audio.paths import recorded_at
 from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
 from tymbal.inference.spool import Item, Outcome, Spool, writing

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tymbal.interfaces.base import WaveformEncoder
+from tymbal.interfaces.waveform_encoder import WaveformEncoder
 from tymbal.models.classifier import pooled_width
 from tymbal.models.folder import load_model
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tymbal.interfaces.base import WaveformEncoder
+from tymbal.interfaces.waveform_encoder import WaveformEncoder
 from tymbal.models.description import AUDIOSET_MEAN, AUDIOSET_STD, ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import LoadedModel

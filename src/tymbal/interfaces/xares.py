@@ -17,7 +17,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tymbal.interfaces.base import WaveformEncoder
+from tymbal.interfaces.waveform_encoder import WaveformEncoder
 from tymbal.models.folder import LoadedModel
 
 __all__ = ["TymbalEncoder"]

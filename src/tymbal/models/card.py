@@ -7,7 +7,7 @@ from typing import Any
 
 from tymbal._version import __version__
 from tymbal.models.description import ModelDescription
-from tymbal.models.formats.extractor import REMOTE_CODE, is_stock
+from tymbal.models.formats.huggingface import REMOTE_CODE, is_stock
 
 __all__ = ["model_card"]
 

@@ -29,7 +29,8 @@ from tymbal.models.card import model_card
 from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.formats import extractor, huggingface, scripts
+from tymbal.models.formats import huggingface, scripts
+from tymbal.models.formats import huggingface as extractor
 from tymbal.models.formats import ssast_checkpoint as ssast
 from tymbal.models.weights import (
     LOOSE_WEIGHTS,

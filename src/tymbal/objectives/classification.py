@@ -19,7 +19,7 @@ from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.objectives import metrics as scores
-from tymbal.objectives.augmentation import Augmentation
+from tymbal.objectives.batch_augmentation import Augmentation
 from tymbal.randomness import fold
 from tymbal.settings import FeatureSettings
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
-from tymbal.objectives.augmentation import spec_mask
+from tymbal.objectives.batch_augmentation import spec_mask
 from tymbal.objectives.contract import ObjectiveSpec, Rebuilt, load_heads
 from tymbal.randomness import EVALUATION, fold
 from tymbal.settings import PretrainSettings

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders
 from tymbal.audio.decode import info
 from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import Clip, Manifest
-from tymbal.audio.paths import group_clips, label_clips, split_by_folders
 from tymbal.audio.sources import read_source
-from tymbal.audio.split import assign_splits
 from tymbal.errors import AudioError
 from tymbal.settings import PrepareSettings
 

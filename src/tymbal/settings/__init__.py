@@ -10,7 +10,6 @@ Units are seconds, Hz, and fractions between 0 and 1. `None` means "chosen for y
 from __future__ import annotations
 
 from tymbal.settings.augmentation import AugmentationSettings, ViewSettings
-from tymbal.settings.data import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
 from tymbal.settings.fields import SIZES, parse_patch
 from tymbal.settings.inference import (
     ConvertSettings,
@@ -20,6 +19,7 @@ from tymbal.settings.inference import (
     SimilarSettings,
 )
 from tymbal.settings.inspection import DoctorSettings, ExploreSettings, ReportSettings
+from tymbal.settings.sound import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
 from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings, ViewPairSettings
 
 __all__ = [

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tymbal.plugins import TABLE_FORMATS
-from tymbal.settings.data import PtSettings
 from tymbal.settings.fields import check, parse_patch, setting
+from tymbal.settings.sound import PtSettings
 
 __all__ = ["ConvertSettings", "EmbedSettings", "PredictSettings", "ProbeSettings", "SimilarSettings"]
 

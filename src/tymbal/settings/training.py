@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from tymbal.errors import SettingsError
-from tymbal.settings.data import PtSettings, SoundSettings
 from tymbal.settings.fields import NOTEBOOK, SIZES, Recipe, check, nature, parse_patch, setting
+from tymbal.settings.sound import PtSettings, SoundSettings
 
 __all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
 

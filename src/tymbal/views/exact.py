@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tymbal.settings import FeatureSettings
 from tymbal.views.draw import Draws
-from tymbal.views.filters import FILTERS, ROOM_DECAY, lowest_edge, power_response, room
 from tymbal.views.overlays import Bank
+from tymbal.views.spectrogram_ops import FILTERS, ROOM_DECAY, lowest_edge, power_response, room
 from tymbal.views.stft import Vocoder
 
 __all__ = ["exact_waveforms"]

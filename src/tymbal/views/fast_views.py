@@ -20,8 +20,8 @@ from torch import Tensor
 
 from tymbal.settings import FeatureSettings
 from tymbal.views.draw import Draws
-from tymbal.views.filters import FILTERS, power_response, room
 from tymbal.views.overlays import Bank
+from tymbal.views.spectrogram_ops import FILTERS, power_response, room
 from tymbal.views.stft import Spectrum
 
 __all__ = ["Clips", "SpectralViews"]

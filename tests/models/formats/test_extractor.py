@@ -16,7 +16,7 @@ from small_model import small_model
 from tymbal import convert, predict
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.models.folder import load_model
-from tymbal.models.formats.extractor import REMOTE_CODE
+from tymbal.models.formats.huggingface import REMOTE_CODE
 from tymbal.settings import FeatureSettings
 
 LABELS = ("frog", "cicada", "wind")

@@ -13,12 +13,13 @@ from typing import Literal
 
 from torch import Tensor
 
-from tymbal.audio.tables import read_label_names
+from tymbal.audio.file_lists import read_label_names
 from tymbal.errors import ModelError, SettingsError
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model, save_model
-from tymbal.models.formats import extractor, huggingface, scripts
+from tymbal.models.formats import huggingface, scripts
+from tymbal.models.formats import huggingface as extractor
 from tymbal.models.formats import ssast_checkpoint as ssast
 from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
 

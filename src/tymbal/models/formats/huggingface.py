@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tymbal.errors import ModelError
+from tymbal.features.bank import filter_bank
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import AUDIOSET_MEAN, AUDIOSET_STD, ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
@@ -21,15 +22,20 @@ from tymbal.settings import FeatureSettings
 __all__ = [
     "MODEL_TYPE",
     "PREFIX",
+    "PREPROCESSOR",
+    "REMOTE_CODE",
     "WEIGHTS",
     "describe",
     "expand",
     "fetch",
+    "is_stock",
     "names_from",
     "obstacle",
     "read",
+    "remote_code",
     "rename",
     "to_config",
+    "to_preprocessor",
     "to_state",
 ]
 
@@ -316,3 +322,58 @@ def _fuse(encoder: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
             if all(name in encoder for name in names):
                 encoder[f"blocks.{n}.attention.qkv.{ending}"] = torch.cat([encoder.pop(name) for name in names])
     return encoder
+
+
+PREPROCESSOR = "preprocessor_config.json"
+
+REMOTE_CODE = "feature_extraction_tymbal.py"
+"""What the extractor's file is called here and in model folders."""
+
+_REMOTE_CLASS = "TymbalFeatureExtractor"
+
+
+def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
+    """The `preprocessor_config.json` of a model; `None` where no extractor computes its features.
+
+    The filter bank of the stock extractor has fixed windows; without torchaudio they are fixed in samples, so that only
+    16 kHz is safe. It normalises by fixed numbers.
+    """
+    features = description.features
+    entries = filter_bank(features).extractor()
+    if entries is None:
+        return None
+    common = {
+        "do_normalize": True,
+        "feature_size": 1,
+        "max_length": description.encoder.frames,
+        "num_mel_bins": features.mel_bins,
+        "padding_side": "right",
+        "padding_value": 0.0,
+        "return_attention_mask": False,
+        "sampling_rate": features.sample_rate,
+    }
+    if features == FeatureSettings(mel_bins=features.mel_bins) and description.normalize == "dataset":
+        stock = {"feature_extractor_type": "ASTFeatureExtractor", "mean": description.mean, "std": description.std}
+        return dict(sorted({**common, **stock}.items()))
+    own = {
+        "auto_map": {"AutoFeatureExtractor": f"{REMOTE_CODE.removesuffix('.py')}.{_REMOTE_CLASS}"},
+        "feature_extractor_type": _REMOTE_CLASS,
+        "mean": None,
+        "std": None,
+        **entries,
+        "normalize_by": description.normalize,
+        "dataset_mean": description.mean,
+        "dataset_std": description.std,
+        "padding_log_mel": description.padding,
+    }
+    return dict(sorted({**common, **own}.items()))
+
+
+def is_stock(preprocessor: Mapping[str, Any]) -> bool:
+    """Whether transformers' own extractor is meant."""
+    return "auto_map" not in preprocessor
+
+
+def remote_code() -> str:
+    """The extractor for transformers, as it is put into a model folder."""
+    return Path(__file__).with_name(REMOTE_CODE).read_text(encoding="utf-8")

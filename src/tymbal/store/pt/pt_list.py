@@ -1,6 +1,6 @@
 """Which `.pt` files there are, and what is known of each: from SSAST's lists, or from a folder.
 
-A list is SSAST's `{"data": [{"wav", "labels"}]}`, or any other table of clips that `tymbal.audio.tables` reads. An
+A list is SSAST's `{"data": [{"wav", "labels"}]}`, or any other table of clips that `tymbal.audio.file_lists` reads. An
 entry's file name without its ending is the stem, and `{data_dir}/{stem}.pt` its spectrogram. Where `data_dir` is not
 given, it is the first of these that holds any of the list's files:
 
@@ -24,9 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from tymbal.audio.clip_labels import assign_splits
+from tymbal.audio.file_lists import Row, Table, names_of, number, read_label_names, read_table, text
 from tymbal.audio.manifest import SPLITS, Clip
-from tymbal.audio.split import assign_splits
-from tymbal.audio.tables import Row, Table, names_of, number, read_label_names, read_table, text
 from tymbal.errors import ManifestError, SettingsError, StoreError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, ScanSettings

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from tymbal.features.kaldi import KaldiFbank
-from tymbal.objectives.augmentation import Augmentation, mixing_shares
+from tymbal.objectives.batch_augmentation import Augmentation, mixing_shares
 from tymbal.randomness import fold
 from tymbal.settings import FeatureSettings
 

@@ -1,7 +1,7 @@
 import pytest
 
+from tymbal.audio.clip_labels import group_clips, label_clips, split_by_folders
 from tymbal.audio.manifest import Clip
-from tymbal.audio.paths import group_clips, label_clips, split_by_folders
 from tymbal.errors import ManifestError, SettingsError
 from tymbal.settings import ScanSettings
 
