@@ -22,19 +22,19 @@ def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool
     Args:
         clips: Clips with the labels of the list's column, if it has one.
         settings: Where labels come from.
-        labelled: Whether there is such a column.
+        labelled: Whether the list has a column of labels.
 
     Returns:
         The clips, and what the user should know about them.
 
     Raises:
-        ManifestError: Labels were asked for where there are none.
+        ManifestError: The settings require labels and the list has no such column.
         SettingsError: `label_pattern` finds nothing in any path.
     """
     if settings.label_pattern is not None:
-        found, notes = _found(clips, settings.label_pattern, "label_pattern", "label")
+        names, notes = _match_pattern(clips, settings.label_pattern, "label_pattern", "label")
         return [
-            clip.but(labels=() if name is None else (name,)) for clip, name in zip(clips, found, strict=True)
+            clip.but(labels=() if name is None else (name,)) for clip, name in zip(clips, names, strict=True)
         ], notes
     if settings.labels == "none":
         return [clip.but(labels=()) for clip in clips], []
@@ -53,8 +53,8 @@ def group_clips(clips: Sequence[Clip], settings: ScanSettings) -> tuple[list[Cli
     """
     if settings.group_pattern is None:
         return list(clips), []
-    found, notes = _found(clips, settings.group_pattern, "group_pattern", "group")
-    return [clip.but(group=name) for clip, name in zip(clips, found, strict=True)], notes
+    names, notes = _match_pattern(clips, settings.group_pattern, "group_pattern", "group")
+    return [clip.but(group=name) for clip, name in zip(clips, names, strict=True)], notes
 
 
 def split_by_folders(clips: Sequence[Clip]) -> list[Clip]:
@@ -94,21 +94,21 @@ def _split(name: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in name.split(",") if part.strip())
 
 
-def _found(clips: Sequence[Clip], pattern: str, setting: str, what: str) -> tuple[list[str | None], list[str]]:
-    """What the first group of a pattern finds in each path."""
+def _match_pattern(clips: Sequence[Clip], pattern: str, setting: str, what: str) -> tuple[list[str | None], list[str]]:
+    """Returns the text of a pattern's first group in each path (None without a match), and notes on the misses."""
     search = re.compile(pattern).search
     matches = [search(place(clip)) for clip in clips]
-    found = [match[1] or None if match else None for match in matches]
-    missed = [clip for clip, name in zip(clips, found, strict=True) if name is None]
+    names = [match[1] or None if match else None for match in matches]
+    missed = [clip for clip, name in zip(clips, names, strict=True) if name is None]
     if clips and len(missed) == len(clips):
         raise SettingsError(
             f"{setting} {pattern!r} finds nothing in any path",
             advice=f"It is searched in paths like {place(clips[0])}",
         )
     if not missed:
-        return found, []
+        return names, []
     some = f"{len(missed):,}, as {place(missed[0])}"
-    return found, [f"clips without a {what}, as {setting} finds nothing in their path: {some}"]
+    return names, [f"clips without a {what}, as {setting} finds nothing in their path: {some}"]
 
 
 _NAME = re.compile(
@@ -126,15 +126,15 @@ _AUDIOMOTH_YEARS = range(2016, 2030)
 
 
 def recorded_at(path: Path) -> datetime | None:
-    """When a recording began, as far as its header or its name tells; the header is looked for in WAV files only."""
+    """When a recording began, as its header or its name says; only WAV headers are read."""
     if path.suffix.lower() in (".wav", ".wave"):
         try:
             with path.open("rb") as file:
-                found = _from_comment(file.read(_HEADER))
+                moment = _from_comment(file.read(_HEADER))
         except OSError:
-            found = None
-        if found is not None:
-            return found
+            moment = None
+        if moment is not None:
+            return moment
     return _from_name(path.stem)
 
 
@@ -161,12 +161,12 @@ def _from_name(stem: str) -> datetime | None:
         if match[11] and match[5] == "T":
             minutes = int(match[12]) * (-1 if match[11].startswith("-") else 1)
             zone = timezone(timedelta(hours=int(match[11]), minutes=minutes))
-        found = _time(year, month, day, hour, minute, second, zone=zone)
-        if found is not None:
-            return found
+        momentt = _time(year, month, day, hour, minute, second, zone=zone)
+        if momentt is not None:
+            return momentt
     if _HEXADECIMAL.fullmatch(stem):
-        found = datetime.fromtimestamp(int(stem, 16), UTC)
-        return found if found.year in _AUDIOMOTH_YEARS else None
+        momentt = datetime.fromtimestamp(int(stem, 16), UTC)
+        return momentt if momentt.year in _AUDIOMOTH_YEARS else None
     return None
 
 
@@ -180,10 +180,10 @@ def _time(*parts: int, zone: timezone | None) -> datetime | None:
 def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
     """Gives every clip a split: train, validation or test (None with `split="none"`).
 
-    Clips that their source has set aside for testing stay there, whatever is drawn among the others.
+    Clips that their source has set aside for testing stay test clips, whatever is drawn among the others.
 
     Raises:
-        ManifestError: The splits or groups that were asked for are not there.
+        ManifestError: The clips have no splits or groups and the settings require them.
         SettingsError: `validation_pattern` finds nothing, or everything.
     """
     clips = list(clips)

@@ -1,4 +1,4 @@
-"""What a sound file's own header promises, held against the bytes that are there.
+"""Compares what a sound file's header promises with the bytes in the file.
 
 libsndfile clamps the length of a WAV that was cut off and decodes an Ogg up to where it breaks: both look whole. A few
 bytes at the right places tell. Nothing here decodes, and formats whose decoder notices by itself (MP4) are left to it.
@@ -24,7 +24,7 @@ _MAX_CHUNKS = 10_000
 
 @dataclass(frozen=True)
 class Container:
-    """What was found out about a file without decoding it.
+    """What a file's container says, read without decoding it.
 
     Attributes:
         truncated: How much is missing, in words, or None.
@@ -212,8 +212,8 @@ def _mpeg(file: BinaryIO, size: int, head: bytes) -> Container:
     return Container()
 
 
-def _mpeg_promised(promised: int, there: int) -> Container:
+def _mpeg_promised(promised: int, size: int) -> Container:
     # One frame is at most 1,441 bytes, and encoders do not agree on whether the header frame counts.
-    if promised * 0.99 <= there + 4096:
+    if promised * 0.99 <= size + 4096:
         return Container(counted=True)
-    return Container(truncated=f"the header promises {promised:,} bytes, the file has {there:,}")
+    return Container(truncated=f"the header promises {promised:,} bytes, the file has {size:,}")

@@ -31,7 +31,7 @@ __all__ = ["DISAGREEMENT", "AudioInfo", "Waveform", "info", "native_blocks", "re
 PathLike = str | os.PathLike[str]
 
 DISAGREEMENT = 0.1
-"""Seconds by which a wanted end may lie behind the end of a file: tables round, and encoders add a little."""
+"""Seconds by which the requested end may lie behind the end of a file: tables round, and encoders add a little."""
 
 
 def info(path: PathLike) -> AudioInfo:
@@ -68,8 +68,8 @@ def read(
 
     Args:
         path: The file.
-        sample_rate: Wanted rate in Hz; None keeps the file's own.
-        start: First second that is wanted.
+        sample_rate: Target rate in Hz; None keeps the file's own.
+        start: First second to read.
         end: Second before which to stop; None reads to the end.
 
     Returns:
@@ -82,11 +82,11 @@ def read(
     opened = _open(path)
     with opened.reader as reader:
         part = _Part.of(reader, sample_rate, start, end)
-        blocks = list(_native(opened, part.first, part.stop_heard))
+        blocks = list(_native(opened, part.first, part.stop_context))
     waveform = _finite(blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [_SILENCE]), path)
     _check_got(part, len(waveform), path)
     waveform = resample(waveform, part.source_rate, part.rate)
-    waveform = waveform[part.skip : None if part.wanted is None else part.skip + part.wanted]
+    waveform = waveform[part.skip : None if part.length is None else part.skip + part.length]
     if not waveform.size:
         raise problem("empty", f"it is too short for a single sample at {part.rate:,} Hz", path)
     return waveform, part.rate
@@ -97,14 +97,14 @@ def stream(
 ) -> Iterator[Waveform]:
     """Reads a file of any length in blocks, in memory that does not grow with it.
 
-    The blocks, put together, are what `read` returns. A file that breaks in the middle raises when the reading comes
-    there: the blocks before were good.
+    The blocks, put together, are what `read` returns. A file that breaks in the middle raises at that block;
+    the blocks before it are good.
 
     Args:
         path: The file.
-        sample_rate: Wanted rate in Hz; None keeps the file's own.
+        sample_rate: Target rate in Hz; None keeps the file's own.
         block: Seconds of a block; the last one may be shorter.
-        start: First second that is wanted.
+        start: First second to read.
         end: Second before which to stop; None reads to the end.
 
     Yields:
@@ -120,7 +120,7 @@ def stream(
         length = max(1, round(block * part.rate))
         counted = _Counted(opened, part)
         resampled = resample_stream(counted.blocks(), part.source_rate, part.rate)
-        yield from _regular(_cut(resampled, part.skip, part.wanted), length)
+        yield from _regular(_cut(resampled, part.skip, part.length), length)
     _check_got(part, counted.frames, path)
 
 
@@ -157,20 +157,20 @@ class _Part:
     Attributes:
         source_rate: Rate of the file in Hz.
         rate: Rate of the result in Hz.
-        first: First sample to read: the wanted one, or one before it for the filter to hear.
-        stop: Sample before which the wanted part ends, or None for the end of the file.
-        stop_heard: As `stop`, with what the filter should hear behind it.
+        first: First sample to read: that of the start, or an earlier one as context for the resampling filter.
+        stop: Sample before which the requested part ends, or None for the end of the file.
+        stop_context: As `stop`, plus the context behind it that the filter needs.
         skip: Resampled samples to drop at the front.
-        wanted: Resampled samples to keep, or None for all.
+        length: Resampled samples to keep, or None for all.
     """
 
     source_rate: int
     rate: int
     first: int
     stop: int | None
-    stop_heard: int | None
+    stop_context: int | None
     skip: int
-    wanted: int | None
+    length: int | None
 
     @classmethod
     def of(cls, reader: Reader, sample_rate: int | None, start: float, end: float | None) -> _Part:
@@ -181,9 +181,9 @@ class _Part:
         stop = None if end is None else round(end * source_rate)
         if stop is None:
             return cls(source_rate, rate, begin - before, None, None, before * rate // source_rate, None)
-        wanted = round((stop - begin) * rate / source_rate)
-        heard = stop + reach(source_rate, rate)
-        return cls(source_rate, rate, begin - before, stop, heard, before * rate // source_rate, wanted)
+        samples = round((stop - begin) * rate / source_rate)
+        stop_context = stop + reach(source_rate, rate)
+        return cls(source_rate, rate, begin - before, stop, stop_context, before * rate // source_rate, samples)
 
 
 class _Counted:
@@ -195,7 +195,7 @@ class _Counted:
         self._part = part
 
     def blocks(self) -> Iterator[Waveform]:
-        for block in _native(self._opened, self._part.first, self._part.stop_heard):
+        for block in _native(self._opened, self._part.first, self._part.stop_context):
             self.frames += len(block)
             yield _finite(block, self._opened.source.path)
 
@@ -294,7 +294,7 @@ def _check_range(path: PathLike, start: float, end: float | None) -> None:
 
 
 def _check_got(part: _Part, got: int, path: PathLike) -> None:
-    """Whether the file reached as far as was wanted; `got` counts from `part.first`."""
+    """Raises unless the file reached as far as requested; `got` counts samples from `part.first`."""
     length = (part.first + got) / part.source_rate
     begin = part.first + part.skip * part.source_rate // part.rate
     if part.first + got <= begin:
@@ -316,17 +316,17 @@ def _finite(waveform: Waveform, path: PathLike) -> Waveform:
     return waveform
 
 
-def _cut(blocks: Iterator[Waveform], skip: int, wanted: int | None) -> Iterator[Waveform]:
-    """Drops `skip` samples at the front, and everything after the `wanted` ones that follow."""
-    left = math.inf if wanted is None else wanted
+def _cut(blocks: Iterator[Waveform], skip: int, samples: int | None) -> Iterator[Waveform]:
+    """Drops `skip` samples at the front, and everything after the next `samples`."""
+    left = math.inf if samples is None else samples
     for block in blocks:
-        kept = block[skip:]
+        rest = block[skip:]
         skip = max(0, skip - len(block))
-        if kept.size > left:
-            kept = kept[: int(left)]
-        left -= kept.size
-        if kept.size:
-            yield kept
+        if rest.size > left:
+            rest = rest[: int(left)]
+        left -= rest.size
+        if rest.size:
+            yield rest
 
 
 def _regular(blocks: Iterator[Waveform], length: int) -> Iterator[Waveform]:

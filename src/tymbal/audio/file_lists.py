@@ -55,7 +55,7 @@ class Table:
     Attributes:
         path: The file they come from.
         rows: One mapping a clip, by Tymbal's column names.
-        columns: Tymbal's names of the columns that are there.
+        columns: Tymbal's names of the columns that the list has.
         ignored: Names of columns that mean nothing here.
         label_separator: What separates several labels in one text.
     """
@@ -71,7 +71,7 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     """Reads a list of sound files, in the format that its suffix names.
 
     Raises:
-        ManifestError: It is not there, not of that format, empty, or names no files.
+        ManifestError: The list does not exist, is not of that format, is empty, or names no files.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -87,9 +87,9 @@ def read_table(path: str | os.PathLike[str]) -> Table:
     except UnicodeDecodeError:
         raise ManifestError("it is not UTF-8 text", path=path, advice="Save it as UTF-8.") from None
     if "file" not in table.columns:
-        found = ", ".join((*table.columns, *table.ignored)) or "no columns at all"
+        names = ", ".join((*table.columns, *table.ignored)) or "no columns at all"
         raise ManifestError(
-            f"no column names the sound files; it has {found}",
+            f"no column names the sound files; it has {names}",
             path=path,
             advice=f"Call that column file (understood too: {', '.join(SYNONYMS['file'][1:])}).",
         )
@@ -164,14 +164,14 @@ def _table(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]], 
     """Renames the columns of raw rows."""
     names = [name for name in names if name]
     plain = {_plain(name): name for name in reversed(names)}
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     for column, synonyms in SYNONYMS.items():
         match = next((plain[synonym] for synonym in synonyms if synonym in plain), None)
         if match is not None:
-            found[column] = match
-    renamed: list[Row] = [{column: row.get(name) for column, name in found.items()} for row in rows]
-    used = set(found.values())
-    return Table(path, renamed, tuple(found), tuple(name for name in names if name not in used), **more)
+            matches[column] = match
+    renamed: list[Row] = [{column: row.get(name) for column, name in matches.items()} for row in rows]
+    used = set(matches.values())
+    return Table(path, renamed, tuple(matches), tuple(name for name in names if name not in used), **more)
 
 
 def _plain(name: str) -> str:

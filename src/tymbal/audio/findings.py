@@ -1,4 +1,4 @@
-"""What a scan found, as a person reads it: counts, and what is worth knowing although no file is at fault."""
+"""Findings of a scan for a person to read: counts, and what is worth knowing although no file is at fault."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ class Finding:
 
 
 def find(clips: Sequence[Clip], notes: Iterable[str] = ()) -> list[Finding]:
-    """Looks for all of them.
+    """Runs every check on the clips.
 
     Args:
         clips: Scanned clips with labels, groups and splits.
-        notes: What was noticed before, to be told with the rest.
+        notes: Remarks of earlier steps, to report with the rest.
     """
-    found = [Finding("note", note) for note in notes]
+    findings = [Finding("note", note) for note in notes]
     copies = {key: group for key, group in _by(clips, lambda clip: clip.hash).items() if len(_places(group)) > 1}
-    found += _duplicates(list(copies.values()))
+    findings += _duplicates(list(copies.values()))
     straddling = [group for group in copies.values() if _straddles(group)]
     if straddling:
         text = "copies of one file lie on both sides of the split: give them one group, or delete one"
-        found.append(_finding("duplicate straddles", text, straddling))
+        findings.append(_finding("duplicate straddles", text, straddling))
     groups = [group for group in _by(clips, lambda clip: clip.group).values() if _straddles(group)]
     if groups:
         names = _some(sorted(group[0].group or "" for group in groups))
         text = f"groups lie on both sides of the split ({names}): split=groups keeps them together"
-        found.append(_finding("group straddles", text, groups))
+        findings.append(_finding("group straddles", text, groups))
     parts = [group for group in _by(clips, lambda clip: clip.file).values() if _straddles(group)]
     if parts:
         text = "parts of one file lie on both sides of the split: split=auto keeps them together"
-        found.append(_finding("file straddles", text, parts))
-    return found + _gaps(clips)
+        findings.append(_finding("file straddles", text, parts))
+    return findings + _gaps(clips)
 
 
 def _by(clips: Iterable[Clip], key: Callable[[Clip], str | None]) -> dict[str, list[Clip]]:
@@ -90,29 +90,29 @@ def _duplicates(copies: list[list[Clip]]) -> list[Finding]:
     places = [_places(group) for group in copies]
     extra = sum(map(len, places)) - len(places)
     text = f"exact copies of another file: {extra:,}, as {' = '.join(places[0][:3])}"
-    found = [Finding("duplicates", text, tuple(sorted(place for group in places for place in group)))]
+    findings = [Finding("duplicates", text, tuple(sorted(place for group in places for place in group)))]
     differing = [
         group for group in copies if len({clip.labels for clip in group if clip.start == 0 and clip.end is None}) > 1
     ]
     if differing:
         one = " and ".join(f"{place(clip)} ({';'.join(clip.labels) or 'none'})" for clip in differing[0][:2])
         text = f"copies of one file have different labels; {len(differing):,} such, as {one}"
-        found.append(Finding("label conflict", text, tuple(_places(clip for group in differing for clip in group))))
-    return found
+        findings.append(Finding("label conflict", text, tuple(_places(clip for group in differing for clip in group))))
+    return findings
 
 
 def _gaps(clips: Sequence[Clip]) -> list[Finding]:
-    found = []
+    findings = []
     if len(clips) > 1 and _splits(clips) and not any(clip.split == "validation" for clip in clips):
         text = "no clip is for validation: nothing will tell when to stop, or which model is best"
-        found.append(Finding("no validation", text))
+        findings.append(Finding("no validation", text))
     spellings = _by_spelling({label for clip in clips for label in clip.labels})
     if spellings:
-        found.append(Finding("label spelling", f"labels differ only in case: {_some(spellings)}"))
+        findings.append(Finding("label spelling", f"labels differ only in case: {_some(spellings)}"))
     bare = [place(clip) for clip in clips if not clip.labels]
     if bare and len(bare) < len(clips):
-        found.append(Finding("no label", f"clips without a label: {len(bare):,}, as {bare[0]}", tuple(bare)))
-    return found
+        findings.append(Finding("no label", f"clips without a label: {len(bare):,}, as {bare[0]}", tuple(bare)))
+    return findings
 
 
 def _by_spelling(labels: Iterable[str]) -> list[str]:
@@ -133,7 +133,7 @@ _MOST = 12  # labels or rates that are listed
 def summarise(
     manifest: Manifest, failures: Sequence[Failure], findings: Sequence[Finding], output: Path | None = None
 ) -> str:
-    """What is there, what is worth knowing, and what was left out: a few lines of plain text."""
+    """Summarises the clips, the findings and the files left out in a few lines of plain text."""
     lines = [_headline(manifest), *_facts(manifest)]
     if findings:
         lines += ["", "Worth knowing", *(f"  - {finding.text}" for finding in findings)]

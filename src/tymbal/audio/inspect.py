@@ -26,7 +26,7 @@ _PIECE = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class FileReport:
-    """What a file was found to be.
+    """What one look at a file established.
 
     Attributes:
         file: Its path.
@@ -93,7 +93,7 @@ class _Extent:
 
     def add(self, block: Waveform) -> None:
         self.frames += len(block)
-        low, high = float(block.min()), float(block.max())  # NaN, if there is any, comes through both
+        low, high = float(block.min()), float(block.max())  # a NaN comes through both
         if not (np.isfinite(low) and np.isfinite(high)):
             self.bad += int((~np.isfinite(block)).sum())
         self.low, self.high = min(self.low, low), max(self.high, high)

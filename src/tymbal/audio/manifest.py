@@ -1,7 +1,7 @@
 """The manifest: every clip of a data set, in one table that is a CSV or a Parquet file.
 
 A clip is a file or a part of one, with its labels, the group that must stay on one side of a split, and what a scan
-found out about it. Columns: file, start, end, label, group, split, duration, sample_rate, channels, hash, id. In a CSV
+measured of it. Columns: file, start, end, label, group, split, duration, sample_rate, channels, hash, id. In a CSV
 several labels have `;` between them; in Parquet they are a list. Files below the manifest's folder are written relative
 to it, so that both can move together.
 """

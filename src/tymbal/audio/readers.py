@@ -33,7 +33,7 @@ _MP3_SLACK = 3 * 1152  # decoders differ in how they treat the first and the las
 _AV_SLACK = 0.1  # seconds: durations in a container are rounded and include or exclude the encoder's delay
 _AV_COUNTED = ("flac",)  # containers that tell the number of samples
 _AV_TIMED = ("mov", "matroska", "asf", "wav", "aiff")  # containers that tell a duration
-_AV_PREROLL = 0.25  # seconds decoded before the wanted place, for decoders that depend on the packets before
+_AV_PREROLL = 0.25  # seconds decoded before the requested place, for decoders that depend on the packets before
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Source:
     """A file, or the bytes of one that were read already.
 
     Attributes:
-        path: Where the file is (for messages, where there are bytes).
+        path: Where the file is (only for messages if `content` is given).
         content: Its bytes, or None to read from the path.
         size: Its size in bytes.
     """
@@ -226,9 +226,9 @@ class AvReader:
         reached = 0
         for position, samples in self._placed(start):
             reached = position + len(samples)
-            wanted = samples[max(0, start - position) : None if end is None else max(0, end - position)]
-            if wanted.size:
-                yield wanted
+            part = samples[max(0, start - position) : None if end is None else max(0, end - position)]
+            if part.size:
+                yield part
             if end is not None and reached >= end:
                 return
         self._check_complete(reached, end)

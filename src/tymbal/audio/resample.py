@@ -24,7 +24,7 @@ def resample(waveform: Waveform, source_rate: int, target_rate: int) -> Waveform
     Args:
         waveform: float32 [samples].
         source_rate: Its rate in Hz.
-        target_rate: The wanted rate in Hz.
+        target_rate: The target rate in Hz.
 
     Returns:
         float32 [round(samples * target_rate / source_rate)]; the same array where the rates are equal.
@@ -67,9 +67,9 @@ def context_samples(start: int, source_rate: int, target_rate: int) -> int:
     resampling are then whole too.
 
     Args:
-        start: First wanted sample at the source rate.
+        start: First sample of the part, at the source rate.
         source_rate: Rate of the file in Hz.
-        target_rate: Wanted rate in Hz.
+        target_rate: Target rate in Hz.
     """
     step = source_rate // math.gcd(source_rate, target_rate)
     return min(math.ceil(reach(source_rate, target_rate) / step), start // step) * step

@@ -1,9 +1,9 @@
-"""What is there: every file looked at once, in parallel, and one manifest of what can be used.
+"""Looks at every file once, in parallel, and lists the usable clips in one manifest.
 
     tymbal scan recordings -o manifest.csv
 
 Files that cannot be used are named in `failures.csv` beside the manifest and left out of it; nothing takes their place.
-Duplicates and what straddles the split are findings: told, not changed.
+Duplicates and what straddles the split are findings: reported, not changed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CHUNK = 16  # files a process takes at once
 
 @dataclass(frozen=True)
 class ScanResult:
-    """What a scan found.
+    """The outcome of a scan.
 
     Attributes:
         manifest: The clips that can be used.
@@ -160,7 +160,7 @@ def _leave_interrupts_to_parent() -> None:
 def _sort(
     clips: Iterable[Clip], reports: dict[str, FileReport], min_seconds: float
 ) -> tuple[list[Clip], list[Failure]]:
-    """Good clips with what was found out about them, and the failures: one a file, or one a part of a file."""
+    """Returns the good clips with what was measured of them, and the failures: one per file or part of a file."""
     good: list[Clip] = []
     failures: dict[str, Failure] = {}
     for clip in clips:
@@ -188,8 +188,8 @@ def _misfit(clip: Clip, report: FileReport, min_seconds: float) -> Failure | Non
         return None
     length = report.info.duration
     if clip.start >= length or (clip.end is not None and clip.end > length + DISAGREEMENT):
-        wanted = f"{clip.start:g} to {'its end' if clip.end is None else f'{clip.end:g} s'}"
-        reason = f"out of range: {wanted} is wanted of a file of {length:.2f} s"
+        interval = f"{clip.start:g} to {'its end' if clip.end is None else f'{clip.end:g} s'}"
+        reason = f"out of range: {interval} is wanted of a file of {length:.2f} s"
         return Failure(clip.file, reason, ADVICE["out of range"])
     if (length if clip.end is None else min(clip.end, length)) - clip.start < min_seconds:
         return Failure(clip.file, f"too short: the part at {clip.start:g} s", ADVICE["too short"])

@@ -185,7 +185,7 @@ class Recording:
         return str(self.path)
 
     def stamp(self) -> tuple[int, int] | None:
-        """Size and time of change, by which it is known again; None where there is no such file."""
+        """Size and time of change, which identify a version of the file; None if it does not exist."""
         try:
             facts = self.path.stat()
         except (OSError, ValueError):
@@ -194,25 +194,25 @@ class Recording:
 
 
 def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Recording], list[Failure]]:
-    """The recordings that are meant, each once, and the folders that could not be looked into.
+    """Lists the requested recordings, each once, and the folders that could not be read.
 
     They are the files given, and the sound files below the folders given, in order of name.
 
     Raises:
         AudioError: There are none.
     """
-    given = [files] if isinstance(files, str | os.PathLike) else list(files)
-    found: dict[Path, Recording] = {}
+    paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+    recordings: dict[Path, Recording] = {}
     failures: list[Failure] = []
-    for each in map(Path, given):
-        if each.is_dir():
-            inside, closed = sound_files(each)
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside, closed = sound_files(path)
             failures += closed
             for file in inside:
-                found.setdefault(Path(file), Recording(Path(file), relative_path(file, each)))
+                recordings.setdefault(Path(file), Recording(Path(file), relative_path(file, path)))
         else:
-            found.setdefault(each, Recording(each, each.name))
-    if not found:
-        where = ", ".join(map(str, given)) or "nothing was given"
-        raise AudioError(f"there are no sound files: {where}", advice="Give files, or folders with files.")
-    return list(found.values()), failures
+            recordings.setdefault(path, Recording(path, path.name))
+    if not recordings:
+        names = ", ".join(map(str, paths)) or "nothing was given"
+        raise AudioError(f"there are no sound files: {names}", advice="Give files, or folders with files.")
+    return list(recordings.values()), failures

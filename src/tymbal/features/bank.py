@@ -40,7 +40,7 @@ class FilterBank(ABC):
     """Waveforms to log-mel spectrograms, and what is known about these.
 
     Args:
-        settings: Sample rate, frames and mel bins. Those of a later stage inherit these; only these are kept.
+        settings: Sample rate, frames and mel bins. Settings of a later stage inherit these; the bank stores only these.
 
     Attributes:
         is_centred: Whether frames are centred on their time, reaching past both ends of the sound.

@@ -194,11 +194,11 @@ class ConvolutionFbank(nn.Module):
 
 
 def _analysis(settings: FeatureSettings, *, bins: int) -> Tensor:
-    """What takes a frame to real and imaginary parts of its spectrum: float32 [2 bins, frame length]."""
+    """The matrix that maps a frame to the real and imaginary parts of its spectrum: float32 [2 bins, frame length]."""
     length = settings.window_samples
     eye = torch.eye(length, dtype=torch.float64)
     centred = eye - 1 / length  # [samples, frame length]: a column a sample of the frame
-    # Kaldi continues the frame to the left with its first sample; the window is 0 there.
+    # Kaldi continues the frame to the left with its first sample, where the window is 0.
     before = torch.cat([centred[:1], centred[:-1]])
     window = torch.hann_window(length, periodic=False, dtype=torch.float32).double()
     windowed = (centred - PREEMPHASIS * before) * window[:, None]

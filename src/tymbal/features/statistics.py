@@ -51,7 +51,7 @@ class Moments:
 
     @property
     def std(self) -> float:
-        """Standard deviation of the values (of the population); 0 where there are none."""
+        """Standard deviation of the values (of the population); 0 without values."""
         return math.sqrt(self.m2 / self.count) if self.count else 0.0
 
 
