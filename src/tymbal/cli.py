@@ -312,15 +312,15 @@ def _with_verb(verb: Verb, words: Sequence[str]) -> None:
         _ssast(words)
         return
     for_us = words[: words.index("--")] if "--" in words else words
-    wanted = next((place for place, word in enumerate(for_us) if word in _HELP), None)
-    if wanted is None:
+    help_at = next((place for place, word in enumerate(for_us) if word in _HELP), None)
+    if help_at is None:
         _run(verb, words)
         return
     from tymbal.cli_help import verb_help
 
-    behind = for_us[wanted + 1 : wanted + 2] if for_us[wanted] != "--help-all" else []
-    group = next((word for word in behind if not word.startswith("-")), None)
-    print(verb_help(verb, common=_COMMON, group=group, whole=for_us[wanted] == "--help-all"))
+    after_help = for_us[help_at + 1 : help_at + 2] if for_us[help_at] != "--help-all" else []
+    group = next((word for word in after_help if not word.startswith("-")), None)
+    print(verb_help(verb, common=_COMMON, group=group, whole=for_us[help_at] == "--help-all"))
 
 
 def _run(verb: Verb, words: Sequence[str]) -> None:
@@ -360,14 +360,14 @@ def _run(verb: Verb, words: Sequence[str]) -> None:
 
 
 def _recorded(verb: Verb, file: Path) -> dict[str, Any]:
-    """Arguments that a run.yaml has, as the words of a command line would give them."""
+    """Arguments recorded in a run.yaml, converted as those of a command line."""
     from tymbal import config
 
-    found = config.read_run_yaml(file).arguments if config.is_run_file(file) else {}
-    kinds = {each.name: each for each in verb.arguments if each.name in found}
+    arguments = config.read_run_yaml(file).arguments if config.is_run_file(file) else {}
+    kinds = {argument.name: argument for argument in verb.arguments if argument.name in arguments}
     return {
-        name: [each.kind(item) for item in found[name]] if each.many else each.kind(found[name])
-        for name, each in kinds.items()
+        name: [argument.kind(item) for item in arguments[name]] if argument.many else argument.kind(arguments[name])
+        for name, argument in kinds.items()
     }
 
 

@@ -153,13 +153,13 @@ def _objective_tables(objective: str) -> dict[str, list[Entry]]:
 
 def _groups(cls: type[Any]) -> dict[str, list[str]]:
     """Names of the settings by group, in the order of `GROUPS`."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for base in cls.__mro__:
-        own = [each.name for each in fields(cls) if _owner(cls, each.name) is base]
+        own = [field.name for field in fields(cls) if _owner(cls, field.name) is base]
         for name in own:
             group: str = nature(cls, name).group or base.group  # type: ignore[attr-defined]
-            found.setdefault(group, []).append(name)
-    return {group: found[group] for group in sorted(found, key=list(GROUPS).index)}
+            groups.setdefault(group, []).append(name)
+    return {group: groups[group] for group in sorted(groups, key=list(GROUPS).index)}
 
 
 def _owner(cls: type[Any], name: str) -> type[Any]:
@@ -199,13 +199,13 @@ def _choices(kind: Any) -> tuple[str, ...]:
 
 
 def _descriptions(cls: Any) -> dict[str, str]:
-    """What each setting is: from the docstrings of the class and those it stands on."""
-    found: dict[str, str] = {}
+    """Description of each setting, from the docstrings of the class and its bases."""
+    descriptions: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, _, section = (inspect.cleandoc(base.__doc__ or "")).partition("\nAttributes:\n")
         for name, text in re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section, flags=re.MULTILINE):
-            found[name] = " ".join(text.split())
-    return found
+            descriptions[name] = " ".join(text.split())
+    return descriptions
 
 
 def _argument_tables(verb: Verb, common: Sequence[Argument]) -> dict[str, list[Entry]]:
@@ -264,18 +264,18 @@ def _paragraph(text: str) -> str:
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """Lines of a text; what stands in backticks stays on one."""
-    whole = re.sub(r"`[^`]+`", lambda found: found[0].replace(" ", "\0"), text)
+    """Wraps a text into lines; text in backticks is not broken."""
+    whole = re.sub(r"`[^`]+`", lambda match: match[0].replace(" ", "\0"), text)
     lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in lines]
 
 
 def _marked(line: str) -> str:
-    """A line with what stands in backticks, and notes in brackets, in colour on a terminal; else as it is."""
+    """Colours text in backticks and notes in brackets on a terminal; elsewhere returns the line unchanged."""
     if not _coloured():
         return line
-    line = re.sub(r"`([^`]+)`", lambda found: _style(found[1], _GREEN), line)
-    return re.sub(r"\[(choices|default|required)[^\]]*\]?", lambda found: _style(found[0], _DIM), line)
+    line = re.sub(r"`([^`]+)`", lambda match: _style(match[1], _GREEN), line)
+    return re.sub(r"\[(choices|default|required)[^\]]*\]?", lambda match: _style(match[0], _DIM), line)
 
 
 def _style(text: str, code: str) -> str:

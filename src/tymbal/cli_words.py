@@ -40,7 +40,7 @@ class Argument:
         kind: `Path`, `str` or `bool`, or None besides.
         flag: Whether it is given as `--name`; else by its place.
         short: A letter that stands for the flag.
-        required: Whether it must be there.
+        required: Whether it must be given.
         many: Whether all words that are left belong to it.
         default: What it is where it is left out.
         keyword: Whether the function takes it by name.
@@ -89,7 +89,7 @@ class Flag:
 
     Attributes:
         shown: The flag in messages, `--output` also where `-o` was given.
-        key: The argument or setting, by the name that its function knows; an older name of a setting is kept.
+        key: Name of the function's argument or of the setting; an older name of a setting stays as it is.
         kind: Its annotation.
         value: For the form that switches something off, False; for all others None.
     """
@@ -107,14 +107,14 @@ def flag_of(name: str) -> str:
 
 def setting_flags(cls: type[Any]) -> dict[str, Flag]:
     """The flags of a settings class, those of older names among them."""
-    found: dict[str, Flag] = {}
+    by_name: dict[str, Flag] = {}
     for name, kind in setting_types(cls).items():
         for each in (name, *nature(cls, name).aliases):
             flags = [Flag(flag_of(each), each, kind)]
             if is_switch(kind):
                 flags.append(Flag(flag_of(f"no_{each}"), each, kind, value=False))
-            found |= {flag.shown: flag for flag in flags}
-    return found
+            by_name |= {flag.shown: flag for flag in flags}
+    return by_name
 
 
 def is_switch(kind: Any) -> bool:
@@ -142,7 +142,7 @@ def parse(
     """
     known = {**flags, **_argument_flags(arguments)}
     places = [each for each in arguments if not each.flag]
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     in_place: list[str] = []
     rest = list(words)
     while rest:
@@ -168,10 +168,10 @@ def parse(
             read = _switch(flag, value if equals else None)
         else:
             read = _read([value] if equals else list(_values(rest, flag)), flag)
-        if flag.key in found and not isinstance(read, tuple):
+        if flag.key in values and not isinstance(read, tuple):
             raise UsageError(f"Parameter {flag.shown} specified multiple times.")
-        found[flag.key] = (*found.get(flag.key, ()), *read) if isinstance(read, tuple) else read
-    return {**found, **_placed(in_place, places)}
+        values[flag.key] = (*values.get(flag.key, ()), *read) if isinstance(read, tuple) else read
+    return {**values, **_placed(in_place, places)}
 
 
 def _argument_flags(arguments: Sequence[Argument]) -> dict[str, Flag]:
@@ -180,17 +180,17 @@ def _argument_flags(arguments: Sequence[Argument]) -> dict[str, Flag]:
 
 
 def _placed(words: Sequence[str], places: Sequence[Argument]) -> dict[str, Any]:
-    """Words without a flag, by the argument in whose place they stand."""
-    found: dict[str, Any] = {}
+    """Assigns the words without a flag to the positional arguments, by name."""
+    values: dict[str, Any] = {}
     left = list(words)
     for place in places:
         if place.many and left:
-            found[place.name], left = [place.kind(word) for word in left], []
+            values[place.name], left = [place.kind(word) for word in left], []
         elif left:
-            found[place.name] = place.kind(left.pop(0))
+            values[place.name] = place.kind(left.pop(0))
     if left:
         raise UsageError(f"{' '.join(left)} is left over: it belongs to no argument")
-    return found
+    return values
 
 
 def _values(rest: list[str], flag: Flag) -> Iterator[str]:

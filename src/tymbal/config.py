@@ -1,6 +1,6 @@
 """Settings in and out: keyword arguments and YAML become the frozen dataclasses of `tymbal.settings`, and back.
 
-A configuration file is one of three things, told apart by its keys:
+A configuration file is one of three things, which its keys distinguish:
 
 - settings of one verb, flat: `mask_ratio: 0.6`;
 - one section a verb, for a whole study in a file: `pretrain: {mask_ratio: 0.6}`, `finetune: {epochs: 20}`;
@@ -120,16 +120,16 @@ def layered(
 
 
 def recipe_under(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults that what is given brings along (`tymbal.settings.fields`), by field name.
+    """Defaults that recipes among the given values bring along (`tymbal.settings.fields`), by field name.
 
     Args:
         cls: A settings dataclass.
-        given: What is given, by field name.
+        given: The values that the user gave, by field name.
     """
-    found: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     for recipe in getattr(cls, "recipes", ()):
-        found |= recipe.under(given)
-    return found
+        defaults |= recipe.under(given)
+    return defaults
 
 
 def from_mapping(cls: type[Settings], mapping: Mapping[str, Any], *, source: PathLike | None = None) -> Settings:
@@ -215,7 +215,7 @@ def read_yaml(path: PathLike) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping with text keys.
 
     Raises:
-        SettingsError: The file is not there, is not YAML, or holds something else.
+        SettingsError: The file does not exist, is not YAML, or holds something else.
     """
     import yaml
 
@@ -328,7 +328,7 @@ def read_run_yaml(path: PathLike) -> RunFile:
     """Reads a `run.yaml`, or that of a run folder.
 
     Raises:
-        SettingsError: The file is not there or does not say what was run.
+        SettingsError: The file does not exist or does not say what was run.
     """
     file = _run_file(path)
     return _parse_run(read_yaml(file), file)
@@ -396,7 +396,7 @@ def _key(name: str) -> str:
 def _known(cls: type[Any], mapping: Mapping[str, Any], source: PathLike | None) -> dict[str, Any]:
     names = {_key(name): name for name in setting_types(cls)}
     old = old_names(cls)
-    found: dict[str, Any] = {}
+    known: dict[str, Any] = {}
     for key, value in mapping.items():
         plain = _key(key.replace("-", "_"))
         if plain in old:
@@ -407,8 +407,8 @@ def _known(cls: type[Any], mapping: Mapping[str, Any], source: PathLike | None) 
                 )
         if plain not in names:
             raise unknown_setting(cls, key, names, source=source)
-        found[names[plain]] = value
-    return found
+        known[names[plain]] = value
+    return known
 
 
 def unknown_setting(cls: type[Any], key: str, known: Iterable[str], *, source: PathLike | None = None) -> SettingsError:

@@ -74,12 +74,12 @@ def convert(
     Args:
         source: A store; a folder or a list of `.pt` spectrograms; or a model: a run, a model folder, a name on the
             Hugging Face hub, an SSAST file, the weights that a script saved.
-        output: The folder, or the `.pth` or `.onnx` file, to write. Nothing stands there yet.
+        output: The folder, or the `.pth` or `.onnx` file, to write. It must not exist yet.
         config: YAML file with settings.
         **settings: See `tymbal.settings.ConvertSettings`.
 
     Raises:
-        SettingsError: The output exists, or the source cannot become what is wanted.
+        SettingsError: The output exists, or the source cannot become the requested format.
         StoreError: Spectrograms cannot be read.
         ModelError: The model cannot be read, or the format cannot hold it.
     """
@@ -120,7 +120,7 @@ def _pairs(pairs: SpectrogramSource, target: Path, settings: ConvertSettings, *,
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a model lies there: weights, or the folder of a model or a run."""
+    """Whether a path holds a model: weights, or the folder of a model or a run."""
     from tymbal.models.weights import weights_in
 
     if any((folder / "config.json").is_file() for folder in (path, path / "model")):
@@ -132,18 +132,18 @@ def _model(source: str | os.PathLike[str], output: Path, settings: ConvertSettin
     from tymbal.models.formats.convert_model import convert_model
 
     by_ending = {".pth": "pth", ".onnx": "onnx"}
-    wanted = settings.to or by_ending.get(output.suffix, "tymbal")
-    if wanted not in _MODELS:
+    target = settings.to or by_ending.get(output.suffix, "tymbal")
+    if target not in _MODELS:
         raise SettingsError(
-            f"a model cannot become spectrograms ({wanted})",
+            f"a model cannot become spectrograms ({target})",
             path=source,
             advice="Use --to tymbal, hf, ssast, pth or onnx.",
         )
-    ending = _FILES.get(wanted)
+    ending = _FILES.get(target)
     if output.suffix != ending if ending else output.suffix in by_ending:
         what = f"is one file, OUTPUT{ending}" if ending else f"is a folder, without {output.suffix}"
-        raise SettingsError(f"what --to {wanted} writes {what}", path=output, advice="Rename the output.")
-    to = None if wanted == "pth" else cast("ModelLayout", wanted)
+        raise SettingsError(f"what --to {target} writes {what}", path=output, advice="Rename the output.")
+    to = None if target == "pth" else cast("ModelLayout", target)
     layout, notes = convert_model(source, output, to=to, settings=settings)
     return ConvertResult(output, f"a model for {_NAMES[layout]}", tuple(notes))
 
@@ -204,8 +204,8 @@ def _entries(store: SpectrogramSource, progress: Progress) -> Iterator[tuple[npt
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]
         store.announce(rows[start + _BATCH : start + 2 * _BATCH])
-        told = store.index.take(part).to_pylist()
-        for values, row in zip(store.gather(part), told, strict=True):
+        entries = store.index.take(part).to_pylist()
+        for values, row in zip(store.gather(part), entries, strict=True):
             del row["shard"], row["row"]
             row["labels"] = tuple(row["labels"] or ())
             yield values[: row["frames"]], Entry(**row)

@@ -81,7 +81,7 @@ _PAIR_FILES = _Kind("pairs of views in .pt files", views=True)
 
 
 def open_data(path: str | os.PathLike[str], settings: Chosen) -> DataSource[Chosen]:
-    """Opens the door to data.
+    """Returns the data source of a path, whatever kind of data it holds.
 
     Nothing is looked at before the first question; then one line on stderr says what it is. So a run that is finished
     does not need its data any more.
@@ -122,7 +122,7 @@ class DataSource(Generic[Chosen]):
 
     @property
     def exists(self) -> bool:
-        """Whether there is anything at the path."""
+        """Whether the path exists and holds anything."""
         return self._kind is not _NOTHING
 
     @property
@@ -157,22 +157,22 @@ class DataSource(Generic[Chosen]):
 
     @cached_property
     def settings(self) -> Chosen:
-        """The settings, without those of a recipe that are for sound where it is not sound: its clips are made.
+        """The settings; for sources other than sound, without a recipe's settings for cutting sound into clips.
 
         Raises:
             SettingsError: The user gave such settings, and not a recipe.
         """
         settings = self._settings
-        names = [each.name for each in fields(settings) if nature(settings, each.name).only_for == ("sound",)]
-        wanted = [name for name in names if getattr(settings, name) is not None]
-        if not wanted or not self.exists or self.has_sound:
+        names = [field.name for field in fields(settings) if nature(settings, field.name).only_for == ("sound",)]
+        sound_only = [name for name in names if getattr(settings, name) is not None]
+        if not sound_only or not self.exists or self.has_sound:
             return settings
         by_recipe = recipe_defaults(settings)
-        given = [name for name in wanted if getattr(settings, name) != by_recipe.get(name)]
-        if given:
+        chosen = [name for name in sound_only if getattr(settings, name) != by_recipe.get(name)]
+        if chosen:
             raise SettingsError(
-                f"{given[0]} is for sound: {self.path} holds spectrograms, whose clips are made",
-                advice=f"Leave out {' and '.join(given)}, or give the folder of sound.",
+                f"{chosen[0]} is for sound: {self.path} holds spectrograms, whose clips are made",
+                advice=f"Leave out {' and '.join(chosen)}, or give the folder of sound.",
             )
         without: dict[str, Any] = dict.fromkeys(names)
         return replace(settings, **without)
@@ -183,7 +183,7 @@ class DataSource(Generic[Chosen]):
         Raises:
             StoreError: There is nothing, it has no rows yet, or it is damaged.
         """
-        if self.is_packed or not self.has_rows:  # where there is no store, that says what to do
+        if self.is_packed or not self.has_rows:  # of a missing store, open_store says what to do
             return open_store(self.path)
         return PairFileStore(self.path) if self.has_views else open_with(self.path, self._settings)
 
@@ -286,7 +286,7 @@ class DataSource(Generic[Chosen]):
     def _pt(self, run: Path) -> PtStore:
         """Opens `.pt` files; a run that has a checkpoint goes on with the clips that it was begun with."""
         begun = any((run / "checkpoints").glob("checkpoint-*"))
-        return open_with(self.path, self._settings, failures_to=run / FAILURES, record=run / RECORD, settled=begun)
+        return open_with(self.path, self._settings, failures_to=run / FAILURES, record=run / RECORD, as_recorded=begun)
 
     def _refuse_nothing(self) -> NoReturn:
         raise StoreError("there is no such store, folder of sound or manifest", path=self.path)
@@ -315,7 +315,7 @@ class DataSource(Generic[Chosen]):
             )
 
     def _refuse_padding(self) -> None:
-        """Refuses a choice of padding where nothing is trained, and a model has settled it."""
+        """Refuses a choice of padding if nothing is trained: the model's own holds."""
         if not isinstance(self._settings, TrainingSettings):
             self._refuse(["padding"], "not of .pt files")
 

@@ -54,7 +54,7 @@ _SMALLER = {"base": "small", "small": "tiny"}
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorResult:
-    """What was found.
+    """What the doctor measured and advises.
 
     Attributes:
         software: Versions.
@@ -99,12 +99,12 @@ class DoctorResult:
 
     def _measured(self, trial: Trial) -> dict[str, str]:
         hours = trial.features * 60 / 3600
-        found = {"features": f"{hours:,.1f} hours of sound in a minute on one core"}
+        figures = {"features": f"{hours:,.1f} hours of sound in a minute on one core"}
         if trial.loading is not None:
-            found["loading"] = f"{trial.loading:,.0f} clips a second"
-        found["pretraining"] = f"{trial.step:,.1f} clips a second of {trial.frames} frames, size {self.size}"
-        found["batch size"] = f"{trial.batch_size}"
-        return found
+            figures["loading"] = f"{trial.loading:,.0f} clips a second"
+        figures["pretraining"] = f"{trial.step:,.1f} clips a second of {trial.frames} frames, size {self.size}"
+        figures["batch size"] = f"{trial.batch_size}"
+        return figures
 
 
 def doctor(store: str | Path | None = None, *, config: str | Path | None = None, **settings: Any) -> DoctorResult:
@@ -119,7 +119,7 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
         **settings: See `tymbal.settings.DoctorSettings`.
 
     Raises:
-        DeviceError: The device that was asked for is not there.
+        DeviceError: The requested device is not available.
         SettingsError: Size or patch do not fit the clips of the store.
     """
     chosen = configuration.resolve(DoctorSettings, settings, config=config)
@@ -191,34 +191,34 @@ def _advice(settings: DoctorSettings, trial: Trial | None, epoch: float | None, 
     from tymbal.compute.device import choose_device, choose_precision, cpu_has_bf16
 
     device, why = choose_device(settings.device)
-    found: list[str] = []
+    advice: list[str] = []
     if "built without CUDA, though" in why or "driver is too old" in why or "has no code for" in why:
-        found.append(f"The GPU is not used: {why}. Install the PyTorch that fits it (pytorch.org says which).")
+        advice.append(f"The GPU is not used: {why}. Install the PyTorch that fits it (pytorch.org says which).")
     if device.type == "cpu" and not cpu_has_bf16():
-        found.append("This processor computes float32 only; a newer one, or a GPU, is 2 to 50 times faster.")
+        advice.append("This processor computes float32 only; a newer one, or a GPU, is 2 to 50 times faster.")
     if device.type == "cpu" and cores() == 1:
-        found.append("This process may use one core: ask the queue for more (--cpus-per-task).")
+        advice.append("This process may use one core: ask the queue for more (--cpus-per-task).")
     if free < _LITTLE_DISK:
-        found.append(f"Only {free / 1e9:.1f} GB are free here: a run writes checkpoints of several times its model.")
+        advice.append(f"Only {free / 1e9:.1f} GB are free here: a run writes checkpoints of several times its model.")
     if trial is None:
-        return found
+        return advice
     busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if device.type == "cpu" and busy > cores() + 1:
-        found.append(f"Other programs keep {busy:.0f} cores busy, of {cores()}: alone it would be faster.")
+        advice.append(f"Other programs keep {busy:.0f} cores busy, of {cores()}: alone it would be faster.")
     if trial.loading is not None and trial.loading < 3 * trial.step:
-        found.append("Loading holds the training up: copy the store to a local disk or to memory (/dev/shm).")
+        advice.append("Loading holds the training up: copy the store to a local disk or to memory (/dev/shm).")
     if trial.batch_size < settings.batch_size:
-        found.append(
+        advice.append(
             f"A batch of {settings.batch_size} clips takes longer than some seconds: {trial.batch_size} were tried."
         )
     if epoch is not None and epoch > _LONG_EPOCH:
         smaller = f"--size {_SMALLER[settings.size]}, " if settings.size in _SMALLER else ""
         visible = "" if settings.encode == "visible" else "--encode visible, "
-        found.append(f"An epoch takes {duration(epoch)}: try {smaller}{visible}shorter clips, or a GPU.")
+        advice.append(f"An epoch takes {duration(epoch)}: try {smaller}{visible}shorter clips, or a GPU.")
     dtype, _ = choose_precision(settings.precision, device)
     if device.type == "cuda" and dtype is None:
-        found.append("The GPU is used in float32: --precision fp16 is about twice as fast.")
-    return found
+        advice.append("The GPU is used in float32: --precision fp16 is about twice as fast.")
+    return advice
 
 
 def _block(title: str, values: Mapping[str, str]) -> str:
@@ -243,22 +243,22 @@ def software() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, str]:
-    """Processor, memory and GPUs, and what of them would be used.
+    """Processor, memory and GPUs, and which of them training would use.
 
     Raises:
-        DeviceError: The device that was asked for is not there.
+        DeviceError: The requested device is not available.
     """
-    found = machine()
+    facts = machine()
     features = [str(torch.backends.cpu.get_cpu_capability()), "bf16" if cpu_has_bf16() else "no bf16"]
-    found["processor does"] = ", ".join(features)
+    facts["processor does"] = ", ".join(features)
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(local_gpu())
-        found["gpu memory"] = f"{properties.total_memory / 2**30:.0f} GiB"
+        facts["gpu memory"] = f"{properties.total_memory / 2**30:.0f} GiB"
     chosen, why = choose_device(device)
-    found["trains on"] = f"{chosen} ({why})"
+    facts["trains on"] = f"{chosen} ({why})"
     dtype, why = choose_precision("auto", chosen)
-    found["precision"] = f"{'float32' if dtype is None else str(dtype).removeprefix('torch.')} ({why})"
-    return found
+    facts["precision"] = f"{'float32' if dtype is None else str(dtype).removeprefix('torch.')} ({why})"
+    return facts
 
 
 def decoders() -> dict[str, str]:
@@ -277,9 +277,9 @@ def decoders() -> dict[str, str]:
 
 
 def free_disk(folder: Path) -> int:
-    """Free bytes on the disk of a folder, or of the nearest one that is there."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
-    return shutil.disk_usage(there).free
+    """Free bytes on the disk of a folder, or of its nearest existing parent."""
+    existing = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(existing).free
 
 
 _SHARES = {"features": 0.15, "loading": 0.15, "step": 0.7}
@@ -319,7 +319,7 @@ def try_out(store: SpectrogramSource | None, settings: DoctorSettings) -> Trial:
         settings: What to try.
 
     Raises:
-        DeviceError: The device that was asked for is not there.
+        DeviceError: The requested device is not available.
         SettingsError: Size or patch do not fit the clips.
     """
     features = (store.features if store is not None else None) or FeatureSettings()

@@ -36,7 +36,7 @@ class EmbedResult:
         rows: Embeddings.
         dimensions: Length of an embedding.
         failures: Recordings that could not be read, or not to their end.
-        failures_file: Where they are listed, where there are any.
+        failures_file: The list of these failures; None without any.
     """
 
     output: Path
@@ -76,7 +76,7 @@ def embed(
 
     Raises:
         ModelError: The model cannot be read, or the store's spectrograms are not its own.
-        AudioError: No recording could be read, or there is none.
+        AudioError: No recording could be read, or none exists.
         StoreError: The store cannot be read.
         SettingsError: The settings do not fit the model or the source, or an unfinished run was begun with others.
     """

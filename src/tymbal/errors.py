@@ -75,8 +75,8 @@ class CheckpointError(TymbalError):
 
 
 class TrainingError(TymbalError):
-    """Training cannot go on: the loss is not finite, or there is nothing to learn from."""
+    """Training cannot go on: the loss is not finite, or there are no clips to learn from."""
 
 
 class DeviceError(TymbalError):
-    """The device or precision that was asked for is not there."""
+    """The requested device or precision is not available."""

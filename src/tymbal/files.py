@@ -27,7 +27,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields a path to write to; on success what was written there becomes `path`, on error nothing changes."""
+    """Yields a path to write to; on success the file written becomes `path`, on error nothing changes."""
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     aside = final.with_name(final.name + PARTIAL)
@@ -42,10 +42,10 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yields an empty folder to fill; on success it becomes `path`, and what stood there before is gone as a whole.
+    """Yields an empty folder to fill; on success it becomes `path` and replaces the old one as a whole.
 
-    A folder cannot be renamed over another one that has content: the old one is moved aside first, so there is an
-    instant in which `path` is absent, but never one in which it is a mixture.
+    A folder cannot be renamed over another one that has content: the old one is moved aside first. So `path` is absent
+    for an instant, but never a mixture.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -111,9 +111,9 @@ def locked(folder: Path, busy: TymbalError, *, part: str | None = None) -> Itera
     """Holds the file `lock` in a folder; the system lets go of it when the process ends, however it ends.
 
     Args:
-        folder: The folder; it is made where it is not there.
-        busy: What is raised where another process holds the lock.
-        part: The part of the work that is done, of which several are done at once, each with a lock of its own.
+        folder: The folder; created if missing.
+        busy: The error to raise if another process holds the lock.
+        part: The part of the work to lock, where processes do several parts at once; None locks the whole folder.
     """
     from filelock import FileLock, Timeout
 

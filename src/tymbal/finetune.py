@@ -346,7 +346,7 @@ def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSe
     width, depth, heads = settings.shape
     patch = parse_patch(settings.patch)
     stride = patch if settings.stride is None else parse_patch(settings.stride, setting="stride")
-    wanted = EncoderConfig(
+    target = EncoderConfig(
         width=width, depth=depth, heads=heads, mels=store.mels, frames=store.frames, patch=patch, stride=stride
     )
     head = HeadChoice(
@@ -359,12 +359,12 @@ def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSe
     if settings.from_ is None:
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads, patches of {settings.patch}")
         return _Start(
-            model=head.draw(SpectrogramEncoder(wanted)),
+            model=head.draw(SpectrogramEncoder(target)),
             features=features_of(store),
             normalisation=normalisation_of(settings, store),
         )
     warm = warm_start_classifier(
-        settings.from_, config=wanted, head=head, keep_stride=settings.stride is None, source_heads=settings.heads
+        settings.from_, config=target, head=head, keep_stride=settings.stride is None, source_heads=settings.heads
     )
     check_features(store, warm.source, path=settings.from_)
     tell(f"Starting from {settings.from_}: {warm.report}")

@@ -58,15 +58,15 @@ def processor() -> str:
 
 
 def machine() -> dict[str, str]:
-    """What a figure of speed needs beside it; of GPUs what is known without loading anything."""
-    found = {"system": f"{platform.system()} {platform.machine()}", "processor": processor(), "cores": str(cores())}
+    """Facts of the machine to give beside a figure of speed; of GPUs only what is known without importing torch."""
+    facts = {"system": f"{platform.system()} {platform.machine()}", "processor": processor(), "cores": str(cores())}
     size = memory()
     if size is not None:
-        found["memory"] = f"{size / 2**30:.0f} GiB"
+        facts["memory"] = f"{size / 2**30:.0f} GiB"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
-        found["gpu"] = str(torch.cuda.get_device_name())
-    return found
+        facts["gpu"] = str(torch.cuda.get_device_name())
+    return facts
 
 
 def check_companions() -> None:

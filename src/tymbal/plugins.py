@@ -77,8 +77,8 @@ class Registry:
             ) from error
 
     def _entry_points(self) -> dict[str, importlib.metadata.EntryPoint]:
-        found = importlib.metadata.entry_points(group=self.group)
-        return {entry.name: entry for entry in found if entry.name not in self.own}
+        entry_points = importlib.metadata.entry_points(group=self.group)
+        return {entry.name: entry for entry in entry_points if entry.name not in self.own}
 
 
 FILTER_BANKS = Registry(

@@ -41,7 +41,7 @@ class PredictResult:
         detections: Detections in the tables.
         seconds: Seconds of sound in them, overlaps counted once.
         failures: Recordings that could not be read, or not to their end.
-        failures_file: Where they are listed, where there are any.
+        failures_file: The list of these failures; None without any.
     """
 
     output: Path
@@ -88,7 +88,7 @@ def predict(
 
     Raises:
         ModelError: The model has no classifier or cannot be read.
-        AudioError: No recording could be read, or there is none.
+        AudioError: No recording could be read, or none exists.
         SettingsError: The settings do not fit the model or the output, or an unfinished run was begun with others.
     """
     from tymbal.audio.sources import find_recordings

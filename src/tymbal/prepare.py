@@ -2,7 +2,7 @@
 
 The clips of a folder, a list or a manifest are cut into windows, the windows gathered into shards, and each shard is
 built by one process, from decoding to disk. Nothing is decoded before: lengths come from headers, and what is wrong
-with a file is found on its way into the store and named in `failures.csv`.
+with a file shows on its way into the store and is listed in `failures.csv`.
 
 Whatever is killed, at any moment, the same command continues: finished shards stay, the rest is built. A record of the
 plan lies in the folder `work` until the store is complete; settings or files that changed since are refused, not mixed
@@ -121,10 +121,10 @@ class PrepareResult:
         ]
 
     def _files(self) -> list[str]:
-        lists, told = read_metadata(self.path)
-        counts = ", ".join(f"{len(found):,} {name}" for name, found in lists.items())
+        lists, metadata = read_metadata(self.path)
+        counts = ", ".join(f"{len(files):,} {name}" for name, files in lists.items())
         return [
-            f"{self.path}: pairs of views in .pt files: {counts} ({told['config']['num_versions']} versions a clip)"
+            f"{self.path}: pairs of views in .pt files: {counts} ({metadata['config']['num_versions']} versions a clip)"
         ]
 
 
@@ -279,7 +279,7 @@ def _check_augmentations(settings: PrepareSettings) -> None:
     """Finds mistakes before anything is read or written.
 
     Raises:
-        SettingsError: Something in the file is wrong, or there are no backgrounds where it says.
+        SettingsError: Something in the file is wrong, or its folder of backgrounds holds none.
     """
     # Whoever prepares no views is spared torch.
     from tymbal.views.augmentation_config import chosen_augmentation
@@ -317,27 +317,27 @@ def _busy(store: Path) -> StoreError:
 def _headers(crew: TaskPool, files: Sequence[str]) -> Iterator[Header | Failure]:
     groups = [files[i : i + _HEADERS_AT_ONCE] for i in range(0, len(files), _HEADERS_AT_ONCE)]
     with Progress(len(files), "Looking at headers", unit="files") as progress:
-        for found in _alive(crew.run(read_headers, groups, parallel=len(files) > _MANY_FILES)):
-            yield from found
-            progress.advance(len(found), failed=sum(isinstance(header, Failure) for header in found))
+        for headers in _alive(crew.run(read_headers, groups, parallel=len(files) > _MANY_FILES)):
+            yield from headers
+            progress.advance(len(headers), failed=sum(isinstance(header, Failure) for header in headers))
 
 
 def _build(crew: TaskPool, store: Path, plan: Plan, settings: PrepareSettings) -> list[Built]:
-    """Builds the shards that are not there yet; what became of all of them, in order."""
+    """Builds the missing shards and returns the outcome of all, in order."""
     build, tasks = make_tasks(store, plan, settings)
     built = {task.number: read_sidecar(store, store / WORK, task.number) for task in tasks}
-    there = sum(one.windows for one in built.values() if one is not None)
-    wanted = sum(len(task.windows) for task in tasks)
+    done = sum(shard.windows for shard in built.values() if shard is not None)
+    total = sum(len(task.windows) for task in tasks)
     tasks = [task for task in tasks if built[task.number] is None]
     if settings.views:
         check_space(store, sum(map(bytes_of, tasks)), force=settings.force)
-    sound = (wanted - there) * plan.seconds * max(settings.views, 1)
-    with Progress(wanted, "Preparing", unit="clips", done=there) as progress:
-        for one in _alive(crew.run(build, tasks, parallel=sound > _MUCH_SOUND and len(tasks) > 1)):
-            built[one.number] = one
+    sound = (total - done) * plan.seconds * max(settings.views, 1)
+    with Progress(total, "Preparing", unit="clips", done=done) as progress:
+        for shard in _alive(crew.run(build, tasks, parallel=sound > _MUCH_SOUND and len(tasks) > 1)):
+            built[shard.number] = shard
             versions = max(settings.views, 1) if settings.write != "waveforms" else 1
-            progress.advance(one.windows, failed=one.windows - len(one.entries) // versions)
-    return [one for one in built.values() if one is not None]
+            progress.advance(shard.windows, failed=shard.windows - len(shard.entries) // versions)
+    return [shard for shard in built.values() if shard is not None]
 
 
 @contextlib.contextmanager

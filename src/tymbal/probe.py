@@ -126,7 +126,7 @@ def probe(
         clips = labelled_clips(store)
         if clips.left_out:
             tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
-        # What was packed before is still there for the next probe.
+        # Only a packed store keeps its cache for the next probe.
         run = run_probes(ready, store, clips, replace(chosen, cache=chosen.cache and source.is_packed))
     result = ProbeResult(
         rows=run.rows,

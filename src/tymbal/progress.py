@@ -69,10 +69,10 @@ class Meter:
     """Counts what is done and tells rate and remaining time.
 
     The rate is that of the last `span` seconds, so that the first slow batch of a training run or a nap of the machine
-    does not spoil the estimate for the rest. What was there before the start (a resumed run) does not count.
+    does not spoil the estimate for the rest. Items done before the start (a resumed run) do not count.
 
     Args:
-        total: How many there are; None where nobody knows.
+        total: The number of items; None if unknown.
         done: How many were done before.
         span: Seconds that the rate looks back.
         clock: Seconds that only grow.
@@ -137,7 +137,7 @@ class Progress:
     """Shows how far something is; a context manager.
 
     Args:
-        total: How many there are; None where nobody knows.
+        total: The number of items; None if unknown.
         description: What is being done, one or two words.
         unit: What is counted.
         done: How many were done before (a resumed run).

@@ -56,7 +56,7 @@ def report(
 ) -> ReportResult:
     """Writes one page about stores, runs and predictions.
 
-    What cannot be shown, since files are gone or there are no labels, is named on the page with the reason.
+    The page names what it cannot show, since files are gone or labels missing, with the reason.
 
     Args:
         sources: A store, the folder of a run, the `.json` table of a probe, what `tymbal predict` wrote (a table of

@@ -41,7 +41,7 @@ class StopRequest:
     """Whether a signal asked to stop.
 
     Attributes:
-        name: The signal, such as SIGUSR1; None as long as there was none.
+        name: The signal received, such as SIGUSR1; None before any.
     """
 
     def __init__(self) -> None:

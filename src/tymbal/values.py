@@ -43,12 +43,12 @@ def convert(value: Any, kind: Any, *, key: str, source: str | os.PathLike[str] |
         item_kind = typing.get_args(kind)[0]
         items = [item.strip() if isinstance(item, str) else item for item in items]
         return tuple(convert(item, item_kind, key=key, source=source) for item in items)
-    read, wanted, example = _SCALARS[kind]
+    read, kind_in_words, example = _SCALARS[kind]
     try:
         return read(value)
     except (TypeError, ValueError):
         raise SettingsError(
-            f"{key} is {shown(value)}, which is not {wanted}", path=source, advice=f"Example: {key}: {example}"
+            f"{key} is {shown(value)}, which is not {kind_in_words}", path=source, advice=f"Example: {key}: {example}"
         ) from None
 
 
@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: text in quotes, so that `'3'` and `3` can be told apart."""
+    """A value as a message shows it: text in quotes, so that `'3'` and `3` differ."""
     return repr(value) if isinstance(value, str) else str(plain(value))
 
 

@@ -167,7 +167,7 @@ def test_record__is_trusted_by_size_and_time(digits, tmp_path, monkeypatch):
         open_pt(source, record=record, mel_bins=64)
 
 
-def test_settled__a_run_keeps_its_rows_whatever_became_of_them(digits, tmp_path):
+def test_as_recorded__a_run_keeps_its_rows_whatever_became_of_them(digits, tmp_path):
     source, values = digits
     record, failures = tmp_path / "record.parquet", tmp_path / "failures.csv"
     folder = tmp_path / "train"
@@ -175,12 +175,12 @@ def test_settled__a_run_keeps_its_rows_whatever_became_of_them(digits, tmp_path)
     first = open_pt(source, record=record, failures_to=failures)
     (folder / "1_george_0.pt").unlink()
     torch.save(values["0_george_0"], folder / "0_george_0.pt")
-    again = open_pt(source, record=record, failures_to=failures, settled=True)
+    again = open_pt(source, record=record, failures_to=failures, as_recorded=True)
     assert again.paths == first.paths
     assert (again.mean, again.std) == (first.mean, first.std)
     folder.rename(tmp_path / "moved")
-    moved = open_pt(source, data_dir=tmp_path / "moved", record=record, settled=True)
+    moved = open_pt(source, data_dir=tmp_path / "moved", record=record, as_recorded=True)
     np.testing.assert_array_equal(moved.gather([0])[0, : len(values["0_george_1"])], values["0_george_1"].numpy())
     source.write_text(json.dumps({"data": [{"wav": "2_george_0.wav"}]}))
     with pytest.raises(StoreError, match=r"begun with 40 other .pt files than the 1 that are listed now"):
-        open_pt(source, data_dir=tmp_path / "moved", record=record, settled=True)
+        open_pt(source, data_dir=tmp_path / "moved", record=record, as_recorded=True)

@@ -44,7 +44,7 @@ class PrecomputedDataset(Dataset[tuple[Tensor, Tensor]]):
         dataset_json_file: SSAST's JSON list.
         audio_conf: SSAST's settings, all of them optional: `num_mel_bins` (128), `target_length`, `freqm`, `timem`,
             `mixup`, `mode` (`train` augments, everything else does not), `mean`, `std`, `noise`, `skip_norm`, and
-            `data_dir`. What is not given of `target_length`, `mean` and `std` is found out from the files.
+            `data_dir`. `target_length`, `mean` and `std` default to those of the files.
         label_csv: SSAST's `index,mid,display_name` table. Without it, classes are the labels of the list, sorted.
         data_dir: Folder of the `.pt` files. None is that of `audio_conf`, or one beside the list.
         failures_to: Where to write `failures.csv`, which names what was left out.
@@ -168,7 +168,7 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         metadata_list: A list of metadata.json, `train` or `val`; or the folder, packed or of `.pt` files.
-        split: Of a folder, the split that is wanted: `train` or `val`. None is all.
+        split: Of a folder, the split to use: `train` or `val`. None is all.
         root: Where the files of a list are, if they are not where their entries say.
 
     Attributes:
@@ -211,10 +211,10 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
             IndexError: There is no such pair.
             StoreError: Its file is damaged.
         """
-        found = self.__getitems__([index])
-        if not found:
+        pairs = self.__getitems__([index])
+        if not pairs:
             raise StoreError("this pair cannot be read any more", path=self.source.path)
-        return found[0]
+        return pairs[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a batch, without those whose file is damaged: DataLoader asks for whole batches so.

@@ -1,8 +1,8 @@
 """The flags of SSAST's `run.py`, as people have them in their scripts.
 
-This is the one face of Tymbal that is read with argparse: their parser was argparse, and a script that worked there has
-to work here, with abbreviated flags, `-b 12`, dashes or underscores, and `True`, `False` and `None` as words. What the
-flags mean is said in `tymbal.compat.translate`.
+Only this command line of Tymbal is read with argparse: SSAST's parser was argparse, and a script written for it has to
+work here, with abbreviated flags, `-b 12`, dashes or underscores, and `True`, `False` and `None` as words.
+`tymbal.compat.translate` gives the flags their meaning.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Flag:
         name: Its name, with underscores.
         help: What it does here.
         kind: Reads its value.
-        default: Its value where it is not given, as there.
+        default: Its value if it is not given, as in `run.py`.
         short: Its short name.
         choices: Values that it may have.
     """
@@ -190,9 +190,9 @@ def parse(arguments: Sequence[str]) -> Flags:
         SettingsError: A flag is unknown or lacks its value, or a value is not possible.
     """
     written = [_with_underscores(word) for word in arguments]
-    found = vars(_parser().parse_args(written))
-    values = {flag.name: found.get(flag.name, flag.default) for flag in FLAGS}
-    return Flags(**values, given=frozenset(found))
+    values_given = vars(_parser().parse_args(written))
+    values = {flag.name: values_given.get(flag.name, flag.default) for flag in FLAGS}
+    return Flags(**values, given=frozenset(values_given))
 
 
 def help_text() -> str:

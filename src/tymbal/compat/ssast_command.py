@@ -140,12 +140,12 @@ def _epoch(evaluation: Evaluation) -> int:
 def _check_classes(flags: Flags) -> None:
     if not flags.label_csv:
         return
-    found = len(table_classes(flags.label_csv))
-    if "n_class" in flags.given and found != flags.n_class:
+    classes = len(table_classes(flags.label_csv))
+    if "n_class" in flags.given and classes != flags.n_class:
         raise SettingsError(
-            f"--n_class is {flags.n_class}, but the table has {found} classes",
+            f"--n_class is {flags.n_class}, but the table has {classes} classes",
             path=flags.label_csv,
-            advice=f"Give --n_class {found}, or the table that belongs to the lists.",
+            advice=f"Give --n_class {classes}, or the table that belongs to the lists.",
         )
 
 
@@ -154,9 +154,9 @@ def _check_weights(flags: Flags) -> None:
     if flags.pretrained_mdl_path is None:
         return
     config = open_checkpoint(flags.pretrained_mdl_path).description.encoder
-    for name, found in zip(("fshape", "tshape"), config.patch, strict=True):
+    for name, size in zip(("fshape", "tshape"), config.patch, strict=True):
         given = getattr(flags, name)
-        if given is not None and given != found:
+        if given is not None and given != size:
             raise SettingsError(
                 f"--{name} is {given}, but the weights have patches of {config.patch[0]}x{config.patch[1]}",
                 path=flags.pretrained_mdl_path,
@@ -216,7 +216,7 @@ class Outputs:
         folder: The run folder.
         row: Makes a row of the figures of the training since the last evaluation, and of the evaluation.
         number: The number of the model of an evaluation.
-        keep: Whether the model of every evaluation is kept, or only the best.
+        keep: Whether to keep the model of every evaluation, or only the best.
     """
 
     def __init__(self, folder: Path, *, row: Row, number: Callable[[Evaluation], int], keep: bool) -> None:
@@ -247,7 +247,7 @@ class Outputs:
 
 
 def pretraining_row(task: str) -> Row:
-    """Rows [train_acc, train_loss, eval_acc, eval_nce, lr]; as there, nce is mse in joint and mpg, and acc in mpg."""
+    """Rows [train_acc, train_loss, eval_acc, eval_nce, lr]; as in SSAST nce is mse in joint and mpg, acc in mpg."""
     acc, error = ("mse" if task == "mpg" else "acc"), ("nce" if task == "mpc" else "mse")
 
     def row(train: Figures, evaluation: Figures) -> list[float]:
@@ -265,8 +265,8 @@ def pretraining_row(task: str) -> Row:
 def finetuning_row(metrics: str) -> Row:
     """Rows [mAP or acc, mAUC, precision, recall, d', train_loss, valid_loss, cum_mAP or cum_acc, cum_mAUC, lr].
 
-    Precision and recall are, as there, those at the middle of all thresholds. `cum` is the mean of the predictions of
-    all epochs so far.
+    Precision and recall are, as in SSAST, those at the middle of all thresholds. `cum` is the mean of the predictions
+    of all epochs so far.
     """
     best = "mAP" if metrics == "mAP" else "top1"
 

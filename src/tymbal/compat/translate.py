@@ -1,7 +1,7 @@
 """From the flags of SSAST's `run.py` to the settings of `tymbal.pretrain` and `tymbal.finetune`.
 
 Nothing is trained differently for it: what a flag asks for is a setting of Tymbal. What cannot be had, or would not do
-what its user expects, is refused with the reason; what is done in another way than there is said, once.
+what its user expects, is refused with the reason; differences from `run.py` are reported once.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _require(flags: Flags) -> None:
 
 
 def _training(flags: Flags, remarks: list[str]) -> dict[str, Any]:
-    """What pretraining and fine-tuning have in common: Adam with an L2 penalty, as there."""
+    """What pretraining and fine-tuning have in common: Adam with an L2 penalty, as in `run.py`."""
     adam = {"optimizer": "adam", "adam_beta1": 0.95, "adam_beta2": 0.999}
     if flags.optim == "sgd":
         remarks.append("--optim sgd: with a momentum of 0.9; run.py ignores the flag and uses Adam")
@@ -128,7 +128,7 @@ def _data(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, Any]:
         "mel_bins": flags.num_mel_bins,
         "dataset_mean": flags.dataset_mean,
         "dataset_std": flags.dataset_std,
-        # As there, louder than silence: the weights go back and forth between the two.
+        # As in SSAST, louder than silence: weights are exchanged between the two.
         "padding": "zeros",
         "normalize": "dataset",
     }
@@ -175,20 +175,20 @@ def _pretraining(flags: Flags, remarks: list[str]) -> dict[str, Any]:
 
 
 def _refuse_in_pretraining(flags: Flags) -> None:
-    wanted = [name for name, none in _FINETUNING_ONLY.items() if getattr(flags, name) != none]
+    names = [name for name, none in _FINETUNING_ONLY.items() if getattr(flags, name) != none]
     if flags.bal == "bal":
-        wanted.append("bal")
-    if wanted:
+        names.append("bal")
+    if names:
         raise SettingsError(
-            f"--{wanted[0]} is for fine-tuning",
+            f"--{names[0]} is for fine-tuning",
             advice="Pretraining takes every clip once an epoch and hides parts of it as its task: leave out "
-            + ", ".join(f"--{name}" for name in wanted)
+            + ", ".join(f"--{name}" for name in names)
             + ".",
         )
 
 
 def _check_masks(flags: Flags, patch: tuple[int, int]) -> None:
-    """Refuses more masked patches than there are, in the words of `run.py`, which would never end."""
+    """Refuses more masked patches than a clip has; `run.py` would never end."""
     if flags.target_length is None or flags.mask_ratio is not None:
         return
     patches = (flags.num_mel_bins // patch[0]) * (flags.target_length // patch[1])
@@ -199,11 +199,11 @@ def _check_masks(flags: Flags, patch: tuple[int, int]) -> None:
             advice="Give a longer --target_length or smaller patches.",
         )
     if not 1 <= flags.mask_patch < patches:
-        said = f"--mask_patch {flags.mask_patch}"
+        flag = f"--mask_patch {flags.mask_patch}"
         if "mask_patch" not in flags.given:
-            said += ", as run.py has it where it is not given,"
+            flag += ", as run.py has it where it is not given,"
         raise SettingsError(
-            f"{said} does not fit: a clip of {flags.target_length} frames has {patches} patches, "
+            f"{flag} does not fit: a clip of {flags.target_length} frames has {patches} patches, "
             "of which one or more must stay visible",
             advice=f"Give --mask_patch {max(1, round(0.75 * patches))} or --mask_ratio 0.75, or fewer.",
         )
@@ -257,7 +257,7 @@ def _finetuning(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, A
 
 def _weights_csv(flags: Flags) -> str | None:
     """The weights beside the training list, where their file is."""
-    path = os.path.splitext(flags.data_train)[0] + "_weight.csv"  # noqa: PTH122 - as there
+    path = os.path.splitext(flags.data_train)[0] + "_weight.csv"  # noqa: PTH122 - as in run.py
     return path if Path(path).is_file() else None
 
 

@@ -37,7 +37,7 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
             CPU.
 
     Raises:
-        DeviceError: What was asked for is not there. Nothing else is taken in its place.
+        DeviceError: The requested device is not available. No other takes its place.
         SettingsError: The name is of no device.
     """
     if name in ("auto", CUDA_OR_CPU):

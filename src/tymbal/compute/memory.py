@@ -121,7 +121,7 @@ def fitting_batch(need: Need, capacity: float, *, batch_size: int, accumulate: i
 
     Args:
         need: What a step takes.
-        capacity: Bytes that there are.
+        capacity: Bytes of memory that the device has.
         batch_size: Clips of a batch that does not fit.
         accumulate: Batches that were added up.
 
@@ -151,7 +151,7 @@ def step_on(
     """A step without its last part, the optimizer's, for `measure`: forward and backward.
 
     Args:
-        device: Where to compute; the module goes there, and its gradients are dropped.
+        device: Where to compute; the module is moved to it, and its gradients are dropped.
         dtype: Arithmetic of the encoder, None for float32.
         module: The objective.
         batch_of: Gives the batch of some indices, as a dataset's `__getitems__` does.

@@ -36,7 +36,7 @@ def quiet_except_rank_zero() -> Iterator[None]:
 
 
 def init_process_group(device: torch.device) -> None:
-    """Makes this process one of the group, if there is one. `Trainer` then uses the same group."""
+    """Joins the process group if the run has several processes. `Trainer` then uses the same group."""
     import torch
 
     if processes() > 1 and not torch.distributed.is_initialized():

@@ -29,8 +29,8 @@ class Scores:
 
     Attributes:
         figure: `accuracy`, or `mAP` where clips have several labels.
-        clips: How many were asked about.
-        classes: How many labels there are.
+        clips: Number of clips that were classified.
+        classes: Number of labels.
         baseline: Mean and spread of the spectrogram, logistic regression and nearest neighbours.
         random: Embeddings of an encoder with random weights, likewise.
         pretrained: Embeddings of the pretrained encoder, likewise.
@@ -73,7 +73,7 @@ class Report:
         task: Accuracy in telling the masked patches from each other, on held-out clips.
         seconds: Seconds of each step of the demo.
         scores: How well clips are classified; None without labels.
-        found: How many events of the recording were found; None without labels.
+        found: Figures of the search for the recording's events; None without labels.
     """
 
     held_out: str
@@ -187,7 +187,7 @@ class Search:
     Attributes:
         events: Events in the recording.
         found: Events whose label had the best score while they lasted.
-        empty: Windows in which there was no event.
+        empty: Windows without an event.
         false_alarms: Of these, windows with another label than background.
     """
 
@@ -205,26 +205,26 @@ def count_events(predictions: Path, events: Sequence[Event], *, background: str 
     Args:
         predictions: Table of `tymbal predict`, with all labels of each window.
         events: The events.
-        background: Label of windows without an event; None where there are none.
+        background: Label of windows without an event; None if no label stands for these.
     """
     windows: dict[tuple[float, float], dict[str, float]] = defaultdict(dict)
     for row in read_predictions(predictions).rows:
         windows[row.start, row.end][row.label] = row.score
-    found = 0
+    hits = 0
     for event in events:
         scores: dict[str, float] = defaultdict(float)
         for (start, end), labels in windows.items():
             overlap = min(end, event.end) - max(start, event.start)
             for label, score in labels.items():
                 scores[label] += max(0.0, overlap) * score
-        found += max(scores, key=lambda label: scores[label]) == event.label
+        hits += max(scores, key=lambda label: scores[label]) == event.label
     empty = [
         labels
         for (start, end), labels in windows.items()
         if background is not None and not any(start < event.end and event.start < end for event in events)
     ]
     alarms = sum(max(labels, key=lambda label: labels[label]) != background for labels in empty)
-    return Search(len(events), found, len(empty), alarms)
+    return Search(len(events), hits, len(empty), alarms)
 
 
 def join_clips(manifest: Manifest, path: Path, *, seconds: float, sample_rate: int, seed: int) -> list[Event]:

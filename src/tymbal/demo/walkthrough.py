@@ -37,7 +37,7 @@ __all__ = ["FULL", "SHORT", "DemoResult", "Plan", "demo"]
 _MOST_CLIPS = 2000
 _MOST_SECONDS = 7200
 _SEED = 42
-_NEVER = 1000  # epochs: more than there are
+_NEVER = 1000  # epochs: more than any run has
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Synthetic wingbeats of mosquitoes: something to learn from where there is no sound and no network.
+"""Synthetic wingbeats of mosquitoes: data to learn from without recordings or a network.
 
 A mosquito in flight is a harmonic tone at its wing-beat frequency. Here it flies past a microphone: pitch that warbles,
 jitters and glides, loudness and Doppler shift from the geometry of the fly-by, partials at whole multiples, and behind
@@ -162,7 +162,9 @@ def synthesise(
 
 
 def write_clips(folder: Path, *, each: int, known: int, seed: int) -> None:
-    """Writes clips as people have them: a few are labelled, most are not. All of it or nothing; what is there is kept.
+    """Writes clips as people have them: a few are labelled, most are not.
+
+    Writes all or nothing, and leaves an existing folder as it is.
 
     `folder/known/LABEL/DEVICE-NUMBER.suffix` are those with a label: some of each species and device, and all of the
     device that is never trained on. `folder/unknown/DEVICE-NUMBER.suffix` are the others.
@@ -275,7 +277,7 @@ def _fly_by(species: Species, device: Device, *, count: int, samples: int, rng: 
     for number in range(1, _PARTIALS + 1):
         partial *= turn
         level = species.tilt * np.log2(number) + (species.even if number % 2 == 0 else 0.0) + each(-3, 3)
-        # Partials that would fold back from half the sample rate are left out: a converter has a filter there.
+        # Partials that would fold back from half the sample rate are left out: a converter filters them out.
         gain = 10 ** (level / 20) * (number * pitch < 0.45 * rate)
         tone += (partial * (gain * np.exp(2j * np.pi * each(0, 1))).astype(np.complex64)).imag
     return np.asarray(tone * (nearest / distance) ** 2.3, np.float32)

@@ -7,7 +7,7 @@ multiplied into it, that to values into the linear layer, so that nothing is los
 
 Tokens are standardised with statistics of the training clips so that a query of zeros is the very logistic regression
 of `tymbal.evaluation.linear` on the mean of the tokens. The strength of the regularisation, which draws queries to
-zeros too, is chosen as there, by cross-validation inside the training clips. All strengths of all inner folds, and
+zeros too, is chosen as in it, by cross-validation inside the training clips. All strengths of all inner folds, and
 those on all training clips, are trained side by side, from one reading of the tokens.
 """
 

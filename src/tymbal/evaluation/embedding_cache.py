@@ -129,7 +129,7 @@ def embed_with_cache(
         store: Where the spectrograms are.
         rows: Which of them, [clips].
         poolings: Poolings, as in `FrozenEncoder.embed`.
-        layers: Layers, as there.
+        layers: Layers, as in `FrozenEncoder.embed`.
         cached: Whether to load and save; only embeddings of packed stores are.
         progress: Advances batch by batch.
     """

@@ -108,10 +108,10 @@ def labelled_clips(
 
 
 def refuse_unlearned(labels: Sequence[str], *, path: str | Path) -> None:
-    """Refuses labels that occur only in validation, where there are any.
+    """Raises if any labels occur only in validation.
 
     Raises:
-        StoreError: It names them.
+        StoreError: There are such labels; the message names them.
     """
     if labels:
         more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
@@ -182,7 +182,7 @@ def class_weights(truth: NDArray[np.bool_], *, multilabel: bool) -> NDArray[np.f
     Returns:
         Where each clip has one label, clips / (classes that occur * clips of the class), [classes] (scikit-learn's
         `balanced`). Else, for a clip without and with a label, clips / (2 * clips without or with it), [2, classes]. A
-        class of which there is nothing to weigh has 1.
+        class without clips to weigh has 1.
     """
     yes = truth.sum(axis=0)
     if multilabel:
@@ -208,7 +208,7 @@ def read_weights(
         [files].
 
     Raises:
-        ManifestError: It is unreadable, is of another list, or the clips cannot be told apart by their names.
+        ManifestError: It is unreadable, is of another list, or several clips have the same name.
     """
     try:
         weights = np.loadtxt(path, delimiter=",", ndmin=1)

@@ -133,7 +133,7 @@ def quality(scores: Floats, truth: Bools, *, multilabel: bool) -> dict[str, floa
 
 
 def _rotated(scaled: Floats) -> tuple[Floats, Floats | None]:
-    """Features in as many dimensions as there are clips, where they have more: [clips, clips] and [dimensions, clips].
+    """Rotates features of more dimensions than clips into as many: [clips, clips], and the basis [dimensions, clips].
 
     The penalty is the length of the weights, which no rotation changes, and what lies outside the span of the clips
     gets no weight: so the same regression is solved, in less.
@@ -153,7 +153,7 @@ def _choose(
     strengths: Sequence[float],
     seed: int,
 ) -> float:
-    """The strength with the best mean figure over the inner folds; 1 where there are too few clips for folds."""
+    """The strength with the best mean figure over the inner folds; 1 with too few clips for folds."""
     folds = list(grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed))
     if not folds:
         return 1.0
@@ -178,10 +178,10 @@ def grouped_folds(
         multilabel: Whether a clip may have several labels.
         groups: The group of each clip; None or a single one is none.
         seed: Seed of the split.
-        most: Folds; fewer where a class has fewer clips, or there are fewer groups.
+        most: Number of folds, or as many as the rarest class has clips, or as there are groups, if these are fewer.
 
     Yields:
-        Places of the clips inside and outside of each fold; none where there are too few for two.
+        Indices of the clips inside and outside of each fold; nothing with too few clips for two folds.
     """
     from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
@@ -232,7 +232,7 @@ def _solve(scaled: Floats, codes: NDArray[Any], strength: float) -> tuple[Floats
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
-        # Weakly regularised and separable, the weights grow without end; the ranking is settled long before.
+        # Weakly regularised and separable, the weights grow without end; the ranking is stable long before.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(scaled, codes)
     return model.coef_, model.intercept_

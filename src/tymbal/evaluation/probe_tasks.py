@@ -125,7 +125,7 @@ class ProbeTask:
 def table(rows: Sequence[ProbeRow], *, multilabel: bool) -> str:
     """The rows as text, a line for each set of features, the leading figure of each reader in percent.
 
-    Layers and shots have a column where there are any, and means stand with their spread.
+    Layers and shots have a column if any row has them; means are followed by their spread.
     """
     figure = "mAP" if multilabel else "accuracy"
     readers = [reader for reader in READERS if any(row.reader == reader for row in rows)]

@@ -282,7 +282,7 @@ def _write_upright(
 
 
 def _font(size: int, texts: Sequence[str]) -> Font:
-    """A font of this height in pixels: Pillow's own, or one of the system where letters are wanted that it lacks."""
+    """A font of this height in pixels: Pillow's own, or one of the system for letters that it lacks."""
     if not all(text.isascii() for text in texts):
         for name in _FONTS:
             try:

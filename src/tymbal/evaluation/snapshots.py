@@ -140,12 +140,12 @@ class Snapshots(TrainerCallback):
 
 
 def kept_steps(steps: Sequence[int], most: int = MOST) -> list[int]:
-    """Which of some steps remain: the first, the last, and between them those that leave the smallest gaps."""
-    kept = sorted(steps)
-    while len(kept) > most:
-        gaps = [math.log(kept[place + 1] / kept[place - 1]) for place in range(1, len(kept) - 1)]
-        kept.pop(1 + int(np.argmin(gaps)))
-    return kept
+    """The steps to keep: the first, the last, and between them those that leave the smallest gaps."""
+    remaining = sorted(steps)
+    while len(remaining) > most:
+        gaps = [math.log(remaining[place + 1] / remaining[place - 1]) for place in range(1, len(remaining) - 1)]
+        remaining.pop(1 + int(np.argmin(gaps)))
+    return remaining
 
 
 def read_snapshots(folder: Path) -> list[Snapshot]:
@@ -181,7 +181,7 @@ def _half(values: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def can_rebuild(objective: object) -> TypeIs[RebuildingObjective]:
-    """Whether there is something to draw of an objective."""
+    """Whether an objective rebuilds masked parts of a clip, which can be drawn."""
     return hasattr(objective, "rebuilt")
 
 

@@ -100,7 +100,7 @@ def write_tokens(
         progress: Advances batch by batch.
 
     Raises:
-        SettingsError: The disk is too small, or there is no such layer.
+        SettingsError: The disk is too small, or the encoder has no such layer.
         StoreError: Not one of the rows can be read.
     """
     paths = {layer: folder / f"{'last' if layer is None else layer}.tokens" for layer in layers}

@@ -60,7 +60,7 @@ class LabelProbe:
         store: Labelled clips.
         clips: Which of them to learn from and which to validate on.
         every: Epochs from one to the next.
-        seed: Seed of the choice of clips, where there are many, and of the inner split.
+        seed: Seed of the choice of clips, if there are too many, and of the inner split.
     """
 
     store: SpectrogramSource
@@ -143,15 +143,15 @@ class Watch:
         self._probe = probe
 
     def __call__(self, figures: Figures, epoch: float) -> dict[str, float]:
-        """Looks.
+        """Measures the embeddings of an evaluation.
 
         Args:
             figures: Figures of this evaluation, `eval_…`.
             epoch: Epochs that are done.
 
         Returns:
-            `eval_rank`, `eval_cosine`, where it is due `eval_probe_…` and `eval_knn_…`, and an `alarm_…` of 1 where
-            there is a new cause for one.
+            `eval_rank`, `eval_cosine`, if a probe is due `eval_probe_…` and `eval_knn_…`, and an `alarm_…` of 1 for
+            each new alarm.
         """
         before = self._history()
         watched: dict[str, float] = {}

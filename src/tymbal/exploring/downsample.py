@@ -1,4 +1,4 @@
-"""Values along a recording of any length in little memory: when there are too many columns, neighbours are joined."""
+"""Values along a recording of any length in little memory: too many columns are reduced by joining neighbours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Downsampler"]
 class Downsampler:
     """Reduces rows that arrive one after the other to at most twice `most` columns.
 
-    Each column stands for the same number of rows, 1 at first. Whenever there are too many columns, neighbours are
+    Each column stands for the same number of rows, 1 at first. Too many columns are
     joined two by two, so that the number of rows need not be known in advance.
 
     Args:

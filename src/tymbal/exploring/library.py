@@ -1,6 +1,6 @@
 """The sounds that a dropped one is compared with: a folder of sound, a store, or what `tymbal embed` wrote.
 
-Whatever is given becomes a table of embeddings, so that there is one way to search. It is kept in the user's cache
+Each of these becomes a table of embeddings, so that one search serves all. The table is kept in the user's cache
 folder under a hash of all that decides it: the model, how it pools and cuts, and what the sounds are.
 """
 

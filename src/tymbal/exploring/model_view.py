@@ -128,7 +128,7 @@ class ModelView:
             number: Which of its windows.
 
         Raises:
-            AudioError: It cannot be read there, or is shorter than a frame.
+            AudioError: The window cannot be read, or is shorter than a frame.
         """
         first = number * self.cut.hop
         begin = first / self.cut.rate

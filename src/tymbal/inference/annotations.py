@@ -115,7 +115,7 @@ class Raven(RowFormat):
     def read(self, path: Path) -> Iterator[dict[str, Any]]:
         """Reads a table with labels, ours or another; a spectrogram's row stands for all its views.
 
-        Times are those in the recording (File Offset) where they are there.
+        Times are those in the recording if the table has the column File Offset.
 
         Raises:
             SettingsError: It is no such table.

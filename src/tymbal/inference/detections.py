@@ -34,7 +34,7 @@ class Scored(NamedTuple):
 
 @dataclass(order=True)
 class Detection:
-    """A stretch of a recording in which a label was found.
+    """A stretch of a recording in which a label was detected.
 
     Attributes:
         start: Seconds from the beginning of the recording.
@@ -54,7 +54,7 @@ class Detection:
 def thresholds(
     labels: Sequence[str], *, every: float | None, some: Sequence[str], otherwise: float
 ) -> NDArray[np.float32]:
-    """The least score of each label that counts, [labels].
+    """The threshold of each label, [labels].
 
     Args:
         labels: Names of the labels.
@@ -65,7 +65,7 @@ def thresholds(
     Raises:
         SettingsError: There is no such label.
     """
-    found = np.full(len(labels), otherwise if every is None else every, np.float32)
+    result = np.full(len(labels), otherwise if every is None else every, np.float32)
     places = {label: place for place, label in enumerate(labels)}
     for item in some:
         label, _, value = item.rpartition("=")
@@ -75,8 +75,8 @@ def thresholds(
                 f"label_thresholds has {label!r}, which is no label of the model",
                 advice=f"Did you mean {guess}?" if guess else f"Its labels are: {', '.join(labels[:20])}.",
             )
-        found[places[label]] = float(value)
-    return found
+        result[places[label]] = float(value)
+    return result
 
 
 def detect(
@@ -110,10 +110,10 @@ def detect(
             before.score = max(before.score, one.score)
             before.windows += 1
             continue
-        found = Detection(one.start, one.label, one.end, one.score)
+        detection = Detection(one.start, one.label, one.end, one.score)
         if merge:
-            running[one.label] = found
+            running[one.label] = detection
         else:
-            heapq.heappush(waiting, found)
+            heapq.heappush(waiting, detection)
     waiting += running.values()
     yield from sorted(waiting)

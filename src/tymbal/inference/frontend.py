@@ -1,4 +1,4 @@
-"""Windows of sound to normalised spectrograms, and from there to scores or embeddings."""
+"""Turns windows of sound into normalised spectrograms, and these into scores or embeddings."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ class Embedder:
         return cast(NDArray[np.float32], self.encode(x, frames).pooled(self._pooling).cpu().numpy())
 
     def seconds(self, x: Tensor, frames: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """One embedding a second, [batch, seconds, dimensions], and whether there is sound, [batch, seconds]."""
+        """One embedding a second, [batch, seconds, dimensions], and which seconds hold sound, [batch, seconds]."""
         encoded = self.encode(x, frames)
         centres = column_seconds(self.encoder.config, self.description.features, encoded.grid[1])
         values, real = encoded.seconds(self._pooling, centres.to(self.device, torch.float32))

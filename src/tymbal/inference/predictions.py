@@ -100,7 +100,7 @@ class _Tables:
 
 
 class Predictions:
-    """What is kept of scores, and how it is written.
+    """Selects the scores that reach a table, and writes them.
 
     Args:
         scorer: Whose scores they are.
@@ -121,13 +121,13 @@ class Predictions:
         self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
         listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
         self.what = "detections" if kind.per_recording else "windows"
-        self._kept = self._detected if kind.per_recording else listed
+        self._least_scores = self._detected if kind.per_recording else listed
 
     def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
-        """The scores of a batch [windows, labels] that are kept, best first in each window."""
+        """The scores of a batch [windows, labels] that reach their threshold, best first in each window."""
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self._settings.top]
         ordered = np.take_along_axis(scores, order, axis=1)
-        window, place = np.nonzero(ordered >= self._kept[order])
+        window, place = np.nonzero(ordered >= self._least_scores[order])
         starts, ends = (np.array([getattr(one, side) for one in windows], np.int64) for side in ("start", "end"))
         columns: dict[str, NDArray[Any]] = {
             "start": starts[window],
@@ -181,9 +181,9 @@ class Predictions:
                 yield one
 
         count = 0
-        for found in self._detect(listed()):
+        for detection in self._detect(listed()):
             count += 1
-            tables.detections((*row(found), found.windows))
+            tables.detections((*row(detection), detection.windows))
         return count
 
     def _detect(self, scored: Iterator[Scored]) -> Iterator[Detection]:
@@ -210,7 +210,7 @@ _COLUMNS = ("file", "start", "end", "label", "score")
 
 @dataclass(frozen=True)
 class PredictionTable:
-    """What was found.
+    """A table of predictions.
 
     Attributes:
         kind: Whether a row is a window with a label, or a detection.
@@ -234,13 +234,13 @@ def read_predictions(path: Path) -> PredictionTable:
     if path.is_dir():
         rows_of = (_annotations(file, path) for file in _annotation_files(path))
         return PredictionTable("detections", chain.from_iterable(rows_of))
-    found = recognised(path)
-    if found is None:
+    table_format = recognised(path)
+    if table_format is None:
         known = ", ".join(dict.fromkeys(one.suffixes[-1] for one in formats(RowFormat)))
         raise SettingsError("is no table of predictions", path=path, advice=f"{_ADVICE}: {known}, or a folder.")
-    if found.per_recording:
-        return PredictionTable("detections", _annotations(path, path.parent, found))
-    rows = read_rows(path, found)
+    if table_format.per_recording:
+        return PredictionTable("detections", _annotations(path, path.parent, table_format))
+    rows = read_rows(path, table_format)
     first = next(rows, None)
     if first is None:  # nothing but its name tells what an empty table would hold
         return PredictionTable("detections" if path.stem.endswith(".detections") else "windows", iter(()))
@@ -259,21 +259,21 @@ def is_annotations(folder: Path) -> bool:
 
 
 def detections_path(path: Path) -> Path | None:
-    """The table of detections that lies beside one of windows; None where there is none."""
+    """The table of detections beside one of windows; None without one."""
     other = path.with_name(f"{path.stem}.detections{path.suffix}")
     return other if path.is_file() and other.is_file() else None
 
 
 def _row(row: Mapping[str, Any], number: int, path: Path) -> Annotation:
-    found: Annotation | None
+    annotation: Annotation | None
     try:
         start, end, score = (float(row[name]) for name in ("start", "end", "score"))
-        found = Annotation(str(row["file"]), start, end, str(row["label"]), score)
+        annotation = Annotation(str(row["file"]), start, end, str(row["label"]), score)
     except (KeyError, TypeError, ValueError):
-        found = None
-    if found is None or not all(map(math.isfinite, (found.start, found.end, found.score))):
+        annotation = None
+    if annotation is None or not all(map(math.isfinite, (annotation.start, annotation.end, annotation.score))):
         raise SettingsError(f"row {number} cannot be read", path=path, advice="Was the table cut short?")
-    return found
+    return annotation
 
 
 def _annotations(path: Path, folder: Path, kind: RowFormat | None = None) -> Iterator[Annotation]:

@@ -117,7 +117,7 @@ class Spool:
         self._buffer = RowBuffer(self._schema)
         self._outcomes: list[Outcome] = []
         self._opened = 0.0
-        self._steady = True  # not in the middle of writing: what is stopped now can be kept
+        self._steady = True  # not in the middle of writing: if stopped now, the rows written so far are usable
 
     def __enter__(self) -> Self:
         busy = SettingsError(

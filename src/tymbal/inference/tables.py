@@ -121,7 +121,7 @@ class RowFormat(TableFormat):
         """
 
     def recognises(self, path: Path) -> bool:
-        """Whether a file that is there is of this format; by its name, where others do not share that."""
+        """Whether an existing file is of this format; by its name, unless other formats share that."""
         return self.fits(path)
 
 
@@ -159,13 +159,13 @@ def table_format(name: str, kind: type[Format]) -> Format:
     """The format of a name.
 
     Raises:
-        SettingsError: There is none, or it holds something else.
+        SettingsError: The name is unknown, or the format holds something else.
     """
-    found = TABLE_FORMATS.load(name)()
-    if not isinstance(found, kind):
+    chosen = TABLE_FORMATS.load(name)()
+    if not isinstance(chosen, kind):
         known = ", ".join(one.name for one in formats(kind))
         raise SettingsError(f"format is {name!r}, which holds no {kind.holds}", advice=f"Set format to one of {known}.")
-    return found
+    return chosen
 
 
 def format_of(path: Path, kind: type[Format]) -> Format | None:
@@ -180,25 +180,25 @@ def endings(kind: type[Format]) -> str:
 
 
 def choose_format(output: Path, name: str | None, kind: type[Format]) -> Format:
-    """The format in which to write: that of a name, or else what the ending of the output tells.
+    """Chooses the format to write: the named one, or else that of the output's ending.
 
     Raises:
-        SettingsError: There is no such format, the ending tells none, or the output is a folder and cannot hold it.
+        SettingsError: The name or the ending is of no format, or the output is a folder, which cannot hold it.
     """
-    found = format_of(output, kind) if name is None else table_format(name, kind)
-    if found is None:
+    chosen = format_of(output, kind) if name is None else table_format(name, kind)
+    if chosen is None:
         others = " or ".join(f"--format {one.name}" for one in formats(kind) if one.per_recording)
         say = f", or say {others}" if others else ""
         raise SettingsError(
             "the output's name does not tell its format", path=output, advice=f"End it in {endings(kind)}{say}."
         )
-    if output.is_dir() and not found.per_recording:
-        raise SettingsError(f"is a folder, and {found.name} is one table", path=output, advice="Name a file.")
-    return found
+    if output.is_dir() and not chosen.per_recording:
+        raise SettingsError(f"is a folder, and {chosen.name} is one table", path=output, advice="Name a file.")
+    return chosen
 
 
 def recognised(path: Path) -> RowFormat | None:
-    """The format of a file of rows that is there; None where no format recognises it.
+    """The format of an existing file of rows; None if no format recognises it.
 
     Raises:
         SettingsError: The file cannot be read.
@@ -266,7 +266,7 @@ class Csv(RowFormat, EmbeddingFormat):
 
 
 class Parquet(RowFormat, EmbeddingFormat):
-    """Apache Parquet, compressed with zstd; numbers are kept as they are."""
+    """Apache Parquet, compressed with zstd; numbers are stored unrounded."""
 
     name = "parquet"
     suffixes = (".parquet",)

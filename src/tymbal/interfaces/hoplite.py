@@ -35,11 +35,11 @@ class InferenceOutputs:
     """What a model makes of sound, with the fields of hoplite's class of this name.
 
     Attributes:
-        embeddings: float32 [frames, channels, features], with a batch in front where there is one.
+        embeddings: float32 [frames, channels, features], with a leading batch dimension if `batched`.
         logits: Of the labels by name of the set, [frames, labels]; empty for an encoder.
         separated_audio: None: nothing is separated.
-        batched: Whether there is a batch in front.
-        frontend: None: spectrograms are not kept.
+        batched: Whether the arrays have a leading batch dimension.
+        frontend: None: spectrograms are not returned.
     """
 
     embeddings: NDArray[np.float32] | None
@@ -81,10 +81,10 @@ class HopliteModel:
         return _outputs()(embeddings=embeddings[:, None], logits=logits, separated_audio=None, batched=False)
 
     def batch_embed(self, audio_batch: NDArray[np.floating[Any]]) -> Any:
-        """Embeds sounds [batch, samples]: as `embed`, with the batch in front."""
-        found = [self._frames(np.asarray(audio, np.float32)) for audio in audio_batch]
-        embeddings = np.stack([values for values, _ in found])[:, :, None]
-        logits = {name: np.stack([part[name] for _, part in found]) for name in found[0][1]}
+        """Embeds sounds [batch, samples]: as `embed`, with a leading batch dimension."""
+        outputs = [self._frames(np.asarray(audio, np.float32)) for audio in audio_batch]
+        embeddings = np.stack([values for values, _ in outputs])[:, :, None]
+        logits = {name: np.stack([part[name] for _, part in outputs]) for name in outputs[0][1]}
         return _outputs()(embeddings=embeddings, logits=logits, separated_audio=None, batched=True)
 
     def _frames(self, audio: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
@@ -94,14 +94,14 @@ class HopliteModel:
                 advice="Mix channels down first; give a longer clip.",
             )
         cut = windows([audio], length=self._cut.length, hop=self._cut.hop, shortest=self._cut.shortest)
-        found = list(cut)
-        parts = [self._batch(found[start : start + _AT_ONCE]) for start in range(0, len(found), _AT_ONCE)]
+        cut_windows = list(cut)
+        parts = [self._batch(cut_windows[start : start + _AT_ONCE]) for start in range(0, len(cut_windows), _AT_ONCE)]
         embeddings = np.concatenate([values for values, _ in parts])
         logits = {name: np.concatenate([part[name] for _, part in parts]) for name in parts[0][1]}
         return embeddings, logits
 
-    def _batch(self, found: list[Window]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
-        x, frames = self._embedder.front(found, length=self._cut.length)
+    def _batch(self, batch: list[Window]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        x, frames = self._embedder.front(batch, length=self._cut.length)
         logits = {}
         if self._classifier is not None:
             with torch.inference_mode():

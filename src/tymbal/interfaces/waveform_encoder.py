@@ -85,8 +85,8 @@ class WaveformEncoder(nn.Module):
         ]
         values = torch.cat(parts).unflatten(0, (len(audio), -1)).flatten(1, 2)  # type: ignore[no-untyped-call]
         seconds = column_seconds(self.encoder.config, self.loaded.description.features, values.shape[1])
-        wanted = max(1, int((seconds <= count / self.sample_rate).sum()))
-        return Columns(values[:, :wanted], seconds[:wanted].to(audio.device))
+        inside = max(1, int((seconds <= count / self.sample_rate).sum()))
+        return Columns(values[:, :inside], seconds[:inside].to(audio.device))
 
     def scene(self, audio: Tensor) -> Tensor:
         """One embedding a sound, the mean over its columns: float32 [batch, dimensions]."""

@@ -1,6 +1,6 @@
 """Scaled dot-product attention, by the fastest way that a device has.
 
-That is torch's own, but for bf16 on a CPU: there its forward pass takes as long as in float32, and its backward pass
+That is torch's own, except for bf16 on a CPU, where its forward pass takes as long as in float32, and its backward pass
 longer. Products written out use what the processor has for bf16; on one with AVX512-BF16 both passes together take 0.27
 (58 tokens) to 0.70 (1,214) of the time. Some clips are computed at once, few enough that memory stays small; where they
 are too many for that, weights are computed again in the backward pass, as torch's own does, instead of being held.
@@ -24,13 +24,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) 
     """Mixes the values of each query by the softmax of its scaled products with the keys.
 
     Args:
-        queries: [batch, heads, wanted, width of a head].
+        queries: [batch, heads, queries, width of a head].
         keys: [batch, heads, tokens, width of a head].
         values: As the keys.
         dropout: Dropout of the weights.
 
     Returns:
-        [batch, heads, wanted, width of a head].
+        [batch, heads, queries, width of a head].
     """
     if keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and not dropout and not torch.compiler.is_compiling():
         return cast(Tensor, _WrittenOut.apply(queries, keys, values))  # type: ignore[no-untyped-call]
@@ -52,12 +52,12 @@ class _WrittenOut(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        queries, keys, values, *kept = ctx.saved_tensors
+        queries, keys, values, *cached = ctx.saved_tensors
         (gradient,) = gradients
         scale = queries.shape[-1] ** -0.5
         of_queries, of_keys, of_values = (torch.empty_like(x) for x in (queries, keys, values))
         for part in _parts(queries, keys):
-            weights = kept[0] if kept else _weights(queries[part], keys[part])
+            weights = cached[0] if cached else _weights(queries[part], keys[part])
             of_values[part] = weights.transpose(2, 3) @ gradient[part]
             of_weights = gradient[part] @ values[part].transpose(2, 3)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype) * scale
@@ -68,8 +68,8 @@ class _WrittenOut(torch.autograd.Function):
 
 def _parts(queries: Tensor, keys: Tensor) -> list[slice]:
     """Clips that are computed at once."""
-    batch, heads, wanted, _ = queries.shape
-    step = max(1, _WEIGHTS_AT_ONCE // (heads * wanted * keys.shape[2]))
+    batch, heads, num_queries, _ = queries.shape
+    step = max(1, _WEIGHTS_AT_ONCE // (heads * num_queries * keys.shape[2]))
     return [slice(start, start + step) for start in range(0, batch, step)]
 
 

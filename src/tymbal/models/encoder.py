@@ -158,7 +158,7 @@ class SpectrogramEncoder(nn.Module):
     Attributes:
         config: Its shape.
         gradient_checkpointing: Recompute the activations of each block in the backward pass, while training.
-        mask_token: Takes the place of masked patches. Always there, so that any encoder can be pretrained.
+        mask_token: Takes the place of masked patches. Every encoder has one, so that any can be pretrained.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -192,7 +192,7 @@ class SpectrogramEncoder(nn.Module):
             last: Number of blocks at the end that stay as they are; with 0 the final norm is frozen, too.
 
         Raises:
-            SettingsError: Where there are fewer blocks.
+            SettingsError: The encoder has fewer blocks.
         """
         depth = self.config.depth
         if last > depth:
@@ -327,7 +327,7 @@ def resize_positions(
     Args:
         positions: [1, prefix + rows x columns, width]; those of the prefix stay as they are.
         source: Rows and columns that they are made for.
-        target: Rows and columns that are wanted.
+        target: Rows and columns of the result.
         cut: Where the target is shorter, take the middle of the source instead of squeezing it, time first and then
             frequency, as AST and SSAST do at fine-tuning. (SSAST's own cut along frequency has a wrong end index and
             fails; this is the one that it means.)

@@ -3,10 +3,10 @@
     model/
       config.json               what transformers wants to know, and under `tymbal` our own description
       model.safetensors         the weights
-      objective.safetensors     the mask token and the heads of the pretraining objective, where there are any
+      objective.safetensors     the mask token and the heads of the pretraining objective, if any
       preprocessor_config.json  how transformers makes the spectrograms, where it can; where its own extractor cannot,
       feature_extraction_tymbal.py  is the one that does, for those who trust it
-      labels.json               names of the labels in the order of the scores, where there are any
+      labels.json               names of the labels in the order of the scores, if any
       README.md                 the model card
 
 Where transformers' AST can hold the model, its weights have transformers' names and stock `from_pretrained` loads the
@@ -69,7 +69,7 @@ class LoadedModel:
     Attributes:
         module: `SpectrogramEncoder` or `SpectrogramClassifier`, in evaluation mode, on the CPU.
         description: What it is.
-        objective_state: Weights of the heads of the pretraining objective; empty where there are none.
+        objective_state: Weights of the heads of the pretraining objective; empty if it has none.
     """
 
     module: SpectrogramEncoder | SpectrogramClassifier
@@ -84,7 +84,7 @@ def save_model(
     *,
     objective_state: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Writes a model folder; one that stands there is replaced as a whole.
+    """Writes a model folder; an existing one is replaced as a whole.
 
     Args:
         folder: Where to.
@@ -138,7 +138,7 @@ def load_model(
         heads: Attention heads in a file of a script, which never tells; `None` is the width over 64.
 
     Raises:
-        ModelError: Where there is no model, it is damaged or unsafe, or of a kind that Tymbal does not know.
+        ModelError: The source is no model, is damaged or unsafe, or is of a kind that Tymbal does not know.
     """
     checkpoint = open_checkpoint(source, stride=stride, pooling=pooling, heads=heads)
     assumed = checkpoint.description.provenance.get("assumed")
@@ -210,7 +210,7 @@ def open_checkpoint(
 
 
 def _locate(source: str | Path) -> Path:
-    """The folder or file that is meant: a run's model, a folder, a file, or a model of the hub."""
+    """Resolves a source to a folder or file: a run's model, a folder, a file, or a model of the hub."""
     path = Path(source)
     if path.is_dir():
         return _locate_in(path)
@@ -222,7 +222,7 @@ def _locate(source: str | Path) -> Path:
 
 
 def _locate_in(folder: Path) -> Path:
-    """The folder with a configuration, or the file of weights without one, that is meant by a folder."""
+    """Resolves a folder to the folder of its config.json, or to its file of weights if it has none."""
     for place in (folder, folder / "model"):
         if (place / "config.json").is_file():
             return place
@@ -270,7 +270,7 @@ def _read_folder(folder: Path, *, name: str) -> Checkpoint:
 
 
 def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: ModelDescription) -> SpectrogramEncoder:
-    """Refuses a description of another model: it would only be noticed when the folder is opened."""
+    """Raises if the description is of another model, which would otherwise only show when the folder is opened."""
     encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
     pairs: dict[str, tuple[object, object]] = {
         "encoder": (encoder.config, description.encoder),
@@ -284,9 +284,9 @@ def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: Mode
         pairs["pooling"] = (module.pooling, description.pooling)
         pairs["skip_padding"] = (module.skip_padding, description.skip_padding)
         pairs["head_eps"] = (getattr(module.head_norm, "eps", eps), eps)
-    for what, (actual, told) in pairs.items():
-        if actual != told:
-            raise ModelError(f"the model's {what} is {actual}, but its description says {told}")
+    for what, (actual, described) in pairs.items():
+        if actual != described:
+            raise ModelError(f"the model's {what} is {actual}, but its description says {described}")
     return encoder
 
 

@@ -61,7 +61,7 @@ class WaveformModel(nn.Module):
 
 
 def write_onnx(path: Path, loaded: LoadedModel, *, pooling: str = "mean") -> list[str]:
-    """Writes an ONNX file, whole or not at all, after it was found to give the same numbers.
+    """Writes an ONNX file, whole or not at all, after checking that it gives the same numbers.
 
     Its input is `waveform`, float32 [batch, samples] with any batch; its output `scores` [batch, labels] or, of an
     encoder, `embedding` [batch, dimensions]. Labels, rate and samples stand in its metadata.
@@ -123,15 +123,15 @@ def _metadata(description: ModelDescription, samples: int) -> dict[str, str]:
 
 
 def _compare(path: Path, model: WaveformModel, result: str) -> None:
-    """Whether onnxruntime gives what a model gives, for another batch and louder sound than at the export."""
+    """Checks that onnxruntime agrees with torch, on another batch and louder sound than at the export."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     sound = 0.3 * torch.randn(3, model.samples, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         expected = model(sound)
-    found = torch.from_numpy(session.run([result], {"waveform": sound.numpy()})[0])
-    difference = (found - expected).abs().max().item()
+    actual = torch.from_numpy(session.run([result], {"waveform": sound.numpy()})[0])
+    difference = (actual - expected).abs().max().item()
     if not difference <= _AGREE * max(1.0, expected.abs().max().item()):
         raise ModelError(
             f"onnxruntime gives {result} that are {difference:.1e} away from torch's",

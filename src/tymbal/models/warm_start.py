@@ -86,7 +86,7 @@ def first_encoder(
         settings: Its size, or the weights to start from.
         mels: Mel bins of the clips.
         frames: Frames of the clips.
-        keep_stride: Whether overlapping patches of the weights to start from are kept.
+        keep_stride: Whether to keep the patch stride of the weights to start from.
 
     Returns:
         The encoder, and the description of the model that the weights are from, if any.
@@ -120,7 +120,7 @@ def warm_start(
 
     Args:
         source: As for `tymbal.load_model`.
-        config: What is wanted. Frames, mel bins, stride and dropout are taken from it; width, depth, heads, patch and
+        config: The target. Frames, mel bins, stride and dropout are taken from it; width, depth, heads, patch and
             the like from the source.
         keep_stride: Take the stride, too, from the source.
         cut: How position embeddings are fitted to shorter clips: cut out of the middle or squeezed. `None` cuts those
@@ -132,7 +132,7 @@ def warm_start(
         The encoder, in training mode; what was taken; and the description of the source.
 
     Raises:
-        ModelError: Where the source is no model, is damaged, or its patches do not fit the wanted spectrograms.
+        ModelError: Where the source is no model, is damaged, or its patches do not fit the target's spectrograms.
     """
     checkpoint = open_checkpoint(source, stride=source_stride, heads=source_heads)
     encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride, cut=cut)
@@ -177,14 +177,14 @@ def warm_encoder(
 
 
 def _positions(tensors: dict[str, Tensor], origin: EncoderConfig, *, path: str) -> Tensor:
-    """The position embeddings of the source, if they are what its description says."""
-    wanted = (1, origin.prefix_tokens + origin.num_patches, origin.width)
-    found = tensors.get("position_embedding", torch.empty(0))
-    if tuple(found.shape) != wanted:
+    """The position embeddings of the source; raises unless their shape is what its description says."""
+    expected = (1, origin.prefix_tokens + origin.num_patches, origin.width)
+    positions = tensors.get("position_embedding", torch.empty(0))
+    if tuple(positions.shape) != expected:
         raise ModelError(
-            f"its position embeddings are {tuple(found.shape)}, but its description says {wanted}", path=path
+            f"its position embeddings are {tuple(positions.shape)}, but its description says {expected}", path=path
         )
-    return found
+    return positions
 
 
 POOLING = "mean"
@@ -195,7 +195,7 @@ _NAMED = 5  # labels that a message names
 
 @dataclass(frozen=True, kw_only=True)
 class HeadChoice:
-    """What is wanted of the head.
+    """How the classifier's head is to be made.
 
     Attributes:
         labels: Names of the labels, in the order of the scores.
@@ -251,8 +251,8 @@ def warm_start_classifier(
 
     Args:
         source: As for `tymbal.load_model`.
-        config: The encoder that is wanted, as for `tymbal.models.warm_start.warm_start`.
-        head: The head that is wanted.
+        config: The target encoder, as for `tymbal.models.warm_start.warm_start`.
+        head: The target head.
         keep_stride: Take the stride of the patches, too, from the source.
         source_heads: Attention heads of a file that does not tell.
 
@@ -285,9 +285,11 @@ def warm_start_classifier(
 
 
 def _fitting(checkpoint: Checkpoint, head: HeadChoice) -> tuple[list[int] | None, str | None]:
-    """For each wanted label its row in the head of the source, `None` where that is not taken; and what is to be said.
+    """Matches the target's labels with the rows of the source's head.
 
-    A source without a head is worth no word.
+    Returns:
+        For each label its row in the source's head, or `None` for a new head; and a message, or `None` if the source
+        has no head.
     """
     origin = checkpoint.description
     if not checkpoint.head:
@@ -300,18 +302,19 @@ def _fitting(checkpoint: Checkpoint, head: HeadChoice) -> tuple[list[int] | None
 
 
 def _order(
-    known: tuple[str, ...], wanted: tuple[str, ...], *, unnamed: bool, pooling: str | None
+    known: tuple[str, ...], requested: tuple[str, ...], *, unnamed: bool, pooling: str | None
 ) -> tuple[list[int] | None, str]:
-    """For each wanted label its place among the known ones, if these are the same; and what is to be said."""
+    """For each requested label its index among the known ones, or `None` if the sets differ; and a message."""
     how = f"that of the source, pooling by {pooling}"
-    if sorted(known) == sorted(wanted):
-        return [known.index(label) for label in wanted], how
-    if unnamed and len(known) == len(wanted):
-        return list(range(len(known))), f"{how}; its labels have no names, and are taken in order for {_some(wanted)}"
+    if sorted(known) == sorted(requested):
+        return [known.index(label) for label in requested], how
+    if unnamed and len(known) == len(requested):
+        unnamed_how = f"{how}; its labels have no names, and are taken in order for {_some(requested)}"
+        return list(range(len(known))), unnamed_how
     if unnamed:
-        return None, f"new, since that of the source has {len(known)} labels, not {len(wanted)}"
-    there, here = ([one for one in a if one not in set(b)] for a, b in ((known, wanted), (wanted, known)))
-    others = [f"{where} {_some(names)}" for where, names in (("only there", there), ("only here", here)) if names]
+        return None, f"new, since that of the source has {len(known)} labels, not {len(requested)}"
+    missing, new = ([label for label in a if label not in set(b)] for a, b in ((known, requested), (requested, known)))
+    others = [f"{side} {_some(names)}" for side, names in (("only there", missing), ("only here", new)) if names]
     return None, f"new, since the labels of the source are others: {'; '.join(others)}"
 
 

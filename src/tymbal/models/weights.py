@@ -66,11 +66,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a safetensors file, a pickle of torch.save or an index of several safetensors files.
 
     Returns:
-        Tensors by name on the CPU, floating ones as float32. A state dict inside `state_dict`, `model_state_dict` or
-        `model` is found.
+        Tensors by name on the CPU, floating ones as float32. A state dict may lie inside `state_dict`,
+        `model_state_dict` or `model`.
 
     Raises:
-        ModelError: Where the file is not there, is damaged, wants to run code, or holds no tensors by name.
+        ModelError: The file does not exist, is damaged, contains code, or holds no tensors by name.
     """
     if not path.is_file():
         raise ModelError("there is no such file of weights", path=path)
@@ -131,10 +131,10 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None
         "unknown": sorted(tensors.keys() - own.keys()),
         "of another shape": sorted(shapes),
     }
-    found = [f"{len(names)} {what} ({names[0]})" for what, names in faults.items() if names]
-    if found:
+    problems = [f"{len(names)} {what} ({names[0]})" for what, names in faults.items() if names]
+    if problems:
         raise ModelError(
-            f"the weights do not fit the model that is described beside them: {', '.join(found)}",
+            f"the weights do not fit the model that is described beside them: {', '.join(problems)}",
             path=path,
             advice="The file is damaged, or its configuration belongs to other weights.",
         )

@@ -75,8 +75,8 @@ class Augmentation:
         if waveform is not None and fbank is not None:
             sound = waveform - waveform.mean(1, keepdim=True)
             mixed = own.clone()
-            found = fbank(share[:, None] * sound + (1 - share[:, None]) * sound.roll(1, dims=0))
-            mixed[:, : found.shape[1]] = found[:, : own.shape[1]]
+            remade = fbank(share[:, None] * sound + (1 - share[:, None]) * sound.roll(1, dims=0))
+            mixed[:, : remade.shape[1]] = remade[:, : own.shape[1]]
         elif self.mixup_of == "energy":
             energy = part.square() * _energy(own, frames) + (1 - part).square() * _energy(other, frames.roll(1))
             mixed = energy.log().clamp(min=LOG_FLOOR)
@@ -114,7 +114,7 @@ def mixing_shares(keys: Tensor) -> Tensor:
 
 
 def _energy(log_mel: Tensor, frames: Tensor) -> Tensor:
-    """What the values are the logarithms of; nothing behind the end of the sound, whatever stands there."""
+    """Energies of log-mel values; 0 in the frames behind the end of the sound, whatever their values."""
     behind = torch.arange(log_mel.shape[1], device=log_mel.device) >= frames[:, None]
     return log_mel.exp().masked_fill(behind.unsqueeze(2), 0.0)
 

@@ -47,7 +47,7 @@ class ClassificationObjective(nn.Module):
             labels, [2, classes]; None is 1.
         augmentation: What is done to training clips; None is nothing.
         features: How waveforms become spectrograms, where those are mixed.
-        ensemble: Collects the predictions of all evaluations, if that is wanted.
+        ensemble: Averages the predictions of all evaluations; None does not.
         seed: Seed of the augmentation.
         best_by: The metric that tells the best model.
     """
@@ -178,25 +178,25 @@ class ClassificationObjective(nn.Module):
         histogram of the scores, see `tymbal.objectives.metrics`.
         """
         count = max(float(sums["count"]), 1.0)
-        found = {name: float(sums[key]) / count for name, key in _RATIOS.items()}
+        figures = {name: float(sums[key]) / count for name, key in _RATIOS.items()}
         if "confusion" in sums:
-            found |= scores.single_label_figures(_array(sums["confusion"]))
+            figures |= scores.single_label_figures(_array(sums["confusion"]))
         if "decisions" in sums:
-            found |= scores.multilabel_figures(_array(sums["decisions"]))
+            figures |= scores.multilabel_figures(_array(sums["decisions"]))
         if "histogram" in sums:
             histogram = _array(sums["histogram"])
-            found["mAP"], found["auc"] = scores.average_precision(histogram), scores.roc_auc(histogram)
+            figures["mAP"], figures["auc"] = scores.average_precision(histogram), scores.roc_auc(histogram)
         if self.ensemble is not None and "ensemble_histogram" in sums:
-            found |= self.ensemble.metrics(sums)
+            figures |= self.ensemble.metrics(sums)
             # Figures of SSAST's table, as the ensemble's are, and of little use for anything else.
-            found["middle_precision"], found["middle_recall"] = scores.middle_precision_recall(histogram)
-        return found
+            figures["middle_precision"], figures["middle_recall"] = scores.middle_precision_recall(histogram)
+        return figures
 
     def by_class(self, sums: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:
         """Figures of each class from the sums of an evaluation, each [classes].
 
         `clips` of the class, `predicted`: clips that were taken for it, `precision`, `recall`, `f1`,
-        `average_precision` and `auc`; NaN where there is nothing to tell.
+        `average_precision` and `auc`; NaN where a figure is undefined.
         """
         if self.multilabel:
             hit, false_alarm, miss, _ = _array(sums["decisions"])

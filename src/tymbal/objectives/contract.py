@@ -63,7 +63,7 @@ class Objective(Trainable, Protocol):
     `epoch` and the seed alone (`tymbal.randomness`): so a resumed run draws the same.
 
     Attributes:
-        encoder: What is trained and, at the end, kept as the model.
+        encoder: The encoder to train, saved as the model at the end.
         training: Whether it is in training mode; evaluation has fixed random numbers.
     """
 
@@ -71,7 +71,7 @@ class Objective(Trainable, Protocol):
     training: bool
 
     def head_state(self) -> dict[str, Tensor]:
-        """What is trained beside the encoder, to be kept with the model; the tensors themselves, not copies."""
+        """Trained weights beside the encoder's, to save with the model; the tensors themselves, not copies."""
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes what `head_state` gave (`load_heads` does it); names that it lacks are left out.
@@ -94,7 +94,7 @@ class Objective(Trainable, Protocol):
 
 
 class RebuildingObjective(Objective, Protocol):
-    """An objective of which there is something to draw: what it makes of the part of a clip that is hidden.
+    """An objective that rebuilds the masked part of a clip, which can be drawn.
 
     Attributes:
         normalisation: How spectrograms are normalised for the encoder.
@@ -176,7 +176,7 @@ def load_heads(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, advice
         advice: Why they may not fit.
 
     Raises:
-        ModelError: Where one is missing or has another shape; nothing is copied then.
+        ModelError: One is missing or has another shape; then nothing is copied.
     """
     for name, value in own.items():
         if name not in state or state[name].shape != value.shape:

@@ -5,10 +5,10 @@ find the other one of its clip among all views of the batch, by the cosine of th
 directions count. Negatives come from all processes; other versions of the same clip are no negatives.
 
 With `mask="crossed"` each view is also masked, the first one in whole columns of time, the second in whole rows of
-frequency, and only what is visible is encoded: what both must agree on is then not to be found in the same places.
+frequency, and only what is visible is encoded: the views then agree without showing the same patches.
 
 Clips that are shorter than their window have silence behind them, which a view may have moved. As in embedding and
-probing it has no part in normalising a clip, nor in its embedding: else clips would be told apart by how long they are.
+probing it has no part in normalising a clip, nor in its embedding, else their length would separate clips.
 
 A batch larger than memory is encoded in parts whose activations are computed again in the backward pass (gradient
 caching, Gao et al. 2021): the loss is that of the whole batch.
@@ -237,13 +237,13 @@ class ContrastiveObjective(nn.Module):
 
 
 def nt_xent(projected: Tensor, clips: Tensor, *, temperature: float, everywhere: bool = False) -> tuple[Tensor, Tensor]:
-    """The loss of telling the other view of each clip from all views of other clips.
+    """NT-Xent: the cross entropy of identifying each clip's other view among the views of all clips.
 
     Args:
         projected: Both views of each clip, of length 1, float32 [2, batch, width].
         clips: A number a clip, int64 [batch].
         temperature: What cosines are divided by.
-        everywhere: Take the clips of all processes as negatives, where there are several.
+        everywhere: Take the clips of all processes as negatives.
 
     Returns:
         Mean cross entropy of both directions, and whether the other view is the nearest of all, bool [2 * batch].
@@ -281,10 +281,10 @@ def crossed_masks(
     """
     rows, columns = grid
     row, column = torch.arange(rows, device=keys.device), torch.arange(columns, device=keys.device)
-    seen = _kept(keys, columns, ratio, _TIME, heard)
-    first = (row[None, :, None] * columns + seen[:, None, :]).flatten(1)
-    seen = _kept(keys, rows, ratio, _FREQUENCY)
-    second = (seen[:, :, None] * columns + column[None, None, :]).flatten(1)
+    visible = _visible(keys, columns, ratio, _TIME, heard)
+    first = (row[None, :, None] * columns + visible[:, None, :]).flatten(1)
+    visible = _visible(keys, rows, ratio, _FREQUENCY)
+    second = (visible[:, :, None] * columns + column[None, None, :]).flatten(1)
     return first, second
 
 
@@ -304,17 +304,17 @@ def effective_rank(moment: Tensor) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-30).log()).sum()))
 
 
-def _kept(keys: Tensor, count: int, ratio: float, stream: int, heard: Tensor | None = None) -> Tensor:
-    """Which of `count` stay, ascending: int64 [batch, kept]."""
-    kept = min(max(count - round(ratio * count), 1), count)
+def _visible(keys: Tensor, count: int, ratio: float, stream: int, heard: Tensor | None = None) -> Tensor:
+    """Numbers of the visible ones of `count` columns or rows, ascending: int64 [batch, visible]."""
+    num_visible = min(max(count - round(ratio * count), 1), count)
     place = bits(keys, count, stream=stream).argsort(dim=1, stable=True).argsort(dim=1)
     if heard is not None:
-        # First those of sound that stay, then silence, then the sound that is hidden.
+        # Order: visible sound, then silence, then hidden sound.
         rank = torch.where(heard, place, place + count).argsort(dim=1).argsort(dim=1)
         sound = heard.sum(dim=1, keepdim=True)
         stays = rank < (sound - (ratio * sound).round()).clamp(min=1)
         place = place + count * torch.where(heard, torch.where(stays, 0, 2), 1)
-    return place.argsort(dim=1)[:, :kept].sort(dim=1).values
+    return place.argsort(dim=1)[:, :num_visible].sort(dim=1).values
 
 
 def _gathered(projected: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, int]:

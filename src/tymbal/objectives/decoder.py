@@ -78,15 +78,15 @@ class VisibleDecoder(nn.Module):
 
 
 def sine_positions(grid: tuple[int, int], width: int, *, device: torch.device | None = None) -> Tensor:
-    """Sines and cosines that tell the places of a grid apart.
+    """Sine-cosine position embeddings of a grid of patches.
 
     The first half of the numbers depends on the row (frequency), the second on the column (time); each half is the
     sines and then the cosines of Vaswani et al. 2017.
 
     Args:
         grid: Rows and columns of patches.
-        width: Numbers a place, a multiple of 4.
-        device: Where they are wanted.
+        width: Numbers per position, a multiple of 4.
+        device: Device of the result.
 
     Returns:
         float32 [rows x columns, width], frequency first as all patches.

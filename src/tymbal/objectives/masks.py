@@ -114,8 +114,8 @@ def make_masks(
         kind: `cluster`, `uniform` or `frame`.
         count: Masked patches a clip, from `count_from`.
         cluster: Shortest and longest side of a cluster.
-        real_columns: Columns at the start of each clip that hold sound, int64 [batch]. A clip is then masked only
-            there, in the same proportion, at least one patch (one column of `frame`). `None` takes all columns.
+        real_columns: Columns at the start of each clip that hold sound, int64 [batch]. Only these are then masked,
+            in the same proportion, at least one patch (one column of `frame`). `None` takes all columns.
 
     Returns:
         Masks with `count` patches a clip.

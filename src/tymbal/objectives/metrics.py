@@ -115,7 +115,7 @@ def each_average_precision(histogram: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def roc_auc(histogram: NDArray[Any]) -> float:
-    """Mean area under the ROC curve over the classes with positives and negatives; NaN where there is none."""
+    """Mean area under the ROC curve over the classes with positives and negatives; NaN without such a class."""
     return _mean(each_roc_auc(histogram))
 
 
@@ -143,17 +143,17 @@ def middle_precision_recall(histogram: NDArray[Any]) -> tuple[float, float]:
     SSAST and AST report these two; they depend on how many different scores there are, and are only good for comparing
     with them.
     """
-    found = []
+    pairs = []
     for negatives, positives in zip(*histogram, strict=True):
         bins = np.flatnonzero(negatives + positives)
         if positives.sum() == 0:
             continue
         threshold = bins[len(bins) // 2]
         hits, alarms = positives[threshold:].sum(), negatives[threshold:].sum()
-        found.append((hits / max(hits + alarms, 1), hits / positives.sum()))
-    if not found:
+        pairs.append((hits / max(hits + alarms, 1), hits / positives.sum()))
+    if not pairs:
         return float("nan"), float("nan")
-    precision, recall = np.mean(found, axis=0)
+    precision, recall = np.mean(pairs, axis=0)
     return float(precision), float(recall)
 
 
@@ -211,12 +211,12 @@ def averaged(hit: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) ->
     The second is the mean over the clips' classes: each class weighs as much as it has clips (scikit-learn's `weighted`
     average). NaN where nothing occurs. The arguments are those of `by_class`.
     """
-    seen, clips = truth + predicted > 0, truth.sum()
-    found: dict[str, float] = {}
+    occurs, clips = truth + predicted > 0, truth.sum()
+    figures: dict[str, float] = {}
     for name, values in by_class(hit, truth, predicted).items():
-        found[name] = float(values[seen].mean()) if clips else float("nan")
-        found[f"weighted_{name}"] = float(values @ truth / clips) if clips else float("nan")
-    return found
+        figures[name] = float(values[occurs].mean()) if clips else float("nan")
+        figures[f"weighted_{name}"] = float(values @ truth / clips) if clips else float("nan")
+    return figures
 
 
 class RunningSums:

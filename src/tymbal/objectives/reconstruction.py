@@ -234,7 +234,7 @@ class ReconstructionObjective(nn.Module):
         return {"loss": mse, "mse": mse, "masked_mse": float(sums["masked_mse"]) / max(float(sums["masked_count"]), 1)}
 
     def head_state(self) -> dict[str, Tensor]:
-        """What is trained beside the encoder, to be kept with it: `projector.weight`, `decoder.0.weight` and so on."""
+        """Trained weights beside the encoder's, to save with it: `projector.weight`, `decoder.0.weight` and so on."""
         return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
@@ -252,7 +252,7 @@ class ReconstructionObjective(nn.Module):
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid values of each clip, [batch, frames, mels] to [batch]; 0 where there is none."""
+    """Mean of the valid values of each clip, [batch, frames, mels] to [batch]; 0 without any."""
     return torch.where(valid, values, 0.0).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 

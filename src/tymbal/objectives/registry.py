@@ -119,7 +119,7 @@ def _chosen_name(keywords: Mapping[str, Any], below: Mapping[str, Any], *, sourc
 
 
 def _own(name: str, mapping: Mapping[str, Any], *, source: PathLike | None = None) -> dict[str, Any]:
-    """What of a mapping holds with an objective: without the settings of the others, and with its name.
+    """The part of a mapping that belongs to an objective: without the settings of the others, and with its name.
 
     Args:
         name: The objective.
@@ -130,23 +130,23 @@ def _own(name: str, mapping: Mapping[str, Any], *, source: PathLike | None = Non
         SettingsError: A key is no setting of any objective, or contradicts this one.
     """
     cls = run_settings(name)
-    kept = without_foreign(name, mapping)
+    own = without_foreign(name, mapping)
     mine = _keys(cls)
-    for key in kept:
+    for key in own:
         if _key(key) not in mine:
             raise configuration.unknown_setting(PretrainSettings, key, [*mine, *_all_keys()], source=source)
     try:
-        cls.refuse({_key(key): value for key, value in mapping.items() if key not in kept})
+        cls.refuse({_key(key): value for key, value in mapping.items() if key not in own})
     except SettingsError as error:
         raise SettingsError(error.what, path=source, advice=error.advice) from None
-    return {**kept, "objective": name}
+    return {**own, "objective": name}
 
 
 def _check_name(value: Any, *, source: PathLike | None = None) -> str:
-    """The name of an objective, if there is one of that name.
+    """Returns the name of an objective after checking it.
 
     Raises:
-        SettingsError: There is none; the message has the nearest.
+        SettingsError: The name is unknown; the message suggests the nearest.
     """
     return str(convert(value, Literal[names()], key="objective", source=source))
 

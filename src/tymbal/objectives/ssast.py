@@ -255,26 +255,26 @@ class SSASTObjective(nn.Module):
         return Rebuilt.from_tensors(true, hidden, self._picture(torch.where(masked, made, patches)))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Turns summed figures into those that are reported: `loss`, and of the task's `nce`, `acc` and `mse`.
+        """Turns summed figures into reported ones: `loss`, and of `nce`, `acc` and `mse` those of the task.
 
-        `nce` is the mean cross entropy of telling the masked patches of a clip apart, `acc` the fraction told right,
+        `nce` is the mean cross entropy of identifying each masked patch of a clip, `acc` the fraction identified right,
         `mse` the mean squared error of rebuilding, in normalised units.
         """
         means = {name: float(value) / float(sums["count"]) for name, value in sums.items() if name != "count"}
         return {"loss": self._total(means), **means}
 
     def head_state(self) -> dict[str, Tensor]:
-        """What is trained beside the encoder, to be kept with it: `cpred.0.weight`, `decoder.mask_token` and so on."""
+        """Trained weights beside the encoder's, to save with it: `cpred.0.weight`, `decoder.mask_token` and so on."""
         state = dict(self.heads.state_dict())
         if self.decoder is not None:
             state |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
         return state
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `head_state` gave; heads that the task lacks, or a decoder where there is none, are left out.
+        """Loads what `head_state` returned; heads or a decoder that this objective lacks are ignored.
 
         Raises:
-            ModelError: Where a part is missing or has another shape.
+            ModelError: A part is missing or has another shape.
         """
         load_heads(
             self.head_state(),
@@ -363,7 +363,7 @@ def _gather(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _head(width: int, area: int) -> nn.Sequential:
-    """SSAST's prediction head, with PyTorch's own initialisation as there."""
+    """SSAST's prediction head, with PyTorch's default initialisation as in SSAST."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, area))
 
 

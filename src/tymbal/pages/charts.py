@@ -1,6 +1,6 @@
-"""Charts as inline SVG, drawn for the width of a phone and set side by side where there is more room.
+"""Charts as inline SVG, drawn for the width of a phone and set side by side on wider screens.
 
-Colours come from the style of the page, so that they suit light and dark; shapes tell apart what colours cannot.
+Colours come from the style of the page, so that they suit light and dark; shapes distinguish what colours cannot.
 """
 
 from __future__ import annotations

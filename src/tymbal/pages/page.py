@@ -1,9 +1,8 @@
 """A page that holds all it needs: style, script, pictures and sound are in the file, and nothing is fetched.
 
 Parts have sections; both have a place in the table of contents. What cannot be shown is not left out silently: a
-section that raises a `TymbalError` stands there with its title and the reason. The colours of all pages stand here;
-what reports, previews and the explorer are made of is styled by `parts.css`, what pages of one file have besides by
-`page.css`.
+section that raises a `TymbalError` shows its title and the reason. This module has the colours of all pages; `parts.css`
+styles what reports, previews and the explorer share, `page.css` what pages of one file add.
 """
 
 from __future__ import annotations
@@ -160,7 +159,7 @@ def details(title: str, body: str) -> str:
 
 
 def cards(inner: Iterable[str]) -> str:
-    """Cards side by side, as many as there is room for."""
+    """Cards side by side, as many as fit."""
     return f'<div class="cards">{"".join(inner)}</div>'
 
 

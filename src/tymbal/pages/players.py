@@ -63,11 +63,11 @@ class Sounds:
         self._missing: list[str] = []
 
     def of(self, file: str, start: float = 0.0, end: float | None = None) -> str:
-        """The HTML of a new player for a part of a recording; empty where there is no room or no file."""
+        """The HTML of a new player for a part of a recording; empty if the page is full or the file is missing."""
         return self.named(file, start, end)[1]
 
     def named(self, file: str, start: float = 0.0, end: float | None = None) -> tuple[str, str]:
-        """The name of a new player and its HTML; both empty where there is no room or no file."""
+        """The name of a new player and its HTML; both empty if the page is full or the file is missing."""
         if self._left <= 0 or self._room <= 0:
             return "", ""
         try:
@@ -82,7 +82,7 @@ class Sounds:
         return name, player(content, name=name)
 
     def remark(self) -> str:
-        """What the listener should know; empty where there is nothing."""
+        """Remarks for the listener; empty without any."""
         remarks = ["Loudness of the sounds is evened out."] if self._given else []
         if self._slower:
             remarks.append(f"Ultrasound is played {_SLOWER} times slower.")

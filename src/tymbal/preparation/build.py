@@ -38,8 +38,8 @@ def cut(windows: Sequence[Window], *, sample_rate: int, samples: int) -> Iterato
 
     Args:
         windows: Of one file, ascending by start.
-        sample_rate: Wanted rate in Hz.
-        samples: Samples of a window; where the file or the clip ends before, there are fewer.
+        sample_rate: Target rate in Hz.
+        samples: Samples of a window; windows that the end of the file or clip cuts off are shorter.
 
     Raises:
         AudioError: The file cannot be used, or breaks off; the windows yielded before were good.
@@ -78,7 +78,7 @@ def _cut_run(windows: Sequence[Window], sample_rate: int, samples: int) -> Itera
 
 
 class _Tape:
-    """Blocks that follow each other, held only from the last wanted place on."""
+    """A stream of consecutive blocks, buffered only from the last requested sample on."""
 
     def __init__(self, blocks: Iterable[Waveform]) -> None:
         self._blocks = iter(blocks)
@@ -91,9 +91,9 @@ class _Tape:
             block = next(self._blocks, None)
             if block is None:
                 break
-            kept = self._held[max(start - self._first, 0) :]
-            self._first += len(self._held) - len(kept)
-            self._held = np.concatenate([kept, block]) if len(kept) else block
+            rest = self._held[max(start - self._first, 0) :]
+            self._first += len(self._held) - len(rest)
+            self._held = np.concatenate([rest, block]) if len(rest) else block
         return self._held[max(start - self._first, 0) : max(stop - self._first, 0)]
 
 
@@ -127,7 +127,7 @@ class Built:
     """What became of a task.
 
     Attributes:
-        shard: The file; without rows it is not there.
+        shard: The file; a shard without rows is not written.
         entries: What the index says of its rows.
         moments: Of the values of all real frames.
         failures: Windows and files that are not in it.
@@ -165,7 +165,7 @@ def build_shard(task: Task) -> Built:
 
 
 def write_sidecar(work: str | Path, built: Built) -> None:
-    """Says what became of a shard; once it is there, the shard is done."""
+    """Writes a shard's outcome as JSON; the sidecar's existence marks the shard as done."""
     value = {
         "shard": vars(built.shard),
         "entries": [vars(entry) for entry in built.entries],

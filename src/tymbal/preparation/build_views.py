@@ -179,8 +179,8 @@ def _pairs(task: ViewTask, failures: list[Failure]) -> Iterator[tuple[Window, Wa
     """Windows that can be used, with their waveforms and the pairs of all their versions."""
     maker = _maker(task.augmentations, task.features, task.samples, task.mode)
     group: list[tuple[Window, Waveform]] = []
-    for found in _sounds(task, failures):
-        group.append(found)
+    for pair in _sounds(task, failures):
+        group.append(pair)
         if len(group) == _GROUP:
             yield from _of_group(maker, group, task)
             group = []
@@ -212,9 +212,9 @@ def _stacked(sounds: Sequence[tuple[Window, Waveform]], samples: int) -> npt.NDA
 def _sounds(task: ViewTask, failures: list[Failure]) -> Iterator[tuple[Window, Waveform]]:
     """Waveforms of windows; what fails is named, and the rest goes on."""
     for file, windows in groupby(task.windows, key=lambda window: window.file):
-        wanted = tuple(windows)
-        waveforms = cut(wanted, sample_rate=task.features.sample_rate, samples=task.samples)
-        for window in wanted:
+        of_file = tuple(windows)
+        waveforms = cut(of_file, sample_rate=task.features.sample_rate, samples=task.samples)
+        for window in of_file:
             try:
                 waveform = next(waveforms)
             except AudioError as error:

@@ -70,11 +70,11 @@ def list_clips(
     files = list(dict.fromkeys(clip.file for clip in clips))
     headers: dict[str, Header] = {}
     failures: dict[str, Failure] = {}
-    for found in read_headers(files):
-        if isinstance(found, Header):
-            headers[found.file] = found
+    for header in read_headers(files):
+        if isinstance(header, Header):
+            headers[header.file] = header
         else:
-            failures[found.file] = found
+            failures[header.file] = header
     good = [clip for clip in clips if clip.file in headers]
     return Listed(
         clips=_split(good, headers, settings),
@@ -94,10 +94,10 @@ def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSet
     if clips is None:
         listing = read_source(source, label_csv=settings.label_csv)
         clips = split_by_folders(label_clips(listing.clips, settings, labelled=listing.labelled)[0])
-    found: dict[str | None, set[str]] = {}
+    labels: dict[str | None, set[str]] = {}
     for clip in clips:
-        found.setdefault(clip.split, set()).update(clip.labels)
-    return found
+        labels.setdefault(clip.split, set()).update(clip.labels)
+    return labels
 
 
 def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:
@@ -111,7 +111,7 @@ def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:
 
 
 def _file_lengths(manifest: Manifest) -> dict[str, float]:
-    """How far each file reaches, as far as the clips tell: nothing behind that is wanted."""
+    """Seconds of each file that its clips cover; nothing behind that is needed."""
     lengths: dict[str, float] = {}
     for clip in manifest:
         reach = clip.start + (clip.duration or 0.0)

@@ -131,8 +131,8 @@ def window_starts(length: float, *, window: float, hop: float, min_fill: float) 
     starts = [0.0]
     while (start := len(starts) * hop) + window <= length + _ROUNDING:
         starts.append(start)
-    heard = starts[-1] + window
-    if length - start >= min_fill * window - _ROUNDING and length > heard + _ROUNDING:
+    covered = starts[-1] + window
+    if length - start >= min_fill * window - _ROUNDING and length > covered + _ROUNDING:
         starts.append(start)
     return starts
 
@@ -193,14 +193,14 @@ def _thinned(windows: list[Window], every: int) -> list[Window]:
     """One window in `every` of each split and first label, from the first of them on: so no class gets lost."""
     if every == 1:
         return windows
-    seen: Counter[tuple[str | None, tuple[str, ...]]] = Counter()
-    kept = []
+    counts: Counter[tuple[str | None, tuple[str, ...]]] = Counter()
+    thinned = []
     for window in windows:
         kind = (window.split, window.labels[:1])
-        if seen[kind] % every == 0:
-            kept.append(window)
-        seen[kind] += 1
-    return kept
+        if counts[kind] % every == 0:
+            thinned.append(window)
+        counts[kind] += 1
+    return thinned
 
 
 def _by_file(windows: Iterable[Window]) -> list[Window]:

@@ -89,7 +89,7 @@ class Record:
 
 
 def check_output(store: Path, settings: PrepareSettings) -> None:
-    """Whether these settings may write into a folder, as far as that can be told at once.
+    """Checks quickly that these settings may write into a folder.
 
     Raises:
         StoreError: It holds something else, or a store of other settings.
@@ -114,14 +114,14 @@ def check_output(store: Path, settings: PrepareSettings) -> None:
 
 
 def check_same_plan(store: Path, record: Record) -> None:
-    """Whether a preparation is the one that was begun, or finished, in a folder.
+    """Checks that a preparation is the one that was begun, or finished, in a folder.
 
     Raises:
         StoreError: Its files, or what is known of them, are others.
     """
     if (store / METADATA).is_file():
-        told = read_metadata(store)[1].get("tymbal", {})
-        digest, files = told.get("plan"), set(told.get("files", ()))
+        recorded = read_metadata(store)[1].get("tymbal", {})
+        digest, files = recorded.get("plan"), set(recorded.get("files", ()))
     elif (store / DESCRIPTION).is_file():
         opened = open_store(store)
         digest = opened.description.provenance.get("plan")
@@ -143,7 +143,7 @@ def check_same_plan(store: Path, record: Record) -> None:
 
 
 def is_complete(store: Path) -> bool:
-    """Whether a folder holds all that a preparation wanted to put there."""
+    """Whether a folder holds a finished preparation."""
     return (store / DESCRIPTION).is_file() or (store / METADATA).is_file()
 
 
@@ -173,14 +173,14 @@ def _relevant(settings: PrepareSettings) -> dict[str, Any]:
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "augmentations") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in mapping.items():
         name = f"{prefix}.{key}"
         if isinstance(value, Mapping) and value:
-            found |= _flat(value, name)
+            flat |= _flat(value, name)
         else:
-            found[name] = value
-    return found
+            flat[name] = value
+    return flat
 
 
 def _refuse_settings(before: dict[str, Any], settings: PrepareSettings, store: Path, how: str) -> None:
@@ -202,18 +202,18 @@ _SPARE = 1.05  # for the index, and what else is written beside
 
 
 def check_space(folder: Path, needed: int, *, force: bool) -> None:
-    """Says how much space is needed and how much there is.
+    """Reports the space needed and the space free.
 
     Args:
-        folder: Where it is written; it need not exist.
+        folder: The output folder; it need not exist.
         needed: Bytes that are still to be written.
         force: Go on although they do not fit.
 
     Raises:
         StoreError: They do not fit.
     """
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(existing).free
     needed = round(needed * _SPARE)
     tell(f"{_size(needed)} are needed, {_size(free)} are free")
     if needed <= free:
@@ -252,7 +252,7 @@ def finish(
         unopened: Files that could not be opened.
         plan: The plan.
         record: What it was begun with.
-        settings: What was wanted.
+        settings: The settings of the preparation.
 
     Raises:
         AudioError: Not one clip could be used.
@@ -297,7 +297,7 @@ def _finish_files(
         for one in built
         for entry, (file, _) in zip(one.entries, one.files, strict=True)
     ]
-    told: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "config": {
             "sample_rate": settings.sample_rate,
             "n_mels": mels,
@@ -315,7 +315,7 @@ def _finish_files(
             "statistics": {"mean": moments.mean, "std": moments.std},
         },
     }
-    write_metadata(store, entries, told, part=settings.part)
+    write_metadata(store, entries, metadata, part=settings.part)
     if settings.part is None:
         for part in PART_METADATA:
             (store / part).unlink(missing_ok=True)

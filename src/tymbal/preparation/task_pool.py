@@ -40,7 +40,7 @@ _PT_OVERHEAD = 2600  # bytes of a .pt file beside its values, its entry in the m
 
 
 def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Build, list[Task]]:
-    """Tasks for the shards of a plan, or of the part of it that is wanted.
+    """Tasks for the shards of a plan, or of the part that `settings.part` selects.
 
     Args:
         store: The output.
@@ -89,7 +89,7 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
         )
         for number, windows in numbered
     ]
-    return build_views, [task for task in tasks if _wanted(task, settings.part)]
+    return build_views, [task for task in tasks if _in_part(task, settings.part)]
 
 
 def preview_task(store: Path, plan: Plan, settings: PrepareSettings) -> ViewTask:
@@ -122,7 +122,7 @@ def _named(window: Window, is_only: bool) -> str:
     return _ENDING.sub("", name)
 
 
-def _wanted(task: Task, part: str | None) -> bool:
+def _in_part(task: Task, part: str | None) -> bool:
     if part is None:
         return True
     if part in ("train", "val"):
@@ -171,7 +171,7 @@ class TaskPool:
             BrokenProcessPool: A process died.
         """
         if self._executor is not None:
-            # How many machines are behind it nobody knows here: it gets all there is.
+            # The number of machines behind the executor is unknown: submit all tasks at once.
             yield from _completed(self._executor, function, tasks, ahead=None)
         elif parallel and self._workers > 1:
             yield from _completed(self._own_pool(), function, tasks, ahead=_AHEAD * self._workers)

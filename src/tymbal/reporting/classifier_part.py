@@ -25,7 +25,7 @@ _TOGETHER = 5  # curves a chart: more colours than that nobody can distinguish
 
 
 def confusion(scored: LabelledScores) -> str:
-    """The confusion matrix, or the worst of it where there are many classes; with several labels, decisions."""
+    """The confusion matrix, or the worst part of one with many classes; with several labels, the decisions."""
     if scored.multilabel:
         return _decisions(scored)
     counts = np.zeros((len(scored.classes),) * 2, np.int64)

@@ -170,7 +170,7 @@ def _plane(vectors: NDArray[np.floating], *, method: str, seed: int) -> NDArray[
 
 
 def _players(clips: Clips, rows: NDArray[np.int64], labels: list[str], *, most: int) -> dict[int, tuple[str, str]]:
-    """Players of some rows, the same number of each label as far as there are so many."""
+    """Players of some rows, as evenly over the labels as their numbers allow."""
     turn: Counter[str] = Counter()
     ranked: list[tuple[int, int]] = []
     for row, label in zip(rows.tolist(), labels, strict=True):

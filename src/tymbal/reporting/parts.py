@@ -58,7 +58,7 @@ class PageContext:
 
 
 def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Part:
-    """Recognises what a source is, and makes its part of the page.
+    """Recognises the kind of a source, and makes its part of the page.
 
     Args:
         source: A store, a run folder, what predict wrote, or the table of a probe.
@@ -293,7 +293,7 @@ def _remark(sounds: Sounds) -> str:
 
 
 def _facts(*parts: Mapping[str, Any]) -> str:
-    """Settings, versions and the like, those first that were settled by hand or are worth knowing."""
+    """Settings, versions and the like; those chosen by hand or worth knowing come first."""
     rows = [(str(name), _said(value)) for part in parts for name, value in part.items()]
     return details(f"{len(rows)} settings, versions and the like", table(("name", "value"), rows))
 

@@ -182,14 +182,14 @@ class _Drawn:
 
 
 def rebuilt_in_course(folder: Path, *, most: int) -> str:
-    """What was written down while the run trained: the clips themselves need not be there any more.
+    """Spectrograms rebuilt and saved while the run trained; the clips themselves need not exist any more.
 
     Args:
-        folder: Where it was written down.
+        folder: The folder of the snapshots.
         most: Clips to show.
 
     Raises:
-        NotShownError: Nothing was written down.
+        NotShownError: The run saved no snapshots.
     """
     snapshots = read_snapshots(folder)
     if not snapshots:
@@ -207,7 +207,7 @@ def rebuilt_in_course(folder: Path, *, most: int) -> str:
 def rebuilt_from_checkpoints(
     run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequence[Mapping[str, Any]]
 ) -> str:
-    """What the checkpoints that are still there rebuild; for runs that wrote nothing down.
+    """What the remaining checkpoints rebuild; for runs that saved no snapshots.
 
     Args:
         run: The run folder.

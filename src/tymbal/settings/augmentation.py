@@ -140,7 +140,7 @@ class BandPass(_Augmentation):
 
 @dataclass(frozen=True, kw_only=True)
 class Polarity(_Augmentation):
-    """Upside down. A spectrogram does not show it; it is there for lists that have it."""
+    """Inverts the waveform's sign. A spectrogram does not show it; it exists for lists that name it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,11 +285,11 @@ class AugmentationSettings:
     def __post_init__(self) -> None:
         for strategy in (Strategy(), *self.strategies):
             for kind in ("waveform", "spectrogram"):
-                there = self.names(kind, strategy)
+                available = self.names(kind, strategy)
                 count = self.count(kind, strategy)
                 name = f"num_{kind}_augs"
-                check(0 <= count <= len(there), name, count, f"0 to {len(there)}, as many as may be drawn")
-                missing = [one for one in there if getattr(getattr(self, kind), one) is None]
+                check(0 <= count <= len(available), name, count, f"0 to {len(available)}, as many as may be drawn")
+                missing = [each for each in available if getattr(getattr(self, kind), each) is None]
                 if missing:
                     raise SettingsError(f"a strategy names {missing[0]}, which is not set under {kind}")
         background = self.waveform.background
@@ -301,11 +301,11 @@ class AugmentationSettings:
         return self.strategies[version % len(self.strategies)] if self.strategies else Strategy()
 
     def names(self, kind: str, strategy: Strategy) -> tuple[str, ...]:
-        """Names of what may be drawn of a kind, `waveform` or `spectrogram`, in the order in which it is done."""
+        """Names of the augmentations of a kind, `waveform` or `spectrogram`, that may be drawn, as applied in order."""
         known = WAVEFORM if kind == "waveform" else SPECTROGRAM
         chosen = getattr(strategy, kind)
-        there = [name for name in known if getattr(getattr(self, kind), name) is not None]
-        return tuple(there if chosen is None else [name for name in known if name in chosen])
+        available = [name for name in known if getattr(getattr(self, kind), name) is not None]
+        return tuple(available if chosen is None else [name for name in known if name in chosen])
 
     def count(self, kind: str, strategy: Strategy) -> int:
         """How many of a kind are drawn for a view."""

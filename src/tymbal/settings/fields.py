@@ -1,7 +1,7 @@
 """How a setting is declared and checked, and recipes: other defaults, which a choice brings along.
 
-A field of a settings dataclass has a type, a default and, in its class's docstring, a description. What else there is
-to say of it stands in the field too, so that no list elsewhere has to name it:
+A field of a settings dataclass has a type, a default and, in its class's docstring, a description. Its further
+properties are metadata of the field, so that no list elsewhere has to name it:
 
     workers: int = setting(0, resumable=True, group="machine")
     window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",))
@@ -150,27 +150,27 @@ def parse_patch(text: str, *, setting: str = "patch") -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def check(condition: bool, setting: str, value: object, wanted: str) -> None:
-    """Refuses a value with what is wanted instead.
+def check(condition: bool, setting: str, value: object, expected: str) -> None:
+    """Raises unless a condition on a setting's value holds; the error says which values are valid.
 
     Raises:
         SettingsError: The condition does not hold.
     """
     if not condition:
-        raise SettingsError(f"{setting} is {value!r}, which is not {wanted}", advice=f"Set {setting} to {wanted}.")
+        raise SettingsError(f"{setting} is {value!r}, which is not {expected}", advice=f"Set {setting} to {expected}.")
 
 
 def check_pattern(setting: str, pattern: str, *, groups: bool = True) -> None:
-    """Refuses what is no regular expression, or has no group where one is wanted.
+    """Checks that a pattern is a regular expression and, with `groups`, that it has a group.
 
     Raises:
         SettingsError: The pattern cannot be used.
     """
     try:
-        found = re.compile(pattern).groups
+        num_groups = re.compile(pattern).groups
     except re.error as error:
         raise SettingsError(f"{setting} {pattern!r} is not a regular expression: {error}") from None
-    if groups and found < 1:
+    if groups and num_groups < 1:
         raise SettingsError(
             f"{setting} {pattern!r} has no group",
             advice="Put round brackets around the part of the path that is wanted, as in 'site_([a-z]+)'.",

@@ -1,4 +1,4 @@
-"""Settings of what is there to be looked at: reports, the page to explore, and what the machine can do."""
+"""Settings of reports, of the page to explore, and of the doctor."""
 
 from __future__ import annotations
 

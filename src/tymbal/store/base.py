@@ -44,7 +44,7 @@ class LabelTable:
         self.multilabel = bool((counts > 1).any())
 
     def indices(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The label of each row, [rows]; -1 where there is none.
+        """The label of each row, [rows]; -1 without one.
 
         Raises:
             StoreError: Some row of the store has several labels.
@@ -205,7 +205,7 @@ class SpectrogramSource(ABC):
 
     @property
     def description_files(self) -> Sequence[Path]:
-        """Small files that say what all rows are; empty where there are none."""
+        """Small files that describe all rows; empty if the source has none."""
         return ()
 
     @property
@@ -260,7 +260,7 @@ class SpectrogramSource(ABC):
 
     @property
     def splits(self) -> set[str]:
-        """The splits that any row is in: train, validation, test; none where there are none."""
+        """The splits that occur: train, validation, test; empty for a store without splits."""
         return set(pc.unique(self.index["split"]).drop_null().to_pylist())
 
     def singles(self) -> SpectrogramSource:
@@ -296,7 +296,7 @@ class SpectrogramSource(ABC):
         return self._label_table.multilabel
 
     def label_indices(self, rows: npt.ArrayLike | None = None) -> npt.NDArray[np.int64]:
-        """The one label of each row as its place in `labels`, -1 where there is none: [rows].
+        """The one label of each row as its index in `labels`, -1 without one: [rows].
 
         Args:
             rows: Row numbers; None is all.
@@ -325,21 +325,21 @@ class SpectrogramSource(ABC):
         inside = pc.fill_null(pc.equal(self.index["split"], split), False)  # noqa: FBT003
         rows: npt.NDArray[np.int64] = np.flatnonzero(inside.to_numpy())
         if len(rows) == 0:
-            there = sorted(pc.unique(self.index["split"]).drop_null().to_pylist())
+            splits = sorted(pc.unique(self.index["split"]).drop_null().to_pylist())
             raise StoreError(
                 f"has no split {split!r}",
                 path=self.path,
-                advice=f"Its splits are: {', '.join(there)}." if there else "It was prepared without splits.",
+                advice=f"Its splits are: {', '.join(splits)}." if splits else "It was prepared without splits.",
             )
         return rows
 
     def _checked(self, rows: npt.ArrayLike | None) -> npt.NDArray[np.int64]:
         if rows is None:
             return np.arange(len(self), dtype=np.int64)
-        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise IndexError(f"rows {wanted.min()} to {wanted.max()} of a store of {len(self)} spectrograms")
-        return wanted
+        indices = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if len(indices) and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"rows {indices.min()} to {indices.max()} of a store of {len(self)} spectrograms")
+        return indices
 
     def _memory(self, rows: int, out: npt.NDArray[np.float16] | None, pool: Any) -> npt.NDArray[np.float16]:
         """Where a batch goes: `out`, if it is of the right kind, or memory of the pool."""
@@ -373,11 +373,11 @@ class _Singles(SpectrogramSource):
 
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
         """Copies first views, or computes spectrograms of waveforms: float16 [n, frames, mels]."""
-        wanted = self._rows[self._checked(rows)]
+        indices = self._rows[self._checked(rows)]
         if self._store.samples is None:
-            values: npt.NDArray[np.float16] = self._store.gather(wanted)[:, 0]
+            values: npt.NDArray[np.float16] = self._store.gather(indices)[:, 0]
         else:
-            values = self._computed(wanted)
+            values = self._computed(indices)
         if out is None:
             return np.ascontiguousarray(values)
         out[:] = values

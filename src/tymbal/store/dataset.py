@@ -46,7 +46,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         labels: Give labels too: one class a row, or ones and zeros where the store has rows with several.
 
     Raises:
-        StoreError: Labels are wanted and some row has none.
+        StoreError: Labels are required and some row has none.
     """
 
     def __init__(self, store: SpectrogramSource, rows: npt.ArrayLike, *, labels: bool = False) -> None:

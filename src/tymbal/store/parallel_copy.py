@@ -55,7 +55,7 @@ class BufferPool:
     """Lends arrays of uninitialised memory; safe to use from several threads.
 
     Args:
-        blocks: Blocks that are kept at most.
+        blocks: Most blocks to keep.
     """
 
     def __init__(self, blocks: int = 4) -> None:

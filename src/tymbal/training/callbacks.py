@@ -54,8 +54,8 @@ class Timetable(TrainerCallback):
         log_every: Steps between logged figures.
         eval_every: Epochs between evaluations.
         eval_steps: Steps between evaluations, instead.
-        save_every: Epochs between checkpoints; None is when there is an evaluation, or would be.
-        validates: Whether there is anything to validate on.
+        save_every: Epochs between checkpoints; None saves at the times of evaluation, even without validation clips.
+        validates: Whether there are validation clips.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Checkpoints that are complete or absent.
 
 `Trainer` writes a checkpoint file by file into its final folder. Killed in between, it leaves a folder that it later
-resumes from without a word, to other weights: a missing `optimizer.pt` or `rng_state.pth` is not an error there. Here a
+resumes from silently, to other weights: it tolerates a missing `optimizer.pt` or `rng_state.pth`. Here a
 checkpoint is written aside, every file is listed with its size and hash in `manifest.json`, synced to the disk, and the
 folder is renamed into place. A checkpoint that is resumed from is first checked against its manifest.
 """
@@ -34,8 +34,8 @@ class Checkpoints:
     """The checkpoints of a run.
 
     Args:
-        folder: Where they lie, as `checkpoint-STEP`.
-        keep: How many of the newest are kept, beside the best.
+        folder: The folder of the folders `checkpoint-STEP`.
+        keep: Number of the newest checkpoints to keep, beside the best.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
@@ -48,7 +48,7 @@ class Checkpoints:
         return self.folder / f"checkpoint-{step}"
 
     def steps(self) -> list[int]:
-        """Steps of which there are checkpoints, complete or damaged, oldest first."""
+        """Steps of the existing checkpoints, complete or damaged, oldest first."""
         if not self.folder.is_dir():
             return []
         matches = [_NAME.fullmatch(entry.name) for entry in self.folder.iterdir()]
@@ -97,17 +97,17 @@ class Checkpoints:
 
 
 def resolve_checkpoint(path: Path, run: Path) -> Path | None:
-    """The checkpoint that a user means by what is given to resume from, told apart from weights to start from.
+    """Resolves the path to resume from to a checkpoint; weights to start from are an error.
 
     Args:
-        path: What was given.
+        path: The user's path.
         run: The run folder.
 
     Returns:
         The folder of the checkpoint, not verified; or None where the run itself was given: its newest.
 
     Raises:
-        CheckpointError: It is something else; what, and how to use it.
+        CheckpointError: It is no checkpoint of this run; the message says what it is and how to use it.
     """
     if not path.exists():
         raise CheckpointError("there is no such checkpoint to resume from", path=path)

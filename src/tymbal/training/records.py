@@ -70,9 +70,9 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            kept = [line for line in read_metrics(self._path) if line["step"] <= state.global_step]
-            write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-            write_text(self._log, HEADER + "".join(map(log_line, kept)))
+            past = [line for line in read_metrics(self._path) if line["step"] <= state.global_step]
+            write_text(self._path, "".join(json.dumps(line) + "\n" for line in past))
+            write_text(self._log, HEADER + "".join(map(log_line, past)))
             self._file = self._path.open("a", encoding="utf-8")
 
     @override
@@ -203,7 +203,7 @@ class ClassDetails(TrainerCallback):
             file.write(_as_csv(rows))
 
     def save(self, checkpoint: Path, step: int) -> None:
-        """Writes the counts of the evaluation of this step, if there was one, into its checkpoint."""
+        """Writes the counts of this step's evaluation, if any, into its checkpoint."""
         if step == self._step:
             counts = {name: self._sums[name].contiguous() for name in _COUNTS if name in self._sums}
             save_file(counts, checkpoint / _COUNTS_FILE)

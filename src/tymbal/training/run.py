@@ -69,7 +69,7 @@ def begin(
         output: The run folder.
         arguments: The verb's arguments by parameter name, for `run.yaml`.
         settings: The verb's resolved settings.
-        resume: `auto` continues a run that is there, True insists on one, False refuses; or the checkpoint to
+        resume: `auto` continues an existing run, True insists on one, False refuses; or the checkpoint to
             continue from.
 
     Returns:
@@ -82,7 +82,7 @@ def begin(
     """
     init_process_group(choose_device(settings.device)[0])
     folder = RunFolder(Path(output))
-    named_checkpoint(resume, folder.path)  # a mistake is said now, not when sound is prepared
+    named_checkpoint(resume, folder.path)  # reports a mistake now, not after sound is prepared
     result = on_rank_zero(lambda: folder.begin(verb, arguments, settings, resume=resume))
     if result is not None:
         tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
@@ -131,14 +131,14 @@ def train(
         watch: Gives further figures for every evaluation, of its figures and the epoch, in the first process only.
         callbacks: What else happens in the course of the training.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
-            weights, where there is one, and then for the best.
+            weights, if any, and then for the best.
 
     Returns:
         How the run ended, with the figures of the saved model.
 
     Raises:
         TrainingError: The loss is not finite, the memory of the device is too small, CUDA failed, or something has no
-            deterministic form there.
+            deterministic form on it.
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         SettingsError: Settings do not go together.
         Stopped: A signal asked to stop; a checkpoint is written.
@@ -181,7 +181,7 @@ def _fit(trainer: TymbalTrainer, session: Session, *, title: str) -> _End:
     """
     start, patience = session.start, session.settings.patience
     steps, best_step = start.step, start.best_step
-    # Where patience was used up and only the model not saved yet, there is nothing more to train.
+    # If patience was used up before and only the model is unsaved, no training is left to do.
     if not patience or start.idle < patience:
         _fit_with_progress(trainer, start, title=title)
         steps, best_step = trainer.state.global_step, trainer.state.best_global_step

@@ -133,7 +133,7 @@ class RunFolder:
             verb: The verb, as on the command line.
             arguments: Its source, output and the like by parameter name.
             settings: Its resolved settings.
-            resume: Whether an earlier session may be continued (`auto`), must be there (True) or must not (False); or
+            resume: Whether an earlier session may be continued (`auto`), must exist (True) or must not (False); or
                 the checkpoint to continue from.
 
         Returns:
@@ -154,7 +154,7 @@ class RunFolder:
         return None
 
     def _holds_a_run(self) -> bool:
-        """Whether there is anything to continue. A mistake in the first command leaves a run.yaml, but nothing else."""
+        """Whether the folder holds a run to continue. A mistake in the first command leaves only a run.yaml."""
         return (self.path / "result.json").exists() or any(self.checkpoints.glob("checkpoint-*"))
 
     def finish(self, result: RunResult) -> None:

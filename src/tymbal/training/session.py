@@ -148,7 +148,7 @@ def open_session(
 
 
 def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
-    """Refuses settings that evaluations decide, where there is nothing to evaluate on."""
+    """Refuses settings that depend on evaluations if there are no validation clips."""
     by_evaluation = {
         "patience": settings.patience,
         "average_from": settings.average_from is not None,

@@ -144,7 +144,7 @@ class TymbalTrainer(Trainer):
             collate_fn=whole_batch,
             num_workers=self.args.dataloader_num_workers,
             worker_init_fn=survive_in_worker,
-            # Views that were made on the device lie there already.
+            # Views made on the device are in its memory already.
             pin_memory=self.args.dataloader_pin_memory and not getattr(dataset, "on_device", False),
             # Its own, so that an evaluation draws nothing from the generator of the training.
             generator=torch.Generator().manual_seed(self.args.seed),
@@ -269,14 +269,14 @@ class TymbalTrainer(Trainer):
 
     def _not_finite(self, what: str, learning_rate: float) -> TrainingError:
         done = [step for step in self._checkpoints.steps() if step <= self.state.global_step]
-        kept = f" The last good checkpoint is that of step {done[-1]}." if done else ""
+        resume_hint = f" The last good checkpoint is that of step {done[-1]}." if done else ""
         return TrainingError(
             f"{what} at step {self.state.global_step} (learning rate {learning_rate:.3g})",
             path=self._checkpoints.folder.parent,
             advice=(
                 f"Begin a new run with a lower --learning-rate (try {self.args.learning_rate / 3:.2g}), a longer "
                 f"--warmup, or --precision float32; 'tymbal scan' finds sound files with values that are not "
-                f"finite.{kept}"
+                f"finite.{resume_hint}"
             ),
         )
 

@@ -37,7 +37,7 @@ from tymbal.values import nearest
 __all__ = ["DEFAULT_PATH", "augmentation_from", "augmentation_mapping", "chosen_augmentation", "read_augmentation"]
 
 DEFAULT_PATH = Path("configs/audio_augmentation_config.yaml")
-"""Read where it is there and no other file is named."""
+"""Read if it exists and no other file is named."""
 
 Group = TypeVar("Group", WaveformAugmentations, SpectrogramAugmentations)
 
@@ -50,10 +50,10 @@ def read_augmentation(path: str | os.PathLike[str] | None = None) -> Augmentatio
     """Reads augmentations from a file.
 
     Args:
-        path: The file. None is `DEFAULT_PATH` where it is there, else the defaults.
+        path: The file. None is `DEFAULT_PATH` if that exists, else the defaults.
 
     Raises:
-        SettingsError: It is not there, or something in it is unknown or wrong.
+        SettingsError: The file does not exist, or something in it is unknown or wrong.
     """
     if path is None:
         if not DEFAULT_PATH.is_file():
@@ -63,14 +63,14 @@ def read_augmentation(path: str | os.PathLike[str] | None = None) -> Augmentatio
 
 
 def chosen_augmentation(settings: ViewSettings) -> AugmentationSettings:
-    """The augmentations of a file, with the numbers that stand above it.
+    """The augmentations of a file, overridden by the numbers that the settings give themselves.
 
     Raises:
         SettingsError: As `read_augmentation`.
     """
-    found = read_augmentation(settings.augmentations)
+    settings_of_file = read_augmentation(settings.augmentations)
     above = {name: value for name in _PLAIN if (value := getattr(settings, name)) is not None}
-    return replace(found, **above)
+    return replace(settings_of_file, **above)
 
 
 def augmentation_from(mapping: Mapping[str, Any], *, source: PathLike | None = None) -> AugmentationSettings:
@@ -123,17 +123,17 @@ def _group(cls: type[Group], value: Any, source: PathLike | None) -> Group:
         raise SettingsError(f"{cls.__name__} are not a mapping of names to settings", path=source)
     _check_known(value, names, "the augmentations", source)
     hints = typing.get_type_hints(cls)
-    found = {}
-    for name, given in value.items():
+    groups = {}
+    for name, entry in value.items():
         kind = next(option for option in typing.get_args(hints[name]) if option is not type(None))
-        if given is not None and not isinstance(given, Mapping):
+        if entry is not None and not isinstance(entry, Mapping):
             raise SettingsError(f"{name} is not a mapping of settings", path=source, advice=f"Example: {name}: {{}}")
-        settings = dict(given or {})
+        settings = dict(entry or {})
         folder = settings.get("folder")
         if isinstance(folder, str) and source is not None:
             settings["folder"] = str((Path(source).parent / folder).absolute())
-        found[name] = from_mapping(kind, settings, source=source)
-    return cls(**found)
+        groups[name] = from_mapping(kind, settings, source=source)
+    return cls(**groups)
 
 
 def _check_known(mapping: Mapping[str, Any], known: typing.Sequence[str], what: str, source: PathLike | None) -> None:

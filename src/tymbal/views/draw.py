@@ -21,7 +21,7 @@ from torch import Tensor
 from tymbal.randomness import fold, uniform
 from tymbal.settings.augmentation import SPECTROGRAM, WAVEFORM, AugmentationSettings
 
-__all__ = ["VIEWS", "Draws", "clip_key", "describe_strategies", "draw", "told", "view_keys"]
+__all__ = ["VIEWS", "Draws", "clip_key", "describe_changes", "describe_strategies", "draw", "view_keys"]
 
 VIEWS = 2
 """Views of a version of a clip."""
@@ -89,9 +89,9 @@ class Draws:
 
     def have(self, *names: str) -> npt.NDArray[np.bool_]:
         """Which views get one of these augmentations, [views]."""
-        wanted = sum(1 << _PLACES[name] for name in names)
-        found: npt.NDArray[np.bool_] = (self._bits & wanted) != 0
-        return found
+        mask = sum(1 << _PLACES[name] for name in names)
+        has_any: npt.NDArray[np.bool_] = (self._bits & mask) != 0
+        return has_any
 
     @cached_property
     def _bits(self) -> npt.NDArray[np.int64]:
@@ -174,8 +174,8 @@ def _values(settings: AugmentationSettings, active: Tensor, numbers: Tensor) -> 
 
 def _tables(settings: AugmentationSettings) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities [augmentations]; by strategy what may be drawn [strategies, augmentations] and how much of it."""
-    there = [getattr(getattr(settings, kind), name) for kind, names in _KINDS.items() for name in names]
-    probability = torch.tensor([0.0 if one is None else one.probability for one in there])
+    augmentations = [getattr(getattr(settings, kind), name) for kind, names in _KINDS.items() for name in names]
+    probability = torch.tensor([0.0 if each is None else each.probability for each in augmentations])
     strategies = [settings.of_version(version) for version in range(max(len(settings.strategies), 1))]
     allowed = [{name for kind in _KINDS for name in settings.names(kind, strategy)} for strategy in strategies]
     eligible = torch.tensor([[name in names for name in _NAMES] for names in allowed])
@@ -204,8 +204,8 @@ _WORDS = {
 }
 
 
-def told(draws: Draws, view: int) -> tuple[str, ...]:
-    """What happens to a view, in the order in which it is done."""
+def describe_changes(draws: Draws, view: int) -> tuple[str, ...]:
+    """Names the augmentations of a view with their values, in the order in which they are applied."""
     active = zip(WAVEFORM + SPECTROGRAM, draws.active[view].tolist(), strict=True)
     return tuple(_WORDS[name].format(*draws.values_of(name, view)) for name, is_on in active if is_on)
 

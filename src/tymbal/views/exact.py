@@ -24,7 +24,7 @@ __all__ = ["exact_waveforms"]
 
 _OVER = ("background", "noise")
 _SAME = 1e-6
-_MARGIN = 256  # samples that the resampler looks at behind the last that is wanted
+_MARGIN = 256  # samples that the resampler reads behind the last one of the result
 _PERIODS = 3
 _FAST: list[int] = sorted(
     2**two * 3**three * 5**five for two in range(5, 28) for three in range(4) for five in range(3)
@@ -113,7 +113,7 @@ def _through_filters(x: Tensor, draws: Draws, rate: int, noise: Bank | None = No
 
 
 def _echoes(draws: Draws, samples: int, rate: int, noise: Bank) -> Tensor:
-    """Impulse responses: white noise that falls exponentially, of the energy that is wanted, [views, up to samples]."""
+    """Impulse responses: white noise that falls exponentially, of the drawn energy, [views, up to samples]."""
     decay, energy = room(draws)
     # Behind 90 dB nothing is left.
     count = min(samples, math.ceil(1.5 * rate * ROOM_DECAY / float(decay.min())))

@@ -1,6 +1,6 @@
-"""Views of sounds without a look at their samples again: one transform of a clip serves all its views.
+"""Views of sounds without reading their samples again: one transform of a clip serves all its views.
 
-What is kept is a log-mel spectrogram, which has no phase. So a gain adds to it, filters multiply the energy of each
+The result is a log-mel spectrogram, which has no phase. So a gain adds to it, filters multiply the energy of each
 bin, a pitch shift and a change of speed stretch the frequency axis and a time stretch the time axis of the energy, a
 room lets energy trail. Only what is laid over a sound needs the phase: its complex spectrum is added to the clip's
 before the magnitude is taken. Energies in mel bins commute with everything that happens along time, so that those steps
@@ -131,9 +131,9 @@ class SpectralViews:
             # Views without it get it too, 200 dB below the clip.
             picked = bank.pick(draws.uniform(name, 1)).to(self._device)
             ratio = 10 ** (-draws.value(name, "snr") / 20)
-            there = self._banks[name]
-            height = ratio.to(self._device) * clips.level[source] / there.level[picked]
-            sounds = torch.view_as_real(there.spectrum.index_select(0, picked))
+            overlay = self._banks[name]
+            height = ratio.to(self._device) * clips.level[source] / overlay.level[picked]
+            sounds = torch.view_as_real(overlay.spectrum.index_select(0, picked))
             spectrum = torch.addcmul(spectrum, sounds, height[:, None, None, None])
         return self.spectrum.energy(torch.view_as_complex(spectrum))
 

@@ -17,7 +17,7 @@ from tymbal.pages.page import Part, Section, bullets, details, page
 from tymbal.pages.pictures import sheet, spectrogram
 from tymbal.pages.players import flac, player
 from tymbal.settings.augmentation import AugmentationSettings
-from tymbal.views.draw import VIEWS, clip_key, describe_strategies, draw, told, view_keys
+from tymbal.views.draw import VIEWS, clip_key, describe_changes, describe_strategies, draw, view_keys
 from tymbal.views.make import ViewMaker
 
 __all__ = ["Example", "Shown", "preview_page", "write_preview"]
@@ -38,7 +38,7 @@ def write_preview(
     """Writes the page and the picture, both or neither.
 
     Args:
-        folder: Where to; what stands there is replaced.
+        folder: The folder to write; an existing one is replaced.
         maker: Makes views.
         waveforms: Clips, float32 [clips, samples].
         names: Their ids.
@@ -74,7 +74,7 @@ def _examples(
         # One brightness and one loudness for a clip and its views, so that what is louder looks and sounds louder.
         high = float(values.max())
         heard = heard * (_LOUDEST / max(float(np.abs(heard).max()), 1e-6))
-        changes = [(), *(told(draws, view) for view in range(len(draws)))]
+        changes = [(), *(describe_changes(draws, view) for view in range(len(draws)))]
         shown = [Shown(*each) for each in zip(values, heard, changes, strict=True)]
         yield Example(name, shown[0], tuple(shown[1:]), (high - _RANGE, high))
 

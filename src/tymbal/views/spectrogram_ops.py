@@ -44,7 +44,7 @@ def power_response(draws: Draws, frequencies: Tensor) -> Tensor:
 
 
 def lowest_edge(draws: Draws) -> float:
-    """The lowest edge in Hz of all filters of the views; infinite where there are none."""
+    """The lowest edge in Hz of all filters of the views; infinite without filters."""
     edges = (edge[draws.views(name)] for name, _, edge in _edges(draws) if draws.have(name).any())
     return min((float(edge.min()) for edge in edges), default=math.inf)
 

@@ -51,7 +51,7 @@ class Spectrum:
         return torch.addcmul(real.square(), imaginary, imaginary).transpose(1, 2)
 
     def mel(self, energy: Tensor, response: Tensor | None = None) -> Tensor:
-        """Energies in mel bins, behind filters where there are some.
+        """Energies in mel bins, after filters if a response is given.
 
         Args:
             energy: [views, bins, frames], or [1, bins, frames] for all views.
@@ -69,12 +69,12 @@ class Spectrum:
             return torch.cat(parts, dim=1)
 
     def mel_at(self, energy: Tensor, factor: Tensor, response: Tensor | None) -> Tensor:
-        """Energies in mel bins, as if each bin lay at another frequency.
+        """Energies in mel bins after moving each bin to another frequency.
 
         Args:
             energy: [views, bins, frames], or [1, bins, frames] for all views.
             factor: What the frequencies of each view are multiplied by, [views], on the CPU.
-            response: Power gain of each bin, where there are filters, [views, bins].
+            response: Power gain of each bin, [views, bins]; None without filters.
 
         Returns:
             [views, mels, frames]; the energy of a bin goes where its new frequency is, none is made or lost.
@@ -138,10 +138,10 @@ class Vocoder:
 
         Args:
             rate: How many times faster.
-            samples: How many are wanted at most.
+            samples: Most samples to return.
 
         Returns:
-            float32 [round(samples of the sound / rate)], or as many as are wanted.
+            float32 [round(samples of the sound / rate)], at most `samples`.
         """
         length = round(len(self._waveform) / rate)
         length = length if samples is None else min(length, samples)

@@ -148,17 +148,17 @@ def names_from(
         Weights of our encoder, of our classifier's head, and the names that have no place in either.
 
     Raises:
-        ModelError: Where there is none.
+        ModelError: The tensors hold no AST.
     """
     anchor = "embeddings.cls_token"
-    found = next((name for name in state if name == anchor or name.endswith(f".{anchor}")), None)
-    if found is None:
+    anchor_name = next((name for name in state if name == anchor or name.endswith(f".{anchor}")), None)
+    if anchor_name is None:
         raise ModelError(
             f"no audio spectrogram transformer is among its {len(state)} weights ({next(iter(state))}, …)",
             path=path,
             advice="Give a model folder, an AST checkpoint of Hugging Face, or an SSAST file.",
         )
-    prefix = found.removesuffix(anchor)
+    prefix = anchor_name.removesuffix(anchor)
     root = prefix.removesuffix(PREFIX)
     plain = {_on_disk(name.removeprefix(prefix)): value for name, value in state.items() if name.startswith(prefix)}
     others = {name.removeprefix(root): value for name, value in state.items() if not name.startswith(prefix)}
@@ -226,9 +226,9 @@ def fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    wanted = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+    patterns = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
@@ -255,7 +255,7 @@ def describe(
         ModelError: Where the model has parts that ours has not.
     """
     names = config.get("id2label") or {}
-    told: dict[str, Any] = {
+    known: dict[str, Any] = {
         "encoder": _encoder_config(config, path=path),
         "labels": tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(labels)),
         "pooling": "cls" if labels else None,
@@ -263,17 +263,17 @@ def describe(
     }
     if preprocessor is not None and preprocessor.get("mean", AUDIOSET_MEAN) is not None:  # null in our own extractor's
         normalised = preprocessor.get("do_normalize", True)
-        told["mean"] = float(preprocessor.get("mean", AUDIOSET_MEAN)) if normalised else 0.0
-        told["std"] = float(preprocessor.get("std", AUDIOSET_STD)) if normalised else 0.5
+        known["mean"] = float(preprocessor.get("mean", AUDIOSET_MEAN)) if normalised else 0.0
+        known["std"] = float(preprocessor.get("std", AUDIOSET_STD)) if normalised else 0.5
     if "tymbal" in config:
-        return replace(ModelDescription.from_json(config["tymbal"], path=path), **told)
-    heard = preprocessor or {}
+        return replace(ModelDescription.from_json(config["tymbal"], path=path), **known)
+    extractor = preprocessor or {}
     features = FeatureSettings(
-        sample_rate=int(heard.get("sampling_rate", 16_000)),
-        mel_bins=int(heard.get("num_mel_bins", told["encoder"].mels)),
+        sample_rate=int(extractor.get("sampling_rate", 16_000)),
+        mel_bins=int(extractor.get("num_mel_bins", known["encoder"].mels)),
     )
     return ModelDescription(
-        **{"mean": AUDIOSET_MEAN, "std": AUDIOSET_STD, **told},
+        **{"mean": AUDIOSET_MEAN, "std": AUDIOSET_STD, **known},
         features=features,
         padding=0.0,
         provenance={"from": f"Hugging Face checkpoint {path}"},

@@ -42,7 +42,7 @@ def holds_ast(names: Mapping[str, Tensor]) -> bool:
 
 
 def has_parts(names: Iterable[str]) -> bool:
-    """Whether, among the names that are no encoder's, there are those of a script's other parts."""
+    """Whether the names include a script's other parts: the heads of its objective, or a classifier."""
     return any(part in (*OBJECTIVE_PARTS, "classifier") for name in names for part in name.split("."))
 
 
@@ -109,8 +109,8 @@ def write(path: Path, encoder: SpectrogramEncoder, objective_state: Mapping[str,
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without the prefix of what the script's module was wrapped in, as `module.` or `_orig_mod.`."""
-    found = next(name for name in state if name == _CLASS_TOKEN or name.endswith(f".{_CLASS_TOKEN}"))
-    wrapper = found.removesuffix(_CLASS_TOKEN).removesuffix(huggingface.PREFIX).removesuffix("encoder.")
+    class_token = next(name for name in state if name == _CLASS_TOKEN or name.endswith(f".{_CLASS_TOKEN}"))
+    wrapper = class_token.removesuffix(_CLASS_TOKEN).removesuffix(huggingface.PREFIX).removesuffix("encoder.")
     return {name.removeprefix(wrapper): value for name, value in state.items()}
 
 
@@ -120,7 +120,7 @@ def _beside(path: Path, name: str) -> dict[str, Any] | None:
 
 
 def _linear(bare: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of weight and bias of a classifier that is one linear layer; empty where there is another or none."""
+    """Names of weight and bias of a classifier that is one linear layer; empty for any other or none."""
     names = [name for name in bare if name.startswith("classifier.")]
     by_part = {name.rpartition(".")[2]: name for name in names}
     if len(names) != 2 or by_part.keys() != {"weight", "bias"} or bare[by_part["weight"]].ndim != 2:
@@ -172,7 +172,7 @@ def _shape(
 
 
 def _rebuilt_mels(bare: Mapping[str, Tensor], at_least: int) -> int:
-    """Mel bins that the decoder's last convolution rebuilds; 128 where there is none."""
+    """Mel bins that the decoder's last convolution rebuilds; 128 without a decoder."""
     by_place = {
         tuple(map(int, re.findall(r"\d+", name))): len(value)
         for name, value in bare.items()

@@ -121,7 +121,7 @@ def write(
 ) -> None:
     """Writes an encoder, with the heads of its objective, or a classifier as SSAST saves them.
 
-    SSAST's epsilons (1e-6, in the head 1e-5) are not in the file: a model with others differs there by about 1e-5.
+    SSAST's epsilons (1e-6, in the head 1e-5) are not in the file: with others the exported model differs by about 1e-5.
 
     Raises:
         ModelError: Where SSAST cannot hold the model: other pooling than mean and cls, overlap in a pretraining file,
@@ -209,10 +209,10 @@ def _fine_tuned_geometry(
     if len(fitting) == 1:
         return fitting[0]
     tried = " and ".join(f"{down}x{right}" for down, right in usual)
-    told = f"stride {stride[0]}x{stride[1]} does not fit" if stride else f"of the usual strides {tried}"
+    reason = f"stride {stride[0]}x{stride[1]} does not fit" if stride else f"of the usual strides {tried}"
     raise ModelError(
         f"a fine-tuned SSAST file does not say how its patches overlap, and {patches} patches of {patch[0]}x{patch[1]} "
-        f"do not tell: {told}" + ("" if stride else f" {len(fitting)} fit" + ("" if fitting else ": none")),
+        f"do not tell: {reason}" + ("" if stride else f" {len(fitting)} fit" + ("" if fitting else ": none")),
         path=path,
         advice="Give the stride with which it was fine-tuned, mel bins x frames (--fstride and --tstride of SSAST), "
         "in Python: load_model(path, stride=(10, 10)).",

@@ -289,16 +289,16 @@ def _open(path: Path) -> int:
         raise StoreError(f"cannot be opened: {error.strerror}", path=path, advice=advice) from error
 
 
-def _check_header(path: Path, wanted: tuple[int, ...], kind: np.dtype[Any]) -> None:
+def _check_header(path: Path, expected: tuple[int, ...], kind: np.dtype[Any]) -> None:
     with path.open("rb") as file:
         try:
             np.lib.format.read_magic(file)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
         except ValueError as error:
             raise StoreError(f"is no .npy file: {error}", path=path, advice=_READ_AGAIN) from error
-        if (shape, fortran, dtype, file.tell()) != (wanted, False, kind, NPY_HEADER):
+        if (shape, fortran, dtype, file.tell()) != (expected, False, kind, NPY_HEADER):
             raise StoreError(
-                f"holds {dtype} {list(shape)}, the store's description says {kind} {list(wanted)}",
+                f"holds {dtype} {list(shape)}, the store's description says {kind} {list(expected)}",
                 path=path,
                 advice=_READ_AGAIN,
             )

@@ -59,7 +59,7 @@ class Store(SpectrogramSource):
         self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
         self._shards: dict[int, MappedShard] = {}
         self._pool = BufferPool()
-        # The last two batches that were announced, and whether they were found cached.
+        # The last two announced batches, and whether they were cached.
         self._announced: deque[tuple[list[int], bool]] = deque(maxlen=2)
 
     @classmethod
@@ -84,8 +84,8 @@ class Store(SpectrogramSource):
             file = folder / shard.file
             size = file.stat().st_size if file.is_file() else None
             if size != shard.bytes:
-                found = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
-                raise StoreError(found, path=file, advice=f"Copy the store again from where it came from. {_DAMAGED}")
+                problem = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
+                raise StoreError(problem, path=file, advice=f"Copy the store again from where it came from. {_DAMAGED}")
         index = _read_index(folder / INDEX)
         rows = sum(shard.rows for shard in description.shards)
         if not index.num_rows == rows == description.count:
@@ -134,9 +134,9 @@ class Store(SpectrogramSource):
             IndexError: A row number is not in the store.
             StoreError: A shard cannot be read.
         """
-        wanted = self._listed(rows)
-        out = self._memory(len(wanted), out, self._pool)
-        places = [self._place(row) for row in wanted]
+        indices = self._listed(rows)
+        out = self._memory(len(indices), out, self._pool)
+        places = [self._place(row) for row in indices]
         size = math.prod(self.row_shape) * 2
 
         def copy(start: int, stop: int) -> None:
@@ -149,16 +149,16 @@ class Store(SpectrogramSource):
                 shard.read(row, view[number * size : (number + 1) * size])
 
         view = out.reshape(-1).view(np.uint8).data
-        copy_in_parallel(copy if self._seem_cached(wanted) else read, len(wanted), size)
+        copy_in_parallel(copy if self._seem_cached(indices) else read, len(indices), size)
         return out
 
     def announce(self, rows: npt.ArrayLike) -> None:
         """Tells the kernel which rows come next, so that it fetches what is not cached in the background.
 
-        Where two of the rows are found cached, all are taken to be. A no-op where the system has no such call.
+        If the sampled rows are cached, all are taken to be. A no-op where the system has no such call.
         """
-        wanted = self._listed(rows)
-        self._announced.append((wanted, self._fetch(wanted)))
+        indices = self._listed(rows)
+        self._announced.append((indices, self._fetch(indices)))
 
     def _seem_cached(self, rows: list[int]) -> bool:
         for announced, cached in self._announced:
@@ -167,9 +167,9 @@ class Store(SpectrogramSource):
         return self._fetch(rows)
 
     def _fetch(self, rows: list[int]) -> bool:
-        """Whether rows seem cached; the kernel is told to fetch them if not."""
-        asked = [self._place(row) for row in rows[:: max(len(rows) // _ASKED, 1)][:_ASKED]]
-        if all(shard.cached(row) for shard, row in asked):
+        """Whether rows seem cached; if not, asks the kernel to fetch them."""
+        sample = [self._place(row) for row in rows[:: max(len(rows) // _ASKED, 1)][:_ASKED]]
+        if all(shard.cached(row) for shard, row in sample):
             return True
         for row in rows:
             shard, within = self._place(row)
@@ -179,10 +179,10 @@ class Store(SpectrogramSource):
     def _listed(self, rows: npt.ArrayLike) -> list[int]:
         # A batch flushes the processor's cache: after it few and simple steps in Python cost less than fast ones in
         # numpy, whose code has to be fetched anew.
-        wanted: list[int] = np.asarray(rows, dtype=np.int64).reshape(-1).tolist()
-        if wanted and not 0 <= min(wanted) <= max(wanted) < len(self):
-            raise IndexError(f"rows {min(wanted)} to {max(wanted)} of a store of {len(self)} spectrograms")
-        return wanted
+        indices: list[int] = np.asarray(rows, dtype=np.int64).reshape(-1).tolist()
+        if indices and not 0 <= min(indices) <= max(indices) < len(self):
+            raise IndexError(f"rows {min(indices)} to {max(indices)} of a store of {len(self)} spectrograms")
+        return indices
 
     def _place(self, row: int) -> tuple[MappedShard, int]:
         """The shard of a row, and its place in it."""
@@ -190,8 +190,8 @@ class Store(SpectrogramSource):
         return self._shards.get(number) or self._shard(number), row - self._first_rows[number]
 
     def _shard(self, number: int) -> MappedShard:
-        there = self.description.shards[number]
-        shard = MappedShard(self.path / there.file, there.rows, self.row_shape, self.dtype)
+        description = self.description.shards[number]
+        shard = MappedShard(self.path / description.file, description.rows, self.row_shape, self.dtype)
         self._shards[number] = shard
         return shard
 
@@ -204,7 +204,7 @@ def _read_index(path: Path) -> pa.Table:
     except (OSError, pa.ArrowException) as error:
         raise StoreError(f"cannot be read: {error}", path=path, advice=_DAMAGED) from error
     if "version" not in index.column_names:
-        # As written before there were views.
+        # Stores older than views lack the column.
         index = index.append_column("version", pa.nulls(index.num_rows, pa.int32()))
     missing = [name for name in INDEX_SCHEMA.names if name not in index.column_names]
     if missing:
@@ -240,8 +240,8 @@ class WaveStore(Store):
 
     def waveforms(self, rows: npt.ArrayLike) -> npt.NDArray[np.int16]:
         """Waveforms in any order, int16 [n, samples]."""
-        found: npt.NDArray[Any] = self.gather(rows)
-        return found
+        waveforms: npt.NDArray[Any] = self.gather(rows)
+        return waveforms
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:

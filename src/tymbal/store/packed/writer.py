@@ -144,17 +144,17 @@ def open_shard(
     views: int = 1,
     samples: int | None = None,
 ) -> Iterator[ShardWriter]:
-    """Yields a writer; on success the shard stands at `path`, synced and of the right size, else nothing does."""
+    """Yields a writer; on success the shard is at `path`, synced and of the right size, else nothing is."""
     with replace_file(path) as aside:
         with aside.open("wb") as file:
             writer = ShardWriter(file, frames, mels, padding, views=views, samples=samples)
             yield writer
             writer.finish()
         values = views * frames * mels if samples is None else samples
-        size, wanted = aside.stat().st_size, NPY_HEADER + writer.rows * values * 2
-        if size != wanted:
+        size, expected = aside.stat().st_size, NPY_HEADER + writer.rows * values * 2
+        if size != expected:
             raise StoreError(
-                f"was written with {size} bytes instead of {wanted}", path=path, advice="Is the disk full?"
+                f"was written with {size} bytes instead of {expected}", path=path, advice="Is the disk full?"
             )
 
 
@@ -242,8 +242,8 @@ def write_store(
     Args:
         path: A folder that is no store yet.
         spectrograms: Log-mel values [real frames, mels] with what the index says of them; `frames` of an entry is
-            set to the frames that were kept.
-        features: How they were computed; None where nobody knows.
+            set to the frames stored.
+        features: How they were computed; None if unknown.
         frames: Frames of a spectrogram in the store: shorter ones are padded, longer ones cut.
         mels: Mel bins, where the features do not tell.
         padding: Log-mel value behind the end of a short spectrogram; silence by default.

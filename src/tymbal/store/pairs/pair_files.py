@@ -52,7 +52,7 @@ PART_METADATA = tuple(_PART.format(split) for split in _SPLITS)
 
 
 def split_folder(split: str | None) -> str:
-    """The folder of a split: `val` for validation, `train` where there is none."""
+    """The folder of a split: `val` for validation, `train` for None."""
     return {None: "train", "validation": "val"}.get(split, split or "train")
 
 
@@ -120,7 +120,7 @@ def write_metadata(
         folder: The layout's folder.
         entries: The split and what `entry_of` gives of each file.
         extras: `config` and `tymbal`.
-        part: `train` or `val`, where only that was written.
+        part: `train` or `val`, if only that was written.
 
     Returns:
         The file.
@@ -129,8 +129,8 @@ def write_metadata(
     for split, entry in entries:
         lists.setdefault(split_folder(split), []).append(entry)
     lines = [
-        f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in found) + "\n]"
-        for name, found in lists.items()
+        f"{json.dumps(name)}: [\n" + ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in of_split) + "\n]"
+        for name, of_split in lists.items()
     ]
     lines += [f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in extras.items()]
     path = folder / (_PART.format(part) if part else METADATA)
@@ -139,13 +139,13 @@ def write_metadata(
 
 
 def metadata_files(path: str | os.PathLike[str]) -> list[Path]:
-    """The metadata of a folder, or the one that is given; empty where it is another kind of folder."""
-    there = Path(path)
-    if there.is_file():
-        return [there] if there.suffix == ".json" and there.stem.startswith("metadata") else []
-    if (there / METADATA).is_file():
-        return [there / METADATA]
-    return [file for part in PART_METADATA if (file := there / part).is_file()]
+    """The metadata files of a folder, or the given file itself; empty for another kind of folder or file."""
+    place = Path(path)
+    if place.is_file():
+        return [place] if place.suffix == ".json" and place.stem.startswith("metadata") else []
+    if (place / METADATA).is_file():
+        return [place / METADATA]
+    return [file for part in PART_METADATA if (file := place / part).is_file()]
 
 
 def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
@@ -168,11 +168,11 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str
     for file in files:
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
-            for name, found in value.items():
-                if isinstance(found, list):
-                    lists[name] = [_checked(entry) for entry in found]
+            for name, item in value.items():
+                if isinstance(item, list):
+                    lists[name] = [_checked(entry) for entry in item]
                 else:
-                    extras[name] = found
+                    extras[name] = item
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise StoreError(f"is damaged: {error}", path=file, advice="Write it again.") from error
     return lists, extras

@@ -101,7 +101,7 @@ class PairFileStore(SpectrogramSource):
         files: The file of each row.
 
     Raises:
-        StoreError: Not one file is there, or the metadata are damaged.
+        StoreError: Not one file exists, or the metadata are damaged.
     """
 
     views = 2
@@ -118,7 +118,7 @@ class PairFileStore(SpectrogramSource):
             lists, self._extras = read_metadata(path)
             roots.append(metadata_files(path)[0].parent)
             entries: list[tuple[str | None, Mapping[str, Any]]] = [
-                (_SPLITS.get(name, name), entry) for name, found in lists.items() for entry in found
+                (_SPLITS.get(name, name), entry) for name, of_split in lists.items() for entry in of_split
             ]
         else:
             path, self._extras = Path(root or "."), {}
@@ -188,13 +188,13 @@ class PairFileStore(SpectrogramSource):
             float16 [n, 2, frames, mels].
 
         Raises:
-            IndexError: A row number is not there.
+            IndexError: A row number is not in the store.
             DamagedRowsError: Some files cannot be read; they have been named.
         """
-        wanted = self._checked(rows)
-        out = self._memory(len(wanted), out, self._pool)
+        indices = self._checked(rows)
+        out = self._memory(len(indices), out, self._pool)
         bad = []
-        for target, row in zip(out, wanted.tolist(), strict=True):
+        for target, row in zip(out, indices.tolist(), strict=True):
             pair = self.pair(row)
             if pair is None:
                 bad.append(row)
@@ -217,7 +217,7 @@ class PairFileStore(SpectrogramSource):
         return pair
 
     def announce(self, rows: npt.ArrayLike) -> None:
-        """Does nothing: files are read when they are wanted."""
+        """Does nothing: files are read on request."""
 
     def _leave_out(self, file: Path, reason: str) -> None:
         self._failures.append(Failure(str(file), reason, _ADVICE))
@@ -238,8 +238,8 @@ class PairFileStore(SpectrogramSource):
     @property
     def _ours(self) -> Mapping[str, Any]:
         """What Tymbal wrote beside the layout's own keys."""
-        found: Mapping[str, Any] = self._extras.get("tymbal", {})
-        return found
+        recorded: Mapping[str, Any] = self._extras.get("tymbal", {})
+        return recorded
 
     @cached_property
     def _statistics(self) -> tuple[float, float]:
@@ -366,8 +366,8 @@ def _rows(source: SpectrogramSource) -> Iterator[Numbered]:
 
 
 def _entries(source: SpectrogramSource) -> list[Entry]:
-    found = []
+    entries = []
     for row in source.index.to_pylist():
         recorded = {name: value for name, value in row.items() if name not in ("shard", "row")}
-        found.append(Entry(**{**recorded, "labels": tuple(recorded["labels"] or ()), "frames": source.frames}))
-    return found
+        entries.append(Entry(**{**recorded, "labels": tuple(recorded["labels"] or ()), "frames": source.frames}))
+    return entries

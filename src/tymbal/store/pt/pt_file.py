@@ -1,10 +1,10 @@
 """One `.pt` file that holds one spectrogram: what is in it, what may be wrong with it, and where its values lie.
 
 Pickles are read by `torch.load(weights_only=True)` and by nothing else, so that one that wants to run a program cannot.
-That costs a third of a millisecond, nearly all of it to find out what all the other files said already. torch's files
-are archives that are not compressed: `examine` also finds the place in the file at which the values lie, and believes
-it only if the very values are there. A file with the same pickle, byte by byte, has them at the same place of its
-storage; and `read_at` reads them straight into a batch, ten times faster.
+That costs a third of a millisecond, nearly all of it to parse what all the other files said already. torch's files are
+archives that are not compressed: `examine` also locates the values in the file, and trusts the place only if it holds
+the very values. A file with the same pickle, byte by byte, has them at the same place of its storage; and `read_at`
+reads them straight into a batch, ten times faster.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Examined:
-    """What a look at a file found.
+    """The result of reading a whole file.
 
     Attributes:
         place: Where its spectrogram lies.
@@ -101,7 +101,7 @@ class Examined:
 
 
 _PLACES: dict[tuple[bytes, int, int, str], Place] = {}
-"""Places within the storage by pickle, bytes of the storage, mel bins and layout: what torch.load has found before."""
+"""Places within the storage by pickle, bytes of the storage, mel bins and layout, of files that torch.load has read."""
 
 _REMEMBERED = 10_000
 
@@ -163,12 +163,12 @@ def read_at(path: str, place: Place, mels: int, out: npt.NDArray[np.float16]) ->
 
     Args:
         path: The file.
-        place: What `examine` found.
+        place: The place that `examine` returned.
         mels: Mel bins.
-        out: Where to put them, C-contiguous [wanted frames, mels].
+        out: Where to put them, C-contiguous [frames to read, mels].
 
     Returns:
-        Whether it did: False where the file is not what it was when its place was found.
+        Whether it did: False if the file has changed since it was examined.
 
     Raises:
         OSError: The file cannot be read.
@@ -181,10 +181,10 @@ def read_at(path: str, place: Place, mels: int, out: npt.NDArray[np.float16]) ->
         if place.dtype == "<f2" and (place.frame_step, place.mel_step) == (mels, 1):
             return _fill(file, out.reshape(-1).view(np.uint8))
         span = _span(len(out), mels, place)
-        there = np.empty(span * np.dtype(place.dtype).itemsize, np.uint8)
-        if not _fill(file, there):
+        content = np.empty(span * np.dtype(place.dtype).itemsize, np.uint8)
+        if not _fill(file, content):
             return False
-    out[:] = _view(there.data, 0, len(out), mels, place)
+    out[:] = _view(content.data, 0, len(out), mels, place)
     return True
 
 
@@ -239,13 +239,13 @@ def _spectrogram(data: bytes, path: str, *, mels: int, layout: str) -> Tensor:
 def _only_spectrogram(content: Any, path: str, mels: int) -> Tensor:
     """The tensor that a file holds, bare or among other values by name or in order."""
     parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list | tuple) else ()
-    found = [content] if isinstance(content, Tensor) else [part for part in parts if isinstance(part, Tensor)]
-    if len(found) > 1:
-        found = [tensor for tensor in found if tensor.ndim > 1 and mels in tensor.shape[-2:]]
-    if len(found) != 1:
-        number = f"{len(found)} of them" if found else f"a {type(content).__name__}"
+    tensors = [content] if isinstance(content, Tensor) else [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) > 1:
+        tensors = [tensor for tensor in tensors if tensor.ndim > 1 and mels in tensor.shape[-2:]]
+    if len(tensors) != 1:
+        number = f"{len(tensors)} of them" if tensors else f"a {type(content).__name__}"
         raise _failure("wrong shape", f"it holds {number}, not one spectrogram", path)
-    tensor = found[0].detach()
+    tensor = tensors[0].detach()
     if tensor.layout != torch.strided or not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
         raise _failure("wrong shape", f"it holds {kind} values, not a dense array of floating point numbers", path)
@@ -265,14 +265,14 @@ def _known(archive: Archive | None, mels: int, layout: str, size: int, modified:
     """The place of the values of a file whose pickle is that of another one, which torch.load has read."""
     if archive is None:
         return None
-    found = _PLACES.get((archive.pickle, archive.size, mels, layout))
-    if found is None:
+    place = _PLACES.get((archive.pickle, archive.size, mels, layout))
+    if place is None:
         return None
-    return found._replace(size=size, modified=modified, offset=archive.start + found.offset)
+    return place._replace(size=size, modified=modified, offset=archive.start + place.offset)
 
 
 def _find(data: bytes, archive: Archive | None, spectrogram: Tensor, *, layout: str, size: int, modified: int) -> Place:
-    """Where the values lie that torch.load gave, if that is known and they do lie there."""
+    """The place in the file of the values that torch.load returned, if it can be located and verified."""
     frames, mels = spectrogram.shape
     unknown = Place(size, modified, frames)
     if archive is None or spectrogram.dtype not in _FAST:
@@ -283,8 +283,8 @@ def _find(data: bytes, archive: Archive | None, spectrogram: Tensor, *, layout: 
         return unknown
     # Compared as whole numbers, which is ten times faster than as float16.
     bits = place.dtype.replace("f", "u")
-    there = _view(data, place.offset, frames, mels, place).view(bits)
-    if not np.array_equal(there, spectrogram.numpy().view(bits)):
+    stored = _view(data, place.offset, frames, mels, place).view(bits)
+    if not np.array_equal(stored, spectrogram.numpy().view(bits)):
         return unknown
     if len(_PLACES) < _REMEMBERED:
         _PLACES[archive.pickle, archive.size, mels, layout] = place._replace(offset=offset)
@@ -305,10 +305,10 @@ def _view(data: bytes | memoryview, offset: int, frames: int, mels: int, place: 
 def _refusal(error: BaseException, path: str, *, is_pickle: bool) -> StoreError:
     """The failure of a file that torch.load refuses, in few words."""
     text = str(error)
-    wanted = re.search(r"GLOBAL ([\w.]+)", text)
+    forbidden = re.search(r"GLOBAL ([\w.]+)", text)
     # An unknown operation in what begins as a pickle is one of a newer kind; elsewhere it is damage.
-    if wanted or "Unsupported class" in text or "Trying to" in text or (is_pickle and "Unsupported operand" in text):
-        what = f"it wants to use {wanted[1]} when it is opened" if wanted else "it holds more than tensors"
+    if forbidden or "Unsupported class" in text or "Trying to" in text or (is_pickle and "Unsupported operand" in text):
+        what = f"it wants to use {forbidden[1]} when it is opened" if forbidden else "it holds more than tensors"
         return _failure("unsafe", f"{what}, and was refused", path)
     return _failure("unreadable", "it is damaged, or no file of torch.save", path)
 

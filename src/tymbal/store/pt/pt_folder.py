@@ -5,13 +5,13 @@
 Every file is looked at once, many at the same time. What is missing, unreadable or of the wrong shape is left out,
 counted in one warning, and named in `failures.csv`; the rest is the store.
 
-What a look found is kept in a record, so that the next start is quick: a Parquet table, a row a listed file, with what
-`examine` found or the reason why the file is left out. A file whose size and time of change are those of the record is
-not read again.
+Results are kept in a record, so that the next start is quick: a Parquet table with a row per listed file, holding
+what `examine` returned or the reason why the file is left out. A file whose size and time of change are those of the
+record is not read again.
 
 A training run must not change its clips in the middle: step 1,000 after a restart is to be the step 1,000 that was
-planned. So a run that goes on takes its record as it stands (`settled`). What became of a file since then is found when
-its turn comes.
+planned. So a run that goes on takes its record as it stands (`as_recorded`). A file that has changed since then fails
+when its turn comes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_pt(
     padding: float | None = 0.0,
     failures_to: str | os.PathLike[str] | None = None,
     record: str | os.PathLike[str] | None = None,
-    settled: bool = False,
+    as_recorded: bool = False,
 ) -> PtStore:
     """Opens the `.pt` files of a list or a folder as a store.
 
@@ -85,12 +85,12 @@ def open_pt(
         std: Their standard deviation. None computes it, over real frames.
         padding: Log-mel value behind the end of short spectrograms: 0 by default, as SSAST pads. None is silence.
         failures_to: Where to write `failures.csv`. None writes none.
-        record: Where to keep what was found out about the files, so that the next start is quick. None keeps nothing.
-        settled: Take the record as it stands: the clips of a run that goes on are those that it was begun with.
+        record: File of the record of all files, so that the next start is quick. None keeps none.
+        as_recorded: Take the record as it stands: the clips of a run that goes on are those that it was begun with.
 
     Raises:
         ManifestError: A list cannot be read, or has two entries with one stem.
-        StoreError: Nothing is there, or not one file can be used.
+        StoreError: The source is missing or empty, or not one file can be used.
     """
     listing = list_pt(
         source,
@@ -104,10 +104,14 @@ def open_pt(
     mels = mel_bins or header.mels or _MELS
     layout = header.layout if layout == "auto" else layout
     records = look(
-        listing.files, mels=mels, layout=layout, record=None if record is None else Path(record), settled=settled
+        listing.files,
+        mels=mels,
+        layout=layout,
+        record=None if record is None else Path(record),
+        as_recorded=as_recorded,
     )
     to = None if failures_to is None else Path(failures_to)
-    _warn_of_failures(listing, records, to, settled=settled)
+    _warn_of_failures(listing, records, to, as_recorded=as_recorded)
     good = [(file, one) for file, one in zip(listing.files, records, strict=True) if not one.reason]
     frames = target_length or header.frames or _common_length([one for _, one in good])
     found_mean, found_std = _statistics(header, [one for _, one in good], len(records), mels)
@@ -139,7 +143,7 @@ def open_with(
     *,
     failures_to: Path | None = None,
     record: Path | None = None,
-    settled: bool = False,
+    as_recorded: bool = False,
 ) -> PtStore:
     """As `open_pt`, with the settings of a verb."""
     return open_pt(
@@ -157,15 +161,15 @@ def open_with(
         padding=_PADDING[settings.padding],
         failures_to=failures_to,
         record=record,
-        settled=settled,
+        as_recorded=as_recorded,
     )
 
 
-def _warn_of_failures(listing: PtListing, records: Sequence[Record], to: Path | None, *, settled: bool) -> None:
-    """Names what is left out, in one warning and in a file; an error where nothing is left."""
+def _warn_of_failures(listing: PtListing, records: Sequence[Record], to: Path | None, *, as_recorded: bool) -> None:
+    """Lists the files left out in one warning and in a file; raises if no file is left."""
     failures = [one.failure for one in records if one.reason]
-    # What a run that goes on has named since it was begun stays.
-    if to is not None and not (settled and to.is_file()):
+    # A run that goes on keeps the failures listed since it was begun.
+    if to is not None and not (as_recorded and to.is_file()):
         write_failures(to, failures)
     if not failures:
         return
@@ -193,7 +197,7 @@ def _common_length(records: Sequence[Record]) -> int:
 
 
 def _statistics(header: Header, records: Sequence[Record], listed: int, mels: int) -> tuple[float, float]:
-    """Mean and standard deviation: those of the store that was converted, if all of it is there, else computed."""
+    """Mean and standard deviation: those of the converted store if all of its files are present, else computed."""
     if header.mean is not None and header.std is not None and len(records) == listed:
         return header.mean, header.std
     return moments_of(records, mels)
@@ -262,9 +266,9 @@ class Record(NamedTuple):
         return Failure(self.path, self.reason, self.advice)
 
     @classmethod
-    def of(cls, file: PtFile, found: Examined) -> Record:
+    def of(cls, file: PtFile, examined: Examined) -> Record:
         """The record of a file that can be used."""
-        return cls(file.id, file.path, *found.place, found.real, found.mean, found.m2)
+        return cls(file.id, file.path, *examined.place, examined.real, examined.mean, examined.m2)
 
 
 def look(
@@ -273,7 +277,7 @@ def look(
     mels: int,
     layout: str,
     record: Path | None = None,
-    settled: bool = False,
+    as_recorded: bool = False,
     threads: int | None = None,
 ) -> list[Record]:
     """Looks at all files, at those that a record knows only for their size and time of change.
@@ -283,25 +287,25 @@ def look(
         mels: Mel bins that they have.
         layout: See `pt_file.load_spectrogram`.
         record: Where the record is, and is written. None keeps none.
-        settled: Take the record as it stands, whatever became of the files.
+        as_recorded: Take the record as it stands, whatever became of the files.
         threads: Files that are read at the same time. None is four a core, for the waiting is for the disk.
 
     Returns:
         What is known of each file, in order.
 
     Raises:
-        StoreError: With `settled`, the record is of other files.
+        StoreError: With `as_recorded`, the record is of other files.
     """
     kind = f"{mels} {layout}"
     known = [] if record is None else _read(record, kind)
-    if settled and known:
+    if as_recorded and known:
         return _moved(known, files, record)
     by_path = {one.path: one for one in known}
     records = [by_path.get(file.path) for file in files]
     threads = threads or min(32, 4 * (os.cpu_count() or 1))
     pairs = list(zip(files, records, strict=True))
     groups = [pairs[start : start + _AT_ONCE] for start in range(0, len(pairs), _AT_ONCE)]
-    found: list[Record] = []
+    current: list[Record] = []
     with (
         ThreadPoolExecutor(threads) as pool,
         Progress(
@@ -309,11 +313,11 @@ def look(
         ) as progress,
     ):
         for group in pool.map(lambda pairs: [_one(file, old, mels, layout) for file, old in pairs], groups):
-            found += group
+            current += group
             progress.advance(len(group), failed=sum(bool(one.reason) for one in group))
-    if record is not None and found != known:
-        _write(record, found, kind)
-    return found
+    if record is not None and current != known:
+        _write(record, current, kind)
+    return current
 
 
 def reasons(records: Sequence[Record]) -> str:
@@ -361,7 +365,7 @@ def _moved(known: list[Record], files: Sequence[PtFile], record: Path | None) ->
 
 
 def _read(path: Path, kind: str) -> list[Record]:
-    """A record; nothing where there is none, or it was made with other settings."""
+    """Reads a record; empty if it is missing, damaged or of other settings."""
     if not path.is_file():
         return []
     try:

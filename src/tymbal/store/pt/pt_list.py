@@ -1,4 +1,4 @@
-"""Which `.pt` files there are, and what is known of each: from SSAST's lists, or from a folder.
+"""Lists `.pt` files and what is known of each, from SSAST's lists or from a folder.
 
 A list is SSAST's `{"data": [{"wav", "labels"}]}`, or any other table of clips that `tymbal.audio.file_lists` reads. An
 entry's file name without its ending is the stem, and `{data_dir}/{stem}.pt` its spectrogram. Where `data_dir` is not
@@ -48,7 +48,7 @@ class PtFile(NamedTuple):  # a third of the time of a dataclass, which two milli
     Attributes:
         path: The file.
         id: Stable name of the clip.
-        source: The sound file, as the list calls it; the `.pt` file where there is no list.
+        source: The sound file, as the list calls it; the `.pt` file without a list.
         start: Seconds of the sound file at which the clip begins.
         end: Seconds at which it ends; None is not known.
         labels: Names of its labels.
@@ -99,7 +99,7 @@ class PtListing:
         path: The list or the folder.
         files: The files, in order.
         header: What a list of ours says.
-        label_names: Names of all labels in the order of the label table, where there is one.
+        label_names: Names of all labels in the order of the label table, if any.
     """
 
     path: Path
@@ -166,7 +166,7 @@ def list_pt(
 
 
 def files_beside(table: Table) -> Path | None:
-    """The folder beside a list in which any of its `.pt` files is found; None where there is none."""
+    """The folder beside a list that holds any of its `.pt` files; None if none does."""
     return _first_with_any(_candidates(table.path), table)
 
 
@@ -201,11 +201,11 @@ def _parts(
     if data_val_dir is not None:
         return [("train", path), ("validation", Path(data_val_dir))]
     lists = [(split, path / f"{name}.json") for name, split in SPLITS.items()]
-    found: list[tuple[str | None, Path]] = [(split, file) for split, file in lists if file.is_file()]
+    existing: list[tuple[str | None, Path]] = [(split, file) for split, file in lists if file.is_file()]
     if (path / UNSPLIT).is_file():
-        found.append((None, path / UNSPLIT))
-    found = [(split, file) for split, file in found if files_beside(read_table(file)) is not None]
-    return found or [(None, path)]
+        existing.append((None, path / UNSPLIT))
+    existing = [(split, file) for split, file in existing if files_beside(read_table(file)) is not None]
+    return existing or [(None, path)]
 
 
 def _listed(table: Table, folder: Path, split: str | None) -> list[PtFile]:
@@ -259,7 +259,7 @@ def _folder(path: Path, split: str | None) -> list[PtFile]:
     if not places:
         raise StoreError("there is no .pt file in this folder", path=path, advice="Check the path.")
     splits = [SPLITS.get(place.parts[0].lower()) if len(place.parts) > 1 else None for place in places]
-    inside = [place.parts[1:] if found else place.parts for place, found in zip(places, splits, strict=True)]
+    inside = [place.parts[1:] if part_split else place.parts for place, part_split in zip(places, splits, strict=True)]
     classes = {parts[0] for parts in inside if len(parts) == 2}
     classed = len(classes) > 1 and all(len(parts) == 2 for parts in inside)
     return [
@@ -268,9 +268,9 @@ def _folder(path: Path, split: str | None) -> list[PtFile]:
             id=place.as_posix(),
             source=str(path / place),
             labels=(parts[0],) if classed else (),
-            split=split or found,
+            split=split or part_split,
         )
-        for place, found, parts in zip(places, splits, inside, strict=True)
+        for place, part_split, parts in zip(places, splits, inside, strict=True)
     ]
 
 
@@ -280,16 +280,16 @@ def _data_folder(table: Table, own: str | os.PathLike[str] | None, other: str | 
     for folder in folders:
         if not folder.is_dir():
             raise StoreError("there is no such folder of .pt files", path=folder, advice="Check data_dir.")
-    found = _first_with_any(folders, table)
-    if found is None and own is not None:
-        return folders[0]  # every file will be named as missing there
-    found = found or files_beside(table) or next(iter(folders), None)
-    if found is None:
+    match = _first_with_any(folders, table)
+    if match is None and own is not None:
+        return folders[0]  # every file will be named as missing from it
+    match = match or files_beside(table) or next(iter(folders), None)
+    if match is None:
         places = ", ".join(str(folder) for folder in _candidates(table.path))
         raise StoreError(
             "none of the list's .pt files lies beside it", path=table.path, advice=f"Give data_dir. Looked in {places}."
         )
-    return found
+    return match
 
 
 def _candidates(path: Path) -> list[Path]:
@@ -301,11 +301,11 @@ def _candidates(path: Path) -> list[Path]:
 def _first_with_any(folders: Iterable[Path], table: Table) -> Path | None:
     """The first folder that holds the file of any entry."""
     names = (text(row["file"]) for row in table.rows)
-    wanted = {stem_of(name) + _ENDING for name in names if name is not None}
+    file_names = {stem_of(name) + _ENDING for name in names if name is not None}
     for folder in folders:
         try:
             with os.scandir(folder) as entries:
-                if any(entry.name in wanted for entry in entries):
+                if any(entry.name in file_names for entry in entries):
                     return folder
         except OSError:
             continue
@@ -357,9 +357,9 @@ def _warn_of_overlap(files: Sequence[PtFile]) -> None:
 
 
 def _drawn(files: Sequence[PtFile], fraction: float) -> list[PtFile]:
-    """The files with a split each; drawn, where none is for validation yet, by their names as `prepare` draws it."""
+    """The files with a split each; unless some are for validation, drawn by their names as in `prepare`."""
     names = Counter(file.id for file in files)
     ids = [file.id if names[file.id] == 1 else file.path for file in files]
     clips = [Clip(file.path, group=file.group, split=file.split, id=id_) for file, id_ in zip(files, ids, strict=True)]
-    settled = assign_splits(clips, ScanSettings(validation=fraction))
-    return [file._replace(split=clip.split) for file, clip in zip(files, settled, strict=True)]
+    assigned = assign_splits(clips, ScanSettings(validation=fraction))
+    return [file._replace(split=clip.split) for file, clip in zip(files, assigned, strict=True)]

@@ -142,10 +142,10 @@ class PtStore(SpectrogramSource):
             IndexError: A row number is not in the store.
             DamagedRowsError: Files cannot be read any more; each is named once, in a warning and in `failures.csv`.
         """
-        wanted = self._checked(rows)
-        out = self._memory(len(wanted), out, self._pool)
+        indices = self._checked(rows)
+        out = self._memory(len(indices), out, self._pool)
         damaged: dict[int, StoreError] = {}
-        for spectrogram, row, real in zip(out, wanted.tolist(), self.real_frames[wanted].tolist(), strict=True):
+        for spectrogram, row, real in zip(out, indices.tolist(), self.real_frames[indices].tolist(), strict=True):
             try:
                 self._read(row, spectrogram[:real])
             except StoreError as error:
@@ -160,17 +160,17 @@ class PtStore(SpectrogramSource):
     def announce(self, rows: npt.ArrayLike) -> None:
         """Has the kernel fetch the files that come next, in the background.
 
-        Where a few of them are found cached, all are taken to be. A no-op where the system has no such call.
+        If the sampled files are cached, all are taken to be. A no-op where the system has no such call.
         """
-        wanted = self._checked(rows).tolist()
+        indices = self._checked(rows).tolist()
         if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
             return
         paths = self._content.paths
-        if all(_cached(paths[row]) for row in wanted[:: max(len(wanted) // _ASKED, 1)]):
+        if all(_cached(paths[row]) for row in indices[:: max(len(indices) // _ASKED, 1)]):
             return
         if self._threads is None:
             self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="tymbal-announce")
-        for row in wanted:
+        for row in indices:
             self._threads.submit(_fetch, paths[row])
 
     def _read(self, row: int, out: npt.NDArray[np.float16]) -> None:
@@ -185,10 +185,10 @@ class PtStore(SpectrogramSource):
 
     def _load(self, row: int) -> Tensor:
         """The whole file, by the way that reads all kinds."""
-        path, wanted = self._content.paths[row], self._content.places[row].frames
+        path, frames = self._content.paths[row], self._content.places[row].frames
         tensor = load_spectrogram(path, mels=self.mels, layout=self._content.layout)
-        if len(tensor) != wanted:
-            raise _other_shape(path, len(tensor), wanted)
+        if len(tensor) != frames:
+            raise _other_shape(path, len(tensor), frames)
         return tensor
 
     def _name(self, damaged: dict[int, StoreError]) -> None:
@@ -207,9 +207,9 @@ class PtStore(SpectrogramSource):
                 csv.writer(file, lineterminator="\n").writerows((row.file, row.reason, row.advice) for row in rows)
 
 
-def _other_shape(path: str, found: int, wanted: int) -> StoreError:
+def _other_shape(path: str, frames: int, recorded: int) -> StoreError:
     return StoreError(
-        f"wrong shape: it holds {found} frames, and held {wanted} when it was first looked at",
+        f"wrong shape: it holds {frames} frames, and held {recorded} when it was first looked at",
         path=path,
         advice="Put the first one back, or begin a new run with what is there now.",
     )

@@ -3,7 +3,7 @@
     folder/
       train.json       {"data": [{"wav", "labels"}], …}; `wav` gives the stem
       train/STEM.pt    float16 tensor [real frames, mel bins]: padding is left to the reader
-      labels.csv       index,mid,display_name, where there are labels
+      labels.csv       index,mid,display_name, if the store has labels
 
 The lists carry what SSAST does not look at beside it (ids, times, groups; statistics and features of the store), so
 that the way back gives the same store.
@@ -41,7 +41,7 @@ def write_pt(folder: str | os.PathLike[str], store: SpectrogramSource) -> None:
     """Writes all spectrograms of a store, as a whole or not at all.
 
     Args:
-        folder: Where to; what stands there is replaced.
+        folder: The folder to write; an existing one is replaced.
         store: The store.
 
     Raises:
