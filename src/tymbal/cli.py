@@ -372,7 +372,7 @@ def _recorded(verb: Verb, file: Path) -> dict[str, Any]:
 
 
 def _settings(verb: Verb, given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    """All settings of a verb: those given, under them those of a file, under these recipes and defaults."""
+    """Resolves all settings of a verb: those given override those of a file, these recipes and defaults."""
     from tymbal import config
 
     cls = config.settings_of(verb.name)

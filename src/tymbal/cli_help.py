@@ -50,7 +50,7 @@ _BOLD, _CYAN, _DIM, _GREEN = "1", "36", "2", "32"
 
 @dataclass(frozen=True)
 class Entry:
-    """What help says of an argument or a setting.
+    """The help text of an argument or a setting.
 
     Attributes:
         name: How it is given.

@@ -32,7 +32,7 @@ class UsageError(TymbalError):
 
 @dataclass(frozen=True, kw_only=True)
 class Argument:
-    """What a verb is given beside its settings.
+    """A verb's argument that is no setting.
 
     Attributes:
         name: As the verb's function calls it.
@@ -85,7 +85,7 @@ class Verb:
 
 @dataclass(frozen=True)
 class Flag:
-    """What a flag sets.
+    """A flag of the command line, and the setting that it sets.
 
     Attributes:
         shown: The flag in messages, `--output` also where `-o` was given.

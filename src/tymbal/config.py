@@ -67,7 +67,7 @@ _RUN_KEYS = frozenset({"verb", "arguments", "settings"})
 
 @dataclass(frozen=True, kw_only=True)
 class RunFile:
-    """What a `run.yaml` says.
+    """The contents of a `run.yaml`.
 
     Attributes:
         verb: The verb that was run.
@@ -165,7 +165,7 @@ def old_names(cls: type[Any]) -> dict[str, str]:
 
 
 def with_todays_names(cls: type[Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run has recorded, with the names that its settings have today; nothing is said of older ones."""
+    """Renames the recorded settings of a run to the names that they have today, without a remark."""
     old = old_names(cls)
     return {old.get(name, name): value for name, value in recorded.items()}
 

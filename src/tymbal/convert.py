@@ -45,7 +45,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class ConvertResult:
-    """What was written.
+    """The outcome of `convert`.
 
     Attributes:
         output: The folder or file.

@@ -1,4 +1,4 @@
-"""One door to data: what lies at a path is decided here, once, and nowhere else.
+"""One door to data: this module alone decides what kind of data lies at a path.
 
     data = open_data("recordings", settings)
     data.has_sound                            True: it is a folder of sound files
@@ -56,7 +56,7 @@ _LISTS_PAIRS = re.compile(rb'"(train|val|validation|test)"\s*:\s*\[|"file"\s*:\s
 
 @dataclass(frozen=True)
 class _Kind:
-    """What can lie at a path.
+    """A kind of data that may lie at a path.
 
     Attributes:
         what: In words.
@@ -89,13 +89,13 @@ def open_data(path: str | os.PathLike[str], settings: Chosen) -> DataSource[Chos
     Args:
         path: A packed store of spectrograms, pairs of views or waveforms; a folder or a list of `.pt` spectrograms; a
             folder of `.pt` pairs or its metadata; or sound: a folder, a list or manifest, one file.
-        settings: How `.pt` files are found and read, and how sound is prepared.
+        settings: How to find and read `.pt` files, and how to prepare sound.
     """
     return DataSource(path, settings)
 
 
 class DataSource(Generic[Chosen]):
-    """What lies at a path, and the way to its rows.
+    """The data at a path: their kind, and the way to their rows.
 
     Attributes:
         path: The path.
@@ -117,7 +117,7 @@ class DataSource(Generic[Chosen]):
 
     @property
     def what(self) -> str:
-        """What it is, in words."""
+        """The kind of the data in words."""
         return self._kind.what
 
     @property
@@ -321,7 +321,7 @@ class DataSource(Generic[Chosen]):
 
 
 def _recognise(path: Path, settings: PtSettings) -> _Kind:
-    """What lies at a path.
+    """Recognises the kind of data at a path.
 
     Raises:
         StoreError: The description of a store is damaged.

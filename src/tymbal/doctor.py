@@ -262,7 +262,7 @@ def hardware(device: str) -> dict[str, str]:
 
 
 def decoders() -> dict[str, str]:
-    """What reads sound files, and what they read."""
+    """The libraries that decode sound files, with their formats."""
     import av
     import soundfile
 
@@ -289,7 +289,7 @@ _LONGEST_STEP = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What was measured.
+    """Measured speeds.
 
     Attributes:
         features: Seconds of sound that the filter bank of the store turns into spectrograms in a second.

@@ -28,7 +28,7 @@ __all__ = ["EmbedResult", "embed"]
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedResult:
-    """What `embed` did.
+    """The outcome of `embed`.
 
     Attributes:
         output: The embeddings.
@@ -47,7 +47,7 @@ class EmbedResult:
     failures_file: Path | None = None
 
     def summary(self) -> str:
-        """What was done and where it is, in a few lines."""
+        """What was done and where the output is, in a few lines."""
         from tymbal.inference.streaming import closing_lines
 
         first = f"{counted(self.rows, 'embedding')} of {self.dimensions:,} numbers"

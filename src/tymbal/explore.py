@@ -45,7 +45,7 @@ class ExploreResult:
     url: str
 
     def summary(self) -> str:
-        """Where it was."""
+        """The address that the page had."""
         return f"served at {self.url}"
 
 

@@ -108,7 +108,7 @@ def _sync_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, busy: TymbalError, *, part: str | None = None) -> Iterator[None]:
-    """Holds the file `lock` in a folder; the system lets go of it when the process ends, however it ends.
+    """Holds a lock file in a folder; the system releases it when the process ends, however it ends.
 
     Args:
         folder: The folder; created if missing.

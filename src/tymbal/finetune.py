@@ -42,7 +42,7 @@ __all__ = ["finetune"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Start:
-    """What training begins with.
+    """The classifier, features and normalisation that training starts with.
 
     Attributes:
         model: The classifier, its encoder with weights.

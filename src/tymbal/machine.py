@@ -1,4 +1,4 @@
-"""What the machine has for this process."""
+"""Processor, cores and memory of this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cores() -> int:
 
 
 def tune_malloc() -> bool:
-    """Lets glibc keep freed memory for the next step. For the command line, before the first tensor.
+    """Makes glibc keep freed memory for the next step. For the command line, before the first tensor.
 
     The same as starting with `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=…`, which has precedence. It holds for the
     whole process, which is why a library call never does it.

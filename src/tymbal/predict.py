@@ -31,7 +31,7 @@ __all__ = ["PredictResult", "predict"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictResult:
-    """What `predict` did.
+    """The outcome of `predict`.
 
     Attributes:
         output: The table of windows, or the file or folder of annotations.
@@ -54,7 +54,7 @@ class PredictResult:
     failures_file: Path | None = None
 
     def summary(self) -> str:
-        """What was done and where it is, in a few lines."""
+        """What was done and where the output is, in a few lines."""
         from tymbal.inference.streaming import closing_lines
 
         scored = f"{counted(self.files, 'file')}, {duration(self.seconds)} of sound, {counted(self.windows, 'window')}"

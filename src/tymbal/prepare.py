@@ -72,7 +72,7 @@ _MUCH_SOUND = 600.0
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What was prepared.
+    """The outcome of `prepare`.
 
     Attributes:
         path: The folder.
@@ -266,7 +266,7 @@ def _with_failures(prepared: PrepareResult, run: Path) -> Store:
 
 
 def _with_validation(train: Path, validation: Path) -> Manifest:
-    """One manifest of two lists of sound files."""
+    """Joins two lists of sound files in one manifest, as train and validation."""
     clips = [
         replace(clip, split=split, id=f"{split}/{clip.id}")
         for split, part in (("train", train), ("validation", validation))
@@ -353,7 +353,7 @@ def _alone(store: Path, part: str | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(store: Path) -> Iterator[None]:
-    """What cannot be read is an `AudioError` by now: other errors of the system are about the store."""
+    """Raises an `OSError` as an error of the store: unreadable sound is an `AudioError` by then."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a person sees while they wait: a bar on a terminal, a plain line now and then in a log file.
+"""Shows progress: a bar on a terminal, a plain line now and then in a log file.
 
 Everything goes to stderr, so that a verb's result on stdout can be piped. `Meter` does the arithmetic, `Progress` shows
 it; `tell` is how a verb says something in passing.
@@ -40,13 +40,13 @@ def quietly(quiet: bool = True) -> Iterator[None]:
 
 
 def tell(text: str, *, warning: bool = False) -> None:
-    """Says one thing in passing on stderr, above a running bar. A warning is said even when all else is quiet."""
+    """Prints one remark on stderr, above a running bar. Warnings are printed even in quiet mode."""
     if warning or not _quiet.get():
         say(text, style="yellow" if warning else None)
 
 
 def say(text: str, *, style: str | None = None) -> None:
-    """Says something on stderr in any case; the style shows on a terminal only."""
+    """Prints on stderr in any case; the style shows on a terminal only."""
     _console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -222,7 +222,7 @@ _consoles: dict[int, Console] = {}
 
 
 def _console() -> Console:
-    """One console for the present stderr: a bar and a remark have to share it, and tests replace stderr."""
+    """The console of the present stderr, which a bar and a remark have to share, and tests replace."""
     from rich.console import Console
 
     key = id(sys.stderr)

@@ -29,7 +29,7 @@ __all__ = ["ReportResult", "report"]
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
-    """What `report` wrote.
+    """The outcome of `report`.
 
     Attributes:
         output: The page.
@@ -42,7 +42,7 @@ class ReportResult:
     bytes: int
 
     def summary(self) -> str:
-        """Where it is."""
+        """Where the page is."""
         size = f"{self.bytes / 1e6:.1f} MB" if self.bytes >= 1e6 else f"{self.bytes / 1e3:.0f} kB"
         return f"written: {self.output} ({size}; open it with a browser)"
 

@@ -47,7 +47,7 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class SimilarResult:
-    """What sounds like the example.
+    """The sounds most similar to the example.
 
     Attributes:
         neighbours: The nearest first.

@@ -49,7 +49,7 @@ class StopRequest:
         self._since = 0.0
 
     def note(self, number: int) -> None:
-        """Takes a signal to the notes. One that comes again some seconds later ends the process at once.
+        """Records a signal. One that comes again some seconds later ends the process at once.
 
         Queues and launchers often deliver one request twice: to a group of processes, and from parent to child.
         """
@@ -101,7 +101,7 @@ def shielded() -> Iterator[None]:
 
 
 def survive_in_worker(_: int = 0) -> None:
-    """Lets a process that works for another outlive signals that all processes of a job get; its parent may end it.
+    """Makes a worker process ignore the signals that all processes of a job get; its parent may end it.
 
     Else the parent, which finishes what it is at, would fail for lack of its workers.
     """

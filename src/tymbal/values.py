@@ -1,4 +1,4 @@
-"""One value from a YAML file or a caller, checked against the annotation of the setting that it is for.
+"""Converts one value of a YAML file or a caller to the annotated type of its setting.
 
 What is converted loses nothing: 3 is also 3.0, `1e-4` is a number although YAML takes it for text, a path is also text.
 Everything else of the wrong type is an error that says which setting, in which file, and what was expected.

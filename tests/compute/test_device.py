@@ -38,7 +38,7 @@ def test_choose_device__auto_says_why(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert choose_device("auto")[0].type == "mps"
     trouble(monkeypatch, None)
-    assert choose_device("auto") == (torch.device("cuda"), "CUDA is there: H000")
+    assert choose_device("auto") == (torch.device("cuda"), "CUDA is available: H000")
 
 
 def test_choose_device__cuda_or_cpu_takes_nothing_else(monkeypatch: pytest.MonkeyPatch):

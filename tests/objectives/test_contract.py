@@ -26,7 +26,7 @@ def test_load_heads__copies_all_or_nothing():
     own, other = nn.Linear(2, 3), nn.Linear(2, 3)
     state = {**other.state_dict(), "more": torch.zeros(1)}
     before = own.weight.detach().clone()
-    with pytest.raises(ModelError, match=r"bias of .* has shape .4,., wanted is .3,.\n  Why it is so"):
+    with pytest.raises(ModelError, match=r"bias of .* has shape .4,., expected is .3,.\n  Why it is so"):
         load_heads(own.state_dict(), {**state, "bias": torch.zeros(4)}, advice="Why it is so.")
     with pytest.raises(ModelError, match="bias of the objective's heads is missing"):
         load_heads(own.state_dict(), {"weight": state["weight"]}, advice="Why it is so.")

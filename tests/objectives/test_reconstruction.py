@@ -198,7 +198,7 @@ def test_head_state__goes_out_and_in():
     assert set(state) == {f"{name}.{part}" for name in ("projector", "decoder.0", "decoder.2") for part in PARTS}
     target.load_head_state(state)
     assert (target.projector.bias == 0.5).all()
-    with pytest.raises(ModelError, match=r"projector\.weight .* has shape \(64, 32\), wanted is \(128, 32\)"):
+    with pytest.raises(ModelError, match=r"projector\.weight .* has shape \(64, 32\), expected is \(128, 32\)"):
         objective(channels=16).load_head_state(state)
 
 

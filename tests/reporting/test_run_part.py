@@ -63,7 +63,7 @@ def test_speed__is_clips_by_seconds() -> None:
 def test_run_tiles__are_those_of_the_model_once_the_run_has_ended() -> None:
     running = run_tiles(LOGGED, None)
     assert running == {
-        "patches told apart, validation": "50.0 %",
+        "patches identified, validation": "50.0 %",
         "loss, validation": "1.25",
         "steps": "40",
         "epochs": "4.0",

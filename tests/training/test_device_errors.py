@@ -96,7 +96,7 @@ def test_settle_device__cuda_or_cpu_tries_a_step(monkeypatch: pytest.MonkeyPatch
     assert torch.random.get_rng_state().equal(before)
 
     plan = BatchPlan(length=20, batch_sizes=(4,))
-    monkeypatch.setattr(device_errors, "choose_device", lambda _: (torch.device("cuda"), "CUDA is there: H200"))
+    monkeypatch.setattr(device_errors, "choose_device", lambda _: (torch.device("cuda"), "CUDA is available: H200"))
     monkeypatch.setattr(device_errors, "choose_precision", lambda _, device: (None, f"for {device}"))
     monkeypatch.setattr(device_errors, "_fits", lambda *_, **__: False)
     with quietly():

@@ -229,7 +229,7 @@ def _drawn(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
 
 
 def _unit_of(clips: list[Clip], how: str) -> Callable[[Clip], str]:
-    """What stays together: named so that the name outlives a move of the data set."""
+    """Names the unit that a split keeps together; the name outlives a move of the data set."""
     if how == "clips":
         return lambda clip: clip.id
     if how == "groups" and not any(clip.group for clip in clips):

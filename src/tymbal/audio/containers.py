@@ -63,7 +63,7 @@ def examine(file: BinaryIO, size: int) -> Container:
 
 
 def what_it_is(head: bytes) -> str | None:
-    """Says what a file that is no sound seems to be, from its first bytes; None where that is not clear."""
+    """Guesses from its first bytes what a file that is no sound is; None if unclear."""
     if not head.strip(b"\0"):
         return "it holds only zero bytes"
     if head.startswith(b"version https://git-lfs"):

@@ -35,7 +35,7 @@ DISAGREEMENT = 0.1
 
 
 def info(path: PathLike) -> AudioInfo:
-    """Says what a sound file is, without decoding it where its header tells.
+    """Describes a sound file, without decoding it if its header tells enough.
 
     Raises:
         AudioError: It is missing, unreadable, empty, or cut off as far as its header shows.
@@ -152,7 +152,7 @@ class _Opened:
 
 @dataclass(frozen=True)
 class _Part:
-    """Which samples to read and which of the resampled ones to keep.
+    """The range of samples to read, and the range of resampled ones to keep.
 
     Attributes:
         source_rate: Rate of the file in Hz.

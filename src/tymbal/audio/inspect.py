@@ -1,6 +1,6 @@
-"""One look at one sound file: what it is, its hash, its peak, and what is wrong with it, if anything.
+"""Inspects one sound file: its format, hash and peak, and what is wrong with it, if anything.
 
-A file is read once: small ones into memory, hashed and decoded from there. Long recordings are hashed and decoded in
+A file is read once: small ones into memory, to be hashed and decoded. Long recordings are hashed and decoded in
 blocks, so that memory does not grow with them.
 """
 
@@ -26,7 +26,7 @@ _PIECE = 1 << 20  # bytes
 
 @dataclass(frozen=True)
 class FileReport:
-    """What one look at a file established.
+    """The result of inspecting a file.
 
     Attributes:
         file: Its path.
@@ -55,7 +55,7 @@ class FileReport:
 
 
 def inspect(path: str | os.PathLike[str], *, silence_db: float = -100.0, min_seconds: float = 0.025) -> FileReport:
-    """Looks at a sound file. What is wrong with it is reported, not raised.
+    """Inspects a sound file. What is wrong with it is reported, not raised.
 
     Args:
         path: The file.

@@ -160,7 +160,7 @@ def clip_id(path: str, start: float = 0.0, end: float | None = None) -> str:
 
 
 def place(clip: Clip) -> str:
-    """Where the clip's file lies: its id without the part of the file that it is."""
+    """The path of the clip's file: its id without the part of the file."""
     return clip.id if clip.start == 0 and clip.end is None else clip.id.rpartition("#")[0]
 
 

@@ -38,7 +38,7 @@ _AV_PREROLL = 0.25  # seconds decoded before the requested place, for decoders t
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a sound file is.
+    """Properties of a sound file.
 
     Attributes:
         frames: Samples of one channel.
@@ -70,7 +70,7 @@ class Source:
     size: int
 
     def opened(self) -> str | io.BytesIO:
-        """What a decoder is given to open."""
+        """The path or the bytes that a decoder opens."""
         return str(self.path) if self.content is None else io.BytesIO(self.content)
 
 

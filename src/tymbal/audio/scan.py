@@ -183,7 +183,7 @@ def _sort(
 
 
 def _misfit(clip: Clip, report: FileReport, min_seconds: float) -> Failure | None:
-    """What is wrong with a part of a good file."""
+    """The failure of a part that does not fit its good file; None if it fits."""
     if report.info is None or (clip.start == 0 and clip.end is None):
         return None
     length = report.info.duration

@@ -1,4 +1,4 @@
-"""Where clips come from: a folder, a list, one sound file, or a manifest; and the recordings that a user means."""
+"""Lists clips of a folder, a list, one sound file or a manifest, and the recordings that a user names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source lists, before any file is looked at.
+    """The clips of a source, before any file is opened.
 
     Attributes:
         clips: The clips, with the labels, groups and splits that columns give.
@@ -181,7 +181,7 @@ class Recording:
 
     @property
     def key(self) -> str:
-        """What distinguishes it from other recordings."""
+        """An identifier that no other recording has."""
         return str(self.path)
 
     def stamp(self) -> tuple[int, int] | None:

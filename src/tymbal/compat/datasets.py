@@ -102,7 +102,7 @@ class PrecomputedDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.store)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One clip.
+        """Returns one clip.
 
         Args:
             index: Its place among the clips that can be used, from 0 on.
@@ -139,7 +139,7 @@ class PrecomputedDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 def _added(values: Tensor, other: Tensor, share: float) -> Tensor:
-    """What the sum of two waveforms would give on average: their energies, weighted by the squares of their shares.
+    """The expected energies of the sum of two waveforms: theirs, weighted by the squares of their shares.
 
     As in SSAST the first clip says how long the result is.
     """
@@ -198,7 +198,7 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def failures(self) -> list[Failure]:
-        """What was left out up to now, and why."""
+        """The files left out up to now, and why."""
         return list(self.source.failures)
 
     def __len__(self) -> int:

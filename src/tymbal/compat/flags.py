@@ -146,7 +146,7 @@ class Flags(argparse.Namespace):
         raise AttributeError(f"there is no flag {name}")
 
     def values(self) -> dict[str, Any]:
-        """All values by name, those that were not given too."""
+        """All values by name, defaults included."""
         return {flag.name: getattr(self, flag.name) for flag in FLAGS}
 
 
@@ -196,7 +196,7 @@ def parse(arguments: Sequence[str]) -> Flags:
 
 
 def help_text() -> str:
-    """What `tymbal ssast --help` shows."""
+    """The text of `tymbal ssast --help`."""
     return _parser().format_help()
 
 

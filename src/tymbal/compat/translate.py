@@ -33,7 +33,7 @@ _BEST_BY = {"mAP": "mAP", "acc": "top1"}
 
 @dataclass
 class Call:
-    """What is to be called, and what is to be said before.
+    """A call of a verb that does what the flags say, and remarks to print before.
 
     Attributes:
         verb: `pretrain` or `finetune`.
@@ -93,7 +93,7 @@ def _require(flags: Flags) -> None:
 
 
 def _training(flags: Flags, remarks: list[str]) -> dict[str, Any]:
-    """What pretraining and fine-tuning have in common: Adam with an L2 penalty, as in `run.py`."""
+    """Settings common to pretraining and fine-tuning: Adam with an L2 penalty, as in `run.py`."""
     adam = {"optimizer": "adam", "adam_beta1": 0.95, "adam_beta2": 0.999}
     if flags.optim == "sgd":
         remarks.append("--optim sgd: with a momentum of 0.9; run.py ignores the flag and uses Adam")

@@ -1,1 +1,1 @@
-"""Where computing happens: devices, precision, memory and processes."""
+"""Devices, precision, memory and processes."""

@@ -1,4 +1,4 @@
-"""Where to compute and in which arithmetic, with the reason in one line, and what is wrong with CUDA."""
+"""Chooses device and precision, with the reason in one line, and explains what is wrong with CUDA."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def choose_device(name: str = "auto") -> tuple[torch.device, str]:
 def _choose(*, mps: bool) -> tuple[torch.device, str]:
     trouble = cuda_trouble(local_gpu())
     if trouble is None:
-        return torch.device("cuda"), f"CUDA is there: {torch.cuda.get_device_name(local_gpu())}"
+        return torch.device("cuda"), f"CUDA is available: {torch.cuda.get_device_name(local_gpu())}"
     if processes() > 1 and torch.cuda.is_available():
         raise DeviceError(
             f"one of {processes()} processes cannot use its GPU: {trouble}",
             advice="The others would wait for it: start as many processes as there are working GPUs.",
         )
     if mps and torch.backends.mps.is_available():
-        return torch.device("mps"), "Apple's MPS is there, CUDA is not"
+        return torch.device("mps"), "Apple's MPS is available, CUDA is not"
     return torch.device("cpu"), trouble
 
 

@@ -179,6 +179,6 @@ def held_by(module: nn.Module, *, processes: int = 1) -> int:
 
 
 def free(error: BaseException) -> None:
-    """Lets go of the tensors that the frames of an error still hold."""
+    """Releases the tensors that the frames of an error still hold."""
     traceback.clear_frames(error.__traceback__)
     gc.collect()

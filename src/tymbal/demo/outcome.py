@@ -1,4 +1,4 @@
-"""What came out of the demo: how many known events predictions find, and all figures in words."""
+"""The demo's outcome: the share of known events that predictions detect, and all figures in words."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Scores:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What came out.
+    """All figures of the demo.
 
     Attributes:
         held_out: What the held-out clips are.

@@ -42,7 +42,7 @@ _NEVER = 1000  # epochs: more than any run has
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What the demo did.
+    """The outcome of the demo.
 
     Attributes:
         folder: Where everything was written.
@@ -53,7 +53,7 @@ class DemoResult:
     report: Report
 
     def summary(self) -> str:
-        """What came out, what it means, and where everything is."""
+        """The figures, what they mean, and where the files are."""
         return self.report.text(self.folder)
 
 
@@ -110,7 +110,7 @@ def demo(
 
 
 class _Walk:
-    """Takes one step after the other: says which command it is, runs it, and keeps count of the time.
+    """Runs one step after the other: prints its command, runs it, and records its time.
 
     Args:
         folder: Where everything is written. Seconds of earlier sessions are added to those of this one.
@@ -262,7 +262,7 @@ def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthe
 
 
 def _show(walk: _Walk) -> None:
-    """One page with pictures of all that was made."""
+    """Writes one page with pictures of all that the demo made."""
     parts = [walk.folder / name for name in ("store", "pretrained", "classifier", "predictions.csv")]
     walk.step("report", [part for part in parts if part.exists()], output="report.html", map_clips=400, sounds=9)
 

@@ -91,7 +91,7 @@ SPECIES = (
 
 @dataclass(frozen=True)
 class Device:
-    """What a recording went through.
+    """A recording device and its surroundings.
 
     Attributes:
         name: As in the file names.
@@ -284,7 +284,7 @@ def _fly_by(species: Species, device: Device, *, count: int, samples: int, rng: 
 
 
 def _background(count: int, samples: int, rate: int, rng: np.random.Generator) -> Array:
-    """What else is to be heard: coloured noise from white to brown, gusts of wind, a bird now and then."""
+    """Background sound: coloured noise from white to brown, gusts of wind, a bird now and then."""
 
     def each(low: float, high: float) -> Array:
         return rng.uniform(low, high, (count, 1)).astype(np.float32)

@@ -1,1 +1,1 @@
-"""What a model knows: a plain baseline, linear probes and nearest neighbours on its embeddings."""
+"""Evaluates what a model has learned: a plain baseline, linear probes and nearest neighbours on its embeddings."""

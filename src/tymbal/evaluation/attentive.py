@@ -176,7 +176,7 @@ class _Readers:
         self.bias = torch.zeros(readers, classes, device=device, requires_grad=True)
 
     def only(self, reader: int) -> _Readers:
-        """One of them."""
+        """A copy with one of the readers only."""
         chosen = object.__new__(_Readers)
         chosen._scales, chosen._several = self._scales, self._several
         chosen._inside, chosen._strengths = self._inside[-1:], self._strengths
@@ -228,7 +228,7 @@ class _Readers:
                     break
 
     def scores(self, tokens: Tokens, places: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What each says of each clip, [clips, readers, classes]."""
+        """Scores of each clip by each reader, [clips, readers, classes]."""
         device = self.queries.device
         scores: list[NDArray[np.float32]] = []
         with torch.no_grad():

@@ -28,7 +28,7 @@ _TABLE = "embeddings.parquet"
 
 
 def cache_folder() -> Path:
-    """Where embeddings are saved: `$TYMBAL_CACHE`, else a folder of the user's cache."""
+    """The folder of saved embeddings: `$TYMBAL_CACHE`, else a folder of the user's cache."""
     given = os.environ.get("TYMBAL_CACHE")
     if given:
         return Path(given)
@@ -92,7 +92,7 @@ def save(key: str, values: NDArray[np.float32]) -> None:
 
 
 def place_for_table(key: str) -> Path | None:
-    """Where to save a table of embeddings, in a folder of its own; None where the cache cannot be written to.
+    """The path for a table of embeddings, in a folder of its own; None if the cache cannot be written to.
 
     The folder exists afterwards and counts as used now. Others, not used for longest, are deleted where all take too
     much room.

@@ -97,7 +97,7 @@ def _features(
     batch_size: int,
     dtype: torch.dtype | None,
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Which of the rows can be read, bool [rows], and what the linear layer sees of those, [clips, pooled width].
+    """Which rows can be read, bool [rows], and the inputs of the linear layer for those, [clips, pooled width].
 
     Raises:
         StoreError: None of them can be read.

@@ -40,7 +40,7 @@ class LabelledClips:
     left_out: int
 
     def truth(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which row has which label, [rows, classes]."""
+        """The labels of each row, bool [rows, classes]."""
         return np.asarray((store.label_matrix(rows)[:, self.columns] > 0) & (self.columns >= 0))
 
     def groups(self, store: SpectrogramSource, rows: NDArray[np.int64]) -> list[str] | None:
@@ -49,7 +49,7 @@ class LabelledClips:
         return groups if all(groups) else None
 
     def among(self, rows: NDArray[np.int64]) -> LabelledClips:
-        """Those of the clips that are among some rows."""
+        """The clips that are among some rows."""
         train, validation = (side[np.isin(side, rows)] for side in (self.train, self.validation))
         return replace(self, train=train, validation=validation)
 

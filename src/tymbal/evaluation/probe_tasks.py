@@ -23,7 +23,7 @@ _NESTED = ("figures", "scores", "truth")
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeRow:
-    """One line of the table: a set of features and what reads them.
+    """One row of the table: a set of features and the reader that classifies them.
 
     Attributes:
         features: `baseline`, `random` (the encoder with random weights) or `model`.
@@ -109,7 +109,7 @@ class ProbeTask:
         dimensions: int = 0,
         strength: float | None = None,
     ) -> ProbeRow:
-        """What a reader's scores [clips, classes] of the validation clips come to."""
+        """Evaluates a reader's scores [clips, classes] of the validation clips."""
         return ProbeRow(
             features=name,
             pooling=pooling,

@@ -1,4 +1,4 @@
-"""All probes of a model: encoders, layers, poolings and readers, few clips of each class, folds."""
+"""Runs all probes of a model: encoders, layers, poolings and readers, few clips of each class, folds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ORDER = ("baseline", "random", "model")
 
 @dataclass(frozen=True)
 class ProbeRun:
-    """What all probes of a model came to.
+    """The results of all probes of a model.
 
     Attributes:
         rows: The lines of the table.
@@ -219,7 +219,7 @@ class _Probes:
 
 
 def _places(rows: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of some rows [clips] stands among others; -1 where it does not."""
+    """The index of each of some rows [clips] among others; -1 if absent."""
     by_row = {row: place for place, row in enumerate(among.tolist())}
     return np.array([by_row.get(row, -1) for row in rows.tolist()], np.int64)
 

@@ -43,7 +43,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was rebuilt at one evaluation.
+    """The spectrograms rebuilt at one evaluation.
 
     Attributes:
         step: Optimizer steps that were done.
@@ -149,7 +149,7 @@ def kept_steps(steps: Sequence[int], most: int = MOST) -> list[int]:
 
 
 def read_snapshots(folder: Path) -> list[Snapshot]:
-    """What was written, by step; files that cannot be read are passed over."""
+    """Reads the snapshots, ordered by step; unreadable files are skipped."""
     snapshots: list[Snapshot] = []
     for path in _files(folder).values():
         try:

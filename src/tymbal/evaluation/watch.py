@@ -1,4 +1,4 @@
-"""What is watched in a pretraining beside its loss: whether embeddings stay apart, and what a probe reads from them.
+"""Watches a pretraining beside its loss: the spread of its embeddings, and the scores of a probe on them.
 
 With every evaluation some fixed validation clips are embedded, the same each time, so that the figures compare:
 
@@ -111,7 +111,7 @@ class LabelProbe:
 
 
 class Watch:
-    """Looks at the encoder with every evaluation.
+    """Measures the encoder's embeddings at every evaluation.
 
     Args:
         encoder: The encoder that is trained.

@@ -1,1 +1,1 @@
-"""What the page of `tymbal explore` shows: everything but `app` is plain functions that need no Gradio."""
+"""The page of `tymbal explore`: all modules but `app` are plain functions that need no Gradio."""

@@ -70,7 +70,7 @@ def build(
 
 
 class _Layout(NamedTuple):
-    """What is on the page, and what it remembers: a look, the recording around it, and the chosen patch."""
+    """The components of the page, and its state: a look, the recording around it, and the chosen patch."""
 
     sound: gr.Audio
     other: gr.UploadButton
@@ -117,7 +117,7 @@ def _lay_out() -> _Layout:
 
 
 def _wire(page: gr.Blocks, on: _Layout, answers: _Answers) -> None:
-    """What is drawn anew when something is dropped, clicked or moved."""
+    """Connects events (a sound dropped, a patch clicked, a slider moved) with what they redraw."""
     shown = [on.look, on.patch, on.notice, on.scores, on.window, on.token_map, on.neighbours]
     still: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     reported: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
@@ -147,7 +147,7 @@ def _wire(page: gr.Blocks, on: _Layout, answers: _Answers) -> None:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What the page answers: new content for its parts, in the order in which `_wire` names them.
+    """The handlers of the page's events: each returns new content in the order in which `_wire` names it.
 
     Attributes:
         view: The model.
@@ -314,7 +314,7 @@ def _file(name: str) -> str:
 
 
 class Uploads:
-    """Which session holds which file. Two that sent the same sound share a file, which stays until both let it go.
+    """Tracks which session uses which file. Sessions with the same sound share a file, which stays until all release it.
 
     Args:
         folder: Only files inside it are ever deleted.
@@ -326,7 +326,7 @@ class Uploads:
         self._lock = threading.Lock()
 
     def hold(self, session: str, path: Path | None) -> None:
-        """Takes note of a session's sound; the one before is let go of. None is no sound."""
+        """Records a session's sound and releases its previous one. None is no sound."""
         with self._lock:
             before = self._held.pop(session, None)
             if path is not None:

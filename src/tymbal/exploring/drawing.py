@@ -54,7 +54,7 @@ def window(look: Look, view: ModelView, *, patch: tuple[int, int]) -> str:
 
 
 def token_map(look: Look, view: ModelView, *, kind: str, patch: tuple[int, int]) -> str:
-    """What the model makes of the window, laid over its spectrogram in grey.
+    """Likeness of the tokens or attention of the model, laid over the window's spectrogram in grey.
 
     Args:
         look: The window.

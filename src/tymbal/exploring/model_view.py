@@ -1,4 +1,4 @@
-"""One window of a sound as the model sees it, where it looks, and one pass over all of a recording."""
+"""A window of sound as the model sees it, its attention, and one pass over a whole recording."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ class ModelView:
         return last + 1 if last == 0 or samples - last * self.cut.hop >= self.cut.shortest else last
 
     def look(self, path: Path, number: int = 0) -> Look:
-        """Looks at one window of a recording.
+        """Runs the model on one window of a recording.
 
         Args:
             path: The recording.

@@ -94,7 +94,7 @@ class FilterBank(ABC):
 
     @abstractmethod
     def mel_weights(self) -> Tensor:
-        """What each mel bin takes of each bin of the spectrum's energy: float32 [mels, bins].
+        """Weights of the bins of the energy spectrum in each mel bin: float32 [mels, bins].
 
         Bins lie evenly from 0 Hz to half the sample rate.
         """
@@ -132,7 +132,7 @@ class FilterBank(ABC):
         return mel.clamp_(min=ENERGY_FLOOR).log_().view(*waveform.shape[:-1], *mel.shape[1:])
 
     def trial(self, seconds: float) -> Callable[[], Tensor]:
-        """What `tymbal doctor` times: the spectrogram of some noise.
+        """Returns the work that `tymbal doctor` times: the spectrogram of some noise.
 
         Args:
             seconds: Seconds of noise.
@@ -155,7 +155,7 @@ class FilterBank(ABC):
         return None
 
     def extractor(self) -> Mapping[str, Any] | None:
-        """What makes the feature extractor in our Hugging Face folders compute the same: entries of its configuration.
+        """Configuration with which the feature extractor in our Hugging Face folders computes the same.
 
         None where it cannot; then such a folder has no extractor.
         """

@@ -222,7 +222,7 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Tables:
-    """What depends on the settings alone; the window is continued with zeros to the length of the FFT."""
+    """Tables that depend on the settings alone; the window is padded with zeros to the length of the FFT."""
 
     fft: int
     window: Tensor

@@ -1,4 +1,4 @@
-"""What is known about the values of spectrograms: their floor, and mean and deviation in mergeable pieces."""
+"""Statistics of spectrogram values: their floor, and mean and deviation in mergeable pieces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ENERGY_FLOOR", "LOG_FLOOR", "Moments"]
 
 @dataclass(frozen=True)
 class Moments:
-    """What has been seen so far of a set of values.
+    """Running count, mean and squared deviation of values.
 
     Attributes:
         count: Number of values.

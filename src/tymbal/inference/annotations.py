@@ -51,7 +51,7 @@ RAVEN_COLUMNS = (
 
 
 class Annotation(NamedTuple):
-    """What an annotation file says of a stretch of sound.
+    """A labelled stretch of sound in an annotation file.
 
     Attributes:
         file: The recording; empty where the file does not tell.

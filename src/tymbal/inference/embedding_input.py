@@ -1,4 +1,4 @@
-"""What embeddings are made of: recordings, which are walked over, or the clips of a store."""
+"""Inputs of embedding: recordings, read window by window, or the clips of a store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _LEFT_OUT = "It was readable when the store was opened. Put its file back, and e
 
 
 class EmbeddingInput(ABC):
-    """What is embedded, item by item.
+    """The items to embed, one by one.
 
     Attributes:
         items: Recordings, or blocks of a store's clips.
@@ -59,11 +59,11 @@ class EmbeddingInput(ABC):
 
     @abstractmethod
     def failures(self, outcomes: Sequence[Outcome]) -> list[Failure]:
-        """What could not be read, from the outcomes of all items."""
+        """The failures among the outcomes of all items."""
 
     @abstractmethod
     def tables(self, spool: Spool) -> Iterator[pa.Table]:
-        """What is spooled as it is to be written, piece by piece."""
+        """Reads the spooled rows as tables ready to write, piece by piece."""
 
 
 def open_input(
@@ -172,7 +172,7 @@ class _Block:
 
     @property
     def key(self) -> str:
-        """What distinguishes it from other blocks."""
+        """An identifier that no other block has."""
         return f"clips {self.first}"
 
     def stamp(self) -> None:
@@ -263,7 +263,7 @@ class _StoreClips(EmbeddingInput):
 
 
 def _mean(parts: Iterator[tuple[NDArray[Any], ...]]) -> Iterator[tuple[NDArray[Any], ...]]:
-    """One row for all windows: their mean, weighted by their length."""
+    """Reduces the rows of all windows to one: their mean, weighted by their length."""
     total, length, last = None, 0.0, 0.0
     for start, end, values in parts:
         weight = end - start

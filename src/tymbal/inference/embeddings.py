@@ -28,7 +28,7 @@ __all__ = [
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What decided the embeddings of a Parquet file.
+    """Reads the record in a Parquet file of embeddings: everything that decided their values.
 
     Raises:
         StoreError: It does not exist, or `tymbal embed` did not write it.
@@ -111,7 +111,7 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> N
 
 
 def rows_of(path: Path, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """What the rows of a file of embeddings are, in the order asked for; the embeddings themselves are not read."""
+    """Describes the rows of a file of embeddings, in the requested order, without reading the embeddings themselves."""
     columns = [name for name in pq.read_schema(path).names if name != EMBEDDING]
     by_row: dict[int, dict[str, Any]] = {}
     ordered = np.sort(rows)

@@ -173,7 +173,7 @@ class Embedder:
         self.front = FrontEnd(loaded.description, self.device)
 
     def record(self) -> dict[str, Any]:
-        """What decides its embeddings: the weights' fingerprint and how they are pooled."""
+        """Everything that decides the embeddings: the weights' fingerprint and the pooling."""
         return {
             "model": fingerprint(self.encoder),
             "pooling": self._pooling,
@@ -242,7 +242,7 @@ class ReadyModel:
 
     @property
     def description(self) -> ModelDescription:
-        """What the model was trained on, and how it normalises."""
+        """The model's description: the spectrograms that it was trained on, and its normalisation."""
         return self.loaded.description
 
     def scorer(self) -> Scorer:

@@ -86,7 +86,7 @@ def output_format(output: Path, settings: PredictSettings, recordings: Sequence[
 
 
 def failures_path(output: Path, kind: RowFormat) -> Path:
-    """Where failures are listed: beside a file, in a folder."""
+    """The path of the list of failures: beside a file, in a folder."""
     in_folder = kind.per_recording and not kind.fits(output)
     return output / "failures.csv" if in_folder else output.with_name("failures.csv")
 

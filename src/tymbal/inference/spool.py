@@ -1,4 +1,4 @@
-"""What is computed so far: rows by item, in parts that are whole or absent, so that a stopped run continues.
+"""The results so far: rows by item, in parts that are whole or absent, so that a stopped run continues.
 
 An item is a recording, or a block of the clips of a store: it is done, or computed again as a whole.
 """
@@ -33,11 +33,11 @@ _KEY = "tymbal"
 
 
 class Item(Protocol):
-    """What is computed as a whole."""
+    """A unit of work, computed as a whole."""
 
     @property
     def key(self) -> str:
-        """What distinguishes it from the other items; `file` of its outcome."""
+        """An identifier that no other item has; `file` of its outcome."""
 
     def stamp(self) -> tuple[int, int] | None:
         """By which a change is noticed; None for what cannot change."""
@@ -45,7 +45,7 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item.
+    """The outcome of an item.
 
     Attributes:
         file: Its key: of a recording the path, as the user gave it.
@@ -169,7 +169,7 @@ class Spool:
         return {outcome.file for outcome in self.outcomes(items)}
 
     def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
-        """What became of these items, as far as they are done."""
+        """The outcomes of those of these items that are done."""
         self._close_part()
         stamps = {item.key: item.stamp() for item in items}
         return [
@@ -290,7 +290,7 @@ class RowBuffer:
         return True
 
     def flush(self) -> pa.Table:
-        """What was appended, to be used before more is; the buffer is empty then."""
+        """Returns the appended rows, valid until the next append, and empties the buffer."""
         parts = [column[: self._count] for column in self._columns]
         self._count = 0
         arrays = [

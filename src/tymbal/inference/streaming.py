@@ -1,4 +1,4 @@
-"""What `predict` and `embed` share: a job that is spooled and continues, and a walk over recordings of any length.
+"""The job that `predict` and `embed` share: it is spooled, continues, and reads recordings of any length.
 
 Recordings are decoded as a stream, cut into windows, computed in batches that recordings share, and spooled.
 """
@@ -69,7 +69,7 @@ class Job(Generic[Written]):
 
 @dataclass(frozen=True)
 class Finished(Generic[Written]):
-    """What a job came to.
+    """The result of a finished job.
 
     Attributes:
         outcomes: What became of each item.
@@ -203,7 +203,7 @@ class Cut:
 
 
 class Rows(NamedTuple):
-    """What was computed for a batch of windows.
+    """The rows computed for a batch of windows.
 
     Attributes:
         window: To which of the windows each row belongs, in order, [rows].
@@ -223,7 +223,7 @@ def cut_for(description: ModelDescription, *, window: float | None = None, hop: 
         hop: Seconds from one window to the next; None is the window.
 
     Raises:
-        SettingsError: A window is shorter than a frame, or there would be gaps.
+        SettingsError: A window is shorter than a frame, or windows would leave gaps.
     """
     features = description.features
     rate, shortest = features.sample_rate, features.samples_of(1)

@@ -79,7 +79,7 @@ _HEADER = 128  # bytes; numpy leaves room for any number of rows
 
 
 class TableFormat(ABC):
-    """What all formats say of themselves.
+    """The properties that all formats declare.
 
     Attributes:
         name: What `--format` calls it.
@@ -105,7 +105,7 @@ class RowFormat(TableFormat):
 
     @abstractmethod
     def open(self, path: Path, columns: Mapping[str, Kind]) -> AbstractContextManager[Write]:
-        """Gives a function that writes a row; the file appears, whole, when the context ends without an error.
+        """Yields a function that writes a row; the file appears, whole, when the context ends without an error.
 
         Args:
             path: The file.
@@ -134,7 +134,7 @@ class EmbeddingFormat(TableFormat):
     def open_embeddings(
         self, path: Path, schema: pa.Schema, record: Mapping[str, Any]
     ) -> AbstractContextManager[Callable[[pa.Table], None]]:
-        """Gives a function that writes rows; the file appears, whole, when the context ends without an error.
+        """Yields a function that writes rows; the file appears, whole, when the context ends without an error.
 
         Args:
             path: The file.

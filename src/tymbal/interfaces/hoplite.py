@@ -32,7 +32,7 @@ _AT_ONCE = 32
 
 @dataclass(frozen=True)
 class InferenceOutputs:
-    """What a model makes of sound, with the fields of hoplite's class of this name.
+    """A model's outputs, with the fields of hoplite's class of this name.
 
     Attributes:
         embeddings: float32 [frames, channels, features], with a leading batch dimension if `batched`.

@@ -1,4 +1,4 @@
-"""What the interfaces share: a module that takes waveforms of any length and gives embeddings along time.
+"""The module that the interfaces share: it embeds waveforms of any length along time.
 
 Sound is cut into pieces of the length that the model was trained on. A piece starts a whole number of columns of
 patches behind the one before, so that the columns of all pieces together are regular, whatever the length.

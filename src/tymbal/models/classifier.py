@@ -111,7 +111,7 @@ class AttentivePooling(nn.Module):
 
 
 def _is_real(real_columns: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Which columns hold sound, bool [batch, columns]."""
+    """The columns that hold sound, bool [batch, columns]."""
     return torch.arange(grid[1], device=real_columns.device) < real_columns.unsqueeze(1)
 
 

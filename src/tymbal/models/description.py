@@ -1,4 +1,4 @@
-"""What a model is: everything beside its weights that is needed to use it, and where it comes from."""
+"""Describes a model: everything beside its weights that its use needs, and its origin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """What a model is.
+    """The description of a model.
 
     Attributes:
         encoder: Shape of the encoder.

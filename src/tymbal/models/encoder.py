@@ -136,7 +136,7 @@ class EncoderConfig:
 
 
 class EncoderOutput(NamedTuple):
-    """What an encoder gives.
+    """The outputs of an encoder.
 
     Attributes:
         tokens: After the final norm: [batch, prefix + patches, width], where patches are all or the visible ones.

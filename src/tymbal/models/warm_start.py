@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TransferReport:
-    """What came from where.
+    """Which weights were taken, resized, new or left out.
 
     Attributes:
         taken: Weights that are those of the source.

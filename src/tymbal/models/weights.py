@@ -122,7 +122,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None
     """
     own = module.state_dict()
     shapes = [
-        f"{name} is {tuple(tensors[name].shape)}, wanted is {tuple(own[name].shape)}"
+        f"{name} is {tuple(tensors[name].shape)}, expected is {tuple(own[name].shape)}"
         for name in own.keys() & tensors.keys()
         if own[name].shape != tensors[name].shape
     ]

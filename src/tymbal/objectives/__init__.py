@@ -1,1 +1,1 @@
-"""What is learned from: masks, and one file an objective."""
+"""Pretraining objectives, one file each, and their masks."""

@@ -1,4 +1,4 @@
-"""What is done to training clips of a classifier: mixing, masks, noise and shifts, all on the device.
+"""Augmentation of a classifier's training batches: mixing, masks, noise and shifts, all on the device.
 
 SpecAugment (Park et al. 2019) hides one band of mel bins and one stretch of frames; mixup (Zhang et al. 2018) mixes two
 clips and their labels, with shares from Beta(10, 10) as AST and SSAST do; noise and shift are SSAST's. What is drawn
@@ -24,7 +24,7 @@ _BETA = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Which changes, and how strong; 0 is none.
+    """Kinds and strengths of augmentation; 0 is none.
 
     Attributes:
         frequency_mask: Widest frequency mask in mel bins.

@@ -136,7 +136,7 @@ class ClassificationObjective(nn.Module):
         return self._sums(logits, truth, self._loss(logits, truth.float()))
 
     def _truth(self, labels: Tensor) -> Tensor:
-        """Which clip is of which class, bool [batch, classes]."""
+        """The true classes of each clip, bool [batch, classes]."""
         if labels.ndim == 1:
             return (labels[:, None] == self.columns) & (self.columns >= 0)
         return (labels.index_select(1, self.columns.clamp(min=0)) > 0) & (self.columns >= 0)
@@ -243,7 +243,7 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def sums(self, logits: Tensor, truth: Tensor, row: Tensor) -> dict[str, Tensor]:
-        """Takes predictions of a batch into the means; gives what `metrics` reads of the means.
+        """Adds the predictions of a batch to the means, and returns the sums that `metrics` reads.
 
         Args:
             logits: [batch, classes].

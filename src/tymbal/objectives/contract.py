@@ -1,4 +1,4 @@
-"""What an objective of pretraining is: a module around an encoder, its settings, and what builds one from the other.
+"""The contract of a pretraining objective: a module around an encoder, its settings, and the function that builds it.
 
 An objective is one file that ends with `OBJECTIVE = ObjectiveSpec(...)`:
 
@@ -74,7 +74,7 @@ class Objective(Trainable, Protocol):
         """Trained weights beside the encoder's, to save with the model; the tensors themselves, not copies."""
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `head_state` gave (`load_heads` does it); names that it lacks are left out.
+        """Loads what `head_state` returned (`load_heads` does it); names that it lacks are ignored.
 
         Raises:
             ModelError: Where a part is missing or has another shape.
@@ -181,6 +181,8 @@ def load_heads(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, advice
     for name, value in own.items():
         if name not in state or state[name].shape != value.shape:
             other = "is missing" if name not in state else f"has shape {tuple(state[name].shape)}"
-            raise ModelError(f"{name} of the objective's heads {other}, wanted is {tuple(value.shape)}", advice=advice)
+            raise ModelError(
+                f"{name} of the objective's heads {other}, expected is {tuple(value.shape)}", advice=advice
+            )
     for name, value in own.items():
         value.copy_(state[name])

@@ -185,11 +185,11 @@ class ContrastiveObjective(nn.Module):
         return {**figures, "rank": rank}
 
     def head_state(self) -> dict[str, Tensor]:
-        """What is trained beside the encoder: the projection."""
+        """Trained weights beside the encoder's: the projection."""
         return {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `head_state` gave.
+        """Loads what `head_state` returned.
 
         Raises:
             ModelError: Where a part is missing or has another shape.

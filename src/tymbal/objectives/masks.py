@@ -1,4 +1,4 @@
-"""Which patches are masked: clusters, single patches or whole columns of time.
+"""Chooses the masked patches: clusters, single patches or whole columns of time.
 
 SSAST's masks (Gong et al. 2022, section 3.2) with its faults left out: every patch, corners included, is masked equally
 often; the number of masked patches is exact; all clips of a batch are drawn at once, by sorting instead of by trying
@@ -35,7 +35,7 @@ class Masks:
     Attributes:
         index: Numbers of the masked patches, ascending: int64 [batch, masked].
         valid: Which of them count: bool [batch, masked]. False only where a clip is partly padding and `masked` is more
-            than its share; there `index` lists a patch of padding to keep the shape, which is not learned from.
+            than its share; `index` then lists a patch of padding to keep the shape, which is not learned from.
         mask: The same as a picture: bool [batch, patches], true where `index` is valid.
     """
 

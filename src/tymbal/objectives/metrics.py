@@ -140,7 +140,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 def middle_precision_recall(histogram: NDArray[Any]) -> tuple[float, float]:
     """Mean precision and recall over the classes that occur, at the middle of the thresholds at which they change.
 
-    SSAST and AST report these two; they depend on how many different scores there are, and are only good for comparing
+    SSAST and AST report these two; they depend on the number of different scores, and are only good for comparing
     with them.
     """
     pairs = []

@@ -221,7 +221,7 @@ class ReconstructionObjective(nn.Module):
 
     @torch.no_grad()
     def rebuilt(self, spectrogram: Tensor, frames: Tensor, row: Tensor) -> Rebuilt:
-        """What is rebuilt of normalised clips, see `RebuildingObjective`: the whole spectrogram."""
+        """Rebuilds the whole spectrogram of normalised clips; see `RebuildingObjective`."""
         masked = self.make_masks(spectrogram.shape[1], frames, row, torch.zeros_like(row))
         return Rebuilt.from_tensors(spectrogram, masked, self.reconstruct(spectrogram.masked_fill(masked, 0.0)))
 
@@ -238,7 +238,7 @@ class ReconstructionObjective(nn.Module):
         return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
 
     def load_head_state(self, state: Mapping[str, Tensor]) -> None:
-        """Takes what `head_state` gave.
+        """Loads what `head_state` returned.
 
         Raises:
             ModelError: Where a part is missing or has another shape.

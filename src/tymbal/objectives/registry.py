@@ -42,7 +42,7 @@ PathLike = str | os.PathLike[str]
 
 
 def names() -> tuple[str, ...]:
-    """All objectives, those of other packages last."""
+    """Names of all objectives, those of other packages last."""
     return (*_MODULES, *(name for name in _plugins() if name not in _MODULES))
 
 

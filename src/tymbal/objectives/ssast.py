@@ -329,7 +329,7 @@ def contrast(predicted: Tensor, true: Tensor, valid: Tensor) -> tuple[Tensor, Te
 
 
 def tell_apart(predicted: Tensor, true: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Which masked patch each prediction is taken for; the arguments are as in `contrast`.
+    """Matches predictions with masked patches; the arguments are as in `contrast`.
 
     Returns:
         Log-probabilities of the predictions for each true patch, float32 [batch, true, predicted]; and for each

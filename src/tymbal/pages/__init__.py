@@ -1,1 +1,1 @@
-"""What every page that Tymbal writes or serves is made of: HTML, charts, pictures."""
+"""Building blocks of every page that Tymbal writes or serves: HTML, charts, pictures."""

@@ -27,7 +27,7 @@ Mark = tuple[float, str]
 
 @dataclass(frozen=True)
 class Choice:
-    """What can be chosen in an area, and what is.
+    """The grid of an area to choose in, and the chosen cell.
 
     Attributes:
         rows: Rows, the lowest first.

@@ -149,7 +149,7 @@ def bar(pieces: Sequence[tuple[str, float]], *, said: str = "") -> str:
 
 
 def legend(names: Sequence[str], *, buttons: bool = False) -> str:
-    """What the colours mean; with buttons that show one group alone. `no label` has the colour of none."""
+    """A legend of colours, with buttons that show one group alone. `no label` has the colour of none."""
     entries: list[str] = []
     for place, name in enumerate(names):
         group = -1 if name == "no label" else place

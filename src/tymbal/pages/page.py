@@ -1,8 +1,8 @@
 """A page that holds all it needs: style, script, pictures and sound are in the file, and nothing is fetched.
 
 Parts have sections; both have a place in the table of contents. What cannot be shown is not left out silently: a
-section that raises a `TymbalError` shows its title and the reason. This module has the colours of all pages; `parts.css`
-styles what reports, previews and the explorer share, `page.css` what pages of one file add.
+section that raises a `TymbalError` shows its title and the reason. The colours of all pages are defined here;
+`parts.css` styles what reports, previews and the explorer share, `page.css` what pages of one file add.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Part:
-    """What one source has to show.
+    """The part of a page about one source.
 
     Attributes:
         title: Its heading, as plain text.

@@ -91,7 +91,7 @@ class Sounds:
         return " ".join(remarks)
 
     def locate(self, file: str) -> Path:
-        """Where a file is: where it was, or beside what the page is about; else its old place."""
+        """Locates a file: at its path, or beside the page's source; else returns its old path."""
         path = Path(file)
         places = [path, self._beside / path, self._beside.parent / path, self._beside / path.name]
         return next((place for place in places if place.is_file()), path)

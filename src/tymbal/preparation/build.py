@@ -1,4 +1,4 @@
-"""One shard, from sound files to disk: the unit of work of `tymbal prepare`, in whatever process it runs."""
+"""Builds one shard from sound files to disk: the unit of work of `tymbal prepare`, in whatever process it runs."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class _Tape:
 
 @dataclass(frozen=True)
 class Task:
-    """All that a process needs to know to build a shard.
+    """Everything that a process needs to build a shard.
 
     Attributes:
         store: The store's folder.
@@ -124,7 +124,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Built:
-    """What became of a task.
+    """The outcome of a task.
 
     Attributes:
         shard: The file; a shard without rows is not written.
@@ -178,7 +178,7 @@ def write_sidecar(work: str | Path, built: Built) -> None:
 
 
 def read_sidecar(store: Path, work: Path, number: int) -> Built | None:
-    """What became of a shard, or None if it is yet to be built."""
+    """The outcome of a shard, or None if it is yet to be built."""
     try:
         value = json.loads(_sidecar(work, number).read_text(encoding="utf-8"))
     except FileNotFoundError:

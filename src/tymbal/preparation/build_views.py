@@ -38,7 +38,7 @@ _GROUP = 16
 
 @dataclass(frozen=True)
 class ViewTask(Task):
-    """All that a process needs to know to build a shard of views.
+    """Everything that a process needs to build a shard of views.
 
     Attributes:
         samples: Samples of a clip.

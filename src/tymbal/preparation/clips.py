@@ -37,7 +37,7 @@ class Listed:
 
     @property
     def files(self) -> set[str]:
-        """All files, those that failed among them."""
+        """All files, failed ones included."""
         return {clip.file for clip in self.clips} | {failure.file for failure in self.failures}
 
 
@@ -133,7 +133,7 @@ _ENDS = 1 << 14
 
 @dataclass(frozen=True)
 class Header:
-    """One file, unopened but for its header.
+    """A file of which only the header and a fingerprint were read.
 
     Attributes:
         file: Its path.

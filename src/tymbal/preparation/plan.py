@@ -1,4 +1,4 @@
-"""Which part of which file becomes which spectrogram: clips → windows → shards, before any sound is decoded.
+"""Plans which part of which file becomes which spectrogram: clips → windows → shards, before decoding any sound.
 
 The plan depends on the clips, their lengths and the settings, not on the number of processes or on what failed on the
 way: so a preparation that was stopped continues with the same shards, and one process or twenty write the same bytes.
@@ -30,7 +30,7 @@ _SPARE = 0.005  # seconds read beyond a window, so that rounding to samples neve
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """What becomes one spectrogram.
+    """A part of a file that becomes one spectrogram.
 
     Attributes:
         id: Of the clip, with `#start-end` behind it where the window is a part of the clip.
@@ -123,7 +123,7 @@ def make_plan(clips: Sequence[Clip], lengths: Mapping[str, float], settings: Pre
 
 
 def window_starts(length: float, *, window: float, hop: float, min_fill: float) -> list[float]:
-    """Where windows begin in a clip that is longer than one, in seconds from its beginning.
+    """Start times of the windows of a clip longer than one, in seconds from its beginning.
 
     The last window may reach past the end of the clip: it is kept if at least `min_fill` of it is sound and some of
     that is in no window before.
@@ -190,7 +190,7 @@ def _frames(seconds: float, settings: PrepareSettings) -> int:
 
 
 def _thinned(windows: list[Window], every: int) -> list[Window]:
-    """One window in `every` of each split and first label, from the first of them on: so no class gets lost."""
+    """Keeps the first and then every `every`-th window of each split and first label, so that no class gets lost."""
     if every == 1:
         return windows
     counts: Counter[tuple[str | None, tuple[str, ...]]] = Counter()

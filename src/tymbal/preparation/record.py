@@ -1,4 +1,4 @@
-"""What a preparation was begun with, whether it fits on the disk, and what makes its finished shards whole."""
+"""The record of a preparation, the check of its disk space, and its last step, from finished shards to a store."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _AGAIN = "Choose another output folder, or delete this one to begin anew."
 
 @dataclass(frozen=True)
 class Record:
-    """What a preparation was begun with.
+    """The settings and plan that a preparation was begun with.
 
     Attributes:
         source: Where the clips come from.
@@ -154,7 +154,7 @@ def _made_with(store: Path) -> dict[str, Any]:
 
 
 def read_failures(store: Path) -> list[Failure]:
-    """What was left out of a store."""
+    """The files left out of a store, with reasons."""
     path = store / FAILURES
     if not path.is_file():
         return []

@@ -46,7 +46,7 @@ _RUNS = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
 
 @dataclass(frozen=True)
 class PageContext:
-    """What the parts of a page share.
+    """State that the parts of a page share.
 
     Attributes:
         numbers: Numbers that nothing on the page has yet.
@@ -193,7 +193,7 @@ def _probe_part(probes: Probes) -> Part:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the sections of a run have in common; each thing is read when it is first asked for.
+    """The data that the sections of a run share, each read on first use.
 
     Attributes:
         path: The run folder.
@@ -245,7 +245,7 @@ class _Run:
 
     @cached_property
     def scored(self) -> LabelledScores:
-        """What the classifier says about the validation clips."""
+        """The classifier's scores of the validation clips."""
         device = choose_device(self.settings.device)[0]
         return score_validation(load_model(self.path), self.store, batch_size=self.settings.batch_size, device=device)
 

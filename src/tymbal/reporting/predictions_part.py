@@ -1,4 +1,4 @@
-"""What a model predicted in recordings: how often which label, when, how sure, and the surest to see and hear."""
+"""The part on predictions: how often which label, when, how sure, and the surest to see and hear."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What `tymbal predict` wrote.
+    """The predictions of `tymbal predict`.
 
     Attributes:
         path: The file or folder.
@@ -155,7 +155,7 @@ class Predictions:
         """The windows or detections with the highest scores, each label in its turn.
 
         Raises:
-            NotShownError: There are no predictions, or the recordings are not there any more.
+            NotShownError: The table is empty, or its recordings no longer exist.
         """
         turn: Counter[str] = Counter()
         ranked: list[tuple[int, float, str, int]] = []

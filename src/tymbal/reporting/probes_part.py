@@ -98,7 +98,7 @@ class Probes:
         return self._charts(rows, lambda row: row["shots"], "clips of each class")
 
     def confusion(self) -> str:
-        """What the model's probe takes for what.
+        """The confusion matrix of the model's probe.
 
         Raises:
             NotShownError: Clips have several labels, or the figures are means over folds.

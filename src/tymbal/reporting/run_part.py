@@ -1,4 +1,4 @@
-"""What a run logged, and what it rebuilt: learning curves, speed, how it ended, and pictures of its course."""
+"""The part on a run: learning curves, speed, its end, and rebuilt spectrograms in the course of training."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _TITLES = {
     "learning_rate": "learning rate",
     "grad_norm": "norm of the gradient",
 }
-_SHORT = {"acc": "patches told apart", "nce": "cross entropy", "mse": "squared error", "mAP": "mAP"}
+_SHORT = {"acc": "patches identified", "nce": "cross entropy", "mse": "squared error", "mAP": "mAP"}
 _NOT_CURVES = ("step", "epoch", "seconds", "batch_size")
 _NOT_CURVES_END = ("_runtime", "_per_second")
 _LAST = ("grad_norm", "learning_rate")
@@ -207,7 +207,7 @@ def rebuilt_in_course(folder: Path, *, most: int) -> str:
 def rebuilt_from_checkpoints(
     run: Path, clips: Clips, rows: NDArray[np.int64], logged: Sequence[Mapping[str, Any]]
 ) -> str:
-    """What the remaining checkpoints rebuild; for runs that saved no snapshots.
+    """Rebuilds spectrograms with the remaining checkpoints; for runs that saved no snapshots.
 
     Args:
         run: The run folder.

@@ -1,4 +1,4 @@
-"""What is in a store: labels, lengths, examples, copies, and what was left out."""
+"""The part on a store: labels, lengths, examples, copies, and the files left out."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _by_content(store: SpectrogramSource, rows: NDArray[np.int64]) -> dict[bytes
 
 
 def left_out(path: Path) -> str:
-    """What `failures.csv` says, counted by kind.
+    """Counts the failures in `failures.csv` by kind.
 
     Raises:
         NotShownError: There is no such file.

@@ -321,8 +321,8 @@ class ViewSettings:
 
     Attributes:
         views: Versions of each clip, each a pair of views; 0 keeps the clips as they are.
-        augmentations: YAML file that says how views are drawn. `None` is configs/audio_augmentation_config.yaml where
-            it is there, else the defaults.
+        augmentations: YAML file that says how views are drawn. `None` is configs/audio_augmentation_config.yaml if
+            that exists, else the defaults.
         num_waveform_augs: Augmentations of the sound drawn for a view. `None` is as the file says.
         num_spectrogram_augs: Augmentations of the spectrogram drawn for a view. `None` is as the file says.
         view_mode: `spectral` makes all views from one transform of the clip; `exact` changes its samples, slower.

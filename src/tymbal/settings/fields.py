@@ -40,7 +40,7 @@ _KEY = "tymbal"
 
 @dataclass(frozen=True, kw_only=True)
 class Nature:
-    """What a setting is, beside its type, its default and its description.
+    """Properties of a setting beside its type, its default and its description.
 
     Attributes:
         path: Whether it is a path, which `run.yaml` has in full.
@@ -91,7 +91,7 @@ def setting(
 
 
 def nature(cls: Any, name: str) -> Nature:
-    """What a setting is.
+    """The properties of a setting.
 
     Args:
         cls: A settings dataclass, or an instance of one.
@@ -199,7 +199,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What brings the defaults along, in help."""
+        """The choice that brings the defaults along, for help."""
         return self.value or self.setting
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class SimilarSettings:
     """What sounds like a clip, among sounds with embeddings.
 
     Attributes:
-        top: How many are found.
+        top: Number of neighbours to return.
         approximate: Search an index that is made once and kept beside the embeddings, instead of comparing with all of
             them; needs the extra `search`. For millions.
         batch_size: Windows a batch.

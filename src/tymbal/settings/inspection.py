@@ -15,7 +15,7 @@ class ReportSettings:
     """A page that shows what came out.
 
     Attributes:
-        data: The store of a run, where it is not any more where the run found it.
+        data: The store of a run, if it has moved since.
         map: How the clips of a map are laid out: `tsne`, `pca`, or `umap`, which needs the extra `umap`.
         map_clips: Clips of a map at most.
         examples: Clips of a store that are shown.

@@ -24,9 +24,9 @@ class ScanSettings:
         group_pattern: Regular expression on the path; its first group names what must stay on one side of a split
             (a recording, a site, a speaker).
         split: How clips are split into train and validation. `auto` keeps a validation split that the manifest or
-            train/validation folders give; else it splits whole groups where there are groups and whole files where
-            there are none, parts and exact copies of a file staying together. `groups` and `clips` split anew, `clips`
-            singly. Clips that are given as test stay test.
+            train/validation folders give; else it splits whole groups or, without groups, whole files; parts and exact
+            copies of a file stay together. `groups` and `clips` split anew, `clips` singly. Clips that are given as
+            test stay test.
         validation_pattern: Regular expression on the path; what it finds is validation, the rest train.
         validation: Fraction of clips (or groups) for validation.
         stratify: Keep the proportions of the labels on both sides.
@@ -142,7 +142,7 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         hop: Seconds from one window to the next in a longer file. `None` is the window: no overlap.
         longer: What happens to a file longer than the window: cut into `windows`, or cropped to one.
         frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
-            fit; real sound fills the difference where there is any, else silence. Views are not rounded up.
+            fit; real sound fills the difference if the recording has more, else silence. Views are not rounded up.
         min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
         every: Prepare one clip in so many of every split (with labels, of every class), to try something out.
         shard_mib: Size of a shard file in MiB.

@@ -56,11 +56,11 @@ class TrainingSettings:
         eval_every: Epochs between evaluations (fractions allowed).
         eval_steps: Steps between evaluations, instead of epochs.
         save_every: Epochs between checkpoints (fractions allowed). `None` is after every evaluation.
-        keep_checkpoints: Checkpoints that are kept, beside the best.
+        keep_checkpoints: Number of the newest checkpoints to keep, beside the best.
         patience: Evaluations without progress after which training stops early; 0 never stops early.
         min_progress: What counts as progress of the monitored metric.
         average_from: Epoch from which the weights after every evaluation are averaged. The average is evaluated, too,
-            and kept as a second model, `average`, in the run folder. `None` averages nothing.
+            and saved as a second model, `average`, in the run folder. `None` averages nothing.
         average_to: Last epoch of the average. `None` is the end.
         log_every: Steps between logged figures.
         report_to: Trackers by name: tensorboard, wandb, mlflow. The last two go where their environment variables say.
@@ -227,9 +227,9 @@ class ViewPairSettings(PretrainSettings):
 
     Attributes:
         view_source: Where the views come from: `generated` before (tymbal prepare --views), or `fresh` from waveforms
-            in every epoch. `auto` takes what is there; sound becomes waveforms.
+            in every epoch. `auto` takes what the source holds; sound becomes waveforms.
         augmentations: YAML file that says how fresh views are drawn. `None` is configs/audio_augmentation_config.yaml
-            where it is there, else the defaults.
+            if that exists, else the defaults.
     """
 
     view_source: Literal["auto", "generated", "fresh"] = setting("auto", aliases=("views",), describes_model=False)

@@ -1,4 +1,4 @@
-"""What every store of spectrograms is, however they lie on the disk: an index, splits, labels, and batches by row."""
+"""The base of all stores of spectrograms, whatever their files: an index, splits, labels, and batches by row."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class LabelTable:
 
 
 class DamagedRowsError(StoreError):
-    """Some of the rows that were asked for were readable once and are not any more.
+    """Some of the requested rows were readable once and are not any more.
 
     Args:
         what: What is wrong.
@@ -90,7 +90,7 @@ class DamagedRowsError(StoreError):
 
 
 class Facts(Protocol):
-    """What is true of all rows of a store."""
+    """Properties that all rows of a store share."""
 
     @property
     def frames(self) -> int:
@@ -185,7 +185,7 @@ class SpectrogramSource(ABC):
 
     @property
     def failures(self) -> Sequence[Failure]:
-        """What was left out when the store was opened, and since."""
+        """The files left out when the store was opened, and since."""
         return ()
 
     @property
@@ -342,7 +342,7 @@ class SpectrogramSource(ABC):
         return indices
 
     def _memory(self, rows: int, out: npt.NDArray[np.float16] | None, pool: Any) -> npt.NDArray[np.float16]:
-        """Where a batch goes: `out`, if it is of the right kind, or memory of the pool."""
+        """The array for a batch: `out`, if it is of the right kind, or memory of the pool."""
         shape = (rows, *self.row_shape)
         if out is None:
             lent: npt.NDArray[np.float16] = pool.empty(shape, self.dtype)

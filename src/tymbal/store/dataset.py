@@ -68,7 +68,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         return self.__getitems__([index])
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """One batch.
+        """Returns one batch.
 
         Args:
             indices: epoch * len(self) + position of each spectrogram, [batch].
@@ -138,7 +138,7 @@ class SoundDataset(StoreDataset):
                 )
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """One batch as of any store, and `waveform`, float32 [batch, samples], with silence behind the sound."""
+        """Returns one batch as any store, and `waveform`, float32 [batch, samples], with silence behind the sound."""
         batch = super().__getitems__(indices)
         samples = self.features.samples_of(self.store.frames)
         waveforms = np.zeros((len(batch["row"]), samples), np.float32)

@@ -1,4 +1,4 @@
-"""Which clips make up which batch, from the first step of a run to its last.
+"""Plans which clips make up which batch, from the first step of a run to its last.
 
 A run is a stream of clips: every clip once in a random order (epoch 0), every clip once in another order (epoch 1), and
 so on. Steps are cut from that stream one behind the other. A batch at the end of an epoch is therefore filled up with
@@ -117,7 +117,7 @@ class BatchPlan:
         return random.choice(self.length, self.length, p=self.weights / self.weights.sum())
 
     def fingerprint(self) -> dict[str, object]:
-        """What must be the same for a run to be continued: with it, step N means the same clips."""
+        """A hash of the plan: with the same one, step N means the same clips."""
         return {
             "clips": self.length,
             "batch_sizes": list(self.batch_sizes),

@@ -1,4 +1,4 @@
-"""What happens at fixed moments of a run: when to log, evaluate and save, and when to stop.
+"""Callbacks at fixed moments of a run: when to log, evaluate and save, and when to stop.
 
 All processes decide alike, so that none waits for the others for ever.
 """

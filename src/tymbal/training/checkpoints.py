@@ -44,7 +44,7 @@ class Checkpoints:
         self._keep = keep
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step lies."""
+        """The folder of the checkpoint of a step."""
         return self.folder / f"checkpoint-{step}"
 
     def steps(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which layers of a classifier are trained, how fast, and from when on; and the average of the weights of epochs."""
+"""Which layers of a classifier are trained, how fast, and from when on; and averages of weights over epochs."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _layer(name: str, encoder: SpectrogramEncoder) -> int:
 
 @dataclass(frozen=True)
 class Stages:
-    """What is thawed when.
+    """Stages of unfreezing: which parameters are unfrozen at which epoch.
 
     Attributes:
         parameters: Parameters of each stage, in the order in which they thaw.
@@ -179,7 +179,7 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def add(self) -> None:
-        """Takes the weights as they are now into the mean."""
+        """Adds the current weights to the mean."""
         self.count += 1
         for name, value in self._module.state_dict().items():
             if name not in self._mean or not value.is_floating_point():
@@ -188,7 +188,7 @@ class WeightAverage(TrainerCallback):
                 self._mean[name].lerp_(value, 1 / self.count)
 
     def apply(self) -> None:
-        """Gives the module the mean of its weights."""
+        """Sets the module's weights to their mean."""
         self._module.load_state_dict(self._mean)
 
     def save(self, checkpoint: Path) -> None:
@@ -200,7 +200,7 @@ class WeightAverage(TrainerCallback):
             )
 
     def load(self, checkpoint: Path) -> None:
-        """Takes up the mean of a checkpoint, if it has one."""
+        """Loads the mean from a checkpoint, if it has one."""
         if (checkpoint / _FILE).is_file():
             self._mean = load_file(checkpoint / _FILE)
             self.count = int(self._mean.pop(_COUNT))

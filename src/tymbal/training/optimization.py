@@ -1,4 +1,4 @@
-"""What changes the weights and how fast: arguments for `Trainer`, optimizers, parameter groups, schedules."""
+"""Optimizers, parameter groups and learning-rate schedules, and the arguments for `Trainer`."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class Plateau(LambdaLR):
         return self.scale * warmup_scale(step, self.warmup)
 
     def observe(self, value: float, *, greater: bool, min_progress: float = 0.0) -> None:
-        """Takes note of a metric; the rates fall at once if they have to.
+        """Records a metric; the rates fall at once if they have to.
 
         Args:
             value: The metric. What is not a number is no progress.
@@ -227,12 +227,12 @@ def make_schedule(settings: TrainingSettings, plan: BatchPlan, optimizer: Optimi
 
 
 def warmup_scale(step: int, warmup: int) -> float:
-    """What a rate is multiplied by after `step` steps: from 0 to 1 in `warmup` steps."""
+    """Factor of a learning rate after `step` steps: from 0 to 1 in `warmup` steps."""
     return min(1.0, step / warmup) if warmup else 1.0
 
 
 def step_scale(plan: BatchPlan, *, start: float, every: float, factor: float) -> Callable[[int], float]:
-    """What a rate is multiplied by after a number of steps, where it falls after some epochs and then every so many."""
+    """Factor of a learning rate after some steps, if it falls after some epochs and then every so many."""
 
     def scale(step: int) -> float:
         past = plan.epoch_after(step) - start

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: `metrics.jsonl`, the same in words in `log.txt`, and `classes.csv`.
+"""The records of a run: `metrics.jsonl`, the same in words in `log.txt`, and `classes.csv`.
 
 Only the first process writes.
 """
@@ -111,7 +111,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def metrics_at_step(path: Path, step: int) -> dict[str, float]:
-    """All figures that a metrics file has of one step."""
+    """All figures of one step in a metrics file."""
     figures: dict[str, float] = {}
     for line in read_metrics(path):
         if line["step"] == step:
@@ -176,7 +176,7 @@ class ClassDetails(TrainerCallback):
         self._step = -1
 
     def take(self, sums: Mapping[str, Tensor]) -> None:
-        """Takes the sums of an evaluation, before `on_evaluate`."""
+        """Receives the sums of an evaluation, before `on_evaluate`."""
         self._sums = dict(sums)
 
     @override

@@ -1,4 +1,4 @@
-"""One training run, whole: begun or continued, to its best model on the disk.
+"""One whole training run: begun or continued, to its best model on the disk.
 
 Every objective and the fine-tuning go through `begin` and `train`. They put together the plan of all batches,
 `Trainer`, the checkpoints and what happens around them; `train` returns when the weights of the best step are in the

@@ -60,7 +60,7 @@ class RunResult:
     ended: str
 
     def summary(self) -> str:
-        """What came out, for a person."""
+        """The run's outcome, for a person."""
         why = {"patience": "no progress for too long", "minutes": "the minutes are used up"}.get(self.ended, "all done")
         lines = [f"Trained for {self.steps:,} steps: {why}."]
         figures = {
@@ -217,7 +217,7 @@ def _located(settings: dict[str, Any], paths: Iterable[str]) -> dict[str, Any]:
 
 
 def _own(recorded: dict[str, Any], settings: TrainingSettings) -> dict[str, Any]:
-    """What was recorded, without settings of other objectives: earlier versions recorded those of all in every run."""
+    """The recorded settings without those of other objectives, which earlier versions recorded in every run."""
     if not isinstance(settings, PretrainSettings):
         return recorded
     return config.with_todays_names(type(settings), registry.without_foreign(settings.objective, recorded))
@@ -228,7 +228,7 @@ def _is_gone(path: str | None) -> bool:
 
 
 def _other_data(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between the data of two sessions. Data that are gone may have moved, with the folder, elsewhere."""
+    """The differences between the data of two sessions. Missing data may have moved with the folder."""
     name, old = next(((name, before[name]) for name in ("store", "source") if name in before), ("", ""))
     if not old or not Path(old).exists() or Path(old).resolve() == Path(now[name]).resolve():
         return []

@@ -1,4 +1,4 @@
-"""One session of a run: where it takes the run up, and `Trainer` with all that goes along with it."""
+"""One session of a run: its resume point, and `Trainer` with its callbacks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _STATE = "trainer_state.json"
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a session takes a run up; all zero where it begins one.
+    """The step and state at which a session continues a run; all zero at the beginning.
 
     Attributes:
         checkpoint: The checkpoint that it continues from; None at the beginning.
@@ -65,7 +65,7 @@ class ResumePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What one session of a run trains, on what, and from where on.
+    """The module, data and plan of one session of a run, and its resume point.
 
     Attributes:
         module: The objective.
@@ -172,7 +172,7 @@ def named_checkpoint(resume: Resume, run: Path) -> Path | None:
 
 
 def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> ResumePoint:
-    """Where to take the run up. For the first process only.
+    """Finds the step to resume from. For the first process only.
 
     Args:
         checkpoints: Those of the run.
@@ -233,7 +233,7 @@ def session_callbacks(
     stages: Stages | None,
     on_evaluation: Callable[[Evaluation], None] | None,
 ) -> list[TrainerCallback]:
-    """What happens in the course of the training, in the order in which it happens.
+    """The callbacks of a training, in the order in which they run.
 
     Args:
         session: The session.

@@ -43,7 +43,7 @@ _NOT_FINITE = "_not_finite"
 
 
 class BatchDataset(Protocol):
-    """What can be trained on: a dataset that gathers a whole batch at once."""
+    """A dataset to train on, which gathers a whole batch at once."""
 
     def __len__(self) -> int:
         """Number of clips."""
@@ -52,7 +52,7 @@ class BatchDataset(Protocol):
         """The batch of these indices, each `epoch * len + position`."""
 
     def announce(self, indices: Sequence[int]) -> None:
-        """Takes note of a batch that will be asked for next, so that the disk can be read ahead."""
+        """Receives a batch that will be requested next, so that the disk can be read ahead."""
 
 
 class TymbalTrainer(Trainer):

@@ -1,4 +1,4 @@
-"""Which augmentations a view gets, and how strong: a function of seed, clip, version and view, and of nothing else.
+"""Draws the augmentations of a view and their strengths: a function of seed, clip, version and view alone.
 
 So one core, eight cores and a cluster draw the same, in any order, and so does a run that was stopped
 (`tymbal.randomness`). Every augmentation has its own numbers, whether it is drawn or not: adding one to a
@@ -59,7 +59,7 @@ _VALUES = {key: column for column, key in enumerate(_NEUTRAL)}
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to some views.
+    """The drawn augmentations of some views.
 
     Attributes:
         active: Which augmentations a view gets, bool [views, augmentations], on the CPU.
@@ -88,7 +88,7 @@ class Draws:
         return torch.from_numpy(np.flatnonzero(self.have(*names)))
 
     def have(self, *names: str) -> npt.NDArray[np.bool_]:
-        """Which views get one of these augmentations, [views]."""
+        """Which views have one of these augmentations, bool [views]."""
         mask = sum(1 << _PLACES[name] for name in names)
         has_any: npt.NDArray[np.bool_] = (self._bits & mask) != 0
         return has_any
@@ -100,7 +100,7 @@ class Draws:
         return bits
 
     def uniform(self, name: str, column: int) -> Tensor:
-        """One of the numbers of an augmentation, float32 [views]."""
+        """One of the random numbers of an augmentation, float32 [views]."""
         return self.numbers[:, _PLACES[name], column]
 
     def value(self, name: str, setting: str) -> Tensor:
@@ -108,7 +108,7 @@ class Draws:
         return self.values[:, _VALUES[name, setting]]
 
     def values_of(self, name: str, view: int) -> list[float]:
-        """All numbers of an augmentation of one view, to be shown."""
+        """All numbers of an augmentation of one view, for display."""
         return [float(self.values[view, column]) for key, column in _VALUES.items() if key[0] == name]
 
 

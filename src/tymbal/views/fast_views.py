@@ -159,7 +159,7 @@ class SpectralViews:
         return mel
 
     def _in_room(self, mel: Tensor, draws: Draws) -> Tensor:
-        """Lets energy trail: each frame gives what an exponential tail has left in the frames after it."""
+        """Reverberation as trailing energy: each frame adds an exponential tail to the frames after it."""
         views = draws.views("reverberation")
         if not len(views):
             return mel

@@ -61,7 +61,7 @@ class ViewMaker:
 
     @torch.no_grad()
     def transform(self, waveforms: Tensor) -> Clips:
-        """What `spectral` needs of clips [clips, samples] on the device."""
+        """Transforms clips [clips, samples] on the device to what `spectral` needs."""
         return self._spectral.transform(waveforms)
 
     @torch.no_grad()
@@ -129,7 +129,7 @@ def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Ten
 
 
 class FreshViewDataset(StoreDataset):
-    """Some rows of a store of waveforms, as pairs of views that are made when they are asked for.
+    """Rows of a store of waveforms as pairs of views, made on request.
 
     A batch is as of any store, with `spectrogram` float16 [batch, 2, frames, mels].
 

@@ -1,4 +1,4 @@
-"""What is done to energies of views: filters and rooms by frequency, masks, crops and mixing in mel bins; batched."""
+"""Operations on energies of views: filters and rooms by frequency, masks, crops and mixing in mel bins; batched."""
 
 from __future__ import annotations
 

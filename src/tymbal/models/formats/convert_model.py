@@ -142,7 +142,7 @@ def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapp
 
 
 def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
-    """What a file of weights does not say, with what to build the modules from."""
+    """Notes what a file of weights does not say, and how a script builds the modules."""
     config, rows = huggingface.to_config(description), description.encoder.grid[0]
     said = ", ".join(f"{name}={config[name]}" for name in _AST_SHAPE)
     shapes = [f"{name} {tuple(value.shape)}" for name, value in sorted(heads.items()) if value.ndim > 1]
@@ -166,7 +166,7 @@ def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tens
 
 
 def _what_ssast_lacks(loaded: LoadedModel, description: ModelDescription) -> list[str]:
-    """What an SSAST file does not say, with what to give SSAST for it."""
+    """Notes what an SSAST file does not say, and the flags to give SSAST for it."""
     encoder = description.encoder
     own = description.normalize == "clip"
     mean, std = (0.0, 0.5) if own else (description.mean, description.std)

@@ -241,7 +241,7 @@ def fetch(name: str) -> Path:
 def describe(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, *, labels: int, path: str
 ) -> ModelDescription:
-    """Says what a model is. Hugging Face's own entries say what they can, our description the rest.
+    """Describes a model from Hugging Face's own entries and, for the rest, from our description.
 
     So a model that was changed and saved in transformers, with other labels say, is read as it is now.
 

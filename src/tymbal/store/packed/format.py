@@ -1,4 +1,4 @@
-"""What lies in a store folder: its description, and shard files in memory."""
+"""The files of a store folder: its description, and shard files in memory."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def shard_name(number: int) -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard file: its path inside the store, spectrograms and bytes."""
+    """A shard file: its path inside the store, spectrograms and bytes."""
 
     file: str
     rows: int

@@ -31,7 +31,7 @@ _BEHIND = 8 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What the index says of a spectrogram, but for its place.
+    """A spectrogram's entry in the index, without its place.
 
     Attributes:
         id: Stable name of the clip.

@@ -89,7 +89,7 @@ def write_pair(
 
 
 def entry_of(folder: str, file: str, entry: Entry, *, frames: int, mels: int) -> dict[str, Any]:
-    """What metadata say of a file.
+    """The entry of a file in the metadata.
 
     Args:
         folder: The layout's folder, as the user named it.
@@ -185,7 +185,7 @@ def _checked(entry: Any) -> dict[str, Any]:
 
 
 def resolve_file(file: str, roots: Sequence[Path]) -> Path:
-    """Where a file is: as it is named, or, after its folder has moved, under one of some folders."""
+    """Locates a file: at its own path or, after its folder has moved, under one of some folders."""
     path = Path(file)
     parts = file.replace("\\", "/").split("/")
     candidates = [path, *(root.joinpath(*parts[-2:]) for root in roots), *(root / parts[-1] for root in roots)]

@@ -80,7 +80,7 @@ def load_pair(path: Path, shape: tuple[int, int] | None = None) -> Tensor:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What all pairs have in common; mean and deviation are those of some files, if nobody wrote them down."""
+    """Properties that all pairs share; mean and deviation are those of some files unless they are recorded."""
 
     frames: int
     mels: int
@@ -149,7 +149,7 @@ class PairFileStore(SpectrogramSource):
 
     @property
     def failures(self) -> Sequence[Failure]:
-        """What was left out up to now."""
+        """The files left out up to now."""
         return self._failures
 
     @property
@@ -237,7 +237,7 @@ class PairFileStore(SpectrogramSource):
 
     @property
     def _ours(self) -> Mapping[str, Any]:
-        """What Tymbal wrote beside the layout's own keys."""
+        """Tymbal's own entry beside the layout's keys."""
         recorded: Mapping[str, Any] = self._extras.get("tymbal", {})
         return recorded
 

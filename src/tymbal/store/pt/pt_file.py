@@ -1,4 +1,4 @@
-"""One `.pt` file that holds one spectrogram: what is in it, what may be wrong with it, and where its values lie.
+"""Reads a `.pt` file that holds one spectrogram: its content, what may be wrong with it, and where its values lie.
 
 Pickles are read by `torch.load(weights_only=True)` and by nothing else, so that one that wants to run a program cannot.
 That costs a third of a millisecond, nearly all of it to parse what all the other files said already. torch's files are
@@ -62,7 +62,7 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 
 class Place(NamedTuple):
-    """Where in its file a spectrogram lies.
+    """The place of a spectrogram in its file.
 
     Attributes:
         size: Bytes of the file.
@@ -124,7 +124,7 @@ def load_spectrogram(path: str, *, mels: int, layout: str = "auto") -> Tensor:
 
 
 def examine(path: str, *, mels: int, layout: str = "auto") -> Examined:
-    """Looks at a file once: whether it can be used, where its values lie, and their statistics.
+    """Reads a whole file once: whether it can be used, where its values lie, and their statistics.
 
     Args:
         path: The file.

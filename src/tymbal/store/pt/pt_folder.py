@@ -221,7 +221,7 @@ def _index(good: Sequence[tuple[PtFile, Record]], frames: int) -> pa.Table:
 
 
 class Record(NamedTuple):
-    """What is known of a file.
+    """The recorded result for one file.
 
     Attributes:
         id: The clip.
@@ -257,7 +257,7 @@ class Record(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """Where the spectrogram lies."""
+        """The place of the spectrogram in its file."""
         return Place(self.size, self.modified, self.frames, self.offset, self.dtype, self.frame_step, self.mel_step)
 
     @property
@@ -280,7 +280,7 @@ def look(
     as_recorded: bool = False,
     threads: int | None = None,
 ) -> list[Record]:
-    """Looks at all files, at those that a record knows only for their size and time of change.
+    """Examines all files; of those in a record only their size and time of change.
 
     Args:
         files: The files.

@@ -68,7 +68,7 @@ class PtFile(NamedTuple):  # a third of the time of a dataclass, which two milli
 
 @dataclass(frozen=True)
 class Header:
-    """What a list of ours says of its spectrograms, beside their names.
+    """The description of all spectrograms in a list that Tymbal wrote.
 
     Attributes:
         features: How they were computed.
@@ -93,7 +93,7 @@ class Header:
 
 @dataclass(frozen=True)
 class PtListing:
-    """All files of a data set, before any of them is looked at.
+    """The files of a data set, before any of them is opened.
 
     Attributes:
         path: The list or the folder.
@@ -171,7 +171,7 @@ def files_beside(table: Table) -> Path | None:
 
 
 def pt_files(folder: Path) -> Iterator[str]:
-    """All `.pt` files below a folder but those that are hidden."""
+    """All `.pt` files below a folder, without hidden ones."""
     seen = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
@@ -275,7 +275,7 @@ def _folder(path: Path, split: str | None) -> list[PtFile]:
 
 
 def _data_folder(table: Table, own: str | os.PathLike[str] | None, other: str | os.PathLike[str] | None) -> Path:
-    """Where the files of a list lie: its own folder or another list's, if given, else one beside the list."""
+    """The folder of a list's files: its own or another list's, if given, else one beside the list."""
     folders = [Path(folder) for folder in (own, other) if folder is not None]
     for folder in folders:
         if not folder.is_dir():
@@ -293,7 +293,7 @@ def _data_folder(table: Table, own: str | os.PathLike[str] | None, other: str | 
 
 
 def _candidates(path: Path) -> list[Path]:
-    """Where the files of a list may lie, best first."""
+    """Folders that may hold the files of a list, best first."""
     beside = path.parent
     return [beside / path.stem, beside / "precomputed" / path.stem, beside / "precomputed", beside]
 
@@ -313,7 +313,7 @@ def _first_with_any(folders: Iterable[Path], table: Table) -> Path | None:
 
 
 def _recorded(path: Path) -> tuple[Header, dict[int, str]]:
-    """What a list of ours says: its header, and sound files whose names are not those of their `.pt` files."""
+    """Reads a list of ours: its header, and sound files whose names are not those of their `.pt` files."""
     if path.suffix.lower() != ".json":
         return Header(), {}
     content = json.loads(path.read_text(encoding="utf-8-sig"))

@@ -41,7 +41,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Content:
-    """What a `PtStore` is made of; it travels to other processes.
+    """The contents of a `PtStore`, which can be sent to other processes.
 
     Attributes:
         path: The list or folder.
@@ -96,7 +96,7 @@ class PtStore(SpectrogramSource):
 
     @property
     def failures(self) -> tuple[Failure, ...]:
-        """What was left out when the store was opened."""
+        """The files left out when the store was opened."""
         return self._content.failures
 
     @property

@@ -126,7 +126,7 @@ def _entry(entry: Mapping[str, Any], stem: str, mids: Mapping[str, str]) -> dict
 
 
 def _mids(labels: Sequence[str]) -> dict[str, str]:
-    """What stands for each label in a list, where a comma stands between labels."""
+    """Maps labels to the ids that stand for them in lists, which separate labels by commas."""
     safe = {label for label in labels if "," not in label}
     mids: dict[str, str] = {}
     for index, label in enumerate(labels):
