@@ -314,7 +314,7 @@ def _file(name: str) -> str:
 
 
 class Uploads:
-    """Tracks which session uses which file. Sessions with the same sound share a file, which stays until all release it.
+    """Tracks which session uses which file. Sessions with the same sound share a file until all release it.
 
     Args:
         folder: Only files inside it are ever deleted.
