@@ -268,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: What stands behind `tymbal`; None is that of this process.
+        arguments: The words behind `tymbal`; None is those of this process.
 
     Returns:
         The exit status.
@@ -334,7 +334,7 @@ def _run(verb: Verb, words: Sequence[str]) -> None:
     file, quiet = given.pop("config", None), given.pop("quiet", False)
     arguments = {each.name: given.pop(each.name) for each in verb.arguments if each.name in given}
     if file is not None and cls is not None:
-        config.read_settings(cls, file)  # that it is for this verb is said before anything is missed
+        config.read_settings(cls, file)  # a file of another verb is reported before anything missing
         arguments = {**_recorded(verb, file), **arguments}
     for each in verb.arguments:
         if each.required and each.name not in arguments:

@@ -132,10 +132,10 @@ def parse(
     """Reads words into arguments and settings, by name; what is not given is absent.
 
     Args:
-        words: What stands behind the verb.
+        words: The words behind the verb.
         arguments: What the verb takes beside settings.
         flags: Its settings, by flag.
-        more: Further flags, asked for when one is not among `flags`.
+        more: Returns further flags; called if one is not among `flags`.
 
     Raises:
         UsageError: A flag is unknown, has no value or a wrong one, or a word is left over.

@@ -7,8 +7,8 @@ A configuration file is one of three things, which its keys distinguish:
 - the `run.yaml` that every run writes: verb, arguments, all resolved settings, versions. Given back with `--config`, it
   repeats the run.
 
-What is given explicitly (a flag, a keyword argument) stands above the file, the file above a recipe that one of them
-chooses (`tymbal.settings.fields`), the recipe above the defaults.
+An explicit value (a flag, a keyword argument) overrides the file, the file a recipe that one of them chooses
+(`tymbal.settings.fields`), the recipe the defaults.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def convert(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
     data = open_data(source, chosen)
-    if _is_model(data.path) or not data.exists:  # a name on the hub; what is missing is said by who looks for it
+    if _is_model(data.path) or not data.exists:  # a name on the hub; the loader reports a missing one
         return _model(source, target, chosen)
     if not data.has_rows:
         raise SettingsError(

@@ -81,7 +81,7 @@ _PAIR_FILES = _Kind("pairs of views in .pt files", views=True)
 
 
 def open_data(path: str | os.PathLike[str], settings: Chosen) -> DataSource[Chosen]:
-    """Returns the data source of a path, whatever kind of data it holds.
+    """Returns the data source of a path with data of any kind.
 
     Nothing is looked at before the first question; then one line on stderr says what it is. So a run that is finished
     does not need its data any more.
@@ -368,7 +368,7 @@ def _is_sound_file(path: Path) -> bool:
 
 
 def _lists_pairs(file: Path) -> bool:
-    """Whether metadata are those of pairs of views; of those that are damaged that is said when they are opened."""
+    """Whether metadata are those of pairs of views; damaged ones are reported when they are opened."""
     with file.open("rb") as opened:
         if _LISTS_PAIRS.search(opened.read(_HEAD)):
             return True

@@ -153,7 +153,7 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
 
 
 def _opened(path: str | Path | None, advice: list[str]) -> tuple[SpectrogramSource | None, dict[str, str]]:
-    """The store, if it is whole and holds finite values where it was looked at; else what is wrong is said."""
+    """Opens the store, and reports what is wrong unless it is whole and a sample of its values is finite."""
     import numpy as np
 
     from tymbal.data import open_data
@@ -295,7 +295,7 @@ class Trial:
         features: Seconds of sound that the filter bank of the store turns into spectrograms in a second.
         loading: Clips that are read from the store in a second; None without a store.
         step: Clips that a pretraining learns from in a second.
-        batch_size: Clips of the steps that were tried: fewer than asked for where steps are slow.
+        batch_size: Clips of the steps tried: fewer than requested if steps are slow.
         frames: Frames of the clips.
     """
 

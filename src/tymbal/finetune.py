@@ -209,7 +209,7 @@ def _objective(
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.classification import ClassificationObjective
 
-    # The same seed gives the same weights, whatever the caller drew before.
+    # The same seed gives the same weights, independent of the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         start = _start(store, clips.classes, settings)

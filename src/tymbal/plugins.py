@@ -6,7 +6,7 @@ Another package adds one by an entry point in its `pyproject.toml`:
     gammatone = "their_package.banks:GammatoneBank"
 
 Names and places only: this module imports none of them, and settings are checked against it in no time. A class is
-imported when it is first asked for; entry points are read only for names that are not Tymbal's own.
+imported on first use; entry points are read only for names that are not Tymbal's own.
 """
 
 from __future__ import annotations

@@ -141,7 +141,7 @@ def prepare(
     Args:
         source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, or a `Manifest`.
         output: Folder of the store. With views it may be left out: data/augmented_spectrograms.
-        config: A YAML file with settings; those given here stand above it.
+        config: A YAML file with settings; those given here override it.
         executor: Where shards are built: the setting `processes` or `dask`, or an executor, which has to see `source`
             and `output` under the same paths. None is a pool of processes on this machine.
         **settings: See `tymbal.settings.PrepareSettings`.

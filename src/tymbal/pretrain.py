@@ -160,7 +160,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
     from tymbal.models.warm_start import first_encoder
 
     spec = registry.spec(settings.objective)
-    # The same seed gives the same weights, whatever the caller drew before.
+    # The same seed gives the same weights, independent of the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, origin = first_encoder(

@@ -113,7 +113,7 @@ class Manifest:
     def of(cls, table: Table, root: Path | None = None) -> Manifest:
         """The manifest that a table is; rows of the same clip are merged into one with the labels of all.
 
-        Relative paths begin at the table's folder or, where there is no such file, at the working directory.
+        Relative paths begin at the table's folder or, if no such file exists, at the working directory.
 
         Args:
             table: The rows.

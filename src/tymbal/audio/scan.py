@@ -72,7 +72,7 @@ def scan(
     Args:
         source: A folder, a list (CSV, TSV, Parquet, JSON, JSON lines, text), one sound file, or a manifest.
         output: Where to write the manifest (.csv or .parquet), with `failures.csv` beside it. None writes nothing.
-        config: A YAML file with settings; those given here stand above it.
+        config: A YAML file with settings; those given here override it.
         **settings: See `tymbal.settings.ScanSettings`.
 
     Raises:
@@ -85,7 +85,7 @@ def scan(
     if output is not None:
         _check_output(Path(output))
     clips, notes = _described(listing.clips, chosen, labelled=listing.labelled)
-    assign_splits(clips, chosen)  # what cannot be split is said before the work, not after it
+    assign_splits(clips, chosen)  # report what cannot be split before the work, not after it
     files = list(dict.fromkeys(clip.file for clip in clips))
     reports = {report.file: report for report in _inspect_all(files, chosen)}
     good, failures = _sort(clips, reports, chosen.min_seconds)

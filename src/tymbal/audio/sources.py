@@ -169,7 +169,7 @@ def _named(listing: Listing, label_csv: str) -> Listing:
 
 @dataclass(frozen=True)
 class Recording:
-    """A sound file that is meant.
+    """A sound file to read.
 
     Attributes:
         path: Where it is, as the user gave it.

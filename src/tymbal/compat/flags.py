@@ -184,7 +184,7 @@ def parse(arguments: Sequence[str]) -> Flags:
     """Reads a command line of `run.py`.
 
     Args:
-        arguments: What stands behind `python run.py`.
+        arguments: The words behind `python run.py`.
 
     Raises:
         SettingsError: A flag is unknown or lacks its value, or a value is not possible.

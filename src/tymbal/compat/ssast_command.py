@@ -52,7 +52,7 @@ def run(arguments: Sequence[str]) -> RunResult:
     """Does what `python run.py` with these arguments would.
 
     Args:
-        arguments: What stands behind `run.py`.
+        arguments: The words behind `run.py`.
 
     Raises:
         SettingsError: A flag is unknown, missing, or cannot be obeyed.
@@ -68,7 +68,7 @@ def run(arguments: Sequence[str]) -> RunResult:
 
 
 def _is_audio(flags: Flags) -> bool:
-    """Whether the training list is of sound files; where it is missing, that is said later."""
+    """Whether the training list is of sound files; a missing list is reported later."""
     data = open_data(flags.data_train or "", PtSettings(data_dir=flags.data_dir))
     if not (data.exists and data.has_sound):
         return False

@@ -41,7 +41,7 @@ class Neighbour:
         file: Where it is, or was.
         start: Seconds from the beginning of the file.
         end: Where it ends, in seconds.
-        label: Its labels; empty where it has none, None where nobody has any.
+        label: Its labels; empty if it has none, None if no sound of the library has any.
         similarity: Cosine of the angle between the embeddings; 1 is the same.
     """
 

@@ -58,7 +58,7 @@ class Annotation(NamedTuple):
         start: Seconds from the beginning of the recording.
         end: Where it ends, in seconds.
         label: What is heard.
-        score: How sure that is; 1 where nothing is said of it, as of what a person has drawn.
+        score: Confidence; 1 if the file gives none, as for annotations drawn by a person.
     """
 
     file: str

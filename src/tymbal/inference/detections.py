@@ -59,7 +59,7 @@ def thresholds(
     Args:
         labels: Names of the labels.
         every: The threshold of all labels.
-        some: Thresholds of single labels, `robin=0.3` each, which stand above `every`.
+        some: Thresholds of single labels, `robin=0.3` each, which override `every`.
         otherwise: The threshold where `every` is None.
 
     Raises:

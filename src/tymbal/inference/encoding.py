@@ -155,7 +155,7 @@ class RowEmbeddings:
     """Embeddings of rows of a store.
 
     Attributes:
-        rows: The rows that could be read, in the order in which they were asked for, int64 [clips].
+        rows: The rows that could be read, in the requested order, int64 [clips].
         values: By pooling and layer, float32 [clips, dimensions].
     """
 

@@ -117,7 +117,7 @@ class Scorer:
             length: Samples of a full window.
 
         Returns:
-            Probabilities [windows, labels]: they sum to 1 where a clip has one label, each stands for itself where it
+            Probabilities [windows, labels]: they sum to 1 where a clip has one label, each is independent where it
             may have several.
         """
         x, frames = self._front(windows, length=length)

@@ -1,4 +1,4 @@
-"""From spooled scores to what was asked for, and read back from each of its forms."""
+"""Writes spooled scores as tables or annotations, and reads predictions from each of their formats."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class PredictionTable:
 
     Attributes:
         kind: Whether a row is a window with a label, or a detection.
-        rows: The rows, read as they are asked for; once.
+        rows: The rows, read lazily; can be iterated once.
     """
 
     kind: Literal["windows", "detections"]
@@ -229,7 +229,7 @@ def read_predictions(path: Path) -> PredictionTable:
 
     Raises:
         SettingsError: It is none of these, lacks a column, or a row cannot be read; the last two also while rows are
-            asked for.
+            iterated.
     """
     if path.is_dir():
         rows_of = (_annotations(file, path) for file in _annotation_files(path))

@@ -190,7 +190,7 @@ class Spool:
                 self._buffer.append(part)
 
     def end(self, outcome: Outcome) -> None:
-        """Notes what became of the item whose rows were added."""
+        """Records the outcome of the item whose rows were added."""
         if self._writer is None:
             self._open_part()
         self._outcomes.append(outcome)
@@ -200,7 +200,7 @@ class Spool:
     def read(self, items: Sequence[Item]) -> Iterator[tuple[Outcome, Iterator[pa.RecordBatch]]]:
         """The outcomes of these items and their rows, as they were added.
 
-        The rows of an item have to be taken before the next one is asked for.
+        The rows of an item have to be consumed before the next item is requested.
         """
         self._close_part()
         stamps = {item.key: item.stamp() for item in items}

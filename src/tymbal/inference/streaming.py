@@ -252,7 +252,7 @@ def walk(
     batch_size: int,
     progress: Progress,
 ) -> None:
-    """Computes rows for all windows of recordings and spools them, with what became of each recording.
+    """Computes rows for all windows of recordings and spools them, with the outcome of each recording.
 
     Args:
         recordings: What to walk over.
@@ -274,7 +274,7 @@ def walk(
 
 
 def _events(recordings: Sequence[Recording], cut: Cut, progress: Progress) -> Iterator[Window | Outcome]:
-    """The windows of each recording and behind them what became of it."""
+    """Yields the windows of each recording and after them its outcome."""
     before = 0.0
     for recording in recordings:
         reached, count = 0, 0

@@ -146,7 +146,7 @@ outputs = model(**extractor(waveform, sampling_rate={description.features.sample
 
 
 def _facts(title: str, facts: object) -> str:
-    """A section from whatever was recorded; nothing recorded, no section."""
+    """A section of the recorded facts; empty without any."""
     if not facts:
         return ""
     return _table(title, facts) if isinstance(facts, Mapping) else f"## {title}\n\n{facts}\n"

@@ -71,7 +71,7 @@ class ModelDescription:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], *, path: str | None = None) -> ModelDescription:
-        """Reads what `to_json` gave.
+        """Reads what `to_json` returned.
 
         Raises:
             ModelError: Where it is of a newer schema or incomplete.

@@ -141,7 +141,7 @@ class EncoderOutput(NamedTuple):
     Attributes:
         tokens: After the final norm: [batch, prefix + patches, width], where patches are all or the visible ones.
         grid: Rows and columns of the patches of the input.
-        hidden_states: The embeddings and then the output of every block, before the final norm, if asked for.
+        hidden_states: The embeddings and then the output of every block, before the final norm, if requested.
     """
 
     tokens: Tensor

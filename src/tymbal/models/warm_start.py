@@ -188,7 +188,7 @@ def _positions(tensors: dict[str, Tensor], origin: EncoderConfig, *, path: str) 
 
 
 POOLING = "mean"
-"""How a new head pools where nothing is said."""
+"""Pooling of a new head by default."""
 
 _NAMED = 5  # labels that a message names
 

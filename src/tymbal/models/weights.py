@@ -43,7 +43,7 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model in our own names, whatever door it came through.
+    """A model's weights under Tymbal's own names, read from any format.
 
     Attributes:
         door: `tymbal`, `huggingface`, `ssast` or `script`: whose layout it has.

@@ -194,7 +194,7 @@ def single_label_counts(confusion: NDArray[Any]) -> tuple[NDArray[Any], NDArray[
 
 
 def by_class(hit: NDArray[Any], truth: NDArray[Any], predicted: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
-    """Precision, recall and F1 of each class; 0 where there is nothing to divide by (scikit-learn's convention).
+    """Precision, recall and F1 of each class; 0 where the denominator is 0 (scikit-learn's convention).
 
     Args:
         hit: Clips of the class that were taken for it, [classes].

@@ -7,7 +7,7 @@ over time follows, and what it gives is interpolated to the frames of the clean 
 What is made sound here:
 
 - the sequence that the decoder convolves is time. Tokens are numbered row by row of frequency; convolved in that order,
-  the end of one row would meet the beginning of the next. Here the rows that stand above each other become channels
+  the end of one row would meet the beginning of the next. Here the rows of a column become channels
   of their column, so that what sounds low and what sounds high stay apart, which an average of the rows would mix;
 - it has the resolution of frames. A token stands for the frames up to the next column, and is projected to some
   channels for each of them; interpolated from one point a column, speech, for one, is hardly better rebuilt than by the

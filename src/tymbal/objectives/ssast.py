@@ -7,8 +7,8 @@ the losses are those of the reference implementation to float32's accuracy. What
 - all clips are computed at once, in batched tensor code, and a step never waits for the device;
 - masks are drawn fairly (`tymbal.objectives.masks`), as a function of seed, epoch and clip; evaluation has fixed masks,
   so that epochs and runs compare;
-- patches that hold only padding are neither masked nor learned from, unless asked for;
-- losses are float32 whatever the precision of the encoder, and count every clip equally, long or short;
+- patches that hold only padding are neither masked nor learned from, unless requested;
+- losses are float32 with any precision of the encoder, and count every clip equally, long or short;
 - with `encode="visible"` the encoder sees the visible patches only and a light decoder predicts the rest: the same
   losses on another, faster model (MAE-AST, Baade et al. 2022; `tymbal.objectives.decoder`).
 """
@@ -158,7 +158,7 @@ class SSASTObjective(nn.Module):
         self.monitor: tuple[str, bool] = ("mse", False) if task == "mpg" else ("acc", True)
         width = config.width if self.decoder is None else self.decoder.width
         self.heads = nn.ModuleDict({name: _head(width, config.patch_area) for name in TASKS[task]})
-        self._count(config.grid)  # what cannot be masked is said now, not in the first step
+        self._count(config.grid)  # report clips too short to mask now, not in the first step
 
     def forward(self, spectrogram: Tensor, frames: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
         """Computes the loss of a batch.

@@ -1,4 +1,4 @@
-"""Builds one shard from sound files to disk: the unit of work of `tymbal prepare`, in whatever process it runs."""
+"""Builds one shard from sound files to disk: the unit of work of `tymbal prepare`, in any process."""
 
 from __future__ import annotations
 

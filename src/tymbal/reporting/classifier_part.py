@@ -124,7 +124,7 @@ def _percent(value: float) -> str:
 
 
 def _decisions(scored: LabelledScores) -> str:
-    """Hits, misses and false alarms of each label, its thresholds, and what is said beside what is true."""
+    """Hits, misses and false alarms of each label, its thresholds, and its confusions with other labels."""
     average = _average_precisions(scored)
     order = np.argsort(average, kind="stable")  # without clips: last, as nan
     text = f"Decisions about {len(scored.truth):,} validation clips, of which one may have several labels; a label is "

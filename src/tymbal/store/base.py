@@ -102,15 +102,15 @@ class Facts(Protocol):
 
     @property
     def features(self) -> FeatureSettings | None:
-        """How the spectrograms were computed; None where nobody wrote it down."""
+        """How the spectrograms were computed; None if not recorded."""
 
     @property
     def mean(self) -> float:
-        """Mean of all log-mel values of real frames, or what the user gave for it."""
+        """Mean of all log-mel values of real frames, or the user's own value."""
 
     @property
     def std(self) -> float:
-        """Standard deviation of all log-mel values of real frames, or what the user gave for it."""
+        """Standard deviation of all log-mel values of real frames, or the user's own value."""
 
     @property
     def padding(self) -> float:
@@ -155,17 +155,17 @@ class SpectrogramSource(ABC):
 
     @property
     def features(self) -> FeatureSettings | None:
-        """How the spectrograms were computed; None where nobody wrote it down."""
+        """How the spectrograms were computed; None if not recorded."""
         return self._facts.features
 
     @property
     def mean(self) -> float:
-        """Mean of all log-mel values of real frames, or what the user gave for it."""
+        """Mean of all log-mel values of real frames, or the user's own value."""
         return self._facts.mean
 
     @property
     def std(self) -> float:
-        """Standard deviation of all log-mel values of real frames, or what the user gave for it."""
+        """Standard deviation of all log-mel values of real frames, or the user's own value."""
         return self._facts.std
 
     @property
@@ -195,7 +195,7 @@ class SpectrogramSource(ABC):
 
     @property
     def recorded_settings(self) -> Mapping[str, Any]:
-        """Settings of the verb that made the store; empty where nobody wrote them down."""
+        """Settings of the verb that made the store; empty if not recorded."""
         return {}
 
     @property
@@ -277,7 +277,7 @@ class SpectrogramSource(ABC):
         return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
     def padded_clips(self) -> npt.NDArray[np.bool_]:
-        """Whether the clip of each row is shorter than its window, [count]; none where nobody wrote it down."""
+        """Whether the clip of each row is shorter than its window, [count]; False if lengths are not recorded."""
         features = self.features
         if features is None:
             return np.zeros(len(self), np.bool_)

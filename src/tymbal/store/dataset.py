@@ -91,7 +91,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         return batch
 
     def _spectrograms(self, values: Tensor, row: Tensor, epoch: Tensor) -> dict[str, Tensor]:
-        """The spectrograms of a batch and their frames of real sound, from what the store gave.
+        """The spectrograms of a batch and their frames of real sound, from the store's own batch.
 
         Args:
             values: What the store gave, [batch, …].
@@ -181,7 +181,7 @@ def normalised_batches(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[NormalisedBatch]:
-    """Walks over rows of a store once, in their order, as whatever looks at clips outside of training takes them.
+    """Iterates once over rows of a store in order: the loop of everything that reads clips outside of training.
 
     Args:
         store: Where the spectrograms are.
@@ -191,7 +191,7 @@ def normalised_batches(
         device: Where the batches go.
         rank: Number of this process, which takes every `processes`-th batch.
         processes: Processes that share the rows.
-        progress: Advances by the rows of each batch when the next one is asked for.
+        progress: Advances by the rows of each batch when the next one is requested.
 
     Yields:
         Batches of the rows that can be read; see `readable_batches`.
@@ -219,7 +219,7 @@ def readable_batches(
     """Reads rows of a store batch by batch, the next one announced.
 
     Rows that have become unreadable are left out, and named by the store: a batch is then smaller, and an empty one is
-    passed over. What is computed from the batches is of the rows that come with them, not of those asked for.
+    passed over. What is computed from the batches is of the rows that come with them, not of those requested.
 
     Args:
         store: Where the spectrograms are.
@@ -227,7 +227,7 @@ def readable_batches(
         batch_size: Clips a batch.
         rank: Number of this process, which takes every `processes`-th batch.
         processes: Processes that share the rows.
-        progress: Advances by the rows of each batch when the next one is asked for.
+        progress: Advances by the rows of each batch when the next one is requested.
 
     Yields:
         Row numbers [batch] and raw log-mel values, float16 [batch, frames, mels], in memory that is used again when

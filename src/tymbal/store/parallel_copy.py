@@ -30,7 +30,7 @@ def copy_in_parallel(work: Callable[[int, int], None], count: int, size: int) ->
     """Calls `work(start, stop)` for parts of `range(count)`, side by side where that pays.
 
     Args:
-        work: What to do with the items from `start` to `stop`; it must let go of the interpreter's lock to gain.
+        work: What to do with the items from `start` to `stop`; it gains only if it releases the interpreter's lock.
         count: Number of items.
         size: Bytes of an item.
     """

@@ -3,7 +3,7 @@
 A run is a stream of clips: every clip once in a random order (epoch 0), every clip once in another order (epoch 1), and
 so on. Steps are cut from that stream one behind the other. A batch at the end of an epoch is therefore filled up with
 the first clips of the next one: no clip is ever dropped, and every batch has its full size, so that a compiled step is
-compiled once. Only the last step of the run may reach a little beyond the epochs that were asked for.
+compiled once. Only the last step of the run may reach a little beyond the requested epochs.
 
 The plan knows all steps from the start, also where the batch size changes by epoch. The learning-rate schedule gets the
 exact number of steps, and a resumed run finds its place by counting steps (`Trainer` computes both from one constant

@@ -238,7 +238,7 @@ _SECONDS = 1.0
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends the session after the present step, with a checkpoint, once a signal asked for it.
+    """Ends the session after the present step, with a checkpoint, once a signal requests it.
 
     A signal may reach one of several processes, while all of them have to stop at the same step. They agree on that
     about once a second: to agree in every step would have every step wait for the device and the slowest process.

@@ -63,7 +63,7 @@ def training_arguments(
             f"training takes the first GPU that it sees, not {device}",
             advice=f"Set CUDA_VISIBLE_DEVICES={device.index} and use --device cuda.",
         )
-    # What a person has to know is said by us; `Trainer` sets this level too, but only after its first remarks.
+    # Tymbal reports what a person has to know; `Trainer` sets this level too, but only after its first remarks.
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     on_cpu = device.type == "cpu"
     arguments = TrainingArguments(

@@ -74,7 +74,7 @@ class TymbalTrainer(Trainer):
         callbacks: What else happens.
     """
 
-    # `Trainer` shall divide the loss by the number of accumulated batches, whatever the objective's signature.
+    # `Trainer` shall divide the loss by the number of accumulated batches with any signature of the objective.
     loss_is_scaled_for_ga = False
 
     def __init__(

@@ -11,7 +11,7 @@
       - {}
       - {num_spectrogram_augs: 0}
 
-Only what stands under `waveform` and `spectrogram` is ever drawn. A folder is relative to the file.
+Only entries of `waveform` and `spectrogram` are ever drawn. A folder is relative to the file.
 """
 
 from __future__ import annotations

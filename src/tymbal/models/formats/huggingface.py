@@ -370,7 +370,7 @@ def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
 
 
 def is_stock(preprocessor: Mapping[str, Any]) -> bool:
-    """Whether transformers' own extractor is meant."""
+    """Whether the configuration names transformers' own extractor."""
     return "auto_map" not in preprocessor
 
 

@@ -28,7 +28,7 @@ from tymbal.models.weights import Checkpoint, read_json
 __all__ = ["OBJECTIVE_PARTS", "from_state", "has_parts", "holds_ast", "write"]
 
 OBJECTIVE_PARTS = ("projector", "decoder")
-"""What stands beside the encoder in pretraining."""
+"""Parts of a script's module beside the encoder in pretraining."""
 
 _CLASS_TOKEN = "embeddings.cls_token"  # noqa: S105 - no password
 _PROJECTION = "embeddings.projection.weight"

@@ -86,7 +86,7 @@ class Description:
     """`store.json`.
 
     Attributes:
-        features: How the spectrograms were computed; None where nobody wrote it down.
+        features: How the spectrograms were computed; None if not recorded.
         frames: Frames of a spectrogram, padding included.
         mels: Mel bins.
         count: Spectrograms in all shards.

@@ -178,7 +178,7 @@ def finish_store(
     Args:
         path: The store.
         shards: Each shard with what it holds, in order; shards without rows are left out.
-        features: How the spectrograms were computed; None where nobody knows.
+        features: How the spectrograms were computed; None if unknown.
         frames: Frames of a spectrogram, padding included.
         moments: Of all values of real frames.
         mels: Mel bins, where the features do not tell.

@@ -42,7 +42,7 @@ __all__ = [
 METADATA = "metadata.json"
 
 GENERATED = "data/augmented_spectrograms"
-"""Where pairs of views go, and are looked for, where nobody says."""
+"""The default folder of pairs of views."""
 
 _PART = "metadata_{}.json"
 _SPLITS = ("train", "val")

@@ -169,12 +169,12 @@ class PairFileStore(SpectrogramSource):
 
     @property
     def mean(self) -> float:
-        """Mean of all values, of some files where nobody wrote it down."""
+        """Mean of all values, or of some files if it is not recorded."""
         return self._statistics[0]
 
     @property
     def std(self) -> float:
-        """Standard deviation of all values, of some files where nobody wrote it down."""
+        """Standard deviation of all values, or of some files if it is not recorded."""
         return self._statistics[1]
 
     def gather(self, rows: npt.ArrayLike, out: npt.NDArray[np.float16] | None = None) -> npt.NDArray[np.float16]:
@@ -255,7 +255,7 @@ class PairFileStore(SpectrogramSource):
 
 
 def _features(ours: Mapping[str, Any]) -> FeatureSettings | None:
-    """How the views were computed; None where nobody wrote it down."""
+    """How the views were computed; None if not recorded."""
     recorded = ours.get("features")
     try:
         return None if recorded is None else FeatureSettings(**recorded)

@@ -287,7 +287,7 @@ def look(
         mels: Mel bins that they have.
         layout: See `pt_file.load_spectrogram`.
         record: Where the record is, and is written. None keeps none.
-        as_recorded: Take the record as it stands, whatever became of the files.
+        as_recorded: Take the record as it stands, without checking the files.
         threads: Files that are read at the same time. None is four a core, for the waiting is for the disk.
 
     Returns:

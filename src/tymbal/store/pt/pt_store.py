@@ -175,7 +175,7 @@ class PtStore(SpectrogramSource):
 
     def _read(self, row: int, out: npt.NDArray[np.float16]) -> None:
         path, place = self._content.paths[row], self._content.places[row]
-        # What is wrong with a file is said by the way that reads all files.
+        # load_spectrogram reports what is wrong with a file.
         with contextlib.suppress(OSError):
             if place.offset >= 0 and read_at(path, place, self.mels, out):
                 return
@@ -228,6 +228,6 @@ def _cached(path: str) -> bool:
 
 
 def _fetch(path: str) -> None:
-    # What is wrong with the file is said when it is read.
+    # Reading the file reports what is wrong with it.
     with contextlib.suppress(OSError), io.FileIO(path) as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
