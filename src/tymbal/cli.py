@@ -329,8 +329,8 @@ def _run(verb: Verb, words: Sequence[str]) -> None:
 
     cls = config.settings_of(verb.name)
     own = {} if cls is None else setting_flags(cls)
-    taken = (*verb.arguments, *(_COMMON if cls is not None else _COMMON[1:]))
-    given = parse(words, taken, own, more=_objectives_flags if verb.name == "pretrain" else dict)
+    all_arguments = (*verb.arguments, *(_COMMON if cls is not None else _COMMON[1:]))
+    given = parse(words, all_arguments, own, more=_objectives_flags if verb.name == "pretrain" else dict)
     file, quiet = given.pop("config", None), given.pop("quiet", False)
     arguments = {each.name: given.pop(each.name) for each in verb.arguments if each.name in given}
     if file is not None and cls is not None:

@@ -265,8 +265,8 @@ def _paragraph(text: str) -> str:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """Wraps a text into lines; text in backticks is not broken."""
-    whole = re.sub(r"`[^`]+`", lambda match: match[0].replace(" ", "\0"), text)
-    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    joined = re.sub(r"`[^`]+`", lambda match: match[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(joined, width, break_long_words=False, break_on_hyphens=False)
     return [line.replace("\0", " ") for line in lines]
 
 

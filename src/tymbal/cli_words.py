@@ -182,14 +182,14 @@ def _argument_flags(arguments: Sequence[Argument]) -> dict[str, Flag]:
 def _placed(words: Sequence[str], places: Sequence[Argument]) -> dict[str, Any]:
     """Assigns the words without a flag to the positional arguments, by name."""
     values: dict[str, Any] = {}
-    left = list(words)
+    remaining = list(words)
     for place in places:
-        if place.many and left:
-            values[place.name], left = [place.kind(word) for word in left], []
-        elif left:
-            values[place.name] = place.kind(left.pop(0))
-    if left:
-        raise UsageError(f"{' '.join(left)} is left over: it belongs to no argument")
+        if place.many and remaining:
+            values[place.name], remaining = [place.kind(word) for word in remaining], []
+        elif remaining:
+            values[place.name] = place.kind(remaining.pop(0))
+    if remaining:
+        raise UsageError(f"{' '.join(remaining)} is left over: it belongs to no argument")
     return values
 
 

@@ -109,8 +109,8 @@ def predict(
         return predictions.rows(scorer(windows, length=cut.length), windows)
 
     def compute(done: set[str], spool: Spool, progress: Progress) -> None:
-        left = [recording for recording in recordings if recording.key not in done]
-        walk(left, spool, cut, score, batch_size=chosen.batch_size, progress=progress)
+        remaining = [recording for recording in recordings if recording.key not in done]
+        walk(remaining, spool, cut, score, batch_size=chosen.batch_size, progress=progress)
 
     job = Job(
         title="Predicting",

@@ -74,15 +74,15 @@ class ProbeResult:
 
     def _confused(self) -> list[str]:
         pairs = [
-            (count, self.classes[true], self.classes[said])
+            (count, self.classes[true], self.classes[predicted])
             for true, row in enumerate(self.confusion)
-            for said, count in enumerate(row)
-            if true != said and count
+            for predicted, count in enumerate(row)
+            if true != predicted and count
         ]
         if not pairs:
             return []
         worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
-        listed = "; ".join(f"{true} for {said} ({count})" for count, true, said in worst)
+        listed = "; ".join(f"{true} for {predicted} ({count})" for count, true, predicted in worst)
         return ["", f"The model's probe takes most often {listed}."]
 
 

@@ -169,7 +169,7 @@ class AvReader:
             self._container: Any = av.open(source.opened(), mode="r")
         except (av.error.FFmpegError, ValueError) as error:
             raise problem(
-                "unreadable", f"neither libsndfile nor FFmpeg can read it ({_said(error)})", source.path
+                "unreadable", f"neither libsndfile nor FFmpeg can read it ({_message(error)})", source.path
             ) from None
         try:
             self._open_stream(source)
@@ -314,6 +314,6 @@ def _truncated(frames: int, promised: int, rate: int, path: Path) -> AudioError:
     return problem("truncated", f"it promises {promised / rate:.2f} s of sound and holds {frames / rate:.2f} s", path)
 
 
-def _said(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """FFmpeg's own words, without the number and the file name around them."""
     return str(getattr(error, "strerror", None) or error).rstrip(".")

@@ -81,11 +81,11 @@ def sound_files(folder: Path) -> tuple[list[str], list[Failure]]:
     return sorted(_walk(folder, set(), failures)), failures
 
 
-def _walk(folder: Path, seen: set[str], failures: list[Failure]) -> Iterator[str]:
+def _walk(folder: Path, visited: set[str], failures: list[Failure]) -> Iterator[str]:
     real = os.path.realpath(folder)
-    if real in seen:  # a link to a folder above
+    if real in visited:  # a link to a folder above
         return
-    seen.add(real)
+    visited.add(real)
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -96,7 +96,7 @@ def _walk(folder: Path, seen: set[str], failures: list[Failure]) -> Iterator[str
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
         if entry.is_dir():
-            yield from _walk(Path(entry.path), seen, failures)
+            yield from _walk(Path(entry.path), visited, failures)
         elif os.path.splitext(entry.name)[1].lower() in AUDIO_SUFFIXES:  # noqa: PTH122 - ten times faster than Path
             yield entry.path
 

@@ -147,8 +147,8 @@ def cuda_trouble(gpu: int) -> str | None:
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     if not available:
-        said = [str(warning.message) for warning in caught if "CUDA" in str(warning.message)]
-        return one_line(said[0]) if said else _no_gpu()
+        messages = [str(warning.message) for warning in caught if "CUDA" in str(warning.message)]
+        return one_line(messages[0]) if messages else _no_gpu()
     count = torch.cuda.device_count()
     return _tried(gpu) if gpu < count else f"there is no cuda:{gpu}: the GPUs are cuda:0 to cuda:{count - 1}"
 
@@ -178,14 +178,14 @@ def is_cuda_failure(error: RuntimeError) -> bool:
     return str(error).startswith(("CUDA error", "cuDNN error", "CUDA driver error"))
 
 
-def one_line(said: str) -> str:
+def one_line(message: str) -> str:
     """The first sentence of what PyTorch says about CUDA, without its preamble."""
-    old = re.search(r"driver on your system is too old \(found version (\d+)\)", said)
+    old = re.search(r"driver on your system is too old \(found version (\d+)\)", message)
     if old:
         version = int(old[1])
         needed = f"this PyTorch needs {torch.version.cuda}" if torch.version.cuda else "this PyTorch needs a newer one"
         return f"the NVIDIA driver is too old: it is for CUDA {version // 1000}.{version % 1000 // 10}, {needed}"
-    text = re.sub(r"^CUDA initialization: ", "", said.strip().splitlines()[0])
+    text = re.sub(r"^CUDA initialization: ", "", message.strip().splitlines()[0])
     sentence = re.split(r"\. (?=[A-Z])|\(Triggered internally", text)[0].rstrip(" .")
     return sentence if len(sentence) <= _WIDTH else f"{sentence[: _WIDTH - 1]}…"
 

@@ -54,10 +54,10 @@ class Scores:
 
     def verdict(self) -> str:
         """Whether the pretrained encoder is ahead of both the random one and the baseline, as far as this shows."""
-        ahead = [self.difference(self.pretrained[0], other[0]) for other in (self.random, self.baseline)]
-        if all(points > margin for points, margin in ahead):
+        gains = [self.difference(self.pretrained[0], other[0]) for other in (self.random, self.baseline)]
+        if all(points > margin for points, margin in gains):
             return "Pretraining pays here."
-        if all(points > 0 for points, _ in ahead):
+        if all(points > 0 for points, _ in gains):
             return "Pretraining seems to pay here, but so few clips cannot prove it."
         return "Pretraining does not pay here, so far."
 

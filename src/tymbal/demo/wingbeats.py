@@ -299,8 +299,8 @@ def _background(count: int, samples: int, rate: int, rng: np.random.Generator) -
     for _ in range(max(1, round(samples / rate / 4))):
         pitch, sweep, width = each(1800, 3800), each(-4000, 4000), each(0.02, 0.1)
         loud = _decibels(each(-50, -30)) * (each(0, 1) < 0.3)
-        apart = time - each(0, samples / rate)
-        sound += loud * np.exp(-((apart / width) ** 2)) * np.sin(2 * np.pi * apart * (pitch + sweep * apart))
+        elapsed = time - each(0, samples / rate)
+        sound += loud * np.exp(-((elapsed / width) ** 2)) * np.sin(2 * np.pi * elapsed * (pitch + sweep * elapsed))
     return sound
 
 
@@ -314,9 +314,9 @@ def _record(sound: Array, device: Device, rng: np.random.Generator) -> Array:
 
     frequencies = np.maximum(np.fft.rfftfreq(samples, 1 / device.sample_rate), 1.0)
     band = 1 / np.sqrt((1 + (device.low / frequencies) ** 4) * (1 + (frequencies / device.high) ** 8))
-    heard = np.fft.irfft(np.fft.rfft(sound) * band.astype(np.float32), samples)
-    heard = np.float32(device.drive) * (heard + _decibels(device.noise) * _normal(rng, count, samples))
-    return np.asarray(np.clip(heard, -1, 1 - 2**-15), np.float32)
+    recorded = np.fft.irfft(np.fft.rfft(sound) * band.astype(np.float32), samples)
+    recorded = np.float32(device.drive) * (recorded + _decibels(device.noise) * _normal(rng, count, samples))
+    return np.asarray(np.clip(recorded, -1, 1 - 2**-15), np.float32)
 
 
 def _decibels(level: npt.ArrayLike) -> Array:
@@ -337,6 +337,6 @@ def _shaped(rng: np.random.Generator, shape: Array, samples: int) -> Array:
 def _interpolate(knots: Array, samples: int) -> Array:
     """Straight lines through `[count, knots]` values, `[count, samples]`."""
     place = np.linspace(0, knots.shape[1] - 1, samples)
-    left = np.minimum(place.astype(int), knots.shape[1] - 2)
-    share = (place - left).astype(np.float32)
-    return np.asarray(knots[:, left] * (1 - share) + knots[:, left + 1] * share, np.float32)
+    index = np.minimum(place.astype(int), knots.shape[1] - 2)
+    share = (place - index).astype(np.float32)
+    return np.asarray(knots[:, index] * (1 - share) + knots[:, index + 1] * share, np.float32)

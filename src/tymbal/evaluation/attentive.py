@@ -191,8 +191,8 @@ class _Readers:
         values = values - scales.centre
         looked = (values * scales.by_token) @ self.queries.reshape(-1, width).T / math.sqrt(width)
         shares = looked.masked_fill(~real.unsqueeze(2), -torch.inf).softmax(1)  # [batch, tokens, readers x queries]
-        taken = (shares.transpose(1, 2) @ values) * scales.by_clip
-        flat = taken.reshape(len(values), readers, queries * width)
+        pooled = (shares.transpose(1, 2) @ values) * scales.by_clip
+        flat = pooled.reshape(len(values), readers, queries * width)
         return torch.einsum("brf,rfc->brc", flat, self.weight) + self.bias
 
     def fit(self, tokens: Tokens, places: NDArray[np.int64], truth: NDArray[np.bool_], *, seed: int) -> None:

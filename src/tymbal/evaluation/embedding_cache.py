@@ -82,10 +82,10 @@ def save(key: str, values: NDArray[np.float32]) -> None:
         with replace_file(folder / f"{key}.npy") as aside, aside.open("wb") as file:
             np.save(file, values, allow_pickle=False)
         files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
-        held = 0
+        total = 0
         for path in files:
-            held += path.stat().st_size
-            if held > _ROOM:
+            total += path.stat().st_size
+            if total > _ROOM:
                 path.unlink(missing_ok=True)
     except OSError:
         return
@@ -102,10 +102,10 @@ def place_for_table(key: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
         others = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        held = 0
+        total = 0
         for other in others:
-            held += sum(path.stat().st_size for path in other.rglob("*") if path.is_file())
-            if held > _ROOM and other != folder:
+            total += sum(path.stat().st_size for path in other.rglob("*") if path.is_file())
+            if total > _ROOM and other != folder:
                 shutil.rmtree(other, ignore_errors=True)
     except OSError:
         return None

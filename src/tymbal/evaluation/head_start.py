@@ -102,11 +102,11 @@ def _features(
     Raises:
         StoreError: None of them can be read.
     """
-    seen: list[Tensor] = []
+    collected: list[Tensor] = []
     read: list[NDArray[np.int64]] = []
 
     def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].double().cpu())
+        collected.append(inputs[0].double().cpu())
 
     device, training = model.head.weight.device, model.training
     model.eval()
@@ -125,6 +125,6 @@ def _features(
     finally:
         hook.remove()
         model.train(training)
-    if not seen:
+    if not collected:
         raise StoreError("not one of the clips to fit the head on can be read any more", path=store.path)
-    return np.isin(rows, np.concatenate(read)), torch.cat(seen).numpy()
+    return np.isin(rows, np.concatenate(read)), torch.cat(collected).numpy()

@@ -135,8 +135,8 @@ class Snapshots(TrainerCallback):
             "error": rebuilt.error,
         }
         with replace_file(self._folder / f"{step:08}{_ENDING}") as aside:
-            whole = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-            save_file(whole, aside, metadata={"tymbal": json.dumps(facts)})
+            contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+            save_file(contiguous, aside, metadata={"tymbal": json.dumps(facts)})
 
 
 def kept_steps(steps: Sequence[int], most: int = MOST) -> list[int]:

@@ -42,10 +42,10 @@ class Downsampler:
             first = given[: self.rows_per_column - self._begun]
             self._begin(np.concatenate([self._rest, first]), self._begun + len(first))
             given = given[len(first) :]
-        whole = len(given) // self.rows_per_column * self.rows_per_column
-        self._append(self._joined(given[:whole].reshape(-1, self.rows_per_column, given.shape[1])))
-        if len(given) > whole:
-            self._begin(given[whole:], len(given) - whole)
+        full_rows = len(given) // self.rows_per_column * self.rows_per_column
+        self._append(self._joined(given[:full_rows].reshape(-1, self.rows_per_column, given.shape[1])))
+        if len(given) > full_rows:
+            self._begin(given[full_rows:], len(given) - full_rows)
         while len(self._columns) > 2 * self._most:
             self._halve()
 

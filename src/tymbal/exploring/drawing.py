@@ -134,7 +134,7 @@ def recording(survey: Survey, look: Look, view: ModelView) -> str:
     choice = Choice(1, survey.windows, 0, number, left, right - left)
     picture = spectrogram(survey.spectrum, alt=f"Spectrogram of {survey.until:.1f} s", widest=len(survey.spectrum))
     times = time_marks(0, survey.until)
-    said = "The whole recording: click, or use the arrow keys, to choose a window"
+    label = "The whole recording: click, or use the arrow keys, to choose a window"
     title = f"Recording <small>{survey.until:,.1f} s, {survey.windows:,} windows</small>"
     cut_off = survey.seconds > survey.until + view.window
     partly = f"The first {survey.until / 60:.3g} of {survey.seconds / 60:.3g} minutes are shown (--minutes)."
@@ -144,7 +144,7 @@ def recording(survey: Survey, look: Look, view: ModelView) -> str:
         picture,
         y=hertz_marks(view.features, view.features.mel_bins),
         x=times,
-        said=said,
+        said=label,
         choice=choice,
         tall=False,
         below=f'<div class="below">{note(partly, warning=True)}</div>' if cut_off else "",
@@ -194,8 +194,8 @@ def _card(neighbour: Neighbour, library: Library, view: ModelView, sounds: Sound
     name = "/".join(PurePath(neighbour.file.replace("\\", "/")).parts[-2:])
     where = f"{name}, {neighbour.start:.2f} to {neighbour.end:.2f} s"
     player = sounds.of(neighbour.file, neighbour.start, neighbour.end)
-    here = sounds.locate(neighbour.file).is_file()
-    reason = "the sound cannot be read" if here else "the file is not there any more"
+    exists = sounds.locate(neighbour.file).is_file()
+    reason = "the sound cannot be read" if exists else "the file is not there any more"
     picture = _picture(neighbour, library, view, sounds, alt=f"Spectrogram of {where}")
     silent = "" if player else f'<p class="note">No sound: {reason}.</p>'
     empty = "" if picture else '<p class="note">No spectrogram either.</p>'

@@ -75,13 +75,13 @@ def annotation_files(folder: Path, recordings: Sequence[Recording], ending: str)
     own ending, and are numbered where that does not tell them apart.
     """
     files: dict[str, Path] = {}
-    taken: set[str] = set()
+    used_names: set[str] = set()
     for recording in recordings:
         place = Path(recording.place)
         inside = Path(place.name) if place.is_absolute() or ".." in place.parts else place
         names = _names(inside)
-        name = next(name for name in names if f"{name}{ending}".casefold() not in taken)
-        taken.add(f"{name}{ending}".casefold())
+        name = next(name for name in names if f"{name}{ending}".casefold() not in used_names)
+        used_names.add(f"{name}{ending}".casefold())
         files[str(recording.path)] = folder / f"{name}{ending}"
     return files
 
@@ -107,8 +107,8 @@ class Raven(RowFormat):
                 start, end = f"{one['start']:.6f}", f"{one['end']:.6f}"
                 band = f"{one['low']:.1f}", f"{one['high']:.1f}"
                 cells = (str(count), "Spectrogram 1", "1", start, end, *band, _line(one["label"]))
-                whole = str(Path(one["file"]).absolute())
-                table.write("\t".join((*cells, f"{one['score']:.4f}", whole, start)) + "\n")
+                absolute = str(Path(one["file"]).absolute())
+                table.write("\t".join((*cells, f"{one['score']:.4f}", absolute, start)) + "\n")
 
             yield write
 

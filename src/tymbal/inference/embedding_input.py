@@ -114,9 +114,9 @@ class _Recordings(EmbeddingInput):
 
     def compute(self, done: set[str], spool: Spool, progress: Progress) -> None:
         """Walks over the recordings that are left."""
-        left = [recording for recording in self._recordings if recording.key not in done]
+        remaining = [recording for recording in self._recordings if recording.key not in done]
         rows = self._seconds if self._per == "second" else self._windows
-        walk(left, spool, self._cut, rows, batch_size=self._batch_size, progress=progress)
+        walk(remaining, spool, self._cut, rows, batch_size=self._batch_size, progress=progress)
 
     def failures(self, outcomes: Sequence[Outcome]) -> list[Failure]:
         """Folders that could not be looked into, and recordings that could not be read to their end."""

@@ -147,7 +147,7 @@ class Predictions:
         for outcome, batches in spool.read(recordings):
             if not outcome.windows:
                 continue
-            band = _heard(Path(outcome.file), self._band)
+            band = _audible(Path(outcome.file), self._band)
             with self._format.open(output if alone else files[outcome.file], DETECTED) as write:
                 for one in self._detect(self._scored(batches)):
                     write((outcome.file, one.start, one.end, self._labels[one.label], one.score, *band))
@@ -196,7 +196,7 @@ class Predictions:
                 yield Scored(first / self._rate, behind / self._rate, place, value)
 
 
-def _heard(file: Path, band: tuple[float, float]) -> tuple[float, float]:
+def _audible(file: Path, band: tuple[float, float]) -> tuple[float, float]:
     """The part of the model's band that a recording can hold: Raven draws nothing above half its rate."""
     try:
         highest = sample_rate_of(file) / 2

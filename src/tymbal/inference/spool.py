@@ -106,8 +106,8 @@ class Spool:
     """
 
     def __init__(self, output: Path, *, schema: pa.Schema, record: Mapping[str, Any]) -> None:
-        whole = output.absolute()
-        self.folder = whole.with_name(f"{whole.name}.unfinished")
+        absolute = output.absolute()
+        self.folder = absolute.with_name(f"{absolute.name}.unfinished")
         self._output = output
         self._schema = schema.insert(0, pa.field(ITEM, pa.int32()))
         self._record = dict(record)
@@ -157,8 +157,8 @@ class Spool:
                 )
         else:
             write_json(path, self._record)
-        for left in self.folder.glob(f"*{PARTIAL}"):
-            left.unlink()
+        for partial in self.folder.glob(f"*{PARTIAL}"):
+            partial.unlink()
 
     def remove(self) -> None:
         """Deletes the folder: the output is written. To be called outside of the context, where the lock is open."""

@@ -167,19 +167,19 @@ def windows(blocks: Iterable[NDArray[np.float32]], *, length: int, hop: int, sho
     Yields:
         Windows in order, holding copies of the samples.
     """
-    held = np.empty(0, np.float32)
+    buffer = np.empty(0, np.float32)
     start = 0
     for block in blocks:
-        held = np.concatenate([held, block])
+        buffer = np.concatenate([buffer, block])
         offset = 0
-        while offset + length <= len(held):
-            yield Window(start + offset, held[offset : offset + length].copy())
+        while offset + length <= len(buffer):
+            yield Window(start + offset, buffer[offset : offset + length].copy())
             offset += hop
-        held, start = held[offset:], start + offset
+        buffer, start = buffer[offset:], start + offset
     # What is held begins with `length - hop` samples that the window before had, except at the very beginning.
-    fresh = len(held) if start == 0 else len(held) - (length - hop)
-    if len(held) and fresh > 0 and (start == 0 or len(held) >= shortest):
-        yield Window(start, held.copy())
+    fresh = len(buffer) if start == 0 else len(buffer) - (length - hop)
+    if len(buffer) and fresh > 0 and (start == 0 or len(buffer) >= shortest):
+        yield Window(start, buffer.copy())
 
 
 _BLOCK = 10.0  # seconds decoded at a time
@@ -263,13 +263,13 @@ def walk(
         progress: Advances by each recording.
     """
     batch: list[Window | Outcome] = []
-    held = 0
+    count = 0
     for event in _events(recordings, cut, progress):
         batch.append(event)
-        held += isinstance(event, Window)
-        if held == batch_size:
+        count += isinstance(event, Window)
+        if count == batch_size:
             _spool(batch, spool, compute)
-            batch, held = [], 0
+            batch, count = [], 0
     _spool(batch, spool, compute)
 
 

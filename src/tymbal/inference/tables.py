@@ -279,8 +279,8 @@ class Parquet(RowFormat, EmbeddingFormat):
         with replace_file(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
 
             def flush() -> None:
-                held = zip(*rows, strict=True) if rows else [() for _ in columns]
-                arrays = [pa.array(list(values), field.type) for values, field in zip(held, schema, strict=True)]
+                transposed = zip(*rows, strict=True) if rows else [() for _ in columns]
+                arrays = [pa.array(list(values), field.type) for values, field in zip(transposed, schema, strict=True)]
                 writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
                 rows.clear()
 
@@ -304,21 +304,21 @@ class Parquet(RowFormat, EmbeddingFormat):
     ) -> Iterator[Callable[[pa.Table], None]]:
         """Opens a file for embeddings, see `EmbeddingFormat`; the record stands in its metadata."""
         described = schema.with_metadata({RECORD_KEY: json.dumps(record).encode()})
-        held: list[pa.Table] = []
+        buffered: list[pa.Table] = []
         size = 0
         with replace_file(path) as aside, pq.ParquetWriter(aside, described, compression="zstd") as writer:
 
             def flush() -> None:
                 nonlocal size
-                if held:
-                    writer.write_table(pa.concat_tables(held).cast(described))
-                held.clear()
+                if buffered:
+                    writer.write_table(pa.concat_tables(buffered).cast(described))
+                buffered.clear()
                 size = 0
 
             def write(rows: pa.Table) -> None:
                 # Many small tables become few row groups: a short recording has one row.
                 nonlocal size
-                held.append(rows)
+                buffered.append(rows)
                 size += rows.nbytes
                 if size >= CHUNK_BYTES:
                     flush()

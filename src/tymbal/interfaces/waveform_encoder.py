@@ -113,6 +113,6 @@ class WaveformEncoder(nn.Module):
         length = (number - 1) * step + self._piece
         padded = nn.functional.pad(audio.float(), (0, max(0, length - count)))
         pieces = padded.unfold(1, self._piece, step).flatten(0, 1)
-        left = [min(max(count - step * place, shortest), self._piece) for place in range(number)]
-        frames = torch.tensor([features.frames_of(samples) for samples in left])
+        remaining = [min(max(count - step * place, shortest), self._piece) for place in range(number)]
+        frames = torch.tensor([features.frames_of(samples) for samples in remaining])
         return pieces, frames.repeat(len(audio)), count

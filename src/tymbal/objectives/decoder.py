@@ -68,9 +68,9 @@ class VisibleDecoder(nn.Module):
             [batch, prefix + patches, width], after a final norm.
         """
         tokens = self.embed(tokens)
-        prefix, seen = tokens[:, :PREFIX_TOKENS], tokens[:, PREFIX_TOKENS:]
+        prefix, visible_tokens = tokens[:, :PREFIX_TOKENS], tokens[:, PREFIX_TOKENS:]
         unseen = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], grid[0] * grid[1], -1)
-        patches = unseen.scatter(1, visible.unsqueeze(-1).expand_as(seen), seen)
+        patches = unseen.scatter(1, visible.unsqueeze(-1).expand_as(visible_tokens), visible_tokens)
         tokens = torch.cat([prefix, patches + sine_positions(grid, self.width, device=tokens.device)], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

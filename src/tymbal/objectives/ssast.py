@@ -223,14 +223,14 @@ class SSASTObjective(nn.Module):
         """
         if valid is None:
             valid = torch.ones_like(index, dtype=torch.bool)
-        seen = _gather(tokens, index + PREFIX_TOKENS)
+        masked_tokens = _gather(tokens, index + PREFIX_TOKENS)
         true = _gather(patches, index).float()
         sums: dict[str, Tensor] = {}
         if "cpred" in self.heads:
-            sums["nce"], sums["acc"] = contrast(self.heads["cpred"](seen), true, valid)
+            sums["nce"], sums["acc"] = contrast(self.heads["cpred"](masked_tokens), true, valid)
         if "gpred" in self.heads:
             target = _standardise(true) if self.normalize_targets else true
-            sums["mse"] = rebuild(self.heads["gpred"](seen), target, valid)
+            sums["mse"] = rebuild(self.heads["gpred"](masked_tokens), target, valid)
         sums = {name: by_clip.sum() for name, by_clip in sums.items()}
         loss = self._total(sums) / index.shape[0]
         count = torch.full_like(loss, index.shape[0], requires_grad=False)
@@ -248,11 +248,11 @@ class SSASTObjective(nn.Module):
         if "gpred" not in self.heads:
             laid, wrong = self._laid(tokens, patches, masks)
             return Rebuilt.from_tensors(true, hidden, self._picture(laid), wrong=wrong)
-        made = self.heads["gpred"](tokens)
+        rebuilt = self.heads["gpred"](tokens)
         if self.normalize_targets:
             spread = patches.var(-1, keepdim=True, unbiased=False).add(1e-6).sqrt()
-            made = made * spread + patches.mean(-1, keepdim=True)
-        return Rebuilt.from_tensors(true, hidden, self._picture(torch.where(masked, made, patches)))
+            rebuilt = rebuilt * spread + patches.mean(-1, keepdim=True)
+        return Rebuilt.from_tensors(true, hidden, self._picture(torch.where(masked, rebuilt, patches)))
 
     def metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Turns summed figures into reported ones: `loss`, and of `nce`, `acc` and `mse` those of the task.

@@ -82,19 +82,19 @@ class _Tape:
 
     def __init__(self, blocks: Iterable[Waveform]) -> None:
         self._blocks = iter(blocks)
-        self._held: Waveform = np.empty(0, np.float32)
+        self._buffer: Waveform = np.empty(0, np.float32)
         self._first = 0
 
     def part(self, start: int, stop: int) -> Waveform:
         """Samples from `start` to before `stop`, fewer at the end; `start` never goes back."""
-        while self._first + len(self._held) < stop:
+        while self._first + len(self._buffer) < stop:
             block = next(self._blocks, None)
             if block is None:
                 break
-            rest = self._held[max(start - self._first, 0) :]
-            self._first += len(self._held) - len(rest)
-            self._held = np.concatenate([rest, block]) if len(rest) else block
-        return self._held[max(start - self._first, 0) : max(stop - self._first, 0)]
+            rest = self._buffer[max(start - self._first, 0) :]
+            self._first += len(self._buffer) - len(rest)
+            self._buffer = np.concatenate([rest, block]) if len(rest) else block
+        return self._buffer[max(start - self._first, 0) : max(stop - self._first, 0)]
 
 
 @dataclass(frozen=True)

@@ -197,8 +197,8 @@ def _of_group(
         row[: len(waveform)] = waveform[: task.samples]
     names = [window.id for window, _ in group]
     pairs = make_pairs(maker, _stacked(group, task.samples), names, versions=task.versions, seed=task.seed)
-    for (window, waveform), made in zip(group, pairs, strict=True):
-        yield window, waveform, made
+    for (window, waveform), pair in zip(group, pairs, strict=True):
+        yield window, waveform, pair
 
 
 def _stacked(sounds: Sequence[tuple[Window, Waveform]], samples: int) -> npt.NDArray[np.float32]:

@@ -149,11 +149,11 @@ def _windows(
         starts = [0.0 if settings.longer == "crop-start" else (length - seconds) / 2]
     for offset in starts:
         begin = round(start + offset, 6)
-        heard = round(min(begin + seconds, end), 6)
+        reached = round(min(begin + seconds, end), 6)
         stop = round(begin + read + _SPARE, 6)
         whole = length <= seconds + _ROUNDING
         yield Window(
-            id=clip.id if whole else clip_id(place(clip), begin, heard),
+            id=clip.id if whole else clip_id(place(clip), begin, reached),
             file=clip.file,
             start=begin,
             end=clip.end if stop >= end - _ROUNDING else stop,

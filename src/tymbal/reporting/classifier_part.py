@@ -43,7 +43,7 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
         text += f" Shown are the {_MOST_CLASSES} of {len(classes)} classes that are confused most."
     pairs = [(int(wrong[pair]), *pair) for pair in zip(*np.nonzero(wrong), strict=True)]
     worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
-    rows = [(classes[true], classes[said], f"{count:,}") for count, true, said in worst]
+    rows = [(classes[true], classes[predicted], f"{count:,}") for count, true, predicted in worst]
     listed = table(("is", "is taken for", "clips"), rows, numbers=[2]) if rows else "<p>No clip is confused.</p>"
     return f"<p>{escape(text)}</p>{_matrix(counts, order, classes)}<h4>Confused most often</h4>{listed}"
 
@@ -51,8 +51,8 @@ def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
 def by_class(scored: LabelledScores) -> str:
     """How well the model recognises each class, the hardest first."""
     first = scored.scores == scored.scores.max(1, keepdims=True)
-    said = scored.scores >= DECIDED if scored.multilabel else first
-    hits, misses, alarms = _counted(scored.truth, said)
+    predicted = scored.scores >= DECIDED if scored.multilabel else first
+    hits, misses, alarms = _counted(scored.truth, predicted)
     with np.errstate(invalid="ignore"):  # 0 / 0 is shown as -
         recall, precision = hits / (hits + misses), hits / (hits + alarms)
     average = _average_precisions(scored)
@@ -88,12 +88,12 @@ def mistakes(scored: LabelledScores, clips: Clips, *, most: int) -> str:
         raise NotShownError("the model is wrong about none of the validation clips")
     drawn = []
     for place in order:
-        said = int(claimed[place].argmax())
+        predicted = int(claimed[place].argmax())
         true = [name for name, is_one in zip(scored.classes, scored.truth[place], strict=True) if is_one]
         text = f"is {', '.join(true) or 'none of the classes'}"
         if true:
             text += f" ({scored.scores[place][scored.truth[place]].max():.0%})"
-        title = f"{scored.classes[said]} ({best[place]:.0%})"
+        title = f"{scored.classes[predicted]} ({best[place]:.0%})"
         drawn.append(clips.card(int(scored.rows[place]), title=f"“{title}”", text=text))
     lead = "What the model says, with its score; below, what the clip is. Mistakes about which it is sure are often "
     lead += "wrong labels, or two sounds in one clip."
@@ -129,8 +129,8 @@ def _decisions(scored: LabelledScores) -> str:
     order = np.argsort(average, kind="stable")  # without clips: last, as nan
     text = f"Decisions about {len(scored.truth):,} validation clips, of which one may have several labels; a label is "
     text += f"said where its score reaches {DECIDED:g}. The hardest classes come first."
-    said = scored.scores >= DECIDED
-    hits, misses, alarms = _counted(scored.truth, said)
+    predicted = scored.scores >= DECIDED
+    hits, misses, alarms = _counted(scored.truth, predicted)
     f1 = np.where(hits + misses > 0, 2 * hits / np.maximum(2 * hits + misses + alarms, 1), np.nan)
     rows = [
         (
@@ -143,12 +143,12 @@ def _decisions(scored: LabelledScores) -> str:
     ]
     head = ("class", "clips", "hits", "misses", "false alarms", "F1", "average precision")
     listed = table(head, rows, numbers=range(1, 7))
-    return f"<p>{escape(text)}</p>{listed}{_curves(scored, order)}{_together(scored, said)}"
+    return f"<p>{escape(text)}</p>{listed}{_curves(scored, order)}{_together(scored, predicted)}"
 
 
-def _counted(truth: NDArray[np.bool_], said: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+def _counted(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
     """Hits, misses and false alarms of each class, [classes] each."""
-    return (truth & said).sum(0), (truth & ~said).sum(0), (~truth & said).sum(0)
+    return (truth & predicted).sum(0), (truth & ~predicted).sum(0), (~truth & predicted).sum(0)
 
 
 def _average_precisions(scored: LabelledScores) -> NDArray[np.float64]:
@@ -182,10 +182,10 @@ def _curves(scored: LabelledScores, order: NDArray[np.int64]) -> str:
     return f'<h4>Thresholds</h4><p>{escape(text)}</p><div class="grid">{charts}</div>' if drawn else ""
 
 
-def _together(scored: LabelledScores, said: NDArray[np.bool_]) -> str:
+def _together(scored: LabelledScores, predicted: NDArray[np.bool_]) -> str:
     truth = scored.truth
-    counts = truth.astype(np.int64).T @ (said & ~truth).astype(np.int64)
-    np.fill_diagonal(counts, (truth & said).sum(axis=0))
+    counts = truth.astype(np.int64).T @ (predicted & ~truth).astype(np.int64)
+    np.fill_diagonal(counts, (truth & predicted).sum(axis=0))
     wrong = counts.sum(0) + counts.sum(1) - 2 * np.diag(counts)
     order = np.sort(np.argsort(-wrong, kind="stable")[:_MOST_CLASSES])
     text = "Rows are labels that clips have. In the diagonal, how often they are found; in the other columns, how "

@@ -88,9 +88,9 @@ def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Par
     )
 
 
-def _store_part(whole: SpectrogramSource, settings: ReportSettings, context: PageContext) -> Part:
-    context.stores.add(whole.path.resolve())
-    store = whole.singles()
+def _store_part(source: SpectrogramSource, settings: ReportSettings, context: PageContext) -> Part:
+    context.stores.add(source.path.resolve())
+    store = source.singles()
     clips = Clips(store, _sounds(settings, store.path.parent, context.numbers))
     mapped = Clips(store, _sounds(settings, store.path.parent, context.numbers))
 
@@ -107,9 +107,9 @@ def _store_part(whole: SpectrogramSource, settings: ReportSettings, context: Pag
         section("Map of the clips", lambda: _with_remark(draw_map(), mapped)),
         section("Copies", lambda: copies(clips)),
         section("Left out", lambda: left_out(store.path / _FAILURES)),
-        section("Settings", lambda: _facts(whole.recorded_settings, whole.provenance)),
+        section("Settings", lambda: _facts(source.recorded_settings, source.provenance)),
     ]
-    return _part("Store", store.path, store_tiles(whole), sections)
+    return _part("Store", store.path, store_tiles(source), sections)
 
 
 def _run_part(path: Path, record: RunFile, settings: ReportSettings, context: PageContext) -> Part:
@@ -294,11 +294,11 @@ def _remark(sounds: Sounds) -> str:
 
 def _facts(*parts: Mapping[str, Any]) -> str:
     """Settings, versions and the like; those chosen by hand or worth knowing come first."""
-    rows = [(str(name), _said(value)) for part in parts for name, value in part.items()]
+    rows = [(str(name), _value_text(value)) for part in parts for name, value in part.items()]
     return details(f"{len(rows)} settings, versions and the like", table(("name", "value"), rows))
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return "" if value is None else str(value)

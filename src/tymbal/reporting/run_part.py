@@ -268,8 +268,8 @@ def _clip(drawn: _Drawn) -> str:
     figures = [figure(true, "the clip"), figure(true, "what the encoder saw", hidden)]
     for title, each in drawn.moments.items():
         error = each.error[drawn.place]
-        said = f"{error:.0%} wrong" if each.puzzle else f"{error:.3f}"
-        figures.append(figure(each.made[drawn.place, : drawn.length], f"{title}: {said}"))
+        error_text = f"{error:.0%} wrong" if each.puzzle else f"{error:.3f}"
+        figures.append(figure(each.made[drawn.place, : drawn.length], f"{title}: {error_text}"))
     rows = -(-len(figures) // _ACROSS)
     columns = -(-len(figures) // rows)
     head = f'<p class="soft"><span class="path">{escape(drawn.name)}</span></p>'

@@ -29,9 +29,9 @@ _SIDES = ("train", "validation")
 _BARS = {"train": "b0", "validation": "b1", "other": "b2"}
 
 
-def store_tiles(whole: SpectrogramSource) -> dict[str, str]:
+def store_tiles(source: SpectrogramSource) -> dict[str, str]:
     """The figures that stand out; of pairs and waveforms what they are besides."""
-    store = whole.singles()
+    store = source.singles()
     shift = 0.01 if store.features is None else store.features.frame_shift
     labelled = sum(map(bool, store.index["labels"].to_pylist()))
     seconds = float(store.real_frames.sum()) * shift
@@ -42,11 +42,11 @@ def store_tiles(whole: SpectrogramSource) -> dict[str, str]:
         "labels": f"{len(store.labels):,}",
         "spectrogram": f"{store.frames} x {store.mels}",
     }
-    if whole.views > 1:
-        shown["pairs of views"] = f"{len(whole):,}"
-        shown["versions a clip"] = f"{len(whole) / len(store):g}"
-    if whole.samples is not None:
-        shown["samples a clip"] = f"{whole.samples:,}"
+    if source.views > 1:
+        shown["pairs of views"] = f"{len(source):,}"
+        shown["versions a clip"] = f"{len(source) / len(store):g}"
+    if source.samples is not None:
+        shown["samples a clip"] = f"{source.samples:,}"
     if store.features is not None:
         shown["sample rate"] = f"{store.features.sample_rate / 1000:g} kHz"
     return shown
@@ -93,8 +93,8 @@ def balance(store: SpectrogramSource) -> str:
 
 
 def _bar(label: str, counts: Counter[str], sides: Iterable[str], most: int) -> str:
-    said = ", ".join(f"{side} {counts[side]:,}" for side in sides)
-    drawn = bar([(_BARS[side], counts[side] / most) for side in sides if counts[side]], said=said)
+    counts_text = ", ".join(f"{side} {counts[side]:,}" for side in sides)
+    drawn = bar([(_BARS[side], counts[side] / most) for side in sides if counts[side]], said=counts_text)
     return f'<tr><th scope="row">{words(label)}</th><td class="n">{counts.total():,}</td><td>{drawn}</td></tr>'
 
 

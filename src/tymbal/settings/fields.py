@@ -206,8 +206,8 @@ class Recipe:
         """The defaults that hold beside what is given, by field name; none where the recipe is not chosen."""
         if not self.is_chosen(given.get(self.setting)):
             return {}
-        said = {name for name, other in self.unless.items() if given.get(other) is not None}
-        return {name: value for name, value in self.defaults.items() if name not in given and name not in said}
+        blocking = {name for name, other in self.unless.items() if given.get(other) is not None}
+        return {name: value for name, value in self.defaults.items() if name not in given and name not in blocking}
 
 
 def recipe_defaults(settings: Any) -> dict[str, Any]:

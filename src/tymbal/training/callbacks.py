@@ -267,16 +267,16 @@ class StopOnSignal(TrainerCallback):
         # Where this step ends the run anyway, what is left is quick, and better done now than in another session.
         if control.should_training_stop:
             return
-        asked = self._request.name is not None
-        self.stopped = asked if args.world_size == 1 else self._agreed(asked, args.device, state.global_step)
+        requested = self._request.name is not None
+        self.stopped = requested if args.world_size == 1 else self._agreed(requested, args.device, state.global_step)
         if self.stopped:
             control.should_training_stop = control.should_log = control.should_save = True
 
-    def _agreed(self, asked: bool, device: torch.device, step: int) -> bool:
+    def _agreed(self, requested: bool, device: torch.device, step: int) -> bool:
         if step < self._next:
             return False
         now = time.monotonic()
-        own = torch.tensor([float(asked), (now - self._since) / (step - self._last)], device=device)
+        own = torch.tensor([float(requested), (now - self._since) / (step - self._last)], device=device)
         torch.distributed.all_reduce(own, op=torch.distributed.ReduceOp.MAX)
         anyone, seconds_a_step = own.tolist()
         # Of the same number in every process, so that all meet again at the same step.

@@ -172,8 +172,8 @@ def _out_of_memory(
             advice=f"Try half of it: --batch-size {half} --accumulate {2 * settings.accumulate}.",
         )
     gpu = Gpu(device)
-    held = held_by(module, processes=plan.processes)
-    need = measure(gpu, step_on(device, dtype, module, dataset.__getitems__), batch_size, held=held)
+    bytes_held = held_by(module, processes=plan.processes)
+    need = measure(gpu, step_on(device, dtype, module, dataset.__getitems__), batch_size, held=bytes_held)
     name = f"{device} ({gpu.describe()})"
     return too_large(need, gpu.capacity(), settings, batch_size=batch_size, device=name, begun=begun)
 

@@ -70,12 +70,12 @@ def _examples(
         views = maker.views(sound if maker.mode == "exact" else transformed, clip, draws, partners)
         plain = maker.log_mel(transformed.mel[place : place + 1])
         values = torch.cat([plain, views]).numpy()
-        heard = torch.cat([sound[place : place + 1], maker.waveforms(sound, clip, draws)]).numpy()
+        sounds = torch.cat([sound[place : place + 1], maker.waveforms(sound, clip, draws)]).numpy()
         # One brightness and one loudness for a clip and its views, so that what is louder looks and sounds louder.
         high = float(values.max())
-        heard = heard * (_LOUDEST / max(float(np.abs(heard).max()), 1e-6))
+        sounds = sounds * (_LOUDEST / max(float(np.abs(sounds).max()), 1e-6))
         changes = [(), *(describe_changes(draws, view) for view in range(len(draws)))]
-        shown = [Shown(*each) for each in zip(values, heard, changes, strict=True)]
+        shown = [Shown(*each) for each in zip(values, sounds, changes, strict=True)]
         yield Example(name, shown[0], tuple(shown[1:]), (high - _RANGE, high))
 
 
@@ -128,13 +128,13 @@ def preview_page(
         f"{settings.num_spectrogram_augs} of the spectrogram are drawn for each{_differing(settings)}. A clip and its "
         "views have one brightness, from the loudest to 60 dB below, and one loudness."
     )
-    heard = (
+    sound_text = (
         "What you hear has the changes of the sound; those of the spectrogram (mixup, crop, roll, masks) can only be "
         "seen."
     )
     if mode == "spectral":
-        heard += " This mode has no sound: what you hear was drawn alike and made sample by sample."
-    about = f'<p class="soft">{heard}</p>{_settings(settings)}'
+        sound_text += " This mode has no sound: what you hear was drawn alike and made sample by sample."
+    about = f'<p class="soft">{sound_text}</p>{_settings(settings)}'
     sections = tuple(Section(example.name, _pair(example, rate)) for example in examples)
     return page(
         "Clips and their views",

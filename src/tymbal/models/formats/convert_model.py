@@ -144,10 +144,10 @@ def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapp
 def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
     """Notes what a file of weights does not say, and how a script builds the modules."""
     config, rows = huggingface.to_config(description), description.encoder.grid[0]
-    said = ", ".join(f"{name}={config[name]}" for name in _AST_SHAPE)
+    shape = ", ".join(f"{name}={config[name]}" for name in _AST_SHAPE)
     shapes = [f"{name} {tuple(value.shape)}" for name, value in sorted(heads.items()) if value.ndim > 1]
     notes = [
-        f"Its encoder is ASTModel(ASTConfig({said})), with the names on disk and of transformers 4.",
+        f"Its encoder is ASTModel(ASTConfig({shape})), with the names on disk and of transformers 4.",
         f"Beside it stand {', '.join(shapes)}.",
     ]
     steps = description.encoder.stride[1]

@@ -146,9 +146,9 @@ def _shape(
         )
     patch = next(tuple(value.shape[2:]) for name, value in bare.items() if name.endswith(_PROJECTION))
     positions, width = encoder["position_embedding"].shape[1:]
-    heard = preprocessor or {}
-    mels = int(heard.get("num_mel_bins") or _rebuilt_mels(bare, patch[0]))
-    length = int(heard["max_length"]) if "max_length" in heard else None
+    extractor = preprocessor or {}
+    mels = int(extractor.get("num_mel_bins") or _rebuilt_mels(bare, patch[0]))
+    length = int(extractor["max_length"]) if "max_length" in extractor else None
     (down, right), frames = _geometry(positions - PREFIX_TOKENS, patch, mels, length=length, stride=stride, path=path)
     heads = heads or max(width // 64, 1)
     if width % heads:

@@ -172,13 +172,13 @@ def files_beside(table: Table) -> Path | None:
 
 def pt_files(folder: Path) -> Iterator[str]:
     """All `.pt` files below a folder, without hidden ones."""
-    seen = set()
+    visited = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        if real in seen:  # a link to a folder above
+        if real in visited:  # a link to a folder above
             folders.clear()
             continue
-        seen.add(real)
+        visited.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.endswith(_ENDING) and not name.startswith("."):
@@ -211,21 +211,21 @@ def _parts(
 def _listed(table: Table, folder: Path, split: str | None) -> list[PtFile]:
     """The files of a list."""
     path = table.path
-    seen: dict[str, tuple[int, str]] = {}
+    by_stem: dict[str, tuple[int, str]] = {}
     files = []
     for index, row in enumerate(table.rows, 1):
         name = text(row["file"])
         if name is None:
             raise ManifestError(f"entry {index} names no file", path=path, advice="Fill it in, or delete the entry.")
         stem = stem_of(name)
-        if stem in seen:
-            first, other = seen[stem]
+        if stem in by_stem:
+            first, other = by_stem[stem]
             raise ManifestError(
                 f"entries {first} ({other}) and {index} ({name}) have one stem: both would be {stem}{_ENDING}",
                 path=path,
                 advice="Rename one of them and its .pt file, or take it off the list.",
             )
-        seen[stem] = (index, name)
+        by_stem[stem] = (index, name)
         files.append(
             PtFile(
                 path=os.path.join(folder, stem + _ENDING),  # noqa: PTH118 - a hundred thousand of them

@@ -88,14 +88,14 @@ def unique_stems(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """A name for each file that no other has, also where case does not count: the sound file's, if that will do."""
     plain = [stem_of(entry["file"]) for entry in entries]
     count = Counter(stem.lower() for stem in plain)
-    taken: set[str] = {stem.lower() for stem in plain if count[stem.lower()] == 1}
+    used: set[str] = {stem.lower() for stem in plain if count[stem.lower()] == 1}
     stems = []
     for entry, stem in zip(entries, plain, strict=True):
         if count[stem.lower()] == 1:
             stems.append(stem)
             continue
-        name = next(name for name in _alternatives(entry["id"]) if name.lower() not in taken)
-        taken.add(name.lower())
+        name = next(name for name in _alternatives(entry["id"]) if name.lower() not in used)
+        used.add(name.lower())
         stems.append(name)
     return stems
 
