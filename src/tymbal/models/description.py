@@ -74,7 +74,7 @@ class ModelDescription:
         """Reads what `to_json` returned.
 
         Raises:
-            ModelError: Where it is of a newer schema or incomplete.
+            ModelError: It is of a newer schema or incomplete.
         """
         given = dict(values)
         schema = given.pop("schema", None)

@@ -52,7 +52,7 @@ class EncoderConfig:
         attention_dropout: Dropout of the attention weights.
 
     Raises:
-        SettingsError: Where the parts do not fit each other.
+        SettingsError: The parts do not fit each other.
     """
 
     width: int
@@ -116,7 +116,7 @@ class EncoderConfig:
         """Rows and columns of patches in a spectrogram of `frames` frames; a rest narrower than a patch is left out.
 
         Raises:
-            SettingsError: Where not a single patch fits.
+            SettingsError: Not a single patch fits.
         """
         if frames < self.patch[1]:
             raise SettingsError(
@@ -242,8 +242,8 @@ class SpectrogramEncoder(nn.Module):
             Tokens after the final norm, with their grid.
 
         Raises:
-            ModelError: Where the mel bins are not those of the encoder.
-            SettingsError: Where the clip is shorter than one patch.
+            ModelError: The mel bins are not those of the encoder.
+            SettingsError: The clip is shorter than one patch.
         """
         if spectrogram.shape[-1] != self.config.mels:
             raise ModelError(

@@ -93,7 +93,7 @@ def save_model(
         objective_state: Weights of the objective's heads, to go on pretraining from.
 
     Raises:
-        ModelError: Where the description is not that of the module.
+        ModelError: The description is not that of the module.
     """
     encoder = _check(module, description)
     obstacle = huggingface.obstacle(description.encoder, description.pooling)
@@ -151,7 +151,7 @@ def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | Spectrog
     """Makes the module of a checkpoint, in evaluation mode.
 
     Raises:
-        ModelError: Where a weight is missing, unknown or of another shape.
+        ModelError: A weight is missing, unknown or of another shape.
     """
     description, tensors = checkpoint.description, dict(checkpoint.encoder)
     # A model that never masked has no mask token; zero is as good a start as any, and the same each time.

@@ -132,7 +132,7 @@ def warm_start(
         The encoder, in training mode; what was taken; and the description of the source.
 
     Raises:
-        ModelError: Where the source is no model, is damaged, or its patches do not fit the target's spectrograms.
+        ModelError: The source is no model, is damaged, or its patches do not fit the target's spectrograms.
     """
     checkpoint = open_checkpoint(source, stride=source_stride, heads=source_heads)
     encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride, cut=cut)

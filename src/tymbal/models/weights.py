@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file of a model folder.
 
     Raises:
-        ModelError: Where it cannot be read or holds something else than values by name.
+        ModelError: It cannot be read or holds something else than values by name.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None
     """Puts weights into a module, every one in its place.
 
     Raises:
-        ModelError: Where names are missing, unknown or of another shape; it names the first of each.
+        ModelError: Names are missing, unknown or of another shape; it names the first of each.
     """
     own = module.state_dict()
     shapes = [

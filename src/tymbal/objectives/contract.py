@@ -77,7 +77,7 @@ class Objective(Trainable, Protocol):
         """Loads what `head_state` returned (`load_heads` does it); names that it lacks are ignored.
 
         Raises:
-            ModelError: Where a part is missing or has another shape.
+            ModelError: A part is missing or has another shape.
         """
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:

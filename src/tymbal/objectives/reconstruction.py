@@ -241,7 +241,7 @@ class ReconstructionObjective(nn.Module):
         """Loads what `head_state` returned.
 
         Raises:
-            ModelError: Where a part is missing or has another shape.
+            ModelError: A part is missing or has another shape.
         """
         load_heads(
             self.head_state(),

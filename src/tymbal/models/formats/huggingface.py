@@ -118,7 +118,7 @@ def read(folder: Path, *, name: str | None = None) -> Checkpoint:
         name: What the user calls it; `None` is the folder.
 
     Raises:
-        ModelError: Where files are missing or damaged, or the model has parts that ours has not.
+        ModelError: Files are missing or damaged, or the model has parts that ours has not.
     """
     config = read_json(folder / "config.json")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -221,7 +221,7 @@ def fetch(name: str) -> Path:
     """Downloads a model from the Hugging Face hub (configuration and safetensors only), or finds it in the cache.
 
     Raises:
-        ModelError: Where the hub has no such model or cannot be reached.
+        ModelError: The hub has no such model or cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -252,7 +252,7 @@ def describe(
         path: Where it is from, for messages and provenance.
 
     Raises:
-        ModelError: Where the model has parts that ours has not.
+        ModelError: The model has parts that ours has not.
     """
     names = config.get("id2label") or {}
     known: dict[str, Any] = {

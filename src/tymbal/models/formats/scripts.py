@@ -59,7 +59,7 @@ def from_state(
         heads: Attention heads. `None` is the width over 64.
 
     Raises:
-        ModelError: Where the encoder is incomplete, or its stride or heads must be given.
+        ModelError: The encoder is incomplete, or its stride or heads must be given.
     """
     bare = _unwrapped(state)
     encoder, head, left = huggingface.names_from(bare, path=str(path))
@@ -97,7 +97,7 @@ def write(path: Path, encoder: SpectrogramEncoder, objective_state: Mapping[str,
     """Writes `encoder.* / projector.* / decoder.*` with the encoder named as on disk and in transformers 4.
 
     Raises:
-        ModelError: Where transformers' AST cannot hold the encoder.
+        ModelError: Transformers' AST cannot hold the encoder.
     """
     obstacle = huggingface.obstacle(encoder.config, None)
     if obstacle is not None:
