@@ -1,4 +1,4 @@
-"""Search by example: `tymbal similar` finds what sounds like a clip, among sounds that `tymbal embed` wrote down.
+"""Search by example: `tymbal similar` finds sounds similar to a clip among those that `tymbal embed` wrote.
 
     tymbal embed   run recordings -o recordings.parquet
     tymbal similar run clip.wav recordings.parquet

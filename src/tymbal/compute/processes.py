@@ -30,7 +30,7 @@ def processes() -> int:
 
 @contextlib.contextmanager
 def quiet_except_rank_zero() -> Iterator[None]:
-    """Within it, or a function that it decorates, all processes but the first are quiet."""
+    """Silences all processes but the first; a context manager or decorator."""
     with quietly() if rank() else contextlib.nullcontext():
         yield
 
@@ -69,7 +69,7 @@ _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 @contextlib.contextmanager
 def reproducible(deterministic: bool) -> Iterator[None]:
-    """Within it, what has no deterministic form is an error; what was set before is set again afterwards.
+    """Makes operations without a deterministic form errors within the context; restores the previous state afterwards.
 
     Args:
         deterministic: Whether to do anything at all.

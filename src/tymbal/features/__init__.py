@@ -1,1 +1,1 @@
-"""Waveforms to spectrograms, and what is known about their values."""
+"""Filter banks, which turn waveforms into spectrograms, and statistics and normalisation of these."""

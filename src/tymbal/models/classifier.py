@@ -159,7 +159,7 @@ class SpectrogramClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def embed(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:
-        """Computes what the head sees.
+        """Computes the inputs of the head.
 
         Args:
             spectrogram: Normalised, [batch, frames, mels].

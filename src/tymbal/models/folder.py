@@ -1,4 +1,4 @@
-"""A model folder: written whole or not at all, and opened from wherever a model may come.
+"""Model folders: written whole or not at all, and opened from any source of models.
 
     model/
       config.json               what transformers wants to know, and under `tymbal` our own description
@@ -64,7 +64,7 @@ _MASK_TOKEN = "encoder.mask_token"  # noqa: S105 - no password
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and what it is.
+    """A model and its description.
 
     Attributes:
         module: `SpectrogramEncoder` or `SpectrogramClassifier`, in evaluation mode, on the CPU.

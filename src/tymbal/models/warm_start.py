@@ -1,4 +1,4 @@
-"""Starting from what another model has learned, its head too where that knows the labels, and saying what was taken."""
+"""Initialises an encoder from another model's weights, its head too if that has the labels, and reports both."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def features_at(source: str | None, *, heads: int | None) -> FeatureSettings:
 def first_encoder(
     settings: PretrainSettings, *, mels: int, frames: int, keep_stride: bool
 ) -> tuple[SpectrogramEncoder, ModelDescription | None]:
-    """The encoder of a pretraining with its first weights; says where they are from.
+    """The encoder of a pretraining with its initial weights; reports their origin.
 
     Args:
         settings: Its size, or the weights to start from.

@@ -1,4 +1,4 @@
-"""Weights from files, without running what is in them, and into modules, without a name unseen.
+"""Reads weights from files without running code in them, and loads them into modules, every name accounted for.
 
 A `.pth` or `.bin` file is a pickle, a program that can do anything when it is opened. Only tensors and plain values are
 read from it (`weights_only=True`); a file that wants more is refused. safetensors files hold nothing but numbers.

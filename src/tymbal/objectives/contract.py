@@ -114,7 +114,7 @@ class RebuildingObjective(Objective, Protocol):
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """Clips as they are, what of them was hidden, and what the objective made of the rest.
+    """True, masked and rebuilt spectrograms of clips.
 
     Attributes:
         true: Normalised spectrograms, float32 [clips, frames, mels].
@@ -133,7 +133,7 @@ class Rebuilt:
 
     @classmethod
     def from_tensors(cls, true: Tensor, hidden: Tensor, made: Tensor, *, wrong: Tensor | None = None) -> Self:
-        """From tensors on any device; `wrong` is the share of patches that lie wrong, [clips], where it is a puzzle."""
+        """Makes it from tensors on any device; `wrong` is the share of misplaced patches, [clips], of a puzzle."""
         error = wrong
         if error is None:
             count = hidden.sum((1, 2)).clamp(min=1)  # masks may all happen to have no width
@@ -160,7 +160,7 @@ class ObjectiveSpec:
 
 
 def continue_heads(objective: Objective, state: Mapping[str, Tensor]) -> None:
-    """Goes on with the heads of an earlier pretraining, where they are those of this objective; says so."""
+    """Loads the heads of an earlier pretraining if they are those of this objective; reports it."""
     own = objective.head_state()
     if all(name in state and state[name].shape == value.shape for name, value in own.items()):
         objective.load_head_state(state)

@@ -243,7 +243,7 @@ def finish(
     record: Record,
     settings: PrepareSettings,
 ) -> None:
-    """Writes what makes the folder complete.
+    """Writes the files that complete the folder.
 
     Args:
         store: The folder.

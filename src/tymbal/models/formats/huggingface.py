@@ -281,7 +281,7 @@ def describe(
 
 
 def _encoder_config(config: Mapping[str, Any], *, path: str) -> EncoderConfig:
-    """The shape of the encoder; what is missing has the default of transformers' ASTConfig."""
+    """The shape of the encoder; missing entries have the defaults of transformers' ASTConfig."""
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise ModelError(f"its activation is {activation!r}, which is not supported: gelu only", path=path)

@@ -108,7 +108,7 @@ def write(path: Path, encoder: SpectrogramEncoder, objective_state: Mapping[str,
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix of what the script's module was wrapped in, as `module.` or `_orig_mod.`."""
+    """Removes the prefix of a wrapper of the script's module, as `module.` or `_orig_mod.`."""
     class_token = next(name for name in state if name == _CLASS_TOKEN or name.endswith(f".{_CLASS_TOKEN}"))
     wrapper = class_token.removesuffix(_CLASS_TOKEN).removesuffix(huggingface.PREFIX).removesuffix("encoder.")
     return {name.removeprefix(wrapper): value for name, value in state.items()}
