@@ -123,7 +123,7 @@ def encode_layers(
     """Encodes in one pass what `encode` does layer by layer; the arguments are its own."""
     blocks = [layer for layer in layers if layer is not None]
     with torch.inference_mode(), torch.autocast(x.device.type, dtype=dtype, enabled=dtype is not None):
-        output = encoder(x, hidden_states=bool(blocks))
+        output = encoder(x, frames=frames, hidden_states=bool(blocks))
     real = encoder.config.real_columns(frames, output.grid[1]) if skip_padding else None
     by_layer: dict[int | None, Tensor] = {layer: output.hidden_states[layer] for layer in blocks}
     if None in layers:

@@ -20,7 +20,9 @@ _WEIGHTS_AT_ONCE = 2**24
 """Attention weights (32 MiB in bf16) that are computed together, and up to which a call's are held for the backward."""
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0, attended: Tensor | None = None
+) -> Tensor:
     """Mixes the values of each query by the softmax of its scaled products with the keys.
 
     Args:
@@ -28,42 +30,45 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0) 
         keys: [batch, heads, tokens, width of a head].
         values: As the keys.
         dropout: Dropout of the weights.
+        attended: Which keys count, bool [batch, 1, 1, tokens]; None is all.
 
     Returns:
         [batch, heads, queries, width of a head].
     """
     if keys.device.type == "cpu" and keys.dtype == torch.bfloat16 and not dropout and not torch.compiler.is_compiling():
-        return cast(Tensor, _WrittenOut.apply(queries, keys, values))  # type: ignore[no-untyped-call]
-    return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
+        return cast(Tensor, _WrittenOut.apply(queries, keys, values, attended))  # type: ignore[no-untyped-call]
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=attended, dropout_p=dropout)
 
 
 class _WrittenOut(torch.autograd.Function):
     """The products, some clips at once; arguments as of `attend`."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, attended: Tensor | None = None) -> Tensor:
         mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
         parts = _parts(queries, keys)
         for part in parts:
-            weights = _weights(queries[part], keys[part])
+            weights = _weights(queries[part], keys[part], None if attended is None else attended[part])
             mixed[part] = weights @ values[part]
+        ctx.attended = attended
         ctx.save_for_backward(queries, keys, values, *([weights] if len(parts) == 1 else []))
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         queries, keys, values, *cached = ctx.saved_tensors
         (gradient,) = gradients
         scale = queries.shape[-1] ** -0.5
         of_queries, of_keys, of_values = (torch.empty_like(x) for x in (queries, keys, values))
         for part in _parts(queries, keys):
-            weights = cached[0] if cached else _weights(queries[part], keys[part])
+            mask = None if ctx.attended is None else ctx.attended[part]
+            weights = cached[0] if cached else _weights(queries[part], keys[part], mask)
             of_values[part] = weights.transpose(2, 3) @ gradient[part]
             of_weights = gradient[part] @ values[part].transpose(2, 3)
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype) * scale
             of_queries[part] = of_scores @ keys[part]
             of_keys[part] = of_scores.transpose(2, 3) @ queries[part]
-        return of_queries, of_keys, of_values
+        return of_queries, of_keys, of_values, None
 
 
 def _parts(queries: Tensor, keys: Tensor) -> list[slice]:
@@ -73,5 +78,6 @@ def _parts(queries: Tensor, keys: Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, batch, step)]
 
 
-def _weights(queries: Tensor, keys: Tensor) -> Tensor:
-    return torch.softmax((queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3), -1)
+def _weights(queries: Tensor, keys: Tensor, attended: Tensor | None) -> Tensor:
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
+    return torch.softmax(scores if attended is None else scores.masked_fill_(~attended, -torch.inf), -1)

@@ -67,14 +67,17 @@ class ModelDescription:
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain JSON values."""
-        return {"schema": SCHEMA, **asdict(self)}
+        values = {"schema": SCHEMA, **asdict(self)}
+        if self.encoder.attend_to_padding:  # as all models before this was a choice
+            del values["encoder"]["attend_to_padding"]
+        return values
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], *, path: str | None = None) -> ModelDescription:
         """Reads what `to_json` returned.
 
         Raises:
-            ModelError: It is of a newer schema or incomplete.
+            ModelError: Where it is of a newer schema or incomplete.
         """
         given = dict(values)
         schema = given.pop("schema", None)

@@ -50,9 +50,11 @@ class EncoderConfig:
         qkv_bias: Whether queries, keys and values have a bias.
         dropout: Dropout after the embeddings, the attention and the perceptron.
         attention_dropout: Dropout of the attention weights.
+        attend_to_padding: Whether tokens attend to patches behind the end of a short clip, as in AST and SSAST. Where
+            they do not, what a clip is padded with, and how far, changes nothing.
 
     Raises:
-        SettingsError: The parts do not fit each other.
+        SettingsError: Where the parts do not fit each other.
     """
 
     width: int
@@ -67,6 +69,7 @@ class EncoderConfig:
     qkv_bias: bool = True
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    attend_to_padding: bool = True
 
     def __post_init__(self) -> None:
         # Tuples come back from JSON as lists, and a frozen dataclass with lists cannot be hashed or compared.
@@ -116,7 +119,7 @@ class EncoderConfig:
         """Rows and columns of patches in a spectrogram of `frames` frames; a rest narrower than a patch is left out.
 
         Raises:
-            SettingsError: Not a single patch fits.
+            SettingsError: Where not a single patch fits.
         """
         if frames < self.patch[1]:
             raise SettingsError(
@@ -225,6 +228,7 @@ class SpectrogramEncoder(nn.Module):
         *,
         mask: Tensor | None = None,
         visible: Tensor | None = None,
+        frames: Tensor | None = None,
         hidden_states: bool = False,
         prefix_only: bool = False,
     ) -> EncoderOutput:
@@ -234,6 +238,8 @@ class SpectrogramEncoder(nn.Module):
             spectrogram: Normalised, [batch, frames, mels]; any number of frames from one patch on.
             mask: Patches that are replaced by the mask token: bool, [batch, patches].
             visible: Patches that are encoded at all, by number, in any order: int64, [batch, visible].
+            frames: Frames of sound in each clip, int64 [batch], for encoders that do not attend to padding. `None`: all
+                are.
             hidden_states: Also give the output of every block.
             prefix_only: Give the tokens in front of the patches alone, all that cls pooling looks at: the last block
                 then computes no others.
@@ -242,8 +248,8 @@ class SpectrogramEncoder(nn.Module):
             Tokens after the final norm, with their grid.
 
         Raises:
-            ModelError: The mel bins are not those of the encoder.
-            SettingsError: The clip is shorter than one patch.
+            ModelError: Where the mel bins are not those of the encoder.
+            SettingsError: Where the clip is shorter than one patch.
         """
         if spectrogram.shape[-1] != self.config.mels:
             raise ModelError(
@@ -254,16 +260,25 @@ class SpectrogramEncoder(nn.Module):
             raise ValueError("give mask or visible, not both: what is not visible is not there to be masked")
         grid = self.config.grid_of(spectrogram.shape[1])
         tokens = self._embed(self.patchify(spectrogram), self.positions(grid), mask=mask, visible=visible)
+        attended = None
+        if frames is not None and not self.config.attend_to_padding:
+            attended = self._attended(frames, grid, visible)
         states = [tokens] if hidden_states else []
         for number, block in enumerate(self.blocks, 1):
             only = PREFIX_TOKENS if prefix_only and number == len(self.blocks) else None
             if self.gradient_checkpointing and self.training:
-                tokens = cast(Tensor, checkpoint(block, tokens, only, use_reentrant=False))
+                tokens = cast(Tensor, checkpoint(block, tokens, only, attended, use_reentrant=False))
             else:
-                tokens = block(tokens, only)
+                tokens = block(tokens, only, attended)
             if hidden_states:
                 states.append(tokens)
         return EncoderOutput(self.norm(tokens), grid, tuple(states) if hidden_states else None)
+
+    def _attended(self, frames: Tensor, grid: tuple[int, int], visible: Tensor | None) -> Tensor:
+        """Which tokens may be attended to: those in front and patches that hold sound, bool [batch, 1, 1, tokens]."""
+        real = self.config.real_columns(frames, grid[1])[:, None]
+        patches = torch.arange(grid[0] * grid[1], device=frames.device)[None] if visible is None else visible
+        return F.pad(patches % grid[1] < real, (PREFIX_TOKENS, 0), value=True)[:, None, None]
 
     def _embed(self, patches: Tensor, positions: Tensor, *, mask: Tensor | None, visible: Tensor | None) -> Tensor:
         """Patches [batch, patches, patch area] to tokens [batch, prefix + patches, width] with their positions."""
@@ -293,9 +308,12 @@ class Block(nn.Module):
         self.fc2 = nn.Linear(config.hidden_width, config.width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, only: int | None = None) -> Tensor:
-        """Tokens [batch, tokens, width] to tokens of the same shape, or to the first `only` of them."""
-        tokens = tokens[:, :only] + self.dropout(self.attention(self.norm1(tokens), only))
+    def forward(self, tokens: Tensor, only: int | None = None, attended: Tensor | None = None) -> Tensor:
+        """Tokens [batch, tokens, width] to tokens of the same shape, or to the first `only` of them.
+
+        `attended` says which tokens may be attended to, bool [batch, 1, 1, tokens]; None is all.
+        """
+        tokens = tokens[:, :only] + self.dropout(self.attention(self.norm1(tokens), only, attended))
         return tokens + cast(Tensor, self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(tokens))))))
 
 
@@ -309,13 +327,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.projection = nn.Linear(config.width, config.width)
 
-    def forward(self, tokens: Tensor, only: int | None = None) -> Tensor:
-        """Tokens [batch, tokens, width] to tokens of the same shape, or to the first `only` of them."""
+    def forward(self, tokens: Tensor, only: int | None = None, attended: Tensor | None = None) -> Tensor:
+        """As `Block`: tokens [batch, tokens, width] to tokens of the same shape, or to the first `only` of them."""
         batch, length, width = tokens.shape
         qkv = self.qkv(tokens).view(batch, length, 3, self.heads, width // self.heads)
         queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
-        mixed = attend(queries[:, :, :only], keys, values, dropout)
+        mixed = attend(queries[:, :, :only], keys, values, dropout, attended)
         return cast(Tensor, self.projection(mixed.transpose(1, 2).flatten(2)))
 
 

@@ -105,6 +105,8 @@ def obstacle(config: EncoderConfig, pooling: str | None) -> str | None:
     """Why transformers' AST classes cannot hold such a model, in words; `None` where they can."""
     if config.patch[0] != config.patch[1]:
         return f"its patches are {config.patch[0]}x{config.patch[1]}, and transformers' AST has square ones only"
+    if not config.attend_to_padding:
+        return "it does not attend to padding, and transformers' AST attends to all patches alike"
     if pooling not in (None, "cls"):
         return f"its classifier pools by {pooling}, and transformers' AST by cls only"
     return None
@@ -118,7 +120,7 @@ def read(folder: Path, *, name: str | None = None) -> Checkpoint:
         name: What the user calls it; `None` is the folder.
 
     Raises:
-        ModelError: Files are missing or damaged, or the model has parts that ours has not.
+        ModelError: Where files are missing or damaged, or the model has parts that ours has not.
     """
     config = read_json(folder / "config.json")
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -221,7 +223,7 @@ def fetch(name: str) -> Path:
     """Downloads a model from the Hugging Face hub (configuration and safetensors only), or finds it in the cache.
 
     Raises:
-        ModelError: The hub has no such model or cannot be reached.
+        ModelError: Where the hub has no such model or cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -252,7 +254,7 @@ def describe(
         path: Where it is from, for messages and provenance.
 
     Raises:
-        ModelError: The model has parts that ours has not.
+        ModelError: Where the model has parts that ours has not.
     """
     names = config.get("id2label") or {}
     known: dict[str, Any] = {
@@ -281,7 +283,7 @@ def describe(
 
 
 def _encoder_config(config: Mapping[str, Any], *, path: str) -> EncoderConfig:
-    """The shape of the encoder; missing entries have the defaults of transformers' ASTConfig."""
+    """The shape of the encoder; what is missing has the default of transformers' ASTConfig."""
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise ModelError(f"its activation is {activation!r}, which is not supported: gelu only", path=path)
