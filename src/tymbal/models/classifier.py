@@ -13,16 +13,21 @@ from tymbal.models.encoder import PREFIX_TOKENS, EncoderConfig, SpectrogramEncod
 
 __all__ = [
     "ATTENTION",
+    "GRIDS",
     "POOLINGS",
     "SCRIPT_POOLING",
     "AttentivePooling",
     "ScriptClassifier",
     "SpectrogramClassifier",
     "pool",
+    "pool_cells",
     "pooled_width",
 ]
 
-POOLINGS = ("mean", "rows", "cls", "all")
+GRIDS = {"grid2": 2, "grid4": 4, "grid8": 8}
+"""Poolings that keep order in time, with the number of equal parts of a clip's sound."""
+
+POOLINGS = ("mean", "rows", "cls", "all", *GRIDS)
 """Ways of pooling that have no weights."""
 
 ATTENTION = "attention"
@@ -33,6 +38,8 @@ def pooled_width(how: str, config: EncoderConfig) -> int:
     """Length of an embedding that is pooled in this way."""
     if how != ATTENTION:
         _check(how)
+    if how in GRIDS:
+        return config.grid[0] * GRIDS[how] * config.width
     return config.grid[0] * config.width if how == "rows" else config.width
 
 
@@ -51,14 +58,15 @@ def pool(
         how: `mean` over all patches (SSAST's ft_avgtok); `rows`: the mean over time, the rows of mel bins side by side
             (M2D, Niizumi et al. 2023; ATST, Li et al. 2024), which keeps apart what sounds low and what high; `cls`:
             the mean of class and distillation token (AST, Hugging Face, SSAST's ft_cls); `all`: the mean over all
-            patches, class and distillation token alike.
+            patches, class and distillation token alike; `grid2`, `grid4`, `grid8`: rows and so many equal parts of
+            the time side by side, see `pool_cells`.
         grid: Rows and columns of patches.
         prefix: Tokens in front of the patches.
         real_columns: Columns at the start of each clip that hold sound, [batch]: the rest, padding, is left out of
-            `mean`, `rows` and `all`. `None` takes all.
+            all but `cls`. `None` takes all.
 
     Returns:
-        [batch, width], for `rows` [batch, rows x width].
+        [batch, width], for `rows` [batch, rows x width], for grids [batch, rows x parts x width].
 
     Raises:
         SettingsError: For an unknown way of pooling.
@@ -66,6 +74,9 @@ def pool(
     _check(how)
     if how == "cls":
         return tokens[:, :prefix].mean(1)
+    if how in GRIDS:
+        real = torch.full((len(tokens),), grid[1], device=tokens.device) if real_columns is None else real_columns
+        return pool_cells(tokens[:, prefix:], grid=grid, parts=GRIDS[how], real_columns=real).flatten(1)
     patches = tokens[:, prefix:].reshape(tokens.shape[0], *grid, -1)  # [batch, rows, columns, width]
     if real_columns is None:
         by_row = patches.mean(2)
@@ -79,6 +90,43 @@ def pool(
     columns = torch.full((len(tokens),), grid[1], device=tokens.device) if real_columns is None else real_columns
     share = (prefix / (prefix + grid[0] * columns)).to(patches.dtype).unsqueeze(1)
     return torch.lerp(by_row.mean(1), tokens[:, :prefix].mean(1), share)
+
+
+def pool_cells(
+    tokens: Tensor, *, grid: tuple[int, int], parts: int, real_columns: Tensor, patches: Tensor | None = None
+) -> Tensor:
+    """Pools tokens by rows of mel bins and by equal parts of the time that holds sound: order in time stays.
+
+    A column of patches on the border of two parts counts for both, by its share in each. A cell without a token (where
+    only some are encoded) takes the mean of its row, a row without any the mean of the clip.
+
+    Args:
+        tokens: Patch tokens, [batch, patches, width].
+        grid: Rows and columns of all patches.
+        parts: Parts of equal length.
+        real_columns: Columns at the start of each clip that hold sound, int64 [batch].
+        patches: Numbers of the patches whose tokens these are, int64 [batch, patches]; None is all, in order.
+
+    Returns:
+        [batch, rows x parts, width]; cells are ordered by row, then by time.
+    """
+    rows, columns = grid
+    if patches is None:
+        patches = torch.arange(rows * columns, device=tokens.device).expand(len(tokens), -1)
+    row, column = patches // columns, patches % columns
+    length = (real_columns / parts)[:, None, None]
+    begin = torch.arange(parts, device=tokens.device)[:, None] * length  # [batch, parts, 1]
+    column = column[:, None, :].to(length.dtype)
+    share = (torch.minimum(begin + length, column + 1) - torch.maximum(begin, column)).clamp(min=0)
+    inside = row[:, None, :] == torch.arange(rows, device=tokens.device)[:, None]  # [batch, rows, patches]
+    weight = inside.unsqueeze(2) * share.unsqueeze(1)  # [batch, rows, parts, patches]
+    of_row = weight.sum(2, keepdim=True)
+    of_clip = of_row.sum(1, keepdim=True)
+    of_clip = torch.where(of_clip.any(3, keepdim=True), of_clip, 1.0)
+    of_row = torch.where(of_row.any(3, keepdim=True), of_row, of_clip)
+    weight = torch.where(weight.any(3, keepdim=True), weight, of_row).flatten(1, 2)
+    weight = weight / weight.sum(2, keepdim=True)
+    return torch.bmm(weight.to(tokens.dtype), tokens)
 
 
 class AttentivePooling(nn.Module):
@@ -127,7 +175,7 @@ class SpectrogramClassifier(nn.Module):
         encoder: The encoder. Its mask token is frozen: a classifier masks nothing, and a parameter without a gradient
             stops distributed training.
         labels: Number of labels.
-        pooling: `mean`, `rows`, `cls`, `all` or `attention`; see `tymbal.models.classifier`.
+        pooling: `mean`, `rows`, `grid2`, `grid4`, `grid8`, `cls`, `all` or `attention`; see `tymbal.models.classifier`.
         dropout: Dropout before the linear layer.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip. Without
             effect on `cls`.
@@ -159,7 +207,7 @@ class SpectrogramClassifier(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def embed(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:
-        """Computes the inputs of the head.
+        """Computes what the head sees.
 
         Args:
             spectrogram: Normalised, [batch, frames, mels].
@@ -168,7 +216,7 @@ class SpectrogramClassifier(nn.Module):
         Returns:
             [batch, pooled width].
         """
-        output = self.encoder(spectrogram, prefix_only=self.pooling == "cls")
+        output = self.encoder(spectrogram, frames=frames, prefix_only=self.pooling == "cls")
         real = None
         if self.skip_padding and frames is not None:
             real = self.encoder.config.real_columns(frames, output.grid[1])

@@ -40,7 +40,7 @@ class ProbeSettings(PtSettings):
     group = "probe"
 
     readers: tuple[Literal["logistic", "knn", "attentive"], ...] = setting(("logistic", "knn"), first=True)
-    pooling: tuple[Literal["mean", "rows", "cls"], ...] = setting(("rows",), first=True)
+    pooling: tuple[Literal["mean", "rows", "grid2", "grid4", "grid8", "cls"], ...] = setting(("rows",), first=True)
     layer: str | None = setting(None, aliases=("layers",), first=True)
     skip_padding: bool = True
     neighbours: int = setting(10, first=True)
@@ -143,7 +143,7 @@ class EmbedSettings:
     group = "windows"
 
     per: Literal["window", "second", "file"] = "window"
-    pooling: Literal["mean", "rows", "cls"] = "mean"
+    pooling: Literal["mean", "rows", "grid2", "grid4", "grid8", "cls"] = "mean"
     layer: int | None = None
     skip_padding: bool = True
     window: float | None = None

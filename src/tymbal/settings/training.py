@@ -305,7 +305,9 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     heads: int | None = setting(None, group="encoder")
     patch: str = setting("16x16", group="encoder")
     stride: str | None = setting(None, group="encoder")
-    pooling: Literal["auto", "mean", "all", "rows", "cls", "attention"] = setting("auto", first=True)
+    pooling: Literal["auto", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention"] = setting(
+        "auto", first=True
+    )
     skip_padding: bool | None = None
     new_head: bool = False
     head_start: Literal["random", "probe"] = "random"
