@@ -410,7 +410,7 @@ def _ssast(flags: Sequence[str]) -> None:
 
 
 def _show_result(result: Any) -> None:
-    """Prints the result of a verb, once if several processes ran it."""
+    """Prints what came of a verb, once where several processes ran it."""
     from tymbal.compute.processes import rank
 
     if rank() == 0:

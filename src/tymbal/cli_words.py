@@ -1,4 +1,4 @@
-"""Parses the words of a command line: positional arguments, flags with their values, and errors in them.
+"""The words of a command line: what stands in which place, which flag has which value, and what is wrong with them.
 
 A word behind a flag is taken for what the setting is (`tymbal.settings` has its type), with nothing lost: `3` is also
 3.0, `3.5` no whole number, `none` is None where a setting may be None. Lists take words up to the next flag, with or
@@ -129,7 +129,7 @@ def parse(
     *,
     more: Callable[[], Mapping[str, Flag]] = dict,
 ) -> dict[str, Any]:
-    """Reads words into arguments and settings, by name; those not given are absent.
+    """Reads words into arguments and settings, by name; what is not given is absent.
 
     Args:
         words: The words behind the verb.

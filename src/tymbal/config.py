@@ -171,7 +171,7 @@ def with_todays_names(cls: type[Any], recorded: Mapping[str, Any]) -> dict[str, 
 
 
 def todays_name(cls: type[Any], old: str) -> str:
-    """The present name of a setting whose older name was used; reports that, once."""
+    """The name of today of a setting whose older name was used; says so, once."""
     new = old_names(cls)[old]
     _say_old(old, new)
     return new
@@ -193,7 +193,7 @@ def to_keywords(settings: Any) -> dict[str, Any]:
 
 
 def deciding(settings: Any) -> dict[str, Any]:
-    """The settings that decide the result, as `to_mapping` gives them: all that may not change on resume."""
+    """The part of settings that decides what comes out, as `to_mapping` has it: all that may not change on resume."""
     free = names_that(settings, "resumable")
     return {name: value for name, value in to_mapping(settings).items() if name not in free}
 

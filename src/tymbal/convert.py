@@ -170,7 +170,7 @@ def _spectrograms(store: SpectrogramSource, output: Path, settings: ConvertSetti
 
 
 def _pack(store: SpectrogramSource, output: Path, settings: ConvertSettings) -> list[str]:
-    """Writes a packed store; returns notes on it."""
+    """Writes a packed store; gives what is worth knowing of it."""
     from tymbal.audio.failures import write_failures
     from tymbal.store.packed.writer import write_store
 

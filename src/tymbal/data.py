@@ -231,7 +231,7 @@ class DataSource(Generic[Chosen]):
         return prepare_spectrograms(self.path, run, features, self._settings)
 
     def view_pairs(self, run: Path) -> SpectrogramSource:
-        """Opens the data of contrastive pretraining: pairs of views, or waveforms to make fresh ones of.
+        """Opens what contrastive pretraining learns from: pairs of views, or waveforms to make fresh ones of.
 
         Of sound the generated views are taken, if they are in their usual place; else waveforms are prepared into
         `run/store`. What was left out is named in `run/failures.csv`.
@@ -279,7 +279,7 @@ class DataSource(Generic[Chosen]):
         return place
 
     def _copy_failures(self, run: Path) -> None:
-        """Copies the failures of a store's preparation into the run folder."""
+        """Copies what the preparation of a store left out into the run folder."""
         if self.is_packed and (self.path / FAILURES).is_file():
             shutil.copyfile(self.path / FAILURES, run / FAILURES)
 
@@ -390,7 +390,7 @@ def _no_views(path: Path, *, generated: bool) -> StoreError:
 
 
 def subsample(store: SpectrogramSource, run: Path, settings: TrainingSettings) -> int:
-    """How far the clips are still to be thinned: 1 (not) for those prepared into the run, which are thinned already."""
+    """One clip in how many is still to be taken: what was prepared into the run was thinned on the way."""
     return 1 if store.path.absolute() == (run / "store").absolute() else settings.every
 
 

@@ -402,7 +402,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _often(work: Callable[[], object], seconds: float) -> float:
-    """Calls a second of a function, by the median time of a call, which a busy machine affects less.
+    """How often a second something can be done; the middle of what single times say, which a busy machine spoils less.
 
     The first time does not count.
     """

@@ -1,4 +1,4 @@
-"""Embeddings of sound: `tymbal embed` writes an encoder's embedding of each window, second or file.
+"""Embeddings of sound: `tymbal embed` writes down what an encoder makes of each window, second or file.
 
     tymbal embed run recordings -o recordings.parquet
     tymbal embed run recordings -o seconds.npy --per second

@@ -98,7 +98,7 @@ def _wait(served: Served, until: threading.Event) -> None:
 
 
 def _check_gradio() -> None:
-    """Raises at once if Gradio is missing, not after the sounds are embedded."""
+    """Refuses at once what would fail when the sounds are embedded."""
     if importlib.util.find_spec("gradio") is None:
         raise SettingsError(
             "the page needs Gradio, which is not installed", advice="Install it: pip install 'tymbal[explore]'"
@@ -107,7 +107,7 @@ def _check_gradio() -> None:
 
 @contextlib.contextmanager
 def _own_uploads() -> Iterator[Path]:
-    """A folder for uploads, removed at the end. Gradio reads it, and its telemetry, from the environment."""
+    """A folder for what is dropped, gone at the end. Gradio reads it, and its telemetry, from the environment."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     before = os.environ.get("GRADIO_TEMP_DIR")
     with tempfile.TemporaryDirectory(prefix="tymbal-explore-") as folder:

@@ -203,7 +203,7 @@ def _empty_class_folders(source: Path) -> list[Path]:
 def _objective(
     store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
 ) -> tuple[ClassificationObjective, ModelDescription, bool]:
-    """Returns the classifier with its loss, the description of its model folder, and whether its head is new."""
+    """The classifier with its loss, what its model folder will say, and whether its head is new."""
     import torch
 
     from tymbal.models.description import ModelDescription
@@ -259,7 +259,7 @@ def _objective(
 
 
 def _has_begun(run: Path) -> bool:
-    """Whether the run has a checkpoint, from which the weights come then."""
+    """Whether weights come from a checkpoint anyway."""
     from tymbal.training.checkpoints import Checkpoints
     from tymbal.training.run_folder import RunFolder
 
@@ -382,7 +382,7 @@ def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSe
 def _weights(
     source: str | Path, store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
 ) -> NDArray[np.float64] | None:
-    """Sampling weights of the training clips; None if each is drawn once an epoch."""
+    """Chances of the training clips; None where each comes once an epoch."""
     from tymbal.evaluation.labelled_clips import balanced_weights, read_weights
 
     if not settings.balance:

@@ -58,7 +58,7 @@ class Registry:
         )
 
     def load(self, name: str) -> Any:
-        """Imports the class registered under a name.
+        """Imports what is registered under a name.
 
         Raises:
             SettingsError: There is no such name, or the package that has it cannot be imported.

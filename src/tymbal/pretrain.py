@@ -151,7 +151,7 @@ def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], N
 
 
 def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Objective, ModelDescription]:
-    """Returns the encoder with its objective, and the description of its model folder."""
+    """The encoder with its objective, and what its model folder will say."""
     import torch
 
     from tymbal.inference.encoding import check_features

@@ -65,7 +65,7 @@ class ProbeResult:
         raise KeyError((features, pooling, reader))
 
     def summary(self) -> str:
-        """The table, and the data behind it."""
+        """The table, and what it was measured on."""
         head = f"{len(self.classes)} classes, learned from {self.train:,} clips, asked about {self.validation:,}"
         if self.folds is not None:
             head = f"{len(self.classes)} classes, {self.train + self.validation:,} clips in {self.folds} folds"

@@ -31,7 +31,7 @@ _quiet: ContextVar[bool] = ContextVar("tymbal_quiet", default=False)
 
 @contextlib.contextmanager
 def quietly(quiet: bool = True) -> Iterator[None]:
-    """Hides progress and remarks within the context; warnings are still shown."""
+    """Within it, no progress and no passing remarks are shown; warnings still are."""
     token = _quiet.set(quiet)
     try:
         yield
@@ -66,7 +66,7 @@ def counted(count: int, name: str) -> str:
 
 
 class Meter:
-    """Counts finished items and computes their rate and the remaining time.
+    """Counts what is done and tells rate and remaining time.
 
     The rate is that of the last `span` seconds, so that the first slow batch of a training run or a nap of the machine
     does not spoil the estimate for the rest. Items done before the start (a resumed run) do not count.

@@ -1,4 +1,4 @@
-"""Search by example: `tymbal similar` finds sounds similar to a clip among those that `tymbal embed` wrote.
+"""Search by example: `tymbal similar` finds what sounds like a clip, among sounds that `tymbal embed` wrote down.
 
     tymbal embed   run recordings -o recordings.parquet
     tymbal similar run clip.wav recordings.parquet

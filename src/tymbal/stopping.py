@@ -64,7 +64,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def requested() -> Iterator[StopRequest]:
-    """Catches signals within the context and records them in the object that it yields."""
+    """Within it, signals are noted in what it yields instead of obeyed."""
     request = StopRequest()
     with _listening(request.note):
         yield request
@@ -72,7 +72,7 @@ def requested() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def stop_at_once() -> Iterator[None]:
-    """Raises `Stopped` on a signal within the context, in any place, and reports it."""
+    """Within it, a signal that is not noted raises `Stopped`, wherever the process is; and says so."""
     here: Stopped | None = None
     name = ""
 

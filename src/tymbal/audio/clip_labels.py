@@ -1,4 +1,4 @@
-"""Labels, groups, splits and recording times of clips, from their paths and headers."""
+"""Labels, groups and splits of clips: what paths and headers say of them, and which side of a split each is on."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ _AUDIOMOTH_YEARS = range(2016, 2030)
 
 
 def recorded_at(path: Path) -> datetime | None:
-    """The time at which a recording began, from its header or its name; only WAV headers are read."""
+    """When a recording began, as its header or its name says; only WAV headers are read."""
     if path.suffix.lower() in (".wav", ".wave"):
         try:
             with path.open("rb") as file:

@@ -226,7 +226,7 @@ def _reader(source: Source, container: Container) -> Reader:
 
 
 def _open_otherwise(source: Source) -> AvReader:
-    """Opens a file that libsndfile cannot; if it is no sound at all, the error says what it is."""
+    """Opens what libsndfile cannot; says what the file is where it is no sound at all."""
     if source.content is None:
         with source.path.open("rb") as file:
             head = file.read(512)

@@ -1,4 +1,4 @@
-"""The ways in which a sound file can fail, each with its advice, and the table of files left out.
+"""The ways in which a sound file can fail, each with its advice, and the table of what was left out.
 
 A reason begins with its kind (`truncated: …`), so that a hundred thousand reasons can be counted by it.
 """

@@ -130,7 +130,7 @@ def number(value: Any, *, column: str, row: int, path: Path) -> float | None:
 
 
 def names_of(value: Any, separator: str) -> tuple[str, ...]:
-    """The labels in a cell: a list, or one text with a separator between them."""
+    """The labels in a cell: a list, or one text in which a separator stands between them."""
     parts: Iterable[Any] = value if isinstance(value, list | tuple) else (text(value) or "").split(separator)
     return tuple(dict.fromkeys(name for name in map(text, parts) if name is not None))
 

@@ -1,4 +1,4 @@
-"""Two readers of sound files with one interface: libsndfile, and FFmpeg (PyAV) for files that libsndfile cannot read.
+"""Two ways to open a sound file, behind one face: libsndfile, and FFmpeg (PyAV) for what libsndfile cannot read.
 
 A reader says what the file is and yields its sound once, in mono blocks at the file's own rate. It reports a file that
 holds less sound than it promises; `tymbal.audio.decode` decides which reader a file gets.
@@ -152,7 +152,7 @@ class SoundfileReader:
 
 
 class AvReader:
-    """MP4, M4A, AMR, WMA, WebM, and files damaged for libsndfile but not for FFmpeg, by PyAV.
+    """MP4, M4A, AMR, WMA, WebM, and what is damaged for libsndfile but not for FFmpeg, by PyAV.
 
     The rate is that of the first decoded frame: headers of HE-AAC tell half of it.
 

@@ -54,14 +54,14 @@ def resample_stream(blocks: Iterable[Waveform], source_rate: int, target_rate: i
 
 
 def reach(source_rate: int, target_rate: int) -> int:
-    """Half the length of the resampling filter in samples at the source rate; 0 if the rates are equal."""
+    """Samples at the source rate that the filter hears on either side of a sample; 0 where nothing is resampled."""
     if source_rate == target_rate:
         return 0
     return math.ceil(_REACH * max(1.0, source_rate / target_rate))
 
 
 def context_samples(start: int, source_rate: int, target_rate: int) -> int:
-    """Samples before `start` that the filter needs, so that a part equals the same part of the whole.
+    """Samples before `start` that the filter should hear, so that a part sounds as if it was cut from the whole.
 
     The number is a multiple of the shortest time that is whole in both rates: the samples to be thrown away after
     resampling are then whole too.

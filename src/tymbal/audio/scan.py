@@ -101,14 +101,14 @@ def scan(
 
 
 def _described(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool) -> tuple[list[Clip], list[str]]:
-    """Gives clips labels, groups and the splits of folders; returns them with notes."""
+    """Clips with labels, groups and the splits of folders, and what was noticed."""
     clips, label_notes = label_clips(clips, settings, labelled=labelled)
     clips, group_notes = group_clips(clips, settings)
     return split_by_folders(clips), label_notes + group_notes
 
 
 def _check_output(output: Path) -> None:
-    """Refuses a name that a manifest cannot have; called before the work, too."""
+    """Whether a manifest can be called so: said before the work, too."""
     if output.suffix.lower() not in (".csv", ".parquet"):
         raise ManifestError(
             "a manifest is written as .csv or .parquet", path=output, advice="Give the output one of these suffixes."
@@ -118,7 +118,7 @@ def _check_output(output: Path) -> None:
 
 
 def _inspect_all(files: Sequence[str], settings: ScanSettings) -> Iterator[FileReport]:
-    """Reports in the order of the files: those of the first second from this process, the rest from a pool."""
+    """Reports in the order of the files: the first second in this process, what is left then by a pool."""
     look = partial(inspect, silence_db=settings.silence_db, min_seconds=settings.min_seconds)
     workers = settings.workers or cores()
     with Progress(len(files), "Scanning", unit="files") as progress:

@@ -138,7 +138,7 @@ FLAGS = (*_THEIRS, *_OURS)
 
 
 class Flags(argparse.Namespace):
-    """Values by name; `given` are the names of the flags on the command line."""
+    """Values by name; `given` are the names of those that stand on the command line."""
 
     given: frozenset[str]
 
@@ -201,7 +201,7 @@ def help_text() -> str:
 
 
 def _with_underscores(word: str) -> str:
-    """Turns `--data-train=x-y` into `--data_train=x-y`; other words stay as they are."""
+    """`--data-train=x-y` as `--data_train=x-y`; what is no flag stays as it is."""
     if not word.startswith("--"):
         return word
     name, equals, value = word[2:].partition("=")

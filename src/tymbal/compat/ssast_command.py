@@ -1,4 +1,4 @@
-"""`tymbal ssast`: SSAST's `run.py` with its flags and output files, on Tymbal's own training."""
+"""`tymbal ssast`: SSAST's `run.py`, its flags and what it leaves behind, on Tymbal's own training."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def write_arguments(flags: Flags, call: Call) -> None:
 
 
 def finish(outputs: Outputs, result: RunResult) -> None:
-    """Writes the best model and the table of a finished run, which a kill may have left unwritten."""
+    """Writes what a kill may have left unwritten: the best model and the table, from the finished run."""
     loaded = load_model(result.model)
     save_model_as(result.run / BEST, loaded.module, loaded.objective_state)
     outputs.write_table(read_metrics(result.run / "metrics.jsonl"))
@@ -227,7 +227,7 @@ class Outputs:
         (folder / "models").mkdir(parents=True, exist_ok=True)
 
     def note(self, evaluation: Evaluation) -> None:
-        """Writes the files of an evaluation."""
+        """Writes what belongs to an evaluation."""
         if self._keep:
             _save(self._folder / "models" / f"audio_model.{self._number(evaluation)}.pth", evaluation.module)
         if evaluation.best:

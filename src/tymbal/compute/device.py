@@ -167,7 +167,7 @@ def _tried(gpu: int) -> str | None:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error is that of a GPU without free memory; CUDA's libraries word it in their own ways."""
+    """Whether it says that the memory of a GPU is used up; its libraries have words of their own for that."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return any(word in str(error) for word in ("CUDA error: out of memory", "STATUS_ALLOC_FAILED"))

@@ -75,7 +75,7 @@ class Gpu:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def describe(self) -> str:
-        """The GPU's name and size, and the memory that others use."""
+        """Its name and size, and what others hold of it."""
         total = torch.cuda.mem_get_info(self.device)[1]
         others = total - self.capacity()
         name = f"{torch.cuda.get_device_name(self.device)}, {total / _GIB:.1f} GiB"

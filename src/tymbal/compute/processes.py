@@ -13,7 +13,15 @@ from tymbal.progress import quietly
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["init_process_group", "on_rank_zero", "processes", "quiet_except_rank_zero", "rank", "reproducible"]
+__all__ = [
+    "gather_batch",
+    "init_process_group",
+    "on_rank_zero",
+    "processes",
+    "quiet_except_rank_zero",
+    "rank",
+    "reproducible",
+]
 
 T = TypeVar("T")
 
@@ -30,7 +38,7 @@ def processes() -> int:
 
 @contextlib.contextmanager
 def quiet_except_rank_zero() -> Iterator[None]:
-    """Silences all processes but the first; a context manager or decorator."""
+    """Within it, or a function that it decorates, all processes but the first are quiet."""
     with quietly() if rank() else contextlib.nullcontext():
         yield
 
@@ -64,12 +72,42 @@ def on_rank_zero(decide: Callable[[], T]) -> T:
     return outcome[0]  # type: ignore[return-value]
 
 
+def gather_batch(values: torch.Tensor, *, dim: int = 0) -> torch.Tensor:
+    """The parts of a batch of all processes, one behind the other; gradients flow to all of them.
+
+    Every process must call it with the same shape but for `dim`, along which the parts may differ in length. The
+    gradient of a loss that every process computes of the whole comes out `processes` times as large here as in one
+    process, which the mean over processes (DDP) takes back.
+
+    Args:
+        values: The part of this process; without several processes it is returned as it is.
+        dim: The dimension of the batch.
+    """
+    if processes() == 1:
+        return values
+    import torch
+    import torch.distributed as dist
+    import torch.distributed.nn.functional as dist_nn
+
+    sizes = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(processes())]
+    dist.all_gather(sizes, torch.tensor([values.shape[dim]], device=values.device))
+    counts = [int(size) for size in sizes]
+    moved = values.movedim(dim, 0).contiguous()
+    padded = torch.cat([moved, moved.new_zeros(max(counts) - len(moved), *moved.shape[1:])])
+    if values.requires_grad:
+        parts = list(dist_nn.all_gather(padded))  # type: ignore[no-untyped-call]
+    else:
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).movedim(0, dim)
+
+
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @contextlib.contextmanager
 def reproducible(deterministic: bool) -> Iterator[None]:
-    """Makes operations without a deterministic form errors within the context; restores the previous state afterwards.
+    """Within it, what has no deterministic form is an error; what was set before is set again afterwards.
 
     Args:
         deterministic: Whether to do anything at all.

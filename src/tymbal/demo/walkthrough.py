@@ -1,4 +1,4 @@
-"""`tymbal demo`: runs all verbs in minutes on synthetic sound, and sums up the results.
+"""The whole way in minutes: `tymbal demo` walks it verb by verb, and says at the end what came out.
 
     tymbal demo                         on wingbeats that are synthesised on the spot
     tymbal demo --data recordings       on your own sound
@@ -246,7 +246,7 @@ def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
 
 
 def _search(walk: _Walk, plan: Plan, store: Store, manifest: Manifest, *, synthetic: bool) -> Search:
-    """Predicts in a recording with known events."""
+    """Predictions for a recording in which it is known what is to be heard when."""
     recording = walk.folder / "recording.flac"
     features = store.features or FeatureSettings()
     if synthetic:
@@ -313,7 +313,7 @@ class Plan:
     finetuning_minutes: float
 
     def steps(self, patches_seen: int, patches: int) -> int:
-        """Number of steps in which batches of clips with so many patches reach the planned number of patches."""
+        """Steps in which batches of clips with so many patches add up to what is to be seen."""
         return max(10, round(patches_seen / (patches * self.batch_size)))
 
 

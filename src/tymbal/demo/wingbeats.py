@@ -228,7 +228,7 @@ def write_recording(path: Path, *, seconds: float, seed: int, device: Device = H
 
 
 def write_events(path: Path, events: Sequence[Event]) -> None:
-    """Writes the events of a recording: columns start, end, label."""
+    """Writes what is to be heard when: columns start, end, label."""
     with replace_file(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["start", "end", "label"])

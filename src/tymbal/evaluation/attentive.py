@@ -1,4 +1,4 @@
-"""An attentive probe: learned queries attend to the tokens of a clip that tell its class, and a linear layer follows.
+"""An attentive probe: learned queries that look for what tells the classes among all tokens of a clip, and a line.
 
 A mean over tokens drowns what is short; whether an encoder knows of a call of 50 ms in ten seconds shows only where a
 reader may look for it. So frozen encoders are read by cross-attention with a learned query and a linear layer (Bardes

@@ -1,4 +1,4 @@
-"""The plain baseline that any encoder must beat: mean and spread over time of the spectrogram alone.
+"""The plain baseline that any encoder must beat: what mean and spread of the spectrogram alone tell.
 
 For each mel bin the mean over time, the standard deviation over time and the standard deviation of the differences of
 neighbouring frames, over the frames of real sound only. Nothing is learned before the logistic regression.

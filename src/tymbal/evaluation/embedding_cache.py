@@ -122,7 +122,7 @@ def embed_with_cache(
     cached: bool,
     progress: Progress,
 ) -> RowEmbeddings:
-    """Embeds rows of a store from several layers, or loads embeddings saved by an earlier probe.
+    """Embeds rows of a store from several layers, or loads what an earlier probe has saved.
 
     Args:
         encoder: The encoder at work.

@@ -1,4 +1,4 @@
-"""Initialises a classifier's head before training: a logistic regression on its encoder's features.
+"""A classifier's head before training: a logistic regression on what its encoder gives then.
 
 Fine-tuned together with a random head, a pretrained encoder is first changed by what that head asks of it, and worse on
 sound from elsewhere for it; a head that fits from the first step on asks for little (Kumar et al. 2022, Fine-tuning can
@@ -45,7 +45,7 @@ def fit_head(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> tuple[Fitted, int]:
-    """Initialises a classifier's linear layer by a logistic regression on the training clips.
+    """Puts a logistic regression on the training clips in the place of a classifier's linear layer.
 
     Args:
         model: The classifier; it is moved to the device.

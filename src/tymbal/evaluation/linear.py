@@ -1,4 +1,4 @@
-"""Logistic regression and nearest neighbours on fixed features.
+"""Logistic regression and nearest neighbours on fixed features: how much of the labels lies open in them.
 
 Both answer with scores [clips, classes] from features [clips, dimensions], for labels given as bools [clips, classes],
 so that clips with one label and with several go the same way. Features are standardised with the statistics of the

@@ -246,7 +246,7 @@ def _attentive_probes(
     name: str,
     layers: Sequence[int | None],
 ) -> list[ProbeRow]:
-    """Trains attentive probes of an encoder, with its tokens in a temporary file."""
+    """Attentive probes of an encoder, whose tokens lie on the disk meanwhile."""
     table: list[ProbeRow] = []
     with tempfile.TemporaryDirectory(prefix="tymbal-tokens-", ignore_cleanup_errors=True) as folder:
         with Progress(len(probes.rows), f"Writing tokens ({name})", unit="clips") as progress:

@@ -1,4 +1,4 @@
-"""Scores a classifier on labelled clips: figures, and which classes are confused."""
+"""How well a classifier does on labelled clips: figures, and which classes are taken for which."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def write_confusion(path: Path, matrix: NDArray[Any], classes: Sequence[str]) ->
 
 
 def write_decisions(path: Path, counts: NDArray[Any], classes: Sequence[str]) -> None:
-    """Writes the decisions for each of several labels.
+    """Writes what was decided of each of several labels.
 
     Args:
         path: The `.csv` file.

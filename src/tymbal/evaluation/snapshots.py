@@ -1,4 +1,4 @@
-"""Snapshots of a pretraining: the masked parts of a few validation clips, and how the model rebuilds them."""
+"""Pictures from the course of a pretraining: what a mask hid of a few validation clips, and what was rebuilt."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Snapshot:
 
 
 class Snapshots(TrainerCallback):
-    """Saves the rebuilt spectrograms of some clips at every evaluation; in the first process only.
+    """Writes down with every evaluation what is rebuilt of some clips; in the first process only.
 
     Args:
         folder: Where to.

@@ -1,4 +1,4 @@
-"""Tokens of clips by a frozen encoder, on the disk, for an attentive probe to read repeatedly.
+"""Tokens of clips by a frozen encoder, on the disk: what an attentive probe reads again and again.
 
 A clip's tokens are many times its embedding (of ten seconds by a base encoder 0.8 MB in float16), so that they are
 written once, clip after clip, and read by batches: memory does not grow with the clips.

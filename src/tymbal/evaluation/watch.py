@@ -220,7 +220,7 @@ def _has_shrunk(ranks: Sequence[float]) -> bool:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Restores all random number generators on leaving the context."""
+    """Within it random numbers may be drawn; afterwards all generators are as they were."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002 - others' generator, which is put back
     with torch.random.fork_rng(devices=[]):  # embedding draws nothing on a device
         try:

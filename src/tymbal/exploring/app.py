@@ -304,7 +304,7 @@ def _html(value: str = "", *, elem_id: str | None = None, script: str | None = N
 
 
 def _message(error: TymbalError, path: str | None) -> str:
-    """The message of an error about an uploaded sound, without its temporary path."""
+    """An error about what was dropped, without the place where it lies for the moment."""
     name = "" if path is None else Path(path).name
     return f"{name}: {error.what}" + (f"\n{error.advice}" if error.advice else "")
 

@@ -1,1 +1,1 @@
-"""Filter banks, which turn waveforms into spectrograms, and statistics and normalisation of these."""
+"""Waveforms to spectrograms, and what is known about their values."""

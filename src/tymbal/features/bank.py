@@ -37,7 +37,7 @@ __all__ = ["FilterBank", "KaldiBank", "LibrosaBank", "check_waveform", "filter_b
 
 
 class FilterBank(ABC):
-    """Turns waveforms into log-mel spectrograms, and describes these.
+    """Waveforms to log-mel spectrograms, and what is known about these.
 
     Args:
         settings: Sample rate, frames and mel bins. Settings of a later stage inherit these; the bank stores only these.
@@ -80,7 +80,7 @@ class FilterBank(ABC):
 
     @abstractmethod
     def mel_of(self, hertz: float) -> float:
-        """Converts a frequency in Hz to the scale on which the mel bins' centres are evenly spaced."""
+        """A frequency in Hz on the scale on which the centres of the mel bins lie evenly."""
 
     def bin_at(self, hertz: float) -> float:
         """The mel bin, as a number with a fraction, whose centre has a frequency; bin 0 is the lowest.
@@ -176,7 +176,7 @@ class KaldiBank(FilterBank):
         return int(self.settings.sample_rate * self.settings.frame_shift)
 
     def mel_of(self, hertz: float) -> float:
-        """Converts a frequency in Hz to HTK's mel scale, 1127 ln(1 + f / 700)."""
+        """A frequency on HTK's mel scale, 1127 ln(1 + f / 700)."""
         return 1127.0 * math.log(1.0 + hertz / 700.0)
 
     def mel_weights(self) -> Tensor:
@@ -233,7 +233,7 @@ class LibrosaBank(FilterBank):
         return self.settings.hop_length
 
     def mel_of(self, hertz: float) -> float:
-        """Converts a frequency in Hz to Slaney's mel scale."""
+        """A frequency on Slaney's mel scale."""
         from tymbal.features.librosa import slaney_mel
 
         return slaney_mel(hertz)
@@ -279,7 +279,7 @@ def filter_bank(settings: FeatureSettings) -> FilterBank:
 
 
 def check_waveform(waveform: Tensor, *, rate: int, shortest: int = 1) -> None:
-    """Raises unless an array is a waveform of at least one frame.
+    """Refuses what is no waveform, or too short for a frame.
 
     Args:
         waveform: Should be floating point, [samples] or [batch, samples].

@@ -1,4 +1,4 @@
-"""Normalises log-mel values for an encoder: one rule for training, evaluation, embedding and prediction."""
+"""From log-mel values to what an encoder takes: one rule, for training, evaluation, embedding and prediction alike."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Normalisation:
         return self.without(spectrogram, torch.arange(spectrogram.shape[1], device=frames.device) >= frames[:, None])
 
     def without(self, spectrogram: Tensor, padding: Tensor) -> Tensor:
-        """Normalises a batch with padding in any place.
+        """Normalises a batch whose padding may lie anywhere.
 
         Args:
             spectrogram: Log-mel, any floating point, [batch, frames, mels].

@@ -87,7 +87,7 @@ def annotation_files(folder: Path, recordings: Sequence[Recording], ending: str)
 
 
 class Raven(RowFormat):
-    """Raven's selection table; ours have the recording's whole path, and the frequency band of the model."""
+    """Raven's selection table; ours have the whole path of the recording, and the band in which the model hears."""
 
     name = "raven"
     suffixes = (".selections.txt", ".txt")
@@ -209,5 +209,5 @@ def _names(place: Path) -> Iterator[str]:
 
 
 def _line(text: str) -> str:
-    """Replaces tabs and line breaks, which separate cells and rows, by blanks."""
+    """Text without tabs and line breaks, which stand between cells and rows."""
     return " ".join(text.split())

@@ -69,7 +69,7 @@ class EmbeddingInput(ABC):
 def open_input(
     sources: str | Path | Sequence[str | Path], embedder: Embedder, settings: EmbedSettings, *, path: str
 ) -> EmbeddingInput:
-    """Opens the input of `embed`: one store, or recordings.
+    """Opens what a user gives: one store, or recordings.
 
     Args:
         sources: What was given.

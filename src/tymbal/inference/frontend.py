@@ -28,7 +28,7 @@ __all__ = ["Embedder", "FrontEnd", "ReadyModel", "Scorer", "probabilities", "rea
 
 
 class FrontEnd:
-    """Turns windows of sound into a model's input.
+    """Windows of sound to what a model takes.
 
     Args:
         description: The model.
@@ -105,7 +105,7 @@ class Scorer:
 
     @property
     def band(self) -> tuple[float, float]:
-        """Lowest and highest frequency of the model's filter bank, in Hz."""
+        """Lowest and highest frequency that the model hears, in Hz."""
         features = self.description.features
         return features.low_freq, features.high_freq or features.sample_rate / 2
 

@@ -138,7 +138,7 @@ class Predictions:
         return Rows(window, columns)
 
     def write(self, spool: Spool, recordings: Sequence[Recording], output: Path) -> tuple[int, tuple[Path, ...]]:
-        """Writes all files; returns the number of detections and the paths written."""
+        """Writes everything; returns the number of detections and what was written."""
         if not self._format.per_recording:
             return self._write_tables(spool, recordings, output)
         alone = self._format.fits(output)

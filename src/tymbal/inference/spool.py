@@ -40,7 +40,7 @@ class Item(Protocol):
         """An identifier that no other item has; `file` of its outcome."""
 
     def stamp(self) -> tuple[int, int] | None:
-        """A value by which a changed item is noticed; None for items that cannot change."""
+        """By which a change is noticed; None for what cannot change."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Outcome:
 
 @contextlib.contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Raises errors of the system as errors about the output: unreadable sound is an `AudioError` by then.
+    """Makes errors of the system within it errors about the output: what cannot be read is an `AudioError` by now.
 
     Raises:
         SettingsError: The output cannot be written.
@@ -257,7 +257,7 @@ ITEM = "recording"
 
 
 class RowBuffer:
-    """Collects rows in memory allocated once: small arrays between the large ones of a batch would fragment the heap.
+    """Rows in memory that is taken once: small pieces between the large ones of a batch would tear the heap apart.
 
     Args:
         schema: Columns: numbers, or lists of a fixed number of them.

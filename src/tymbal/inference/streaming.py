@@ -85,7 +85,7 @@ class Finished(Generic[Written]):
 
 
 def run_job(job: Job[Written], output: Path, *, failures_file: Path) -> Finished[Written]:
-    """Computes the missing items, writes the output, and lists the failures.
+    """Computes what is not done yet, writes the output, and lists what could not be read.
 
     Args:
         job: The job.
@@ -127,7 +127,7 @@ def failures_of(outcomes: Iterable[Outcome]) -> list[Failure]:
 
 
 def closing_lines(failures: Sequence[Failure], failures_file: Path | None, written: Sequence[Path]) -> list[str]:
-    """The last lines of a summary: the failures, and where the output is."""
+    """The last lines of a summary: what could not be read, and where the output is."""
     lines: list[str] = []
     if failures:
         lines.append(f"{counted(len(failures), 'file')} could not be read, or not to their end: {failures_file}")

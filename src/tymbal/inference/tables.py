@@ -126,7 +126,7 @@ class RowFormat(TableFormat):
 
 
 class EmbeddingFormat(TableFormat):
-    """A format of embeddings with a description of each row."""
+    """A format of embeddings, each with what it is of."""
 
     holds = "embeddings"
 
@@ -302,7 +302,7 @@ class Parquet(RowFormat, EmbeddingFormat):
     def open_embeddings(
         self, path: Path, schema: pa.Schema, record: Mapping[str, Any]
     ) -> Iterator[Callable[[pa.Table], None]]:
-        """Opens a file for embeddings, see `EmbeddingFormat`; the record is part of its metadata."""
+        """Opens a file for embeddings, see `EmbeddingFormat`; the record stands in its metadata."""
         described = schema.with_metadata({RECORD_KEY: json.dumps(record).encode()})
         buffered: list[pa.Table] = []
         size = 0
@@ -385,7 +385,7 @@ class JsonLines(RowFormat):
 
 
 class Npy(EmbeddingFormat):
-    """NumPy's array of float32 [rows, dimensions], and beside it a CSV file that describes the rows."""
+    """NumPy's array of float32 [rows, dimensions], and beside it a CSV file that says which row is what."""
 
     name = "npy"
     suffixes = (".npy",)

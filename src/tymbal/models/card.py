@@ -1,4 +1,4 @@
-"""The model card: a README in the model folder with the model's properties, origin and use."""
+"""The model card: a README in the model folder that says what the model is, where it comes from and how to use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model folders: written whole or not at all, and opened from any source of models.
+"""A model folder: written whole or not at all, and opened from wherever a model may come.
 
     model/
       config.json               what transformers wants to know, and under `tymbal` our own description
@@ -64,7 +64,7 @@ _MASK_TOKEN = "encoder.mask_token"  # noqa: S105 - no password
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model and its description.
+    """A model and what it is.
 
     Attributes:
         module: `SpectrogramEncoder` or `SpectrogramClassifier`, in evaluation mode, on the CPU.
@@ -93,7 +93,7 @@ def save_model(
         objective_state: Weights of the objective's heads, to go on pretraining from.
 
     Raises:
-        ModelError: The description is not that of the module.
+        ModelError: Where the description is not that of the module.
     """
     encoder = _check(module, description)
     obstacle = huggingface.obstacle(description.encoder, description.pooling)
@@ -151,7 +151,7 @@ def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | Spectrog
     """Makes the module of a checkpoint, in evaluation mode.
 
     Raises:
-        ModelError: A weight is missing, unknown or of another shape.
+        ModelError: Where a weight is missing, unknown or of another shape.
     """
     description, tensors = checkpoint.description, dict(checkpoint.encoder)
     # A model that never masked has no mask token; zero is as good a start as any, and the same each time.

@@ -1,4 +1,4 @@
-"""Initialises an encoder from another model's weights, its head too if that has the labels, and reports both."""
+"""Starting from what another model has learned, its head too where that knows the labels, and saying what was taken."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def features_at(source: str | None, *, heads: int | None) -> FeatureSettings:
 def first_encoder(
     settings: PretrainSettings, *, mels: int, frames: int, keep_stride: bool
 ) -> tuple[SpectrogramEncoder, ModelDescription | None]:
-    """The encoder of a pretraining with its initial weights; reports their origin.
+    """The encoder of a pretraining with its first weights; says where they are from.
 
     Args:
         settings: Its size, or the weights to start from.
@@ -132,7 +132,7 @@ def warm_start(
         The encoder, in training mode; what was taken; and the description of the source.
 
     Raises:
-        ModelError: The source is no model, is damaged, or its patches do not fit the target's spectrograms.
+        ModelError: Where the source is no model, is damaged, or its patches do not fit the target's spectrograms.
     """
     checkpoint = open_checkpoint(source, stride=source_stride, heads=source_heads)
     encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride, cut=cut)

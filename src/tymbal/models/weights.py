@@ -1,4 +1,4 @@
-"""Reads weights from files without running code in them, and loads them into modules, every name accounted for.
+"""Weights from files, without running what is in them, and into modules, without a name unseen.
 
 A `.pth` or `.bin` file is a pickle, a program that can do anything when it is opened. Only tensors and plain values are
 read from it (`weights_only=True`); a file that wants more is refused. safetensors files hold nothing but numbers.
@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON file of a model folder.
 
     Raises:
-        ModelError: It cannot be read or holds something else than values by name.
+        ModelError: Where it cannot be read or holds something else than values by name.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -118,7 +118,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None
     """Puts weights into a module, every one in its place.
 
     Raises:
-        ModelError: Names are missing, unknown or of another shape; it names the first of each.
+        ModelError: Where names are missing, unknown or of another shape; it names the first of each.
     """
     own = module.state_dict()
     shapes = [

@@ -146,7 +146,7 @@ def spec_mask(
     frequency_masks: int = 1,
     time_masks: int = 1,
 ) -> Tensor:
-    """Draws the masks of SpecAugment: bands of mel bins and stretches of frames, which may overlap.
+    """Draws what SpecAugment hides: bands of mel bins and stretches of frames, which may overlap.
 
     Args:
         shape: Frames and mel bins of the spectrograms.

@@ -77,7 +77,7 @@ class Objective(Trainable, Protocol):
         """Loads what `head_state` returned (`load_heads` does it); names that it lacks are ignored.
 
         Raises:
-            ModelError: A part is missing or has another shape.
+            ModelError: Where a part is missing or has another shape.
         """
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
@@ -114,7 +114,7 @@ class RebuildingObjective(Objective, Protocol):
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """True, masked and rebuilt spectrograms of clips.
+    """Clips as they are, what of them was hidden, and what the objective made of the rest.
 
     Attributes:
         true: Normalised spectrograms, float32 [clips, frames, mels].
@@ -133,7 +133,7 @@ class Rebuilt:
 
     @classmethod
     def from_tensors(cls, true: Tensor, hidden: Tensor, made: Tensor, *, wrong: Tensor | None = None) -> Self:
-        """Makes it from tensors on any device; `wrong` is the share of misplaced patches, [clips], of a puzzle."""
+        """From tensors on any device; `wrong` is the share of patches that lie wrong, [clips], where it is a puzzle."""
         error = wrong
         if error is None:
             count = hidden.sum((1, 2)).clamp(min=1)  # masks may all happen to have no width
@@ -160,7 +160,7 @@ class ObjectiveSpec:
 
 
 def continue_heads(objective: Objective, state: Mapping[str, Tensor]) -> None:
-    """Loads the heads of an earlier pretraining if they are those of this objective; reports it."""
+    """Goes on with the heads of an earlier pretraining, where they are those of this objective; says so."""
     own = objective.head_state()
     if all(name in state and state[name].shape == value.shape for name, value in own.items()):
         objective.load_head_state(state)

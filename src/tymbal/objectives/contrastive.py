@@ -192,7 +192,7 @@ class ContrastiveObjective(nn.Module):
         """Loads what `head_state` returned.
 
         Raises:
-            ModelError: A part is missing or has another shape.
+            ModelError: Where a part is missing or has another shape.
         """
         load_heads(self.head_state(), state, advice="They are of another projection.")
 

@@ -38,7 +38,7 @@ class VisibleDecoder(nn.Module):
         mask_token: Stands at the places of patches that the encoder did not see.
 
     Raises:
-        SettingsError: The width does not fit the heads or the position embeddings.
+        SettingsError: Where the width does not fit the heads or the position embeddings.
     """
 
     def __init__(self, config: EncoderConfig, *, depth: int = 2, width: int | None = None) -> None:

@@ -64,7 +64,7 @@ def count_from(grid: tuple[int, int], *, kind: str, ratio: float | None = None, 
         count: Number of patches, taken as it is; wins over `ratio`.
 
     Raises:
-        SettingsError: Less than one patch (column) is masked or less than one is left. It says what would fit.
+        SettingsError: Where less than one patch (column) is masked or less than one is left. It says what would fit.
     """
     rows, columns = grid
     unit, units, name = (rows, columns, "columns of time") if kind == "frame" else (1, rows * columns, "patches")

@@ -191,7 +191,7 @@ class ReconstructionObjective(nn.Module):
         return {"loss": loss, "sums": sums}
 
     def reconstruct(self, spectrogram: Tensor) -> Tensor:
-        """Rebuilds spectrograms from the encoder's tokens.
+        """Rebuilds spectrograms from what the encoder makes of them.
 
         Args:
             spectrogram: Normalised and masked, [batch, frames, mels].
@@ -208,7 +208,7 @@ class ReconstructionObjective(nn.Module):
         return _stretched(decoded, spectrogram.shape[1]).transpose(1, 2)
 
     def make_masks(self, length: int, frames: Tensor, row: Tensor, epoch: Tensor) -> Tensor:
-        """Draws the masks of a batch of clips of `length` frames, with padding; the others are as in `forward`.
+        """Draws what is masked in a batch of clips of `length` frames, with padding; the others are as in `forward`.
 
         While training it depends on seed, epoch and row; in evaluation on seed and row only.
 
@@ -241,7 +241,7 @@ class ReconstructionObjective(nn.Module):
         """Loads what `head_state` returned.
 
         Raises:
-            ModelError: A part is missing or has another shape.
+            ModelError: Where a part is missing or has another shape.
         """
         load_heads(
             self.head_state(),

@@ -35,6 +35,7 @@ _MODULES = {
     "mpg": "tymbal.objectives.ssast",
     "reconstruction": "tymbal.objectives.reconstruction",
     "contrastive": "tymbal.objectives.contrastive",
+    "lejepa": "tymbal.objectives.lejepa",
 }
 _GROUP = "tymbal.objectives"
 

@@ -129,7 +129,7 @@ def value_marks(low: float, high: float, *, most: int = 5) -> tuple[float, ...]:
 
 
 def number_text(value: float) -> str:
-    """A value beside an axis, as short as possible: `0.25`, `3e-4`, `12k`."""
+    """A value beside an axis, as short as it goes: `0.25`, `3e-4`, `12k`."""
     if value and abs(value) < 1e-3:
         return f"{value:.0e}".replace("e-0", "e-")
     if abs(value) >= 10_000:

@@ -117,7 +117,7 @@ def page(title: str, lead: str, parts: Sequence[Part], *, footer: str, contents:
 
 
 def tiles(values: Mapping[str, str]) -> str:
-    """Tiles of leading figures, by name, as plain text."""
+    """Figures that stand out, by name, as plain text."""
     inner = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
     return f'<dl class="tiles">{inner}</dl>'
 
@@ -219,7 +219,7 @@ _PRINTED = _LIGHT | {
 
 
 def embedded_style(light: str, dark: str) -> str:
-    """The style of elements of class `tymbal` on a page that has its own frame.
+    """The style of what stands in an element of class `tymbal` on a page that has its own frame.
 
     Args:
         light: Selector of the element that holds the page.

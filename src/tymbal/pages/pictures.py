@@ -1,4 +1,4 @@
-"""Spectrograms as PNG files, alone or as a sheet: 64 colours and one for masked values, some kilobytes each."""
+"""Spectrograms as PNG files, alone or as a sheet: 64 colours and one for what is hidden, some kilobytes each."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _GAP, _LINE = 8, 24  # pixels of a sheet: between its pictures, and for a line o
 
 
 def limits(values: NDArray[np.floating]) -> tuple[float, float]:
-    """The values of the darkest and the brightest colour; few values lie outside."""
+    """The values of the darkest and the brightest colour: what lies outside is rare."""
     low, high = np.percentile(np.asarray(values, np.float32), (5, 99.8))
     return float(low), float(max(high, low + 1e-6))
 
@@ -168,7 +168,7 @@ def _drawn(
 
 
 def _shade(values: NDArray[np.floating], between: tuple[float, float]) -> NDArray[np.uint8]:
-    """The index of each value's colour; NaN is darkest."""
+    """The number of each value's colour; what is not a number is darkest."""
     low, high = between
     known = np.nan_to_num(np.asarray(values, np.float32), nan=low, posinf=high, neginf=low)
     shade: NDArray[np.uint8] = (

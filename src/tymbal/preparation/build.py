@@ -49,7 +49,7 @@ def cut(windows: Sequence[Window], *, sample_rate: int, samples: int) -> Iterato
 
 
 def _runs(windows: Sequence[Window], seconds: float) -> Iterator[list[Window]]:
-    """Splits windows at gaps where seeking costs less than decoding."""
+    """Parts windows where so much lies between them that seeking costs less than decoding it."""
     run: list[Window] = []
     for window in windows:
         if run and window.start - (run[-1].start + seconds) > _SKIP:
@@ -211,7 +211,7 @@ def _sidecar(work: str | Path, number: int) -> Path:
 def _append_file(
     writer: ShardWriter, windows: Sequence[Window], task: Task, entries: list[Entry], failures: list[Failure]
 ) -> None:
-    """Adds the windows of one file; failures are recorded, and the rest goes on."""
+    """Adds the windows of one file; what fails is named, and the rest goes on."""
     # Whoever only hands out the work is spared the seconds that this import takes.
     import torch
 
@@ -249,7 +249,7 @@ def _append_file(
 
 
 def check_waveform(waveform: Waveform, window: Window, task: Task) -> None:
-    """Raises if a waveform is too short or silent.
+    """Refuses what is too short or silent.
 
     Raises:
         AudioError: It is.

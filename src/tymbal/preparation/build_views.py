@@ -1,4 +1,4 @@
-"""Builds one shard of pairs of augmented views from sound files; `build.build_shard` does it for plain spectrograms.
+"""One shard of pairs of augmented views, from sound files to disk: what `build.build_shard` is for plain spectrograms.
 
 A clip may be mixed with another one of its group: some clips of the shard that follow each other. So what is written
 depends on the plan alone, as everything that is drawn does.
@@ -108,7 +108,7 @@ def make_pairs(
 
 
 def show_views(task: ViewTask, folder: Path) -> tuple[Failure, ...]:
-    """Writes a page of the windows of a task beside their views; returns the failures."""
+    """Writes a page of the windows of a task beside their views; gives what failed."""
     from tymbal.views.preview import write_preview
 
     failures: list[Failure] = []
@@ -210,7 +210,7 @@ def _stacked(sounds: Sequence[tuple[Window, Waveform]], samples: int) -> npt.NDA
 
 
 def _sounds(task: ViewTask, failures: list[Failure]) -> Iterator[tuple[Window, Waveform]]:
-    """Yields waveforms of windows; failures are recorded, and the rest goes on."""
+    """Waveforms of windows; what fails is named, and the rest goes on."""
     for file, windows in groupby(task.windows, key=lambda window: window.file):
         of_file = tuple(windows)
         waveforms = cut(of_file, sample_rate=task.features.sample_rate, samples=task.samples)

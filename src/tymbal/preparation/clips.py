@@ -1,4 +1,4 @@
-"""The clips of any source with the lengths in their headers, from which a plan is made."""
+"""The clips of any source with the lengths that headers tell: what a plan is made of."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Header:
 
 
 def read_headers(files: Sequence[str]) -> list[Header | Failure]:
-    """Reads headers; a file that fails has a `Failure` in its place."""
+    """Reads headers; what is wrong with a file is returned in its place."""
     return [_read(file) for file in files]
 
 

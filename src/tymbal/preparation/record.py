@@ -243,7 +243,7 @@ def finish(
     record: Record,
     settings: PrepareSettings,
 ) -> None:
-    """Writes the files that complete the folder.
+    """Writes what makes the folder complete.
 
     Args:
         store: The folder.

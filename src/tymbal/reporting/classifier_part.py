@@ -1,4 +1,4 @@
-"""The part on a classifier's decisions about labelled clips: confusions, each class, and its surest mistakes."""
+"""How a classifier decides about labelled clips: what it confuses, each class, and its surest mistakes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def confusion(scored: LabelledScores) -> str:
 
 
 def confusion_matrix(counts: NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Counts [truth, predicted] as a matrix, or the worst part of it, and the pairs that are confused most often."""
+    """Counts [truth, said] as a matrix, or the worst of it, and the pairs that are confused most often."""
     wrong = counts - np.diag(np.diag(counts))
     order = np.arange(len(classes))
     text = f"Rows are what {counts.sum():,} validation clips are, columns what the model says; counts."

@@ -255,7 +255,7 @@ class _Run:
         return [] if "store" in vars(self) and self.store.path.resolve() in self.context.stores else [labels]
 
     def map(self) -> str:
-        """A map of the clips by the model's embeddings."""
+        """A map of what the model makes of the clips."""
         loaded = load_model(self.path)
         module = loaded.module
         encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder

@@ -65,7 +65,7 @@ class Predictions:
 
     @classmethod
     def read(cls, path: Path) -> Predictions:
-        """Reads the output of `tymbal predict`, in any of its formats.
+        """Reads what `tymbal predict` wrote, in any of its forms.
 
         Raises:
             SettingsError: It is no such file.
@@ -86,7 +86,7 @@ class Predictions:
         return self.kind == "windows"
 
     def tiles(self) -> dict[str, str]:
-        """The leading figures."""
+        """The figures that stand out."""
         ends: dict[str, float] = defaultdict(float)
         for piece in self.pieces:
             ends[piece.file] = max(ends[piece.file], piece.end)

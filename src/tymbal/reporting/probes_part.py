@@ -1,4 +1,4 @@
-"""The results of a probe: its table as bars, curves by layer and by number of clips, and the confusion matrix."""
+"""The results of a probe: its table as bars, by layer and by number of clips as curves, and what is confused."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Probes:
         return "mAP" if "mAP" in self.facts["rows"][0] else "accuracy"
 
     def tiles(self) -> dict[str, str]:
-        """The leading figures."""
+        """The figures that stand out."""
         best: dict[str, float] = {}
         for row in self._rows(shots=None):
             best[row["features"]] = max(best.get(row["features"], 0.0), row[self.figure] or 0.0)

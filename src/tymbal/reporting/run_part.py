@@ -136,7 +136,7 @@ def speed(logged: Sequence[Mapping[str, Any]]) -> str:
 
 
 def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None) -> dict[str, str]:
-    """The leading figures: those of the model if the run has ended, else the last ones."""
+    """The figures that stand out: those of the model where the run has ended, else the last ones."""
     shown: dict[str, str] = {}
     evaluated = [entry for entry in logged if any(key.startswith("eval_") for key in entry)]
     figures: Mapping[str, Any] = (

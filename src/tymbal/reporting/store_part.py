@@ -30,7 +30,7 @@ _BARS = {"train": "b0", "validation": "b1", "other": "b2"}
 
 
 def store_tiles(source: SpectrogramSource) -> dict[str, str]:
-    """The leading figures; for pairs and waveforms with their own facts."""
+    """The figures that stand out; of pairs and waveforms what they are besides."""
     store = source.singles()
     shift = 0.01 if store.features is None else store.features.frame_shift
     labelled = sum(map(bool, store.index["labels"].to_pylist()))
@@ -99,7 +99,7 @@ def _bar(label: str, counts: Counter[str], sides: Iterable[str], most: int) -> s
 
 
 def lengths(store: SpectrogramSource) -> str:
-    """Histogram of the lengths of the clips, padding left out, and their sources."""
+    """How long the clips are, padding left out, and where they come from."""
     shift = 0.01 if store.features is None else store.features.frame_shift
     seconds = store.real_frames * shift
     shortest, longest = float(seconds.min()), float(seconds.max())
@@ -135,7 +135,7 @@ def examples(clips: Clips, *, most: int, seed: int) -> str:
 
 
 def copies(clips: Clips) -> str:
-    """Clips whose spectrograms are the same, byte for byte, with advice."""
+    """Clips whose spectrograms are the same, byte for byte, and what follows from it."""
     store = clips.store
     rows = np.arange(min(len(store), _MOST_COMPARED))
     same = [group for group in _by_content(store, rows).values() if len(group) > 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from tymbal.errors import SettingsError
@@ -28,6 +28,7 @@ __all__ = [
     "Roll",
     "Shift",
     "SpectrogramAugmentations",
+    "SpectrogramViews",
     "Speed",
     "Strategy",
     "TimeMask",
@@ -242,6 +243,48 @@ class Strategy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpectrogramViews:
+    """How views are drawn from spectrograms alone (`tymbal.views.spectrogram_views`); 0 is never.
+
+    Attributes:
+        pitch: Largest change of the frequency scale, as a fraction.
+        frequency_shift: Largest shift along frequency, as a fraction of the mel bins.
+        tempo: Largest change of the time scale, as a fraction.
+        time_shift: Latest that the sound begins, as a fraction of its length.
+        equaliser: Largest gain of a knot of the random equaliser, in units of the normalised spectrogram.
+        knots: Knots of the equaliser over the mel bins, between which it is linear.
+        gain: Largest gain of the whole clip, in units of the normalised spectrogram.
+        mix: Largest share of the energy of another clip of the batch.
+    """
+
+    pitch: float = 0.1
+    frequency_shift: float = 0.1
+    tempo: float = 0.15
+    time_shift: float = 0.0
+    equaliser: float = 0.25
+    knots: int = 5
+    gain: float = 0.1
+    mix: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name in ("pitch", "frequency_shift", "tempo", "time_shift", "mix"):
+            value = getattr(self, name)
+            check(0 <= value < 1, name, value, "a fraction from 0 to below 1")
+        for name in ("equaliser", "gain"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        check(self.knots >= 2, "knots", self.knots, "2 or more")
+
+    def times(self, strength: float) -> SpectrogramViews:
+        """The same, so many times as strong; fractions stay below 1."""
+        changed = {
+            item.name: min(getattr(self, item.name) * strength, 10.0 if item.name in ("equaliser", "gain") else 0.95)
+            for item in fields(self)
+            if item.name != "knots"
+        }
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AugmentationSettings:
     """How views are drawn: a configuration file of augmentations, `configs/audio_augmentation_config.yaml`.
 
@@ -252,6 +295,7 @@ class AugmentationSettings:
         spectrogram: Those of the spectrogram.
         strategies: How versions differ: version v takes strategy v, beginning anew behind the last. None is no
             difference.
+        spectrogram_views: How views are drawn where an objective draws them from spectrograms alone.
     """
 
     num_waveform_augs: int = 3
@@ -281,6 +325,7 @@ class AugmentationSettings:
         )
     )
     strategies: tuple[Strategy, ...] = ()
+    spectrogram_views: SpectrogramViews = SpectrogramViews()
 
     def __post_init__(self) -> None:
         for strategy in (Strategy(), *self.strategies):

@@ -76,7 +76,7 @@ def setting(
     only_for: tuple[str, ...] = (),
     describes_model: bool = True,
 ) -> Value:
-    """A field of a settings dataclass with its properties; the arguments are the attributes of `Nature`."""
+    """A field of a settings dataclass that says its own nature; the arguments are the attributes of `Nature`."""
     own = Nature(
         path=path,
         data=data,
@@ -106,7 +106,7 @@ def nature(cls: Any, name: str) -> Nature:
 
 
 def names_that(cls: Any, what: str) -> tuple[str, ...]:
-    """Names of the settings of a class for which an attribute of `Nature`, `what`, is set, as YAML spells them."""
+    """Names of the settings of a class whose nature says `what` (an attribute of `Nature`), as YAML spells them."""
     names = (each.name for each in dataclasses.fields(cls))
     return tuple(name.removesuffix("_") for name in names if getattr(nature(cls, name), what))
 
@@ -203,7 +203,7 @@ class Recipe:
         return self.value or self.setting
 
     def under(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The defaults that apply beside the given values, by field name; none if the recipe is not chosen."""
+        """The defaults that hold beside what is given, by field name; none where the recipe is not chosen."""
         if not self.is_chosen(given.get(self.setting)):
             return {}
         blocking = {name for name, other in self.unless.items() if given.get(other) is not None}

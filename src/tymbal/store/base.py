@@ -180,7 +180,7 @@ class SpectrogramSource(ABC):
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """Shape of a row: [frames, mels], [views, frames, mels] or [samples]."""
+        """Shape of what a row number stands for: [frames, mels], [views, frames, mels] or [samples]."""
         return (self.frames, self.mels) if self.views == 1 else (self.views, self.frames, self.mels)
 
     @property
@@ -210,7 +210,7 @@ class SpectrogramSource(ABC):
 
     @property
     def data_files(self) -> Sequence[Path]:
-        """The files with the values."""
+        """The files that the values lie in."""
         return ()
 
     @abstractmethod
@@ -232,7 +232,7 @@ class SpectrogramSource(ABC):
 
     @abstractmethod
     def announce(self, rows: npt.ArrayLike) -> None:
-        """Hints which rows come next, so that they are fetched in the background."""
+        """Tells the store which rows come next, so that they are fetched in the background; a hint, no more."""
 
     def waveforms(self, rows: npt.ArrayLike) -> npt.NDArray[np.int16]:
         """Waveforms in any order, int16 [n, samples].
@@ -264,7 +264,7 @@ class SpectrogramSource(ABC):
         return set(pc.unique(self.index["split"]).drop_null().to_pylist())
 
     def singles(self) -> SpectrogramSource:
-        """One spectrogram a clip, for display: of pairs the first view, of waveforms the filter bank's output.
+        """One spectrogram a clip, to look at: of pairs the first view, of waveforms what the filter bank makes of them.
 
         A store of single spectrograms gives itself.
         """
@@ -384,7 +384,7 @@ class _Singles(SpectrogramSource):
         return out
 
     def announce(self, rows: npt.ArrayLike) -> None:
-        """Hints which rows come next, so that they are fetched in the background."""
+        """Tells the store which rows come next."""
         self._store.announce(self._rows[self._checked(rows)])
 
     def _computed(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:

@@ -33,7 +33,7 @@ Batch = TypeVar("Batch")
 
 
 def whole_batch(batch: Batch) -> Batch:
-    """The collate function for batches that the dataset already collated."""
+    """The collate function for batches that come whole."""
     return batch
 
 

@@ -1,1 +1,1 @@
-"""One training loop for all objectives and for fine-tuning: Hugging Face `Trainer` and its extensions."""
+"""One training loop for all objectives and for fine-tuning: Hugging Face `Trainer`, and what it lacks."""

@@ -110,7 +110,7 @@ class BatchPlan:
         return done > before
 
     def order(self, epoch: int) -> np.ndarray:
-        """The order of the clips in an epoch, or the clips drawn for it: int64 [length]."""
+        """The order of the clips in an epoch, or what is drawn for it: int64 [length]."""
         random = np.random.default_rng((self.seed, epoch))
         if self.weights is None:
             return random.permutation(self.length)

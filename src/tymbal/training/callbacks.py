@@ -37,7 +37,7 @@ __all__ = [
 
 
 def is_better(value: float, than: float | None, *, greater: bool) -> bool:
-    """Whether a monitored metric beats the best so far; NaN never does."""
+    """Whether a monitored metric beats the best so far; what is not a number never does."""
     if math.isnan(value):
         return False
     return than is None or (value > than if greater else value < than)

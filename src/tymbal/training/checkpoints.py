@@ -55,12 +55,12 @@ class Checkpoints:
         return sorted(int(match[1]) for match in matches if match)
 
     def clean(self) -> None:
-        """Removes files that a killed process left half written or half deleted."""
+        """Removes what a killed process left half written or half deleted."""
         for leftover in self.folder.glob(f"*{PARTIAL}"):
             shutil.rmtree(leftover)
 
     def commit(self, step: int, facts: Mapping[str, Any]) -> None:
-        """Turns the files that `Trainer` wrote into `aside` into the checkpoint of `step`.
+        """Makes what `Trainer` wrote into `aside` the checkpoint of `step`.
 
         Args:
             step: Optimizer steps that were done.

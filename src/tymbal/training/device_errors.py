@@ -37,7 +37,7 @@ _GIB = 2**30
 def settle_device(
     module: nn.Module, dataset: BatchDataset, settings: TrainingSettings, *, plan: BatchPlan
 ) -> Arithmetic:
-    """Chooses device and precision, and reports the reasons.
+    """Chooses device and precision and says why.
 
     For `cuda-or-cpu` it also tries a step on the GPU: where the memory is too small, the CPU is taken.
 
@@ -72,7 +72,7 @@ def explain(
     arithmetic: Arithmetic,
     checkpoints: Checkpoints,
 ) -> Iterator[None]:
-    """Turns PyTorch's errors about the device within the context into errors that say what happened and what to do.
+    """Turns what PyTorch raises within it about the device into errors that say what happened and what to do.
 
     Args:
         module: What is trained.

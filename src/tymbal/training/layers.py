@@ -29,7 +29,7 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def freeze(model: SpectrogramClassifier, train: str) -> None:
-    """Freezes the parameters that are never trained.
+    """Freezes what is never to be trained.
 
     Args:
         model: The classifier.
@@ -69,7 +69,7 @@ def layered_groups(objective: nn.Module, encoder: SpectrogramEncoder, settings: 
 
 
 def _layer(name: str, encoder: SpectrogramEncoder) -> int:
-    """Distance of an encoder's parameter from the head: 0 is the final norm, 1 the last block."""
+    """How far below the head a parameter of the encoder lies: 0 is the final norm, 1 the last block."""
     depth = encoder.config.depth
     if name.startswith("norm."):
         return 0
@@ -102,7 +102,7 @@ def stages(encoder: SpectrogramEncoder, every: float) -> Stages:
 
 
 class Unfreezing(TrainerCallback):
-    """Unfreezes stage after stage as epochs pass.
+    """Thaws stage after stage as epochs pass.
 
     What is trainable in a step follows from its number alone, so that a resumed run goes on as an uninterrupted one. A
     parameter that is frozen for now has no gradient: the optimizer does not touch it, not even to let it decay, and

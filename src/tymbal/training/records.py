@@ -120,7 +120,7 @@ def metrics_at_step(path: Path, step: int) -> dict[str, float]:
 
 
 def is_figure(name: str) -> bool:
-    """Whether a logged value measures the model, not the speed of its evaluation."""
+    """Whether a logged value says something of the model, not of the speed of its evaluation."""
     return name not in _PLACE and not name.endswith(("_runtime", "_per_second"))
 
 
@@ -210,7 +210,7 @@ class ClassDetails(TrainerCallback):
 
 
 def read_counts(checkpoint: Path) -> dict[str, Tensor]:
-    """The counts in a checkpoint: `confusion`, or `decisions` with several labels a clip; or none."""
+    """The counts that lie in a checkpoint: `confusion`, or `decisions` with several labels a clip; or none."""
     file = checkpoint / _COUNTS_FILE
     return load_file(file) if file.is_file() else {}
 

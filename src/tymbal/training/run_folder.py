@@ -116,7 +116,7 @@ class RunFolder:
 
     @property
     def rebuilt(self) -> Path:
-        """Folder of the rebuilt spectrograms of a pretraining."""
+        """Folder of what was rebuilt in the course of a pretraining."""
         return self.path / "rebuilt"
 
     @property

@@ -101,7 +101,7 @@ def open_session(
     weights: NDArray[np.float64] | None,
     resume: Resume,
 ) -> Session:
-    """Finds the resume point; all processes start from the same one.
+    """Finds out where the run stands; all processes start from the same place.
 
     Args:
         module: The objective.

@@ -1,4 +1,4 @@
-"""Extends Hugging Face's `Trainer`, which has the loop, precision, accumulation, schedule and DDP.
+"""Hugging Face `Trainer`, and what it lacks; the loop, precision, accumulation, schedule and DDP are its own.
 
 What is changed, and why (tried with transformers 5.23, accelerate 1.15, torch 2.13):
 

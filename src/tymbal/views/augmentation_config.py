@@ -10,6 +10,7 @@
     strategies:                       # version 0 as above, version 1 without a change of the spectrogram, 2 as 0, …
       - {}
       - {num_spectrogram_augs: 0}
+    spectrogram_views: {pitch: 0.1, tempo: 0.15}   # where an objective draws views from spectrograms alone
 
 Only entries of `waveform` and `spectrogram` are ever drawn. A folder is relative to the file.
 """
@@ -28,6 +29,7 @@ from tymbal.errors import SettingsError
 from tymbal.settings.augmentation import (
     AugmentationSettings,
     SpectrogramAugmentations,
+    SpectrogramViews,
     Strategy,
     ViewSettings,
     WaveformAugmentations,
@@ -83,7 +85,9 @@ def augmentation_from(mapping: Mapping[str, Any], *, source: PathLike | None = N
     Raises:
         SettingsError: Something is unknown or wrong.
     """
-    _check_known(mapping, (*_PLAIN, "waveform", "spectrogram", "strategies"), "the augmentations", source)
+    _check_known(
+        mapping, (*_PLAIN, "waveform", "spectrogram", "strategies", "spectrogram_views"), "the augmentations", source
+    )
     given: dict[str, Any] = {name: int(mapping[name]) for name in _PLAIN if _is_count(mapping, name, source)}
     if "waveform" in mapping:
         given["waveform"] = _group(WaveformAugmentations, mapping["waveform"], source)
@@ -95,6 +99,10 @@ def augmentation_from(mapping: Mapping[str, Any], *, source: PathLike | None = N
             "strategies is not a list of mappings", path=source, advice="Example: - {num_waveform_augs: 2}"
         )
     given["strategies"] = tuple(from_mapping(Strategy, one, source=source) for one in strategies)
+    views = mapping.get("spectrogram_views") or {}
+    if not isinstance(views, Mapping):
+        raise SettingsError("spectrogram_views is not a mapping", path=source, advice="Example: {pitch: 0.1}")
+    given["spectrogram_views"] = from_mapping(SpectrogramViews, views, source=source)
     try:
         return AugmentationSettings(**given)
     except SettingsError as error:

@@ -104,7 +104,7 @@ class Draws:
         return self.numbers[:, _PLACES[name], column]
 
     def value(self, name: str, setting: str) -> Tensor:
-        """A value drawn from the range of a setting, or its neutral one: float32 [views]."""
+        """A number from the range of a setting, or what does nothing: float32 [views]."""
         return self.values[:, _VALUES[name, setting]]
 
     def values_of(self, name: str, view: int) -> list[float]:
@@ -113,7 +113,7 @@ class Draws:
 
 
 def clip_key(name: str) -> int:
-    """A whole number below 2^63 computed from the id of a clip."""
+    """A whole number below 2^63 that stands for the id of a clip."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") >> 1
 
 
@@ -133,7 +133,7 @@ def view_keys(seed: int, clips: Tensor, versions: Tensor) -> Tensor:
 
 
 def draw(settings: AugmentationSettings, keys: Tensor, versions: Sequence[int]) -> Draws:
-    """Draws the augmentations of views.
+    """Draws what happens to views.
 
     Args:
         settings: What may happen.
@@ -173,7 +173,7 @@ def _values(settings: AugmentationSettings, active: Tensor, numbers: Tensor) -> 
 
 
 def _tables(settings: AugmentationSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities [augmentations]; by strategy the eligible ones [strategies, augmentations] and how many to draw."""
+    """Probabilities [augmentations]; by strategy what may be drawn [strategies, augmentations] and how much of it."""
     augmentations = [getattr(getattr(settings, kind), name) for kind, names in _KINDS.items() for name in names]
     probability = torch.tensor([0.0 if each is None else each.probability for each in augmentations])
     strategies = [settings.of_version(version) for version in range(max(len(settings.strategies), 1))]

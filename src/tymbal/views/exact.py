@@ -1,4 +1,4 @@
-"""Views of sounds computed sample by sample: the reference for `views.fast_views`, and sound to listen to.
+"""Views of sounds, sample by sample: what `views.fast_views` approximates, and what can be listened to.
 
 Time stretch and pitch shift are a phase vocoder (`views.stft`). A pitch shift is a stretch, played at another speed;
 both together are one vocoder and one resampling (soxr). A filter and a room behind it are one product of spectra of the

@@ -1,4 +1,4 @@
-"""Shows some clips beside their views, to judge augmentation settings before hours are spent on them."""
+"""Some clips beside their views, to see and hear what settings do before hours are spent on them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def lowest_edge(draws: Draws) -> float:
 
 
 def _edges(draws: Draws) -> Iterator[tuple[str, bool, Tensor]]:
-    """Filters: name, whether it removes frequencies below its edge, and the edge in Hz of each view, [views]."""
+    """Augmentation, whether it takes what lies below its edge, and the edge in Hz of each view, [views]."""
     centre, half = draws.value("band_pass", "cutoff"), 2 ** (draws.value("band_pass", "octaves") / 2)
     yield "high_pass", True, draws.value("high_pass", "cutoff")
     yield "low_pass", False, draws.value("low_pass", "cutoff")

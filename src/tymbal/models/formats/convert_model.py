@@ -98,7 +98,7 @@ def convert_model(
 
 
 def _described(description: ModelDescription, settings: ConvertSettings) -> ModelDescription:
-    """The description with the user's additions."""
+    """The description with what the user adds to it."""
     if settings.label_csv is not None:
         labels = tuple(read_label_names(settings.label_csv).values())
         if len(labels) != len(description.labels):

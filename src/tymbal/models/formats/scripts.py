@@ -59,7 +59,7 @@ def from_state(
         heads: Attention heads. `None` is the width over 64.
 
     Raises:
-        ModelError: The encoder is incomplete, or its stride or heads must be given.
+        ModelError: Where the encoder is incomplete, or its stride or heads must be given.
     """
     bare = _unwrapped(state)
     encoder, head, left = huggingface.names_from(bare, path=str(path))
@@ -97,7 +97,7 @@ def write(path: Path, encoder: SpectrogramEncoder, objective_state: Mapping[str,
     """Writes `encoder.* / projector.* / decoder.*` with the encoder named as on disk and in transformers 4.
 
     Raises:
-        ModelError: Transformers' AST cannot hold the encoder.
+        ModelError: Where transformers' AST cannot hold the encoder.
     """
     obstacle = huggingface.obstacle(encoder.config, None)
     if obstacle is not None:
@@ -108,7 +108,7 @@ def write(path: Path, encoder: SpectrogramEncoder, objective_state: Mapping[str,
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Removes the prefix of a wrapper of the script's module, as `module.` or `_orig_mod.`."""
+    """Without the prefix of what the script's module was wrapped in, as `module.` or `_orig_mod.`."""
     class_token = next(name for name in state if name == _CLASS_TOKEN or name.endswith(f".{_CLASS_TOKEN}"))
     wrapper = class_token.removesuffix(_CLASS_TOKEN).removesuffix(huggingface.PREFIX).removesuffix("encoder.")
     return {name.removeprefix(wrapper): value for name, value in state.items()}

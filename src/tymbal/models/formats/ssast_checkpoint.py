@@ -65,7 +65,7 @@ def read(
         mels: Mel bins of a fine-tuned file. `None` is 128, or the patch's for frame patches.
 
     Raises:
-        ModelError: It is no SSAST file, or its stride must be given.
+        ModelError: Where it is no SSAST file, or its stride must be given.
     """
     return from_state(read_weights(path), path=str(path), stride=stride, pooling=pooling, mels=mels)
 

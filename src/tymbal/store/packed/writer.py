@@ -173,7 +173,7 @@ def finish_store(
     settings: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> Store:
-    """Writes the index and, last, the description of existing shards.
+    """Writes the index and, last, the description of shards that stand already.
 
     Args:
         path: The store.

@@ -264,7 +264,7 @@ def _features(ours: Mapping[str, Any]) -> FeatureSettings | None:
 
 
 def _row(entry: Mapping[str, Any], split: str | None, number: int) -> dict[str, Any]:
-    """A row of the index: Tymbal's own entry beside the layout's keys, if any."""
+    """A row of the index: what Tymbal wrote beside the layout's own keys, where it did."""
     recorded = entry.get("tymbal", {})
     version = int(entry.get("version", 0))
     name = str(entry.get("audio_name", Path(entry["file"]).stem))
@@ -358,7 +358,7 @@ def pack_pairs(source: SpectrogramSource, output: str | os.PathLike[str], *, sha
 
 
 def _rows(source: SpectrogramSource) -> Iterator[Numbered]:
-    """Yields the readable rows in order, with their index entries and both views."""
+    """Rows that can be read, in order, with what the index says of them and both views."""
     entries = _entries(source)
     for rows, pairs in readable_batches(source, source.rows(), batch_size=_BATCH):
         for row, pair in zip(rows.tolist(), pairs, strict=True):

@@ -354,7 +354,7 @@ def _unchanged(old: Record) -> bool:
 
 
 def _moved(known: list[Record], files: Sequence[PtFile], record: Path | None) -> list[Record]:
-    """The record with the present paths of the same files."""
+    """The record with the places at which the same files lie now."""
     if [one.id for one in known] != [file.id for file in files]:
         raise StoreError(
             f"the run was begun with {len(known):,} other .pt files than the {len(files):,} that are listed now",

@@ -193,7 +193,7 @@ def stem_of(name: str) -> str:
 def _parts(
     path: Path, validation: str | os.PathLike[str] | None, data_val_dir: str | os.PathLike[str] | None
 ) -> list[tuple[str | None, Path]]:
-    """Lists and folders, each with its split."""
+    """Lists and folders with the split that each stands for."""
     if validation is not None:
         return [("train", path), ("validation", Path(validation))]
     if not path.is_dir():

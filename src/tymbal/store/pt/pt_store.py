@@ -1,4 +1,4 @@
-"""A store of spectrograms in a `.pt` file each, read as any store; opened by `tymbal.store.pt.pt_folder`.
+"""Spectrograms that lie in a `.pt` file each, read as those of any store; opened by `tymbal.store.pt.pt_folder`.
 
 A batch is read file by file, each from the place at which its values lie. A file that has changed since it was looked
 at goes through `torch.load` again. One that has become damaged is named, and left out of its batch by the dataset;
@@ -192,7 +192,7 @@ class PtStore(SpectrogramSource):
         return tensor
 
     def _name(self, damaged: dict[int, StoreError]) -> None:
-        """Reports files that became damaged, each once a process, in the list of files left out."""
+        """Names files that became damaged, each once a process, where those lie that were left out before."""
         fresh = {row: error for row, error in damaged.items() if row not in self._named}
         self._named |= fresh.keys()
         for error in fresh.values():

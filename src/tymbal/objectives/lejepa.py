@@ -1,0 +1,303 @@
+"""LeJEPA: all views of a clip shall be embedded alike, and the embeddings of all clips together as a standard normal.
+
+LeJEPA (Balestriero and LeCun 2025, arXiv:2511.08544) on views that are drawn from spectrograms: a few global ones, of
+which the encoder sees half of the patches, and local ones, of which it sees a fifth; what is hidden is never computed.
+The loss is (1 - w) times the mean squared distance of every view from the mean of the global ones, plus w times
+SIGReg, which compares the embeddings of each view with a standard normal along random directions. There is no teacher,
+no negative and no stopped gradient: what keeps embeddings from collapsing is SIGReg.
+
+Visible tokens are pooled by rows of mel bins and by equal parts of the clip's own time, side by side, so that order in
+time is not lost. With several processes the batch of all of them is gathered before clips are mixed and before the
+projection: batch norm and SIGReg see what one process with that batch would.
+
+Logged beside the loss: `agreement` (the first term), `sigreg` (the second), and `acc`, how often the other global view
+of a clip is the nearest among those of its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from tymbal.compute.processes import gather_batch, rank
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.classifier import pool_cells
+from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.objectives.contract import ObjectiveSpec, load_heads
+from tymbal.randomness import BITS, EVALUATION, bits, fold, uniform
+from tymbal.settings import PretrainSettings
+from tymbal.settings.augmentation import SpectrogramViews
+from tymbal.settings.fields import check, setting
+from tymbal.store.base import SpectrogramSource
+from tymbal.views.augmentation_config import read_augmentation
+from tymbal.views.spectrogram_views import spectrogram_views
+
+__all__ = ["OBJECTIVE", "LeJEPAObjective", "LeJEPASettings", "sigreg", "visible_patches"]
+
+_VISIBLE, _DIRECTIONS = 63, 64  # streams of random numbers
+_FILLED = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeJEPASettings(PretrainSettings):
+    """LeJEPA on views that are drawn from spectrograms.
+
+    Attributes:
+        augmentations: YAML file that says, under `spectrogram_views`, how views are drawn. `None` is
+            configs/audio_augmentation_config.yaml where it is there, else the defaults.
+        view_strength: What all strengths of the views are multiplied by.
+        global_views: Global views of each clip, 2 or more.
+        local_views: Local views of each clip.
+        kept: Fraction of the patches of sound that the encoder sees of a global view.
+        kept_local: The same of a local view.
+        parts: Equal parts of a clip's time that are compared each by itself.
+        sigreg_weight: Weight of SIGReg; the other term has 1 minus this.
+        slices: Random directions of SIGReg, drawn anew each step.
+        points: Points of its integral, on [-5, 5].
+        projection: Width of the embeddings that are compared.
+        projection_hidden: Hidden width of the projection, in widths of the encoder.
+        attend_to_padding: Whether tokens attend to patches behind the end of a short clip. `None` is: where clips fill
+            their window to nine tenths or more on average, so that stock transformers computes the same.
+    """
+
+    objective: Literal["lejepa"] = "lejepa"
+    augmentations: str | None = setting(None, path=True, describes_model=False)
+    view_strength: float = 1.0
+    global_views: int = 2
+    local_views: int = 1
+    kept: float = 0.5
+    kept_local: float = 0.2
+    parts: int = 4
+    sigreg_weight: float = 0.05
+    slices: int = 64
+    points: int = 17
+    projection: int = 64
+    projection_hidden: int = 2
+    attend_to_padding: bool | None = None
+
+    def __post_init__(self) -> None:
+        PretrainSettings.__post_init__(self)
+        check(self.view_strength >= 0, "view_strength", self.view_strength, "0 or more")
+        check(self.global_views >= 2, "global_views", self.global_views, "2 or more")
+        check(self.local_views >= 0, "local_views", self.local_views, "0 or more")
+        for name in ("kept", "kept_local"):
+            check(0 < getattr(self, name) <= 1, name, getattr(self, name), "a fraction above 0, at most 1")
+        for name in ("parts", "slices", "projection", "projection_hidden"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        check(self.points >= 3, "points", self.points, "3 or more")
+        check(0 < self.sigreg_weight < 1, "sigreg_weight", self.sigreg_weight, "a fraction between 0 and 1")
+
+
+class LeJEPAObjective(nn.Module):
+    """Views of a clip that agree, and embeddings that are spread like a standard normal.
+
+    Args:
+        encoder: What is trained.
+        normalisation: How spectrograms are normalised for the encoder.
+        settings: Numbers of views, what is seen of them, parts and weights.
+        views: How views are drawn.
+        frames: Mean number of frames of sound in a clip: it decides how many patches a view shows.
+        seed: Seed of views, visible patches and directions.
+
+    Attributes:
+        monitor: Name of the metric that tells better models, and whether higher is better.
+    """
+
+    def __init__(
+        self,
+        encoder: SpectrogramEncoder,
+        *,
+        normalisation: Normalisation,
+        settings: LeJEPASettings,
+        views: SpectrogramViews,
+        frames: float,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        # Unused parameters stop distributed training.
+        self.encoder.mask_token.requires_grad = False
+        self.normalisation = normalisation
+        self.settings = settings
+        self.views = views
+        self.seed = seed
+        self.monitor: tuple[str, bool] = ("loss", False)
+        config = encoder.config
+        rows, columns = config.grid
+        real = min(max(math.ceil(frames / config.stride[1]), 1), columns)
+        self._shown = tuple(max(1, round(kept * rows * real)) for kept in (settings.kept, settings.kept_local))
+        width, hidden = rows * settings.parts * config.width, settings.projection_hidden * config.width
+        self.projection = nn.Sequential(
+            nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, settings.projection)
+        )
+
+    def forward(self, spectrogram: Tensor, frames: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
+        """Computes the loss of a batch.
+
+        Args:
+            spectrogram: Log-mel values, any float type, [batch, frames, mels].
+            frames: Frames of sound, int64 [batch].
+            row: Row of each clip in its store, int64 [batch].
+            epoch: Epoch of each clip, int64 [batch].
+
+        Returns:
+            `loss`, a float32 scalar, and `sums`, sums over the clips (`count` of them) of what `metrics` reports.
+        """
+        keys = fold(self.seed, epoch if self.training else torch.full_like(epoch, EVALUATION), row)
+        clips = self.normalisation(spectrogram, frames)
+        globals_, locals_ = self.settings.global_views, self.settings.local_views
+        cells = [self._pooled(clips, frames, keys, range(globals_), self._shown[0])]
+        if locals_:
+            cells.append(self._pooled(clips, frames, keys, range(globals_, globals_ + locals_), self._shown[1]))
+        pooled, everyone = torch.cat(cells), keys
+        if self.training:  # evaluation takes each process's batches apart
+            pooled, everyone = gather_batch(pooled, dim=1), gather_batch(keys)
+        with torch.autocast(pooled.device.type, enabled=False):
+            projected = self.projection(pooled.float().flatten(0, 1)).unflatten(0, pooled.shape[:2])
+            agreement = (projected - projected[:globals_].mean(0)).square().mean()
+            distance = sigreg(projected, self._directions(everyone), points=self.settings.points)
+            weight = self.settings.sigreg_weight
+            loss = (1 - weight) * agreement + weight * distance
+        count = torch.full_like(loss, len(row), requires_grad=False)
+        figures = {"loss": loss, "agreement": agreement, "sigreg": distance, "acc": _found(projected)}
+        return {"loss": loss, "sums": {"count": count, **{name: f.detach() * count for name, f in figures.items()}}}
+
+    def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
+        """Turns summed figures into `loss`, `agreement`, `sigreg` and `acc`."""
+        return {name: float(value) / float(sums["count"]) for name, value in sums.items() if name != "count"}
+
+    def head_state(self) -> dict[str, Tensor]:
+        """What is trained beside the encoder: the projection, with the statistics of its batch norm."""
+        return {f"projection.{name}": value for name, value in self.projection.state_dict().items()}
+
+    def load_head_state(self, state: Mapping[str, Tensor]) -> None:
+        """Takes what `head_state` gave.
+
+        Raises:
+            ModelError: Where a part is missing or has another shape.
+        """
+        load_heads(self.head_state(), state, advice="It is of another projection, patch or number of parts.")
+
+    def draw_views(self, clips: Tensor, frames: Tensor, keys: Tensor, views: range) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws views of normalised clips, one behind the other.
+
+        Args:
+            clips: Normalised, float32 [batch, frames, mels].
+            frames: Frames of sound, int64 [batch].
+            keys: A key a clip, int64 [batch].
+            views: Numbers of the views.
+
+        Returns:
+            The views, [views x batch, frames, mels], their frames of sound, and a key each, int64 [views x batch].
+        """
+        others, lengths, first = clips, frames, 0
+        if self.training and self.views.mix > 0:  # those that may be laid over a clip
+            others, lengths = gather_batch(clips), gather_batch(frames)
+            first = 0 if len(others) == len(clips) else rank() * len(clips)
+        drawn_keys = torch.cat([fold(keys, view) for view in views])
+        drawn, ends = spectrogram_views(
+            clips,
+            frames,
+            drawn_keys,
+            self.views,
+            padding=(self.normalisation.padding - self.normalisation.mean) / (2 * self.normalisation.std),
+            scale=2 * self.normalisation.std,
+            others=(others, lengths),
+            first=first,
+        )
+        return drawn, ends, drawn_keys
+
+    def _pooled(self, clips: Tensor, frames: Tensor, keys: Tensor, views: range, shown: int) -> Tensor:
+        """Cells of the visible tokens of some views of each clip, [views, batch, rows x parts x width]."""
+        with torch.no_grad():
+            drawn, ends, drawn_keys = self.draw_views(clips, frames, keys, views)
+            config = self.encoder.config
+            grid = config.grid_of(drawn.shape[1])
+            columns = config.real_columns(ends, grid[1])
+            heard = torch.arange(grid[1], device=columns.device) < columns[:, None]
+            visible = visible_patches(drawn_keys, heard.repeat(1, grid[0]), shown)
+        tokens = self.encoder(drawn, visible=visible, frames=ends).tokens[:, PREFIX_TOKENS:]
+        cells = pool_cells(tokens, grid=grid, parts=self.settings.parts, real_columns=columns, patches=visible)
+        return cells.view(len(views), len(keys), -1)
+
+    def _directions(self, keys: Tensor) -> Tensor:
+        """Directions of length 1, the same in all processes, another set for each batch: [projection, slices]."""
+        width, slices = self.settings.projection, self.settings.slices
+        drawn = uniform(keys[:1], width * slices, stream=_DIRECTIONS).view(width, slices)
+        # From the middle of each of 2^24 steps, so that no number is infinite.
+        return F.normalize(torch.erfinv(2 * (drawn + 2.0**-BITS / 2) - 1), dim=0)
+
+
+def sigreg(embeddings: Tensor, directions: Tensor, *, points: int = 17, reach: float = 5.0) -> Tensor:
+    """Distance of embeddings from a standard normal: the Epps-Pulley statistic along directions, averaged.
+
+    Along each direction it is the number of clips times the integral of |empirical characteristic function - that of
+    the normal|^2, weighted with exp(-t^2 / 2), by the trapezoidal rule.
+
+    Args:
+        embeddings: float32 [views, batch, width].
+        directions: Of length 1, [width, slices].
+        points: Points of the rule.
+        reach: They lie evenly from -reach to reach.
+
+    Returns:
+        A scalar: the mean over views and directions.
+    """
+    # The integrand is even: half of the points tell all.
+    t = torch.linspace(-reach, reach, points, device=embeddings.device)
+    normal = torch.exp(-t.square() / 2)
+    rule = torch.full_like(t, 2 * reach / (points - 1))
+    rule[0] = rule[-1] = reach / (points - 1)
+    angles = (embeddings @ directions).unsqueeze(-1) * t  # [views, batch, slices, points]
+    distance = (angles.cos().mean(1) - normal).square() + angles.sin().mean(1).square()
+    return (distance @ (rule * normal)).mean() * embeddings.shape[1]
+
+
+def visible_patches(keys: Tensor, heard: Tensor, count: int) -> Tensor:
+    """Draws the patches that a view shows to the encoder, those of sound before those of padding.
+
+    Args:
+        keys: A key a view, int64 [batch].
+        heard: Whether each patch holds sound, bool [batch, patches].
+        count: Patches to show, of every view as many, so that shapes stay fixed.
+
+    Returns:
+        Their numbers, ascending, int64 [batch, count].
+    """
+    place = bits(keys, heard.shape[1], stream=_VISIBLE) + (~heard).long() * (1 << BITS)
+    return place.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
+
+
+@torch.no_grad()
+def _found(projected: Tensor) -> Tensor:
+    """How often the second view of a clip is the nearest, by distance, to its first: float32 scalar."""
+    nearest = torch.cdist(projected[0], projected[1]).argmin(1)
+    return (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
+
+
+def _build(
+    encoder: SpectrogramEncoder, data: SpectrogramSource, normalisation: Normalisation, settings: LeJEPASettings
+) -> LeJEPAObjective:
+    views = read_augmentation(settings.augmentations).spectrogram_views
+    frames = float(data.real_frames.mean())
+    if settings.from_ is None:
+        filled = frames >= _FILLED * data.frames
+        attends = filled if settings.attend_to_padding is None else settings.attend_to_padding
+        encoder.config = replace(encoder.config, attend_to_padding=attends)
+    return LeJEPAObjective(
+        encoder,
+        normalisation=normalisation,
+        settings=settings,
+        views=views if settings.view_strength == 1 else views.times(settings.view_strength),
+        frames=frames,
+        seed=settings.seed,
+    )
+
+
+OBJECTIVE = ObjectiveSpec(settings=LeJEPASettings, build=_build)
