@@ -54,7 +54,7 @@ class Entry:
 
     Attributes:
         name: How it is given.
-        text: What it is.
+        text: Its description.
         notes: Choices, default, and whether it is required.
     """
 
@@ -84,7 +84,7 @@ def verb_help(verb: Verb, *, common: Sequence[Argument], group: str | None = Non
 
     Args:
         verb: The verb.
-        common: What every verb takes besides.
+        common: The arguments of every verb.
         group: Show the settings of this group alone.
         whole: Show all settings.
 

@@ -36,13 +36,13 @@ class Argument:
 
     Attributes:
         name: As the verb's function calls it.
-        text: What it is, for help.
+        text: Its description, for help.
         kind: `Path`, `str` or `bool`, or None besides.
         flag: Whether it is given as `--name`; else by its place.
         short: A letter that stands for the flag.
         required: Whether it must be given.
         many: Whether all words that are left belong to it.
-        default: What it is where it is left out.
+        default: Its value if it is left out.
         keyword: Whether the function takes it by name.
     """
 
@@ -68,8 +68,8 @@ class Verb:
 
     Attributes:
         name: The verb, as on the command line and in Python.
-        text: What it does.
-        arguments: What it takes beside settings, in the order of its function.
+        text: Its description.
+        arguments: Its arguments beside settings, in the order of its function.
         heading: Under which heading help has it.
         learns: Whether it needs torch.
         continues: Whether the same command continues what was stopped.
@@ -133,7 +133,7 @@ def parse(
 
     Args:
         words: The words behind the verb.
-        arguments: What the verb takes beside settings.
+        arguments: The verb's arguments beside settings.
         flags: Its settings, by flag.
         more: Returns further flags; called if one is not among `flags`.
 

@@ -74,7 +74,7 @@ class RunFile:
         arguments: Its source, output and the like, by parameter name.
         settings: Its resolved settings, by YAML key; older names are replaced by those of today.
         versions: Versions of Tymbal and of what it stands on, when it ran.
-        machine: What it ran on.
+        machine: The machine that it ran on.
     """
 
     verb: str
@@ -89,7 +89,7 @@ def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLik
 
     Args:
         cls: One of the dataclasses of `tymbal.settings`.
-        keywords: What the caller gave explicitly.
+        keywords: The values that the caller gave explicitly.
         config: A YAML file in one of the three forms above, or a run folder.
 
     Raises:
@@ -106,8 +106,8 @@ def layered(
 
     Args:
         cls: A settings dataclass.
-        keywords: What the caller gave explicitly.
-        below: What the file has.
+        keywords: The values that the caller gave explicitly.
+        below: The values of the file.
         source: The file, for messages.
 
     Raises:

@@ -50,7 +50,7 @@ class ConvertResult:
     Attributes:
         output: The folder or file.
         to: Its format.
-        notes: What is worth knowing of it.
+        notes: Remarks on it.
     """
 
     output: Path

@@ -59,10 +59,10 @@ class DoctorResult:
     Attributes:
         software: Versions.
         hardware: Processor, memory, GPUs, and what would be used.
-        decoders: What reads sound.
+        decoders: The libraries that decode sound.
         free_disk: Free bytes where the store is, or here.
-        store: What the store is; empty where none was given or it cannot be read.
-        trial: What was measured; None where nothing was tried.
+        store: Facts of the store; empty without a store or if it cannot be read.
+        trial: The measured speeds; None without a trial.
         epoch_seconds: How long an epoch of pretraining on the store would take; None without one.
         size: The encoder that was tried.
         advice: What is wrong or could be better, and what to do.
@@ -316,7 +316,7 @@ def try_out(store: SpectrogramSource | None, settings: DoctorSettings) -> Trial:
 
     Args:
         store: Clips to load and learn from; None takes noise of ten seconds.
-        settings: What to try.
+        settings: Settings of the trial.
 
     Raises:
         DeviceError: The requested device is not available.

@@ -39,7 +39,7 @@ class ExploreResult:
     """A page that was served.
 
     Attributes:
-        url: Where it was.
+        url: The address that the page had.
     """
 
     url: str

@@ -49,7 +49,7 @@ class _Start:
         features: How the spectrograms are made.
         normalisation: How they are normalised.
         objective: How it was pretrained, where that is known.
-        head: What became of the head of the weights that it starts from, where they have one.
+        head: Whether the head of the initial weights was taken, in words, if they have one.
         head_eps: Epsilon of the head's norm where it is not the encoder's.
         new_head: Whether the head's weights are random.
     """

@@ -28,10 +28,10 @@ class Registry:
     """Classes of one contract, by name.
 
     Attributes:
-        kind: What they are, for messages: `filter bank`.
+        kind: The kind of the classes, for messages: `filter bank`.
         setting: The setting that chooses one, for messages: `filter_bank`.
         group: The group of entry points in which other packages name theirs.
-        own: Where Tymbal's own are, by name: `module:class`.
+        own: Tymbal's own classes, by name: `module:class`.
     """
 
     kind: str

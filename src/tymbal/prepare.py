@@ -76,7 +76,7 @@ class PrepareResult:
 
     Attributes:
         path: The folder.
-        failures: What was left out, and why.
+        failures: The files left out, and why.
         part: The part of the work that was done, or `preview`; None where the folder is complete.
     """
 

@@ -138,8 +138,8 @@ class Progress:
 
     Args:
         total: The number of items; None if unknown.
-        description: What is being done, one or two words.
-        unit: What is counted.
+        description: The activity, in one or two words.
+        unit: The unit of the count.
         done: How many were done before (a resumed run).
         quiet: Show nothing. None follows `quietly`.
         every: Seconds between two lines where stderr is no terminal.

@@ -49,7 +49,7 @@ def bits(keys: Tensor, count: int, *, stream: int) -> Tensor:
     """Random whole numbers below 2^24 for each key.
 
     Args:
-        keys: What `fold` gave, int64 [batch].
+        keys: Keys from `fold`, int64 [batch].
         count: Numbers a key.
         stream: Tells draws of one key apart that must not depend on each other.
 
@@ -65,7 +65,7 @@ def uniform(keys: Tensor, count: int, *, stream: int) -> Tensor:
     """Random numbers, uniform in [0, 1), for each key.
 
     Args:
-        keys: What `fold` gave, int64 [batch].
+        keys: Keys from `fold`, int64 [batch].
         count: Numbers a key.
         stream: Tells draws of one key apart that must not depend on each other.
 

@@ -33,7 +33,7 @@ class Neighbour:
     """A sound that is like the example.
 
     Attributes:
-        file: Where it is.
+        file: Its path.
         start: Seconds from the beginning of the file.
         end: Where it ends, in seconds.
         similarity: Cosine of the angle between its embedding and the example's; 1 is the same.

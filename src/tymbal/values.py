@@ -23,7 +23,7 @@ def convert(value: Any, kind: Any, *, key: str, source: str | os.PathLike[str] |
     """Checks a value against an annotation.
 
     Args:
-        value: What was given.
+        value: The value to convert.
         kind: `bool`, `int`, `float`, `str`, a `Literal` of strings, a `tuple[kind, ...]`, or one of these or None.
         key: The setting, for messages.
         source: The file that it was given in, for messages.

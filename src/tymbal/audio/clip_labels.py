@@ -21,7 +21,7 @@ def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool
 
     Args:
         clips: Clips with the labels of the list's column, if it has one.
-        settings: Where labels come from.
+        settings: The source of labels.
         labelled: Whether the list has a column of labels.
 
     Returns:

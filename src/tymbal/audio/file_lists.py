@@ -57,7 +57,7 @@ class Table:
         rows: One mapping a clip, by Tymbal's column names.
         columns: Tymbal's names of the columns that the list has.
         ignored: Names of columns that mean nothing here.
-        label_separator: What separates several labels in one text.
+        label_separator: The separator between labels in one text.
     """
 
     path: Path

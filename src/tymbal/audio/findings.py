@@ -22,7 +22,7 @@ class Finding:
     Attributes:
         kind: `note`, `duplicates`, `label conflict`, `duplicate straddles`, `group straddles`, `file straddles`,
             `no validation`, `label spelling` or `no label`.
-        text: It in words, with an example and what can be done.
+        text: The finding in words, with an example and advice.
         files: The files that it is about, as paths from the root.
     """
 

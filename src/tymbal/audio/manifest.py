@@ -43,9 +43,9 @@ class Clip:
         group: Clips of one group stay on one side of a split.
         split: train, validation, test, or None.
         duration: Seconds of the clip (not of the file).
-        sample_rate: Of the file, in Hz.
-        channels: Of the file.
-        hash: Of the file's bytes: equal hashes are equal files.
+        sample_rate: The file's sample rate in Hz.
+        channels: The file's number of channels.
+        hash: Hash of the file's bytes: equal hashes are equal files.
         id: Name that stays when the whole data set moves: the path relative to the root of its manifest, with
             `#start-end` behind it for a part of a file.
     """

@@ -60,7 +60,7 @@ class Source:
     """A file, or the bytes of one that were read already.
 
     Attributes:
-        path: Where the file is (only for messages if `content` is given).
+        path: The file's path (only for messages if `content` is given).
         content: Its bytes, or None to read from the path.
         size: Its size in bytes.
     """

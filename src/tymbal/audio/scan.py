@@ -45,9 +45,9 @@ class ScanResult:
 
     Attributes:
         manifest: The clips that can be used.
-        failures: What was left out, and why.
-        findings: What is worth knowing although no file is at fault.
-        output: Where the manifest was written, or None.
+        failures: The files left out, and why.
+        findings: Facts worth knowing although no file is at fault.
+        output: The manifest's path, or None.
     """
 
     manifest: Manifest

@@ -34,7 +34,7 @@ class Listing:
         clips: The clips, with the labels, groups and splits that columns give.
         root: The folder that ids are relative to.
         labelled: Whether a column gives labels.
-        notes: What the user should know about how the source was read.
+        notes: Remarks for the user about how the source was read.
         failures: Folders that could not be looked into.
     """
 
@@ -172,7 +172,7 @@ class Recording:
     """A sound file to read.
 
     Attributes:
-        path: Where it is, as the user gave it.
+        path: Its path, as the user gave it.
         place: Its path from the folder that was given; its name, where the file itself was.
     """
 

@@ -47,14 +47,14 @@ class PrecomputedDataset(Dataset[tuple[Tensor, Tensor]]):
             `data_dir`. `target_length`, `mean` and `std` default to those of the files.
         label_csv: SSAST's `index,mid,display_name` table. Without it, classes are the labels of the list, sorted.
         data_dir: Folder of the `.pt` files. None is that of `audio_conf`, or one beside the list.
-        failures_to: Where to write `failures.csv`, which names what was left out.
+        failures_to: Where to write `failures.csv`, the list of files left out.
 
     Attributes:
         label_num: Number of classes.
         index_dict: Number of each label of the list, as text, as in SSAST.
         norm_mean: Mean of the log-mel values.
         norm_std: Their standard deviation.
-        failures: What was left out.
+        failures: The files left out.
 
     Raises:
         ManifestError: The list cannot be read, or has two entries with one stem.
@@ -169,10 +169,10 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
     Args:
         metadata_list: A list of metadata.json, `train` or `val`; or the folder, packed or of `.pt` files.
         split: Of a folder, the split to use: `train` or `val`. None is all.
-        root: Where the files of a list are, if they are not where their entries say.
+        root: The folder of a list's files, if they are not where their entries say.
 
     Attributes:
-        source: Where batches come from.
+        source: The store of the pairs.
 
     Raises:
         StoreError: There are no pairs, or none of this split.

@@ -44,7 +44,7 @@ class Flag:
 
     Attributes:
         name: Its name, with underscores.
-        help: What it does here.
+        help: Its effect in Tymbal.
         kind: Reads its value.
         default: Its value if it is not given, as in `run.py`.
         short: Its short name.

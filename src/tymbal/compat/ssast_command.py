@@ -112,7 +112,7 @@ def finetune_as_there(flags: Flags, call: Call) -> RunResult:
 
     Args:
         flags: The flags.
-        call: What they mean.
+        call: The translated call.
 
     Raises:
         SettingsError: The table or the weights are others than the flags say.

@@ -40,7 +40,7 @@ class Call:
         source: The training list, or what stands in its place.
         output: The run folder.
         settings: Settings of the verb.
-        remarks: What a user of `run.py` would not expect, a sentence each.
+        remarks: Differences from `run.py` that a user would not expect, a sentence each.
     """
 
     verb: str

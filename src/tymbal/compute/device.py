@@ -81,7 +81,7 @@ def choose_precision(name: str, device: torch.device) -> tuple[torch.dtype | Non
 
     Args:
         name: `auto`, `float32`, `bf16` or `fp16`.
-        device: Where it will be computed.
+        device: The device to compute on.
 
     Returns:
         The dtype for autocast, or None for plain float32.

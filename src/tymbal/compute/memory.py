@@ -120,7 +120,7 @@ def fitting_batch(need: Need, capacity: float, *, batch_size: int, accumulate: i
     much larger one would fit: then the step grows by less than one batch.
 
     Args:
-        need: What a step takes.
+        need: Memory of a step.
         capacity: Bytes of memory that the device has.
         batch_size: Clips of a batch that does not fit.
         accumulate: Batches that were added up.

@@ -67,7 +67,7 @@ class Report:
     """All figures of the demo.
 
     Attributes:
-        held_out: What the held-out clips are.
+        held_out: Description of the held-out clips.
         steps: Steps of pretraining.
         clips_seen: Clips seen in them, each time it was seen.
         task: Accuracy in telling the masked patches from each other, on held-out clips.

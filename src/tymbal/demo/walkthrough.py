@@ -45,8 +45,8 @@ class DemoResult:
     """The outcome of the demo.
 
     Attributes:
-        folder: Where everything was written.
-        report: What came out.
+        folder: The folder of all output.
+        report: All figures.
     """
 
     folder: Path

@@ -101,7 +101,7 @@ class Device:
         noise: Its noise floor, in dB of full scale.
         hum: Level of mains hum or a fan, in dB of full scale.
         drive: Gain before the converter; above 1 loud passages clip.
-        degrees: By how many degrees Celsius it was warmer than average where it stood.
+        degrees: Temperature around it, in degrees Celsius above average.
         suffix: File type.
         subtype: Sample format, as libsndfile names it.
     """
@@ -143,8 +143,8 @@ def synthesise(
     """Makes clips of one species (or of background alone) as one device records them.
 
     Args:
-        species: What flies past; None is nothing.
-        device: What records it.
+        species: The species that flies past; None is none.
+        device: The recording device.
         count: Number of clips.
         seconds: Length of each.
         rng: Source of all randomness.
@@ -202,7 +202,7 @@ def write_recording(path: Path, *, seconds: float, seed: int, device: Device = H
         path: The sound file.
         seconds: Its length.
         seed: Seed of all randomness.
-        device: What records it.
+        device: The recording device.
 
     Returns:
         What flies past, and when.

@@ -77,9 +77,9 @@ def fit_attentive(
         truth: Which of them has which label, [clips, classes].
         multilabel: Whether a clip may have several labels, or none.
         groups: The group of each clip; clips of a group stay together in the inner split.
-        strengths: What C is chosen from, from strong to weak.
+        strengths: Candidates for C, from strong to weak.
         seed: Seed of the first queries, of the order of the clips and of the inner split.
-        device: Where to compute.
+        device: The device to compute on.
     """
     folds = list(grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed, most=_FOLDS))
     inside = np.ones((len(folds) + 1, len(places)), bool)  # the last learns from all

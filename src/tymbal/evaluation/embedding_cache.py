@@ -126,7 +126,7 @@ def embed_with_cache(
 
     Args:
         encoder: The encoder at work.
-        store: Where the spectrograms are.
+        store: The store of the spectrograms.
         rows: Which of them, [clips].
         poolings: Poolings, as in `FrozenEncoder.embed`.
         layers: Layers, as in `FrozenEncoder.embed`.

@@ -49,7 +49,7 @@ def fit_head(
 
     Args:
         model: The classifier; it is moved to the device.
-        store: Where the spectrograms are.
+        store: The store of the spectrograms.
         rows: The training clips, [clips]; of many, some are drawn.
         truth: Which of them has which label, [clips, labels].
         normalisation: How spectrograms are normalised for the encoder.
@@ -57,7 +57,7 @@ def fit_head(
         groups: The group of each clip; regularisation is chosen by clips of other groups.
         seed: Seed of what is drawn and of the inner split.
         batch_size: Clips a batch.
-        device: Where to compute.
+        device: The device to compute on.
         dtype: Arithmetic, bfloat16 or float16; `None` is float32.
 
     Returns:

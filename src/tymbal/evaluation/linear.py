@@ -65,7 +65,7 @@ def fit_logistic(
         truth: Which clip has which label, [clips, classes].
         multilabel: Whether a clip may have several labels, or none.
         groups: The group of each clip; clips of a group stay together in the inner split.
-        strengths: What C is chosen from, from strong to weak; one alone is taken as it is.
+        strengths: Candidates for C, from strong to weak; a single one is used as it is.
         seed: Seed of the inner split.
     """
     centre, scale = features.mean(axis=0), features.std(axis=0)
@@ -86,7 +86,7 @@ def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbo
     """Votes of the nearest training clips by cosine of the standardised features, weighted as in Wu et al. 2018.
 
     Args:
-        features: Of the training clips, [clips, dimensions].
+        features: Features of the training clips, [clips, dimensions].
         truth: Their labels, [clips, classes].
         queries: Features of the clips to be scored, [queries, dimensions].
         neighbours: How many vote.

@@ -36,7 +36,7 @@ class ProbeRow:
         shots: Clips of each class that were learned from; None is all.
         repeats: Folds or draws that the figures are means of.
         spread: Standard deviation of the leading figure over these; None for one.
-        scores: Of the validation clips that could be read, [clips, classes]; None for means.
+        scores: Scores of the readable validation clips, [clips, classes]; None for means.
         truth: Which of these clips has which label, bool [clips, classes]; None for means.
     """
 

@@ -55,7 +55,7 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
 
     Args:
         model: The model.
-        store: Where the spectrograms are.
+        store: The store of the spectrograms.
         clips: The labelled ones.
         settings: Which probes; `cache` where the next one can read the same store.
 
@@ -97,7 +97,7 @@ class _Probes:
     """The same probes for every set of features.
 
     Args:
-        store: Where the spectrograms are.
+        store: The store of the spectrograms.
         clips: The labelled ones.
         settings: Which probes.
 

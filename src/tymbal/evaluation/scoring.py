@@ -60,7 +60,7 @@ def score_validation(
         loaded: A model with a classifier.
         store: The clips.
         batch_size: Clips a batch.
-        device: Where to compute.
+        device: The device to compute on.
 
     Raises:
         ModelError: The model is no classifier.
@@ -92,7 +92,7 @@ def figures_of(
     Args:
         model: A run or a model with a classifier.
         store: The clips.
-        split: Those of a split; None is all.
+        split: The split of the clips; None is all.
         batch_size: Clips a batch.
         device: As in training.
 
@@ -226,7 +226,7 @@ def draw_confusion(path: Path, matrix: NDArray[Any], classes: Sequence[str], *, 
         path: The `.png` file.
         matrix: Counts of clips, [classes, classes].
         classes: Their names. In letters that no font here has, a class is shown by its number in the table.
-        title: What it is of.
+        title: Title of the matrix.
     """
     count = len(classes)
     cell = min(64, max(3, 1800 // count))

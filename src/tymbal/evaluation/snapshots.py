@@ -66,7 +66,7 @@ class Snapshots(TrainerCallback):
     """Writes down with every evaluation what is rebuilt of some clips; in the first process only.
 
     Args:
-        folder: Where to.
+        folder: The folder to write.
         objective: The objective.
         store: The validation clips.
         rows: Their rows.

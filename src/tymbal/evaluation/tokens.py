@@ -93,10 +93,10 @@ def write_tokens(
 
     Args:
         encoder: The encoder at work.
-        store: Where the spectrograms are.
+        store: The store of the spectrograms.
         rows: Which of them, [clips].
         layers: Layers, as in `FrozenEncoder.batches`.
-        folder: Where the files go.
+        folder: The folder for the files.
         progress: Advances batch by batch.
 
     Raises:

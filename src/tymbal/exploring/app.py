@@ -40,7 +40,7 @@ class Served:
     """A page that is served.
 
     Attributes:
-        url: Where.
+        url: The address of the page.
         local: Whether it is reached from this machine alone.
         close: Ends it.
     """
@@ -59,7 +59,7 @@ def build(
         view: The model.
         library: The sounds to compare with; None is none.
         uploads: Takes note of what is dropped.
-        facts: What the page is about, in a line.
+        facts: The model and the sounds of the page, in a line.
         top: Neighbours that are shown.
         minutes: How much of a recording is looked at.
     """

@@ -38,7 +38,7 @@ class Neighbour:
 
     Attributes:
         row: Its row in the table.
-        file: Where it is, or was.
+        file: Its path when it was embedded.
         start: Seconds from the beginning of the file.
         end: Where it ends, in seconds.
         label: Its labels; empty if it has none, None if no sound of the library has any.
@@ -58,9 +58,9 @@ class Library:
     """Sounds with embeddings.
 
     Attributes:
-        name: What the user gave.
+        name: The path that the user gave.
         table: The Parquet file of embeddings.
-        record: What decided them.
+        record: Everything that decided the embeddings.
         store: The store whose clips they are, row by row; None of sound files.
         approximate: Search through an index.
     """
@@ -96,7 +96,7 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
     Args:
         source: A folder of sound, a recording, a store, or a `.parquet` file of `tymbal embed`.
         model: The model, as the user gave it.
-        fingerprint: By which its encoder is known.
+        fingerprint: Fingerprint of its encoder's weights.
         mels: Mel bins that it takes.
         settings: Pooling and window for sounds without embeddings.
 

@@ -39,11 +39,11 @@ class Look:
         values: Its log-mel spectrogram without padding, float32 [frames, mels].
         reach: Mel bins and frames, from the lowest and the first, that these patches cover; the last may be padding.
         loudest: Row and column of the patch with the loudest spot.
-        tokens: What became of the patches that hold sound, float32 [rows, columns, width].
+        tokens: Tokens of the patches that hold sound, float32 [rows, columns, width].
         embedding: [dimensions].
         attention: Shares of attention of these patches by kind (`last`, `rollout`), [rows, columns] each; empty where
             the window has too many patches.
-        scores: Of the labels, [labels]; None of an encoder.
+        scores: Scores of the labels, [labels]; None of an encoder.
     """
 
     start: float
@@ -65,7 +65,7 @@ class Survey:
         seconds: How long the recording is.
         until: Up to where it was looked at, in seconds.
         spectrum: Log-mel values, means over equal stretches of time, [columns, mels].
-        scores: Of the labels, the highest of some windows each, [columns, labels]; None of an encoder.
+        scores: Scores of the labels, each the highest of some windows, [columns, labels]; None of an encoder.
         times: The middle of the columns of `scores` in seconds, [columns].
         windows: Windows that were looked at.
     """

@@ -57,7 +57,7 @@ class Annotation(NamedTuple):
         file: The recording; empty where the file does not tell.
         start: Seconds from the beginning of the recording.
         end: Where it ends, in seconds.
-        label: What is heard.
+        label: The label.
         score: Confidence; 1 if the file gives none, as for annotations drawn by a person.
     """
 

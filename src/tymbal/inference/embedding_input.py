@@ -39,9 +39,9 @@ class EmbeddingInput(ABC):
 
     Attributes:
         items: Recordings, or blocks of a store's clips.
-        plural: What messages call the items.
-        unit: What progress calls them.
-        identity: What distinguishes one store from another; empty for recordings, which have a stamp each.
+        plural: Word for the items in messages.
+        unit: Word for them in progress.
+        identity: Identifies a store; empty for recordings, which have a stamp each.
         spooled: Columns that are spooled.
         schema: Columns that are written.
     """
@@ -72,7 +72,7 @@ def open_input(
     """Opens what a user gives: one store, or recordings.
 
     Args:
-        sources: What was given.
+        sources: The paths that the user gave.
         embedder: The model at work.
         settings: How sound is cut, and clips a batch.
         path: The model, for messages.

@@ -73,7 +73,7 @@ class Encoded:
 
         Args:
             how: `mean` or `rows`.
-            centres: Of the columns in seconds, [columns].
+            centres: Centres of the columns in seconds, [columns].
 
         Returns:
             [batch, seconds, dimensions], and whether any sound is in a second, bool [batch, seconds].
@@ -156,7 +156,7 @@ class RowEmbeddings:
 
     Attributes:
         rows: The rows that could be read, in the requested order, int64 [clips].
-        values: By pooling and layer, float32 [clips, dimensions].
+        values: Embeddings by pooling and layer, float32 [clips, dimensions].
     """
 
     rows: NDArray[np.int64]
@@ -171,7 +171,7 @@ class FrozenEncoder:
         normalisation: How its model normalises.
         skip_padding: Pool over the patches that hold sound, not over those of silence behind a short clip.
         batch_size: Clips a batch.
-        device: Where to compute.
+        device: The device to compute on.
         dtype: Arithmetic, bfloat16 or float16; `None` is float32.
     """
 
@@ -201,7 +201,7 @@ class FrozenEncoder:
         """Encodes rows of a store batch by batch, several layers in one pass.
 
         Args:
-            store: Where the spectrograms are.
+            store: The store of the spectrograms.
             rows: Which of them, [clips].
             layers: Numbers of blocks to go through; 0 is the embedded patches, `None` all of them and the final norm.
             progress: Advances batch by batch.
@@ -245,7 +245,7 @@ class FrozenEncoder:
         """Embeds rows of a store by several poolings and layers in one pass; see `batches`.
 
         Args:
-            store: Where the spectrograms are.
+            store: The store of the spectrograms.
             rows: Which of them, [clips].
             poolings: `mean`, `rows` or `cls`.
             layers: Layers, as in `batches`.

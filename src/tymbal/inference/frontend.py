@@ -32,7 +32,7 @@ class FrontEnd:
 
     Args:
         description: The model.
-        device: Where it computes.
+        device: The device that it computes on.
     """
 
     def __init__(self, description: ModelDescription, device: torch.device | str = "cpu") -> None:
@@ -67,14 +67,14 @@ class Scorer:
 
     Args:
         loaded: A model with a classifier.
-        device: Where to compute.
+        device: The device to compute on.
         dtype: Arithmetic, bfloat16 or float16; None is float32.
         source: The path that the user gave, for messages.
 
     Attributes:
         labels: Names of the labels, in the order of the scores.
         sample_rate: Rate of the sound that it takes, in Hz.
-        fingerprint: By which the weights are known again.
+        fingerprint: Hash of the weights.
 
     Raises:
         ModelError: The model has no classifier.
@@ -140,7 +140,7 @@ class Embedder:
         pooling: `mean`, `rows` or `cls`.
         layer: Number of blocks to go through; `None` is all of them and the final norm.
         skip_padding: Pool over the patches that hold sound.
-        device: Where to compute.
+        device: The device to compute on.
         dtype: Arithmetic, bfloat16 or float16; None is float32.
 
     Attributes:
@@ -230,7 +230,7 @@ class ReadyModel:
 
     Attributes:
         loaded: The model.
-        device: Where it computes.
+        device: The device that it computes on.
         dtype: Arithmetic, bfloat16 or float16; None is float32.
         source: The path that the user gave, for messages.
     """
@@ -263,7 +263,7 @@ class ReadyModel:
         """The model's encoder as it was when a file of embeddings was written.
 
         Args:
-            record: What decided the embeddings; see `tymbal.inference.embeddings.read_record`.
+            record: Everything that decided the embeddings; see `tymbal.inference.embeddings.read_record`.
             index: The file, for messages.
 
         Raises:
@@ -299,7 +299,7 @@ def ready_model(model: str | Path, settings: ComputeSettings) -> ReadyModel:
 
     Args:
         model: A run, a model folder, a Hugging Face or SSAST checkpoint.
-        settings: Those of the verb.
+        settings: The settings of the verb.
 
     Raises:
         DeviceError: This machine has no such device.

@@ -49,8 +49,8 @@ class Outcome:
 
     Attributes:
         file: Its key: of a recording the path, as the user gave it.
-        place: Of a recording its path from the folder that was given.
-        stamp: Of a recording size and time of change; None for a missing file, and for blocks of clips.
+        place: A recording's path relative to the user's folder.
+        stamp: A recording's size and time of change; None for a missing file, and for blocks of clips.
         seconds: Seconds of sound that were looked at.
         windows: Windows in them, or clips of a block.
         began: When it was recorded, in ISO 8601, where its name or header tells.
@@ -97,9 +97,9 @@ class Spool:
     """Rows by item; a context manager that holds the folder for one process.
 
     Args:
-        output: What will be written in the end.
+        output: The file to write in the end.
         schema: Columns of the rows.
-        record: What decides the rows: a run that was begun with something else is not continued.
+        record: Everything that decides the rows: a run that was begun with something else is not continued.
 
     Raises:
         SettingsError: Another process is at work, or the unfinished run was begun with something else.

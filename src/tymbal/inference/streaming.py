@@ -45,14 +45,14 @@ class Job(Generic[Written]):
     """Items that are computed, spooled, and written when all are done.
 
     Attributes:
-        title: What a person reads while it is at work.
+        title: Title of the progress bar.
         items: Recordings, or blocks of clips.
-        plural: What messages call the items.
-        unit: What progress calls them.
+        plural: Word for the items in messages.
+        unit: Word for them in progress.
         schema: Columns that are spooled.
-        record: What decides the rows: a job that was begun with something else is not continued.
+        record: Everything that decides the rows: a job that was begun with something else is not continued.
         compute: Computes and spools the items but those whose keys are given, which are done.
-        failures: What could not be read, from the outcomes of all items.
+        failures: Returns the failures among the outcomes of all items.
         write: Writes the output from the spool.
     """
 
@@ -72,10 +72,10 @@ class Finished(Generic[Written]):
     """The result of a finished job.
 
     Attributes:
-        outcomes: What became of each item.
-        failures: What could not be read, or not to its end.
-        failures_file: Where the failures are listed; None without failures.
-        written: What `write` gave.
+        outcomes: The outcome of each item.
+        failures: Items that could not be read, or not to their end.
+        failures_file: The list of the failures; None without failures.
+        written: The result of `write`.
     """
 
     outcomes: Sequence[Outcome]
@@ -89,7 +89,7 @@ def run_job(job: Job[Written], output: Path, *, failures_file: Path) -> Finished
 
     Args:
         job: The job.
-        output: What is written.
+        output: The file or folder to write.
         failures_file: Where to list failures, if any.
 
     Raises:
@@ -255,8 +255,8 @@ def walk(
     """Computes rows for all windows of recordings and spools them, with the outcome of each recording.
 
     Args:
-        recordings: What to walk over.
-        spool: Where rows go.
+        recordings: The recordings to read.
+        spool: The spool for the rows.
         cut: How recordings are cut.
         compute: From windows to rows.
         batch_size: Windows that are computed at once.

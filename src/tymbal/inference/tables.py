@@ -82,10 +82,10 @@ class TableFormat(ABC):
     """The properties that all formats declare.
 
     Attributes:
-        name: What `--format` calls it.
+        name: Its name for `--format`.
         suffixes: Endings of its files, with the dot; the first is that of files which are named for the user.
         per_recording: Whether each recording has a file of its own, in a folder.
-        holds: What it holds, for messages.
+        holds: Its contents, for messages.
     """
 
     name: ClassVar[str]
@@ -139,7 +139,7 @@ class EmbeddingFormat(TableFormat):
         Args:
             path: The file.
             schema: Columns, among them `embedding`, a list of a fixed number of float32.
-            record: What decides the embeddings.
+            record: Everything that decides the embeddings.
         """
 
     def files(self, path: Path) -> tuple[Path, ...]:

@@ -55,7 +55,7 @@ def get_timestamp_embeddings(audio: Tensor, model: torch.nn.Module) -> tuple[Ten
 
     Args:
         audio: Mono sounds in [-1, 1] at the model's rate, [sounds, samples].
-        model: What `load_model` gave.
+        model: The model from `load_model`.
 
     Returns:
         float32 [sounds, timestamps, timestamp_embedding_size], and the timestamps in milliseconds, float32

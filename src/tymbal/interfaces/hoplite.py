@@ -36,7 +36,7 @@ class InferenceOutputs:
 
     Attributes:
         embeddings: float32 [frames, channels, features], with a leading batch dimension if `batched`.
-        logits: Of the labels by name of the set, [frames, labels]; empty for an encoder.
+        logits: Logits of the labels by name of the set, [frames, labels]; empty for an encoder.
         separated_audio: None: nothing is separated.
         batched: Whether the arrays have a leading batch dimension.
         frontend: None: spectrograms are not returned.
@@ -55,7 +55,7 @@ class HopliteModel:
     Args:
         model: A run, a model folder, a Hugging Face or SSAST checkpoint.
         pooling: `mean`, `rows` or `cls`.
-        device: Where to compute.
+        device: The device to compute on.
 
     Attributes:
         sample_rate: Rate of the sound that it takes, in Hz.

@@ -40,7 +40,7 @@ class WaveformEncoder(nn.Module):
 
     Args:
         model: A run, a model folder, a Hugging Face or SSAST checkpoint; or one that is loaded.
-        pooling: What becomes of the rows of patches: `mean`, or `rows`, side by side.
+        pooling: How rows of patches are pooled: `mean`, or `rows`, side by side.
         layer: Number of blocks to go through; `None` is all of them and the final norm.
 
     Attributes:

@@ -68,7 +68,7 @@ class LoadedModel:
 
     Attributes:
         module: `SpectrogramEncoder` or `SpectrogramClassifier`, in evaluation mode, on the CPU.
-        description: What it is.
+        description: Its description.
         objective_state: Weights of the heads of the pretraining objective; empty if it has none.
     """
 
@@ -87,9 +87,9 @@ def save_model(
     """Writes a model folder; an existing one is replaced as a whole.
 
     Args:
-        folder: Where to.
+        folder: The folder to write.
         module: The model, on any device.
-        description: What it is; labels and pooling must be those of the module.
+        description: Its description; labels and pooling must be those of the module.
         objective_state: Weights of the objective's heads, to go on pretraining from.
 
     Raises:

@@ -40,8 +40,8 @@ class TransferReport:
         resized: Weights that were fitted to another grid of patches.
         new: Weights that the source lacks.
         left: Weights of the source that were not used.
-        assumed: What the source does not tell, in words.
-        head: What became of the head of a classifier, in words.
+        assumed: Assumptions where the source does not tell, in words.
+        head: Where the classifier's head is from, in words.
     """
 
     taken: tuple[str, ...]
@@ -68,7 +68,7 @@ def features_at(source: str | None, *, heads: int | None) -> FeatureSettings:
     """How sound that is not a store yet becomes spectrograms: as the weights to start from know it, if any.
 
     Args:
-        source: Where these are.
+        source: The model that they are from.
         heads: Their attention heads, where they do not tell.
 
     Raises:
@@ -227,9 +227,9 @@ class WarmClassifier:
     """A classifier to go on with.
 
     Attributes:
-        module: It, in training mode.
-        report: What was taken.
-        source: What it was taken from.
+        module: The classifier, in training mode.
+        report: Which weights were taken.
+        source: Description of the model that they are from.
         head_eps: Epsilon of the head's norm where it is not the encoder's.
     """
 

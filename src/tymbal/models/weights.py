@@ -47,7 +47,7 @@ class Checkpoint:
 
     Attributes:
         door: `tymbal`, `huggingface`, `ssast` or `script`: whose layout it has.
-        description: What it is.
+        description: Its description.
         encoder: Weights of a `SpectrogramEncoder`; the mask token may be missing.
         head: Weights `head_norm.*`, `head.*` and `attentive.*` of a `SpectrogramClassifier`; empty for an encoder.
         objective: Weights of the heads of the pretraining objective (`cpred.*`, `projector.*` and so on), if any.

@@ -61,7 +61,7 @@ class Augmentation:
             target: Labels, float [batch, classes].
             keys: Keys of the random numbers, int64 [batch].
             waveform: Samples, [batch, samples], where waveforms are mixed.
-            fbank: What makes log-mel of them.
+            fbank: The filter bank that turns them into log-mel spectrograms.
 
         Returns:
             Mixed log-mel, its frames of real sound, and labels by share.

@@ -45,7 +45,7 @@ class ClassificationObjective(nn.Module):
             the binary one towards even odds of each.
         class_weights: Weights of the loss while training: [classes], or of no and yes where a clip may have several
             labels, [2, classes]; None is 1.
-        augmentation: What is done to training clips; None is nothing.
+        augmentation: Augmentation of the training clips; None is none.
         features: How waveforms become spectrograms, where those are mixed.
         ensemble: Averages the predictions of all evaluations; None does not.
         seed: Seed of the augmentation.

@@ -118,7 +118,7 @@ class Rebuilt:
 
     Attributes:
         true: Normalised spectrograms, float32 [clips, frames, mels].
-        hidden: What the encoder did not see, bool [clips, frames, mels].
+        hidden: The values that the encoder did not see, bool [clips, frames, mels].
         made: Rebuilt spectrograms, float32 [clips, frames, mels].
         error: Of each clip the mean squared error of what was hidden, [clips]; of a puzzle the share of patches that
             lie wrong.
@@ -172,8 +172,8 @@ def load_heads(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, advice
 
     Args:
         own: Its weights, changed in place.
-        state: Where from.
-        advice: Why they may not fit.
+        state: The weights to copy.
+        advice: Possible reasons for a misfit, for the error.
 
     Raises:
         ModelError: One is missing or has another shape; then nothing is copied.

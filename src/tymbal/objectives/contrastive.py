@@ -63,7 +63,7 @@ class ContrastiveSettings(ViewPairSettings):
     """Contrastive learning on two views of each clip.
 
     Attributes:
-        temperature: What cosines are divided by.
+        temperature: Divisor of the cosines.
         projection: Width of the projection that views are compared in.
         view_mask: What the encoder sees of each view: all of it, or `crossed`: of one view whole columns of time are
             hidden, of the other whole rows of frequency, and only the rest is encoded.
@@ -91,11 +91,11 @@ class ContrastiveObjective(nn.Module):
     """Two views of a clip against all others.
 
     Args:
-        encoder: What is trained.
+        encoder: The encoder to train.
         normalisation: How spectrograms are normalised for the encoder.
         clips: A number a clip, of each row of the store, int64 [rows]: rows of one clip are no negatives of each other.
         padded: Whether the clip of each row is shorter than its window, bool [rows]. None is none of them.
-        temperature: What cosines are divided by.
+        temperature: Divisor of the cosines.
         projection: Width of the projection.
         mask: `crossed` shows the encoder only a part of each view.
         mask_ratio: Fraction of columns, and of rows, that is hidden then.
@@ -242,7 +242,7 @@ def nt_xent(projected: Tensor, clips: Tensor, *, temperature: float, everywhere:
     Args:
         projected: Both views of each clip, of length 1, float32 [2, batch, width].
         clips: A number a clip, int64 [batch].
-        temperature: What cosines are divided by.
+        temperature: Divisor of the cosines.
         everywhere: Take the clips of all processes as negatives.
 
     Returns:

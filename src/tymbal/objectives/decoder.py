@@ -60,7 +60,7 @@ class VisibleDecoder(nn.Module):
         """Decodes all patches from the visible ones.
 
         Args:
-            tokens: What the encoder made of the visible patches, [batch, prefix + visible, encoder's width].
+            tokens: The encoder's tokens of the visible patches, [batch, prefix + visible, encoder's width].
             visible: Their numbers, int64 [batch, visible].
             grid: Rows and columns of all patches.
 

@@ -111,7 +111,7 @@ class ReconstructionObjective(nn.Module):
     """Reconstruction of masked spectrograms on an encoder.
 
     Args:
-        encoder: What is trained. Its mask token is frozen: the spectrogram is masked, not its patches.
+        encoder: The encoder to train. Its mask token is frozen: the spectrogram is masked, not its patches.
         normalisation: How spectrograms are normalised for the encoder.
         channels: Channels to which each token is projected, for each of the frames up to the next column.
         decoder_width: Channels between the two convolutions. `None` is the width of the encoder.

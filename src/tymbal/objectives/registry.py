@@ -91,7 +91,7 @@ def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> P
     for several objectives, or the `run.yaml` of a version that recorded all of them in every run.
 
     Args:
-        keywords: What the caller gave explicitly.
+        keywords: The values that the caller gave explicitly.
         config: A YAML file with settings, or the `run.yaml` of an earlier run.
 
     Raises:

@@ -88,7 +88,7 @@ class SSASTObjective(nn.Module):
     """Masked prediction of patches on an encoder.
 
     Args:
-        encoder: What is trained.
+        encoder: The encoder to train.
         task: `joint`, `mpc` or `mpg`.
         normalisation: How spectrograms are normalised for the encoder.
         encode: What the encoder sees: `all` patches, masked ones as the mask token, or only the `visible` ones.
@@ -213,7 +213,7 @@ class SSASTObjective(nn.Module):
         """Computes the loss from predicted tokens and given masks.
 
         Args:
-            tokens: What `predict` gives, [batch, prefix + patches, width].
+            tokens: The tokens that `predict` returned, [batch, prefix + patches, width].
             patches: The normalised patches, [batch, patches, patch area].
             index: Numbers of the masked patches, int64 [batch, masked].
             valid: Which of them count, bool [batch, masked]. `None` is all.

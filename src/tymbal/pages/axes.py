@@ -61,14 +61,14 @@ def plot(
     """A picture with its axes.
 
     Args:
-        name: By which it is known on the page.
-        title: What is drawn, as HTML.
-        area: What is drawn, as HTML that fills the area.
+        name: Its identifier on the page.
+        title: Title, as HTML.
+        area: The drawing, as HTML that fills the area.
         y: Labels at the left, 0 below.
         x: Labels below.
-        said: What can be done or seen in it, for those who do not see it.
-        choice: What can be chosen in it.
-        below: What stands below, as HTML.
+        said: Description of its content and use, for those who do not see it.
+        choice: The grid to choose in.
+        below: The HTML below it.
         tall: Whether it is a picture rather than a strip.
     """
     attributes, frame = 'role="img"', ""

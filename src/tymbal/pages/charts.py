@@ -29,7 +29,7 @@ class Line:
     """A line of a chart.
 
     Attributes:
-        name: What the legend calls it.
+        name: Its name in the legend.
         x: Places along the axis, ascending.
         y: Values.
         dots: Mark every value, for lines that have few.
@@ -49,7 +49,7 @@ class Point:
         x: Place, in any unit.
         y: Place, in any unit.
         group: Number of its group; -1 is none.
-        text: What it is.
+        text: Its description.
         sound: Name of its player; empty for none.
     """
 
@@ -65,8 +65,8 @@ def lines(drawn: Sequence[Line], *, title: str, x_label: str, bounds: tuple[floa
 
     Args:
         drawn: The lines, each with one value at least.
-        title: What is drawn.
-        x_label: What the axis below says.
+        title: Title of the chart.
+        x_label: Label of the horizontal axis.
         bounds: Lowest and highest value that are drawn; None fits.
     """
     drawn = [_thinned(line) for line in drawn]
@@ -141,7 +141,7 @@ def bar(pieces: Sequence[tuple[str, float]], *, said: str = "") -> str:
 
     Args:
         pieces: From left to right, the class of the page's style that has the colour, and the share of the width.
-        said: What it shows, for those who do not see it.
+        said: Description, for those who do not see it.
     """
     inner = "".join(f'<span class="{kind}" style="width:{100 * share:.2f}%"></span>' for kind, share in pieces)
     words = f' role="img" aria-label="{escape(said)}" title="{escape(said)}"' if said else ""

@@ -43,7 +43,7 @@ class Section:
 
     Attributes:
         title: Its heading, as plain text.
-        body: What it shows, as HTML.
+        body: Its content, as HTML.
     """
 
     title: str
@@ -56,7 +56,7 @@ class Part:
 
     Attributes:
         title: Its heading, as plain text.
-        lead: What stands below it, as HTML.
+        lead: The HTML below the title.
         sections: Its sections.
     """
 
@@ -80,7 +80,7 @@ def page(title: str, lead: str, parts: Sequence[Part], *, footer: str, contents:
 
     Args:
         title: Its title, as plain text.
-        lead: What stands below the title, as plain text.
+        lead: The plain text below the title.
         parts: Its parts.
         footer: Its last line, as plain text.
         contents: Whether it has a table of contents.
@@ -170,8 +170,8 @@ def card(picture: str, player: str, title: str, *, text: str = "", path: str = "
         picture: The picture, as HTML.
         player: The player, as HTML; empty for none.
         title: Its name, as plain text.
-        text: What is known of it, as plain text, a line for each fact.
-        path: Where it comes from, as plain text.
+        text: Facts on it, as plain text, a line each.
+        path: Its origin, as plain text.
     """
     lines = "".join(f"<div>{words(line)}</div>" for line in text.splitlines())
     origin = f'<span class="path">{words(path)}</span>' if path else ""

@@ -53,7 +53,7 @@ def png(
     Args:
         values: [rows, columns], the first row at the top.
         between: Values of the darkest and the brightest colour.
-        hidden: What is covered, [rows, columns].
+        hidden: Masked values, [rows, columns].
         grey: From black to white, for what lies below a colour.
 
     Returns:
@@ -96,9 +96,9 @@ def spectrogram(
 
     Args:
         values: Log-mel, [frames, mels].
-        alt: What it shows, in words.
+        alt: Description in words, for those who do not see it.
         between: As in `png`; None chooses.
-        hidden: What is covered, [frames, mels].
+        hidden: Masked values, [frames, mels].
         grey: As in `png`.
         widest: Pixels across at most; neighbouring frames of longer ones are averaged.
     """

@@ -47,7 +47,7 @@ class Sounds:
     Args:
         most: How many pieces at most.
         seconds: How long a piece may be.
-        beside: Where to look for files that are not where they were.
+        beside: Folder in which to look for files that have moved.
         numbers: Numbers that no player has yet.
         room: Bytes of all pieces together, about.
     """

@@ -37,7 +37,7 @@ def cut(windows: Sequence[Window], *, sample_rate: int, samples: int) -> Iterato
     """Yields one waveform a window.
 
     Args:
-        windows: Of one file, ascending by start.
+        windows: Windows of one file, ascending by start.
         sample_rate: Target rate in Hz.
         samples: Samples of a window; windows that the end of the file or clip cuts off are shorter.
 
@@ -104,8 +104,8 @@ class Task:
     Attributes:
         store: The store's folder.
         work: The folder of sidecars.
-        number: Of the shard.
-        windows: What to put into it.
+        number: Number of the shard.
+        windows: The windows to put into it.
         features: How to compute spectrograms.
         frames: Frames of a spectrogram.
         silence_db: A window whose peak is below this level, in dB of full scale, is silent.
@@ -128,11 +128,11 @@ class Built:
 
     Attributes:
         shard: The file; a shard without rows is not written.
-        entries: What the index says of its rows.
-        moments: Of the values of all real frames.
+        entries: The index entries of its rows.
+        moments: Moments of the values of all real frames.
         failures: Windows and files that are not in it.
         windows: Number of windows of the task.
-        number: Of the shard.
+        number: Number of the shard.
         files: Names and bytes of the files that it wrote instead of a shard.
     """
 

@@ -27,7 +27,7 @@ class Listed:
         clips: Those whose file could be opened, with labels, groups and splits.
         lengths: Seconds of each file.
         failures: Files that could not be opened.
-        notes: What the user should know about how the source was read.
+        notes: Remarks for the user about how the source was read.
     """
 
     clips: list[Clip]
@@ -53,7 +53,7 @@ def list_clips(
 
     Args:
         source: A folder, a list, one sound file, or a manifest.
-        settings: Where labels, groups and splits come from.
+        settings: The sources of labels, groups and splits.
         read_headers: Reads the headers of files, in any order.
 
     Raises:
@@ -138,7 +138,7 @@ class Header:
     Attributes:
         file: Its path.
         seconds: Its length.
-        fingerprint: Of its size, first and last 16 KiB: files with the same bytes have the same one.
+        fingerprint: Hash of its size, first and last 16 KiB: files with the same bytes have the same one.
     """
 
     file: str

@@ -33,14 +33,14 @@ class Window:
     """A part of a file that becomes one spectrogram.
 
     Attributes:
-        id: Of the clip, with `#start-end` behind it where the window is a part of the clip.
+        id: The clip's id, followed by `#start-end` if the window is a part of the clip.
         file: The sound file.
         start: Seconds of the file at which it begins.
         end: Seconds at which to stop reading; None is the end of the file.
-        whole: It is all of its clip.
-        labels: Of the clip.
-        group: Of the clip.
-        split: Of the clip.
+        whole: Whether it is all of its clip.
+        labels: The clip's labels.
+        group: The clip's group.
+        split: The clip's split.
     """
 
     id: str
@@ -98,7 +98,7 @@ def make_plan(clips: Sequence[Clip], lengths: Mapping[str, float], settings: Pre
     """Cuts clips into windows and gathers windows into shards.
 
     Args:
-        clips: What to prepare.
+        clips: The clips to prepare.
         lengths: Seconds of each file.
         settings: Window, hop, frames, which clips, and size of a shard.
 

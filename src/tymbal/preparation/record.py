@@ -52,10 +52,10 @@ class Record:
     """The settings and plan that a preparation was begun with.
 
     Attributes:
-        source: Where the clips come from.
+        source: The folder or list of the clips.
         settings: All that can change the result.
         files: All files, those that failed among them, sorted.
-        digest: Of the plan.
+        digest: Hash of the plan.
     """
 
     source: str
@@ -251,7 +251,7 @@ def finish(
         named: The folder as the user named it.
         unopened: Files that could not be opened.
         plan: The plan.
-        record: What it was begun with.
+        record: The record that it was begun with.
         settings: The settings of the preparation.
 
     Raises:

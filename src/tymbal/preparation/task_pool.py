@@ -45,7 +45,7 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
     Args:
         store: The output.
         plan: The plan.
-        settings: What to do.
+        settings: The settings of the preparation.
 
     Returns:
         What builds a task, and the tasks by number.
@@ -163,7 +163,7 @@ class TaskPool:
         """Yields results as they are ready, in any order.
 
         Args:
-            function: What to run for each task; a function of a module, so that it can travel.
+            function: The function to run for each task; defined in a module, so that it can be pickled.
             tasks: The tasks.
             parallel: Whether a pool of processes is worth its start. A given executor is used in any case.
 

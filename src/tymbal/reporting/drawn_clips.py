@@ -105,7 +105,7 @@ def embedding_map(
         clips: The clips.
         rows: Their rows in the store.
         settings: How to lay out, and how many get a sound.
-        what: What the embeddings are, in words.
+        what: Description of the embeddings, in words.
 
     Raises:
         NotShownError: There are too few clips.

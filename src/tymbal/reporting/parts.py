@@ -63,7 +63,7 @@ def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Par
     Args:
         source: A store, a run folder, what predict wrote, or the table of a probe.
         settings: The settings of the report.
-        context: What the parts of the page share.
+        context: State that the parts of the page share.
 
     Raises:
         SettingsError: It is nothing that can be reported on.
@@ -200,7 +200,7 @@ class _Run:
         record: Its run.yaml.
         settings: The settings of the report.
         scratch: An empty folder.
-        context: What the parts of the page share.
+        context: State that the parts of the page share.
     """
 
     path: Path

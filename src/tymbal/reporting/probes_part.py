@@ -29,7 +29,7 @@ class Probes:
 
     Attributes:
         path: The `.json` file that `tymbal probe` wrote.
-        facts: What it says.
+        facts: Contents of the table's record.
     """
 
     path: Path

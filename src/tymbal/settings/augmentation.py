@@ -291,8 +291,8 @@ class AugmentationSettings:
     Attributes:
         num_waveform_augs: Augmentations of the sound drawn for a view, without repetition.
         num_spectrogram_augs: Augmentations of the spectrogram drawn for a view, without repetition.
-        waveform: Those of the sound.
-        spectrogram: Those of the spectrogram.
+        waveform: Augmentations of the sound.
+        spectrogram: Augmentations of the spectrogram.
         strategies: How versions differ: version v takes strategy v, beginning anew behind the last. None is no
             difference.
         spectrogram_views: How views are drawn where an objective draws them from spectrograms alone.

@@ -202,7 +202,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         """Refuses settings of other objectives that contradict this one; those that merely do nothing are remarked on.
 
         Args:
-            others: What was given of other objectives' settings, by field name.
+            others: The given settings of other objectives, by field name.
 
         Raises:
             SettingsError: One of them contradicts the objective.

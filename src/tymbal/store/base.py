@@ -121,15 +121,15 @@ class SpectrogramSource(ABC):
     """Spectrograms of one shape by row number; or pairs of them; or waveforms that they are made of.
 
     Args:
-        path: Where they come from: a folder, or a list.
+        path: Their folder, or the list of their files.
         index: One row a spectrogram, see `tymbal.store.packed.format.INDEX_SCHEMA`.
-        facts: What is true of all of them.
+        facts: Properties that all rows share.
         label_names: All labels in the order of their numbers. None is those that occur, sorted.
 
     Attributes:
-        path: Where they come from.
+        path: Their folder or list.
         index: id, file, start, end, frames, labels, group, split, shard and row of each.
-        dtype: Of what `gather` gives.
+        dtype: Type of the arrays that `gather` returns.
         views: Spectrograms a row: 1, or 2 where rows are pairs of views.
     """
 

@@ -94,7 +94,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         """The spectrograms of a batch and their frames of real sound, from the store's own batch.
 
         Args:
-            values: What the store gave, [batch, …].
+            values: The store's own batch, [batch, …].
             row: Its row numbers, [batch].
             epoch: The epoch of each, [batch].
         """
@@ -184,11 +184,11 @@ def normalised_batches(
     """Iterates once over rows of a store in order: the loop of everything that reads clips outside of training.
 
     Args:
-        store: Where the spectrograms are.
+        store: The store of the spectrograms.
         rows: Which of them, [clips].
         normalisation: How the model normalises.
         batch_size: Clips a batch.
-        device: Where the batches go.
+        device: The device of the batches.
         rank: Number of this process, which takes every `processes`-th batch.
         processes: Processes that share the rows.
         progress: Advances by the rows of each batch when the next one is requested.
@@ -222,7 +222,7 @@ def readable_batches(
     passed over. What is computed from the batches is of the rows that come with them, not of those requested.
 
     Args:
-        store: Where the spectrograms are.
+        store: The store of the spectrograms.
         rows: Which of them, [clips].
         batch_size: Clips a batch.
         rank: Number of this process, which takes every `processes`-th batch.

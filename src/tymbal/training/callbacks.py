@@ -169,7 +169,7 @@ class Clock(TrainerCallback, ExportableState):
 
     Args:
         max_minutes: How long to train, evaluations and saves included; None for ever.
-        seconds: What earlier sessions of this run used.
+        seconds: Seconds that earlier sessions of this run used.
 
     Attributes:
         rang: Whether it ended the run.
@@ -215,7 +215,7 @@ class ProgressBar(TrainerCallback):
     """Shows steps, time left and the latest figures.
 
     Args:
-        progress: What shows it; its context is entered by the caller.
+        progress: The bar; the caller enters its context.
         shown: Picks the figures to show from what is logged.
     """
 

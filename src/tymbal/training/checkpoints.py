@@ -64,7 +64,7 @@ class Checkpoints:
 
         Args:
             step: Optimizer steps that were done.
-            facts: What a run that resumes from it must agree with; kept in the manifest.
+            facts: Facts that a run that resumes from it must share; saved in the manifest.
         """
         written = self.aside / self.path(step).name
         with replace_folder(self.path(step)) as partial:

@@ -42,7 +42,7 @@ def settle_device(
     For `cuda-or-cpu` it also tries a step on the GPU: where the memory is too small, the CPU is taken.
 
     Args:
-        module: What is trained.
+        module: The module that is trained.
         dataset: Clips to learn from.
         settings: How to train.
         plan: All steps of the run.
@@ -75,11 +75,11 @@ def explain(
     """Turns what PyTorch raises within it about the device into errors that say what happened and what to do.
 
     Args:
-        module: What is trained.
+        module: The module that is trained.
         dataset: Clips to learn from.
         settings: How to train.
         plan: All steps of the run.
-        arithmetic: Where and how it is computed.
+        arithmetic: Device and precision.
         checkpoints: The checkpoints of the run.
 
     Raises:
@@ -103,7 +103,7 @@ def too_large(
     """The error for a batch that does not fit, with a batch that does.
 
     Args:
-        need: What a step takes; None where not even one clip fits.
+        need: Memory of a step; None if not even one clip fits.
         capacity: Bytes that this process can have.
         settings: How it was to be trained.
         batch_size: Clips of the batch that did not fit.

@@ -49,7 +49,7 @@ def layered_groups(objective: nn.Module, encoder: SpectrogramEncoder, settings: 
     the embedded patches. The first group is the one whose rate is logged: the fastest of the encoder.
 
     Args:
-        objective: What is trained, with the classifier as `model`.
+        objective: The objective that is trained, with the classifier as `model`.
         encoder: The classifier's.
         settings: Rates and decays.
     """
@@ -109,7 +109,7 @@ class Unfreezing(TrainerCallback):
     begins its moments when it thaws.
 
     Args:
-        stages: What is thawed when.
+        stages: Stages of unfreezing.
         plan: Gives the epoch of each step.
     """
 

@@ -48,7 +48,7 @@ def training_arguments(
     Args:
         settings: Ours.
         plan: All steps of the run.
-        device: Where to compute.
+        device: The device to compute on.
         dtype: Arithmetic of the encoder, None for float32.
         run: The run folder.
         monitor: Name of the metric by which the best model is chosen and whether greater is better; None without
@@ -115,7 +115,7 @@ def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> 
 
     Args:
         settings: Which one, and its numbers.
-        groups: What `parameter_groups` gave.
+        groups: Groups from `parameter_groups`.
     """
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.adam_beta1, fused=True)
@@ -158,10 +158,10 @@ class Plateau(LambdaLR):
         optimizer: Its learning rates.
         warmup: Steps of the warm-up.
         patience: Evaluations without progress that are put up with.
-        factor: What the rate is multiplied by.
+        factor: Factor of the rate at each fall.
 
     Attributes:
-        scale: What the rates are multiplied by now.
+        scale: Present factor of the rates.
         best: The best value that was observed.
         idle: Evaluations since then, or since the last fall.
     """

@@ -123,13 +123,13 @@ def train(
         verb: The verb, for the progress bar.
         resume: As in `begin`.
         groups: Parameter groups for the optimizer, see `training.optimization`. None treats all parameters alike.
-        stages: What is thawed when, with gradual unfreezing; None trains all from the start.
+        stages: Stages of gradual unfreezing; None trains all from the start.
         classes: Names of the classes, of which every evaluation is then written down apart; the module is a
             `training.records.ByClass`.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
         on_evaluation: Called after every evaluation, in the first process only.
         watch: Gives further figures for every evaluation, of its figures and the epoch, in the first process only.
-        callbacks: What else happens in the course of the training.
+        callbacks: Further callbacks of the training.
         finalise: Saves the module as the model of a result; called in the first process only, for the average of
             weights, if any, and then for the best.
 

@@ -75,7 +75,7 @@ class Session:
         folder: The run folder.
         plan: All steps of the run.
         checkpoints: The checkpoints of the run.
-        start: Where the session begins.
+        start: The point at which the session begins.
         clock: Counts the seconds of training.
         average: The average of weights; None without `average_from`.
     """
@@ -175,7 +175,7 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
     """Finds the step to resume from. For the first process only.
 
     Args:
-        checkpoints: Those of the run.
+        checkpoints: The checkpoints of the run.
         plan: All steps of the run, which must be those of the checkpoint.
         resume: `auto` takes the newest complete checkpoint if there is one, True insists on one, False takes none; or
             a checkpoint by its path.
@@ -237,9 +237,9 @@ def session_callbacks(
 
     Args:
         session: The session.
-        more: What else happens.
+        more: Further callbacks.
         details: Writes down the figures of each class.
-        stages: What is thawed when.
+        stages: Stages of unfreezing.
         on_evaluation: Called after every evaluation.
     """
     settings, folder, plan = session.settings, session.folder, session.plan
@@ -287,9 +287,9 @@ def make_trainer(
 
     Args:
         session: The session.
-        arithmetic: Where and how it is computed.
+        arithmetic: Device and precision.
         groups: Parameter groups for the optimizer; None treats all parameters alike.
-        callbacks: What happens in its course, see `session_callbacks`.
+        callbacks: Its callbacks, see `session_callbacks`.
         details: One of these, which also takes the sums of evaluations.
         watch: Gives further figures for every evaluation.
         thaws: Whether parameters are frozen for some time.

@@ -66,12 +66,12 @@ class TymbalTrainer(Trainer):
         validation_dataset: Clips to validate on, or None.
         settings: How to train.
         groups: Parameter groups for the optimizer.
-        checkpoints: Where checkpoints go.
+        checkpoints: The folder of the run's checkpoints.
         average: The average of weights that goes into checkpoints, if any.
         details: Takes the sums of evaluations, for figures of each class; None for none.
         watch: Gives further figures for an evaluation; in the first process only.
         skip: Batches that a resumed run has behind it.
-        callbacks: What else happens.
+        callbacks: Further callbacks.
     """
 
     # `Trainer` shall divide the loss by the number of accumulated batches with any signature of the objective.

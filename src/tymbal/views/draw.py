@@ -122,7 +122,7 @@ def view_keys(seed: int, clips: Tensor, versions: Tensor) -> Tensor:
 
     Args:
         seed: The seed.
-        clips: What `clip_key` gives, int64 [n].
+        clips: `clip_key` of the clips, int64 [n].
         versions: Numbers of the versions, int64 [n].
 
     Returns:
@@ -136,7 +136,7 @@ def draw(settings: AugmentationSettings, keys: Tensor, versions: Sequence[int]) 
     """Draws what happens to views.
 
     Args:
-        settings: What may happen.
+        settings: The augmentations.
         keys: A key a view, int64 [views], on the CPU.
         versions: The version of each view, for its strategy.
     """

@@ -40,9 +40,9 @@ def exact_waveforms(
     Args:
         waveforms: Clips, float32 [clips, samples], on the CPU.
         clip: Which clip each view is of, int64 [views].
-        draws: What happens to the views.
+        draws: The drawn augmentations of the views.
         features: For the sample rate.
-        banks: What can be laid over clips.
+        banks: Sounds to lay over clips.
 
     Returns:
         float32 [views, samples].

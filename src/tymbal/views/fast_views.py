@@ -37,7 +37,7 @@ class Clips:
 
     Attributes:
         spectrum: Their spectra, complex64 [clips, frames, bins].
-        energy: Of the bins, float32 [clips, bins, frames].
+        energy: Energies of the bins, float32 [clips, bins, frames].
         mel: Energies of mel bins, [clips, mels, frames].
         level: Root mean square of the waveforms, [clips].
     """
@@ -58,8 +58,8 @@ class SpectralViews:
 
     Args:
         features: The filter bank.
-        banks: What can be laid over clips, see `views.overlays`.
-        device: Where to compute.
+        banks: Sounds to lay over clips, see `views.overlays`.
+        device: The device to compute on.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class SpectralViews:
         Args:
             clips: Transformed clips.
             clip: Which clip each view is of, int64 [views], on the CPU.
-            draws: What happens to the views.
+            draws: The drawn augmentations of the views.
 
         Returns:
             float32 [views, mels, frames].

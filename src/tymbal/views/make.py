@@ -29,11 +29,11 @@ class ViewMaker:
     """Makes views of clips of one length.
 
     Args:
-        settings: What may happen to a view.
+        settings: The augmentations of a view.
         features: The filter bank.
         samples: Samples of a clip.
         mode: `spectral` changes one transform of a clip, `exact` its waveform.
-        device: Where to compute; `exact` is for the CPU.
+        device: The device to compute on; `exact` is for the CPU.
 
     Raises:
         SettingsError: Backgrounds cannot be used.
@@ -71,7 +71,7 @@ class ViewMaker:
         Args:
             clips: Clips that `transform` gave, or for `exact` their waveforms, [clips, samples].
             clip: Which clip each view is of, int64 [views], on the CPU.
-            draws: What happens to the views.
+            draws: The drawn augmentations of the views.
             partners: Energies in mel bins of the clip that each view may be mixed with, [views, mels, frames].
 
         Returns:
@@ -102,7 +102,7 @@ def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Ten
     Args:
         maker: Makes views, in `spectral` mode.
         waveforms: float32 [batch, samples], on the maker's device.
-        keys: What `clip_key` gives of each clip, int64 [batch], on the CPU.
+        keys: `clip_key` of each clip, int64 [batch], on the CPU.
         versions: Version, or epoch, of each, int64 [batch], on the CPU.
         seed: Seed of what is drawn.
 
@@ -138,7 +138,7 @@ class FreshViewDataset(StoreDataset):
         rows: Row numbers in the store, [length].
         maker: Makes views.
         seed: Seed of what is drawn.
-        device: Where views are made.
+        device: The device to make views on.
 
     Attributes:
         on_device: Whether batches lie on a GPU already.

@@ -86,7 +86,7 @@ class Shown:
     Attributes:
         values: Its log-mel spectrogram, float32 [frames, mels].
         waveform: Its sound, float32 [samples].
-        changes: What was done to it, in words.
+        changes: Augmentations applied to it, in words.
     """
 
     values: npt.NDArray[np.float32]
@@ -117,8 +117,8 @@ def preview_page(
     """The page as HTML.
 
     Args:
-        examples: What it shows.
-        settings: What may be drawn.
+        examples: The clips to show.
+        settings: The augmentations.
         mode: How the views were made, `spectral` or `exact`.
         seed: Seed of what is drawn.
         rate: Sample rate in Hz.

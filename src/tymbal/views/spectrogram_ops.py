@@ -26,7 +26,7 @@ def power_response(draws: Draws, frequencies: Tensor) -> Tensor:
     """Power gain of the filters of each view.
 
     Args:
-        draws: What happens to the views.
+        draws: The drawn augmentations of the views.
         frequencies: In Hz, [bins], or of each view [views, bins].
 
     Returns:
@@ -71,7 +71,7 @@ def change_spectrograms(mel: Tensor, partners: Tensor, draws: Draws) -> Tensor:
     Args:
         mel: Energies of the views in mel bins, [views, mels, frames].
         partners: Energies of the clip that each view may be mixed with, [views, mels, frames].
-        draws: What happens to the views.
+        draws: The drawn augmentations of the views.
 
     Returns:
         Log-mel, float32 [views, frames, mels].

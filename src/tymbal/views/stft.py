@@ -21,10 +21,10 @@ class Spectrum:
 
     Args:
         features: The filter bank.
-        device: Where to compute.
+        device: The device to compute on.
 
     Attributes:
-        frequencies: Of the bins in Hz, [bins].
+        frequencies: Frequencies of the bins in Hz, [bins].
     """
 
     def __init__(self, features: FeatureSettings, device: torch.device | str = "cpu") -> None:
@@ -73,7 +73,7 @@ class Spectrum:
 
         Args:
             energy: [views, bins, frames], or [1, bins, frames] for all views.
-            factor: What the frequencies of each view are multiplied by, [views], on the CPU.
+            factor: Factor of the frequencies of each view, [views], on the CPU.
             response: Power gain of each bin, [views, bins]; None without filters.
 
         Returns:

@@ -52,7 +52,7 @@ def convert_model(
         source: A run, a model folder, a name on the Hugging Face hub, an SSAST file, or one of a script.
         output: The folder, or the file for `ssast`, `script` and `onnx`; it must not exist yet.
         to: The layout. `None` is one file, of a script where it was pretrained by reconstruction, else SSAST's.
-        settings: What the source does not tell: stride, heads, pooling, names of labels, statistics.
+        settings: Facts that the source lacks: stride, heads, pooling, names of labels, statistics.
 
     Returns:
         The layout, and what a user should know of the result, in sentences.

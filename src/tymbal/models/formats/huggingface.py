@@ -116,8 +116,8 @@ def read(folder: Path, *, name: str | None = None) -> Checkpoint:
     """Reads a folder that transformers, or Tymbal, saved.
 
     Args:
-        folder: Where it lies.
-        name: What the user calls it; `None` is the folder.
+        folder: The model's folder.
+        name: The user's name of it; `None` is the folder.
 
     Raises:
         ModelError: Where files are missing or damaged, or the model has parts that ours has not.
@@ -251,7 +251,7 @@ def describe(
         config: The content of its `config.json`.
         preprocessor: That of its `preprocessor_config.json`, if it has one.
         labels: Number of its labels; 0 for an encoder.
-        path: Where it is from, for messages and provenance.
+        path: Its origin, for messages and provenance.
 
     Raises:
         ModelError: Where the model has parts that ours has not.

@@ -214,8 +214,8 @@ class MappedShard:
     Args:
         path: The file.
         rows: Spectrograms in it.
-        shape: Of a row: [frames, mels], [views, frames, mels] or [samples].
-        dtype: Of its values, two bytes each.
+        shape: Shape of a row: [frames, mels], [views, frames, mels] or [samples].
+        dtype: Type of its values, two bytes each.
 
     Raises:
         StoreError: The file cannot be opened, or its header does not say this shape.

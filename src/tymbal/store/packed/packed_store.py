@@ -45,7 +45,7 @@ class Store(SpectrogramSource):
 
     Attributes:
         path: The folder.
-        description: What `store.json` says.
+        description: The contents of `store.json`.
         index: One row a spectrogram: id, file, start, end, frames, labels, group, split, shard, row, version.
         views: Spectrograms a row.
     """

@@ -40,9 +40,9 @@ class Entry:
         end: Seconds of the file at which its sound ends; None where that is not known.
         frames: Frames of real sound; padding follows.
         labels: Names of its labels.
-        group: What must stay on one side of a split.
+        group: Name of the group, which must stay on one side of a split.
         split: train, validation, …
-        version: Of the clip, where its views are stored.
+        version: The clip's version, if its views are stored.
     """
 
     id: str
@@ -61,7 +61,7 @@ class ShardWriter:
 
     Attributes:
         rows: Spectrograms written so far.
-        moments: Of all real frames written so far, as the store keeps them (float16).
+        moments: Moments of all real frames written so far, as stored (float16).
     """
 
     def __init__(
@@ -180,13 +180,13 @@ def finish_store(
         shards: Each shard with what it holds, in order; shards without rows are left out.
         features: How the spectrograms were computed; None if unknown.
         frames: Frames of a spectrogram, padding included.
-        moments: Of all values of real frames.
+        moments: Moments of all values of real frames.
         mels: Mel bins, where the features do not tell.
         padding: Log-mel value behind the end of a short spectrogram.
         views: Spectrograms a row.
         kind: `spectrograms` or `waveforms`.
         statistics: Mean and standard deviation that the store gives, instead of those of the moments.
-        settings: Of the verb that made the store.
+        settings: Settings of the verb that made the store.
         provenance: Beside version and time, what is known of the origin.
     """
     store = Path(path)
@@ -249,7 +249,7 @@ def write_store(
         padding: Log-mel value behind the end of a short spectrogram; silence by default.
         statistics: Mean and standard deviation that the store gives, instead of those of its real frames.
         rows_per_shard: Spectrograms a shard.
-        provenance: What is known of their origin.
+        provenance: Known facts of their origin.
     """
     store = Path(path)
     mels = _mels(features, mels)

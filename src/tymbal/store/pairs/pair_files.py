@@ -65,8 +65,8 @@ def write_pair(
         folder: The layout's folder.
         pair: Both views, log-mel [2, frames, mels].
         stem: The clip's name, which no other has.
-        version: Of the clip.
-        split: Of the clip.
+        version: The clip's version.
+        split: The clip's split.
         source: Its sound file.
 
     Returns:
@@ -94,7 +94,7 @@ def entry_of(folder: str, file: str, entry: Entry, *, frames: int, mels: int) ->
     Args:
         folder: The layout's folder, as the user named it.
         file: The file's path within the folder, with slashes.
-        entry: What an index says of the pair.
+        entry: The index entry of the pair.
         frames: Frames of a view.
         mels: Its mel bins.
     """

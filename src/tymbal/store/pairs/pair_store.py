@@ -95,7 +95,7 @@ class PairFileStore(SpectrogramSource):
 
     Args:
         source: The folder, its metadata file, or a list of entries of metadata.
-        root: Where files are looked for that are not where their entry says.
+        root: The folder to search for files that are not where their entries say.
 
     Attributes:
         files: The file of each row.

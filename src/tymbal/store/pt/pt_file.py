@@ -88,7 +88,7 @@ class Examined:
     """The result of reading a whole file.
 
     Attributes:
-        place: Where its spectrogram lies.
+        place: The place of its spectrogram.
         real: Frames of real sound. Frames behind them are exactly 0 in every mel bin: SSAST's padding.
         mean: Mean of the values of real frames.
         m2: Sum of their squared distances from the mean.
@@ -327,7 +327,7 @@ class Archive:
     """A file with exactly one storage.
 
     Attributes:
-        pickle: What says how the storage is to be understood. Equal pickles say the same.
+        pickle: The bytes that describe the storage. Equal pickles describe equal layouts.
         start: Bytes before the storage.
         size: Bytes of the storage.
     """

@@ -236,7 +236,7 @@ class Record(NamedTuple):
         real: Frames of real sound.
         mean: Mean of the values of real frames.
         m2: Sum of their squared distances from the mean.
-        reason: Why it is left out; empty where it is not.
+        reason: Why it is left out; empty if it is not.
         advice: What to do about that.
     """
 
@@ -286,7 +286,7 @@ def look(
         files: The files.
         mels: Mel bins that they have.
         layout: See `pt_file.load_spectrogram`.
-        record: Where the record is, and is written. None keeps none.
+        record: The record's file, read and written. None keeps none.
         as_recorded: Take the record as it stands, without checking the files.
         threads: Files that are read at the same time. None is four a core, for the waiting is for the disk.
 

@@ -52,7 +52,7 @@ class PtFile(NamedTuple):  # a third of the time of a dataclass, which two milli
         start: Seconds of the sound file at which the clip begins.
         end: Seconds at which it ends; None is not known.
         labels: Names of its labels.
-        group: What must stay on one side of a split.
+        group: Name of the group, which must stay on one side of a split.
         split: train, validation, test, or None.
     """
 
@@ -76,9 +76,9 @@ class Header:
         mels: Mel bins.
         mean: Its mean.
         std: Its standard deviation.
-        padding: What was behind the end of short ones.
+        padding: Log-mel value behind the end of short ones.
         label_csv: SSAST's table of labels, relative to the list.
-        layout: What the sides of a file are, so that square ones are read right.
+        layout: The order of a file's axes, so that square ones are read right.
     """
 
     features: FeatureSettings | None = None
@@ -98,7 +98,7 @@ class PtListing:
     Attributes:
         path: The list or the folder.
         files: The files, in order.
-        header: What a list of ours says.
+        header: The header of a list that Tymbal wrote.
         label_names: Names of all labels in the order of the label table, if any.
     """
 

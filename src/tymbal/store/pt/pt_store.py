@@ -47,7 +47,7 @@ class Content:
         path: The list or folder.
         index: As in a packed store.
         paths: The files, [count].
-        places: Where the spectrograms lie in them, [count].
+        places: Places of the spectrograms in them, [count].
         frames: Frames of a spectrogram in a batch.
         mels: Mel bins.
         mean: Mean of the log-mel values.
@@ -56,8 +56,8 @@ class Content:
         layout: How files are read.
         features: How they were computed, where that is known.
         label_names: All labels, in the order of the label table.
-        failures: What was left out.
-        failures_to: Where to name what is left out later.
+        failures: The files left out.
+        failures_to: Where to list files left out later.
     """
 
     path: Path
