@@ -182,6 +182,15 @@ class Progress:
         elif not self._quiet:
             self._line()
 
+    @property
+    def total(self) -> int | None:
+        """How many there are; may change on the way."""
+        return self.meter.total
+
+    @total.setter
+    def total(self, total: int | None) -> None:
+        self.meter.total = total
+
     def advance(self, count: int = 1, *, failed: int = 0, note: str | None = None) -> None:
         """Counts `count` more, of which `failed` went wrong; `note` is shown behind the figures until the next one."""
         self.meter.advance(count, failed=failed)
@@ -198,7 +207,7 @@ class Progress:
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.meter.done, text=self._text())
+            self._bar.update(self._task, total=self.meter.total, completed=self.meter.done, text=self._text())
 
     def _line(self) -> None:
         self._last_line = time.monotonic()

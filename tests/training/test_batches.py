@@ -223,3 +223,21 @@ def test_plan__next_to_nothing_is_one_step():
 
 def test_plan__weights_may_be_small():
     assert BatchPlan(length=2, batch_sizes=(1,), weights=np.array([0.25, 0.25])).steps == 2
+
+
+def test_plan__settles_on_fewer_steps_once():
+    plan = BatchPlan(length=10, batch_sizes=(2,), epochs=4, measured=0)
+    sampler = PlannedBatchSampler(plan)
+    assert (plan.steps, plan.fingerprint()["measured"]) == (20, 0)
+    plan.settle(7, at=3)
+    assert (plan.steps, plan.batches, plan.fingerprint()["measured"]) == (7, 7, 3)
+    assert len(sampler) == len(list(sampler)) == 20
+    assert "measured" not in BatchPlan(length=10, batch_sizes=(2,)).fingerprint()
+
+
+def test_plan__steps_within_clips():
+    plan = BatchPlan(length=40, batch_sizes=(1, 2, 4), epochs=5)  # 40 steps of 1 clip, 20 of 2, then 4 each
+    assert [plan.steps_within(clips) for clips in (0, 0.9, 1, 39, 40, 41.9, 42, 80, 83, 84)] == [
+        *(0, 0, 1, 39, 40, 40, 41, 60, 60, 61),
+    ]
+    assert all(plan.steps_within(plan.clips_before(step)) == step for step in range(90))

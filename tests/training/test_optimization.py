@@ -21,8 +21,10 @@ from tymbal.training.optimization import (
     make_optimizer,
     make_schedule,
     parameter_groups,
+    schedule_scale,
     step_scale,
     warmup_scale,
+    warmup_steps,
 )
 
 
@@ -257,3 +259,37 @@ def test_plateau__progress_is_counted_in_the_metric(greater: bool, values: tuple
         schedule.observe(value, greater=greater, min_progress=0.1)
         idle.append(schedule.idle)
     assert idle == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("cosine", "cosine"), ("linear", "linear"), ("constant", "constant_with_warmup")]
+)
+@pytest.mark.parametrize("warmup", [0, 7, 0.1])
+def test_schedule_scale__is_that_of_transformers(name: str, theirs: str, warmup: float):
+    from transformers import TrainingArguments, get_scheduler
+
+    steps = 43
+    rising = warmup_steps(warmup, steps)
+    assert rising == TrainingArguments(warmup_steps=warmup, use_cpu=True).get_warmup_steps(steps)
+    schedule = get_scheduler(theirs, optimizer(), num_warmup_steps=rising, num_training_steps=steps)
+    expected = []
+    for _ in range(steps + 1):
+        expected.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    assert [schedule_scale(name, step, rising, steps) for step in range(steps + 1)] == expected
+
+
+def test_make_schedule__follows_what_the_plan_settles_on():
+    plan = BatchPlan(length=10, batch_sizes=(1,), epochs=100, measured=0)
+    schedule = make_schedule(PretrainSettings(warmup=0.1), plan, optimizer(2.0), warmup=100)
+    assert schedule is not None
+    rates = []
+    for step in range(1, 51):
+        schedule.optimizer.step()
+        schedule.step()
+        rates.append(schedule.get_last_lr()[0])
+        if step == 3:
+            plan.settle(50, at=3)
+    assert rates[:6] == pytest.approx([0.02, 0.04, 0.06, 1.6, 2.0, 2.0 * schedule_scale("cosine", 6, 5, 50)])
+    assert rates[-1] == 0

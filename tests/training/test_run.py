@@ -62,7 +62,7 @@ def test_train__stops_when_the_minutes_are_used_up(tmp_path: Path, monkeypatch: 
             return super().forward(x)
 
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: now))
-    run, chosen = tmp_path / "run", {"epochs": 1000, "eval_every": 100}
+    run, chosen = tmp_path / "run", {"max_steps": 5000, "eval_every": 100}
     result = session(run, Slow(), max_minutes=10 / 60, **chosen)
     assert (result.ended, result.steps) == ("minutes", 10)
     last = lines(run)[-1]

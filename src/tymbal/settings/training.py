@@ -20,8 +20,10 @@ class TrainingSettings:
     Attributes:
         epochs: Passes over the training clips.
         max_steps: Optimizer steps, instead of epochs.
-        max_minutes: Stop, with a final evaluation and a saved model, when this many minutes have passed. The schedule
-            still spans `epochs` or `max_steps`.
+        max_minutes: Train for this many minutes: the first steps are measured, and the run then has as many steps as
+            fit, at most those of `epochs`; learning rate and warm-up span them, also after a stop. What would take
+            longer after all is ended, with a final evaluation and a saved model. With `max_steps` the minutes only end
+            it.
         batch_size: Clips a step and device.
         batch_sizes: Clips a step and device by epoch, as in 1, 1, 2, 4, instead of one number; the last one holds on.
         accumulate: Batches whose gradients are added up before a step.

@@ -7,7 +7,9 @@ compiled once. Only the last step of the run may reach a little beyond the reque
 
 The plan knows all steps from the start, also where the batch size changes by epoch. The learning-rate schedule gets the
 exact number of steps, and a resumed run finds its place by counting steps (`Trainer` computes both from one constant
-size and one constant number of batches an epoch; it is shown the whole run as a single epoch).
+size and one constant number of batches an epoch; it is shown the whole run as a single epoch). A run that is given
+minutes learns its number of steps from how long the first ones take (`training.pace`), once: which clips a step takes
+does not depend on it.
 
 Where clips have weights, an epoch is drawn from them with replacement, and all else stays the same.
 
@@ -43,9 +45,9 @@ class _Stretch(NamedTuple):
     batch_size: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class BatchPlan:
-    """All steps of a run.
+    """All steps of a run. Only `settle` changes it.
 
     Attributes:
         length: Clips in an epoch.
@@ -58,6 +60,8 @@ class BatchPlan:
         seed: Seed of the order of the clips.
         weights: Chances of each clip, [length]: an epoch is then as many draws with replacement. None takes every clip
             once.
+        measured: Where the minutes decide on the number of steps, the step after which they did; 0 as long as they have
+            not. None where they do not.
     """
 
     length: int
@@ -68,6 +72,7 @@ class BatchPlan:
     processes: int = 1
     seed: int = 0
     weights: np.ndarray | None = field(default=None, compare=False)
+    measured: int | None = None
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -77,12 +82,18 @@ class BatchPlan:
         if self.weights is not None and (len(self.weights) != self.length or not 0 < self.weights.sum() < math.inf):
             raise TrainingError(f"the weights of the clips are not {self.length} numbers of which some are above 0")
 
-    @cached_property
+    @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run, exactly."""
-        if self.max_steps is not None:
-            return self.max_steps
+        """Optimizer steps of the whole run, exactly; those of `epochs` until `settle` has decided on fewer."""
+        return self._steps_of_epochs if self.max_steps is None else self.max_steps
+
+    @cached_property
+    def _steps_of_epochs(self) -> int:
         return max(1, self._steps_for(math.ceil(round(self.epochs * self.length, 6))))
+
+    def settle(self, steps: int, *, at: int) -> None:
+        """Decides how many steps the run has, after the first `at` of them."""
+        self.max_steps, self.measured = steps, at
 
     @property
     def batches(self) -> int:
@@ -101,6 +112,11 @@ class BatchPlan:
     def batch_size_of(self, step: int) -> int:
         """Clips a batch and process in the step with the number `step`, counted from 0."""
         return self._stretch_at(step).batch_size
+
+    def steps_within(self, clips: float) -> int:
+        """Most steps that together take at most so many clips, of all processes."""
+        stretch = self._stretches[bisect.bisect_right(self._stretches, clips, key=lambda stretch: stretch.clip) - 1]
+        return stretch.step + math.floor((clips - stretch.clip) / self._clips_a_step(stretch.batch_size))
 
     def is_due(self, step: int, every: float) -> bool:
         """Whether the last of `step` steps completed another `every` epochs."""
@@ -126,6 +142,7 @@ class BatchPlan:
             "seed": self.seed,
             "steps": self.steps,
             **({} if self.weights is None else {"weights": hashlib.blake2b(self.weights.tobytes()).hexdigest()[:16]}),
+            **({} if self.measured is None else {"measured": self.measured}),
         }
 
     def _clips_a_step(self, batch_size: int) -> int:
@@ -173,9 +190,10 @@ class PlannedBatchSampler(Sampler[list[int]]):
         self.rank = rank
         self._announce = announce
         self._announce_from = announce_from
+        self._steps = plan.steps  # a loader must not shrink while it is read: who reads stops earlier
 
     def __len__(self) -> int:
-        return self.plan.batches
+        return self._steps * self.plan.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
         return _announced(self._batches(), self._announce, self._announce_from)
@@ -183,7 +201,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
     def _batches(self) -> Iterator[list[int]]:
         plan = self.plan
         orders: dict[int, np.ndarray] = {}
-        for step in range(plan.steps):
+        for step in range(self._steps):
             size = plan.batch_size_of(step)
             first = plan.clips_before(step)
             for number in range(plan.accumulate):

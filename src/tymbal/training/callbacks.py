@@ -18,10 +18,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 from typing_extensions import override
 
-from tymbal.progress import Progress
+from tymbal.progress import Progress, duration, tell
 from tymbal.stopping import StopRequest
 from tymbal.training.batches import BatchPlan
 from tymbal.training.optimization import Plateau
+from tymbal.training.pace import Pace
 from tymbal.training.records import read_metrics
 
 __all__ = [
@@ -99,16 +100,22 @@ class Timetable(TrainerCallback):
 
 
 class PlateauWatch(TrainerCallback):
-    """Passes the monitored metric of every evaluation to the schedule.
+    """Passes the monitored metric of every evaluation to the schedule, and how long its warm-up is.
 
     The schedule's state goes into the checkpoint of this step, with what it has observed up to here.
 
     Args:
         min_progress: What counts as progress of the monitored metric.
+        warmup: Gives the steps of the warm-up, which are others once the minutes have decided on the number of steps.
     """
 
-    def __init__(self, min_progress: float) -> None:
+    def __init__(self, min_progress: float, warmup: Callable[[], int]) -> None:
         self._min_progress = min_progress
+        self._warmup = warmup
+
+    @override
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        cast(Plateau, kwargs["lr_scheduler"]).warmup = self._warmup()
 
     @override
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -167,17 +174,26 @@ class Observer(TrainerCallback):
 class Clock(TrainerCallback, ExportableState):
     """Counts the seconds of training, also those before a resume, and ends the run when the minutes are used up.
 
+    Where the minutes decide on the number of steps (`BatchPlan.measured`), it measures the first ones and settles the
+    plan.
+
     Args:
+        plan: All steps of the run.
         max_minutes: How long to train, evaluations and saves included; None for ever.
         seconds: Seconds that earlier sessions of this run used.
+        pace: Tells from the first steps how many there is time for.
 
     Attributes:
         rang: Whether it ended the run.
     """
 
-    def __init__(self, max_minutes: float | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self, plan: BatchPlan, max_minutes: float | None = None, seconds: float = 0.0, *, pace: Pace | None = None
+    ) -> None:
+        self._plan = plan
         self._limit = math.inf if max_minutes is None else 60 * max_minutes
         self._before = seconds
+        self._pace = pace
         self._start = time.monotonic()
         self.rang = False
 
@@ -194,6 +210,8 @@ class Clock(TrainerCallback, ExportableState):
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._pace is not None and self._plan.measured == 0:
+            self._measure(self._pace, args, state.global_step, pauses=control.should_evaluate or control.should_save)
         # Clocks differ between processes; they agree where they wait for each other anyway.
         if math.isinf(self._limit) or (args.world_size > 1 and not control.should_log):
             return
@@ -206,6 +224,20 @@ class Clock(TrainerCallback, ExportableState):
             control.should_training_stop = control.should_log = control.should_save = True
             control.should_evaluate = args.metric_for_best_model is not None
 
+    def _measure(self, pace: Pace, args: TrainingArguments, step: int, *, pauses: bool) -> None:
+        """Shows a step to the pace, and settles the plan once it can tell; all processes with the same seconds."""
+        if args.device.type == "cuda":
+            torch.cuda.synchronize(args.device)  # else the processor runs ahead of what it asks for
+        seconds = self.seconds
+        if args.world_size > 1:
+            slowest = torch.tensor(seconds, dtype=torch.float32, device=args.device)
+            torch.distributed.all_reduce(slowest, op=torch.distributed.ReduceOp.MAX)
+            seconds = float(slowest.item())
+        steps = pace.take(step, seconds, pauses=pauses)
+        if steps is not None:
+            self._plan.settle(steps, at=step)
+            tell(f"After {step:,} steps in {duration(seconds)}: {steps:,} steps in {duration(self._limit)}")
+
     @override
     def state(self) -> dict[str, Any]:
         return {"args": {}, "attributes": {"seconds": self.seconds}}
@@ -216,16 +248,21 @@ class ProgressBar(TrainerCallback):
 
     Args:
         progress: The bar; the caller enters its context.
+        plan: All steps of the run, of which there may be fewer than at first.
         shown: Picks the figures to show from what is logged.
     """
 
-    def __init__(self, progress: Progress, shown: Callable[[dict[str, Any]], dict[str, float]]) -> None:
+    def __init__(
+        self, progress: Progress, plan: BatchPlan, shown: Callable[[dict[str, Any]], dict[str, float]]
+    ) -> None:
         self._progress = progress
+        self._plan = plan
         self._shown = shown
         self._latest: dict[str, float] = {}
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._progress.total = self._plan.steps
         self._progress.advance(1)
 
     @override

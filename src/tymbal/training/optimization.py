@@ -24,9 +24,11 @@ __all__ = [
     "make_optimizer",
     "make_schedule",
     "parameter_groups",
+    "schedule_scale",
     "step_scale",
     "training_arguments",
     "warmup_scale",
+    "warmup_steps",
 ]
 
 # Those that are not among these are our own, see `make_schedule`.
@@ -205,11 +207,13 @@ class Plateau(LambdaLR):
 def make_schedule(settings: TrainingSettings, plan: BatchPlan, optimizer: Optimizer, *, warmup: int) -> LambdaLR | None:
     """Makes a schedule of our own; None where `Trainer` has the one that was chosen.
 
+    Where the minutes decide on the number of steps, the rates are those of the steps that the plan has at the time.
+
     Args:
         settings: Which one, and its numbers.
         plan: All steps of the run.
         optimizer: Whose learning rates it sets.
-        warmup: Steps of the warm-up.
+        warmup: Steps of the warm-up, where the plan has all its steps already.
     """
     if warmup > plan.steps:
         tell(
@@ -217,13 +221,43 @@ def make_schedule(settings: TrainingSettings, plan: BatchPlan, optimizer: Optimi
             f"{settings.learning_rate * plan.steps / warmup:.3g} at most",
             warning=True,
         )
+
+    def rising() -> int:
+        return warmup if plan.measured is None else warmup_steps(settings.warmup, plan.steps)
+
     if settings.schedule == "plateau":
         patience, factor = settings.plateau_patience, settings.plateau_factor
         return Plateau(optimizer, warmup=warmup, patience=patience, factor=factor)
     if settings.schedule == "step":
         falls = step_scale(plan, start=settings.step_start, every=settings.step_every, factor=settings.step_factor)
-        return LambdaLR(optimizer, lambda step: falls(step) * warmup_scale(step, warmup))
+        return LambdaLR(optimizer, lambda step: falls(step) * warmup_scale(step, rising()))
+    if plan.measured is not None:
+        return LambdaLR(optimizer, lambda step: schedule_scale(settings.schedule, step, rising(), plan.steps))
     return None
+
+
+def warmup_steps(warmup: float, steps: int) -> int:
+    """Steps of a warm-up that is a fraction of all `steps` below 1, and a number of them from 1 on; as in `Trainer`."""
+    return int(warmup) if warmup >= 1 else math.ceil(steps * warmup)
+
+
+def schedule_scale(schedule: str, step: int, warmup: int, steps: int) -> float:
+    """What a rate is multiplied by after `step` of `steps` steps; the same numbers as those of `Trainer`.
+
+    Args:
+        schedule: `cosine`, `linear` or `constant`.
+        step: Steps that are done.
+        warmup: Steps of the warm-up.
+        steps: All steps of the run.
+    """
+    if step < warmup:
+        return step / warmup
+    if schedule == "constant":
+        return 1.0
+    falling = max(1, steps - warmup)
+    if schedule == "linear":
+        return max(0.0, (steps - step) / falling)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * ((step - warmup) / falling))))
 
 
 def warmup_scale(step: int, warmup: int) -> float:

@@ -43,7 +43,6 @@ from tymbal.training.layers import Stages
 from tymbal.training.records import ByClass, ClassDetails, metrics_at_step
 from tymbal.training.run_folder import Resume, RunFolder, RunResult
 from tymbal.training.session import (
-    ResumePoint,
     Session,
     make_trainer,
     named_checkpoint,
@@ -183,13 +182,13 @@ def _fit(trainer: TymbalTrainer, session: Session, *, title: str) -> _End:
     steps, best_step = start.step, start.best_step
     # If patience was used up before and only the model is unsaved, no training is left to do.
     if not patience or start.idle < patience:
-        _fit_with_progress(trainer, start, title=title)
+        _fit_with_progress(trainer, session, title=title)
         steps, best_step = trainer.state.global_step, trainer.state.best_global_step
     why = "minutes" if session.clock.rang else "steps" if steps >= session.plan.steps else "patience"
     return _End(steps, best_step, why)
 
 
-def _fit_with_progress(trainer: TymbalTrainer, start: ResumePoint, *, title: str) -> None:
+def _fit_with_progress(trainer: TymbalTrainer, session: Session, *, title: str) -> None:
     """Trains, with a progress bar, until the run ends or a signal ends the session."""
     name = trainer.args.metric_for_best_model
     names = ("loss", f"eval_{name}")
@@ -197,22 +196,22 @@ def _fit_with_progress(trainer: TymbalTrainer, start: ResumePoint, *, title: str
     def shown(logs: dict[str, Any]) -> dict[str, float]:
         return {key: logs[key] for key in names if key in logs}
 
-    steps = trainer.args.max_steps
+    start, plan = session.start, session.plan
     with (
-        Progress(steps, title, unit="steps", done=start.step) as progress,
+        Progress(plan.steps, title, unit="steps", done=start.step) as progress,
         warnings.catch_warnings(),
         requested() as request,
     ):
         # About the way in which Trainer and accelerate set DDP up, which is not ours to change.
         warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated|Grad strides do not match")
-        trainer.add_callback(ProgressBar(progress, shown))
+        trainer.add_callback(ProgressBar(progress, plan, shown))
         signals = StopOnSignal(request)
         trainer.add_callback(signals)
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     if signals.stopped:
         if rank() == 0:
             by = f" by {request.name}" if request.name else ""
-            say(f"Stopped{by} after step {trainer.state.global_step:,} of {steps:,}. The same command continues.")
+            say(f"Stopped{by} after step {trainer.state.global_step:,} of {plan.steps:,}. The same command continues.")
         # A launcher that sees the first process end may kill the others: not before the checkpoint has its name.
         trainer.accelerator.wait_for_everyone()
         raise Stopped

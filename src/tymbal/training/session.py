@@ -25,7 +25,8 @@ from tymbal.training.callbacks import Clock, Evaluation, Observer, PlateauWatch,
 from tymbal.training.checkpoints import Checkpoints, resolve_checkpoint, verify
 from tymbal.training.device_errors import Arithmetic
 from tymbal.training.layers import Stages, Unfreezing, WeightAverage
-from tymbal.training.optimization import parameter_groups, training_arguments
+from tymbal.training.optimization import parameter_groups, training_arguments, warmup_steps
+from tymbal.training.pace import Pace
 from tymbal.training.records import ClassDetails, MetricsFile
 from tymbal.training.run_folder import Resume, RunFolder
 from tymbal.training.trackers import trackers
@@ -54,6 +55,8 @@ class ResumePoint:
         best_step: The best of them, if any was evaluated.
         seconds: Seconds of training that are done.
         idle: Evaluations without progress up to here.
+        measured: As in the plan of the run, where the minutes decide on its steps; None where they do not.
+        steps: All steps of the run, where the minutes have decided.
     """
 
     checkpoint: Path | None = None
@@ -61,6 +64,8 @@ class ResumePoint:
     best_step: int | None = None
     seconds: float = 0.0
     idle: int = 0
+    measured: int | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +138,7 @@ def open_session(
     init_process_group(choose_device(settings.device)[0])
     checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
     start = on_rank_zero(lambda: find_resume_point(checkpoints, plan, resume))
+    clock = _clock(settings, plan, start, evaluated=0 if validation_dataset is None else len(validation_dataset))
     return Session(
         module=module,
         train_dataset=train_dataset,
@@ -142,9 +148,28 @@ def open_session(
         plan=plan,
         checkpoints=checkpoints,
         start=start,
-        clock=Clock(settings.max_minutes, start.seconds),
+        clock=clock,
         average=None if settings.average_from is None else WeightAverage(module, settings),
     )
+
+
+def _clock(settings: TrainingSettings, plan: BatchPlan, start: ResumePoint, *, evaluated: int) -> Clock:
+    """The clock of a session; where the minutes decide on the steps, the plan has what they decided, or will have it.
+
+    A run that was begun without this, or by an earlier version, is cut off by its minutes.
+    """
+    by_minutes = settings.max_minutes is not None and settings.max_steps is None
+    if start.measured and start.steps:
+        plan.settle(start.steps, at=start.measured)
+    elif by_minutes and (start.checkpoint is None or start.measured == 0):
+        plan.measured = 0
+    pace = None
+    if plan.measured == 0 and settings.max_minutes is not None:
+        every = settings.eval_every * plan.length
+        if settings.eval_steps is not None:
+            every = plan.clips_before(settings.eval_steps)
+        pace = Pace(plan, 60 * settings.max_minutes, evaluated=evaluated, every=every)
+    return Clock(plan, settings.max_minutes, start.seconds, pace=pace)
 
 
 def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
@@ -193,14 +218,18 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
             tell("No checkpoint is complete: training starts from the beginning", warning=True)
         return ResumePoint()
     path, manifest = start
-    changes = config.diff(manifest["plan"], plan.fingerprint())
+    recorded, own = dict(manifest["plan"]), plan.fingerprint()
+    measured = recorded.pop("measured", None)
+    if measured:
+        own["steps"] = recorded["steps"]
+    changes = config.diff(recorded, own)
     if changes:
         raise CheckpointError(
             "the run was begun with other data or another number of processes:\n    " + "\n    ".join(changes),
             path=path,
             advice="Continue it with the same store, as many processes, and the same batch size; or begin a new run.",
         )
-    tell(f"Continuing from step {manifest['step']:,} of {plan.steps:,}")
+    tell(f"Continuing from step {manifest['step']:,} of {recorded['steps']:,}")
     state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     callbacks = {name: entry["attributes"] for name, entry in state["stateful_callbacks"].items()}
     return ResumePoint(
@@ -209,6 +238,8 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
         best_step=state["best_global_step"],
         seconds=callbacks.get("Clock", {}).get("seconds", 0.0),
         idle=callbacks.get("EarlyStoppingCallback", {}).get("early_stopping_patience_counter", 0),
+        measured=measured,
+        steps=recorded["steps"] if measured else None,
     )
 
 
@@ -263,7 +294,7 @@ def session_callbacks(
     if stages is not None:
         callbacks.append(Unfreezing(stages, plan))
     if settings.schedule == "plateau":
-        callbacks.append(PlateauWatch(settings.min_progress))
+        callbacks.append(PlateauWatch(settings.min_progress, lambda: warmup_steps(settings.warmup, plan.steps)))
     if session.average is not None:
         callbacks.append(session.average)
     if on_evaluation is not None:
