@@ -174,12 +174,13 @@ def _entries(cls: Any, names: Iterable[str], recipes: Sequence[Recipe] | None = 
     defaults = {each.name: each.default for each in fields(cls)}
     known = getattr(cls, "recipes", ()) if recipes is None else recipes
     return [
-        Entry(flag_of(name), texts[name], tuple(_notes(name, kinds[name], defaults[name], known))) for name in names
+        Entry(flag_of(name), texts[name], tuple(_notes(cls, name, kinds[name], defaults[name], known)))
+        for name in names
     ]
 
 
-def _notes(name: str, kind: Any, default: Any, recipes: Sequence[Recipe]) -> Iterator[str]:
-    choices = _REGISTERED[name]() if name in _REGISTERED else _choices(kind)
+def _notes(cls: Any, name: str, kind: Any, default: Any, recipes: Sequence[Recipe]) -> Iterator[str]:
+    choices = nature(cls, name).choices or (_REGISTERED[name]() if name in _REGISTERED else _choices(kind))
     if choices:
         yield f"choices: {', '.join(choices)}"
     text = shown_default(default)

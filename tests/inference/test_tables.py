@@ -14,6 +14,8 @@ from tones import tone_folder
 from tymbal.errors import SettingsError
 from tymbal.inference.predictions import read_predictions
 from tymbal.inference.tables import EmbeddingFormat, RowFormat, choose_format, formats, table_format
+from tymbal.settings.fields import nature
+from tymbal.settings.inference import EmbedSettings, PredictSettings
 
 COLUMNS = {"file": "text", "start": "seconds", "label": "text", "score": "score", "windows": "count", "time": "text"}
 ROWS = [("a, b.wav", 0.1234567, 'rain "hard"', 0.12345678, 3, None), ("ü.wav", 86400.0, "wind", 1.0, 1, "2024")]
@@ -146,3 +148,8 @@ def test_formats__are_known_by_their_names() -> None:
     for kind in (RowFormat, EmbeddingFormat):
         for one in formats(kind):
             assert type(table_format(one.name, kind)) is type(one)
+
+
+@pytest.mark.parametrize(("settings", "kind"), [(PredictSettings, RowFormat), (EmbedSettings, EmbeddingFormat)])
+def test_formats__are_the_choices_that_help_shows(settings: type, kind: type) -> None:
+    assert sorted(nature(settings, "format").choices) == sorted(one.name for one in formats(kind))

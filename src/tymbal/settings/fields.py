@@ -51,6 +51,7 @@ class Nature:
         group: The group that help shows it in. `None` is that of the class which introduces it.
         aliases: Its older names, still understood.
         only_for: Kinds of source that it is for, of `pt` and `sound`; it has no effect on others. Empty is all.
+        choices: Names to choose from, for help, of a setting whose choices other packages can add to.
         describes_model: Whether, where it belongs to an objective, the description of a model keeps it.
     """
 
@@ -61,6 +62,7 @@ class Nature:
     group: str | None = None
     aliases: tuple[str, ...] = ()
     only_for: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     describes_model: bool = True
 
 
@@ -74,6 +76,7 @@ def setting(
     group: str | None = None,
     aliases: tuple[str, ...] = (),
     only_for: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
     describes_model: bool = True,
 ) -> Value:
     """A field of a settings dataclass that says its own nature; the arguments are the attributes of `Nature`."""
@@ -85,6 +88,7 @@ def setting(
         group=group,
         aliases=aliases,
         only_for=only_for,
+        choices=choices,
         describes_model=describes_model,
     )
     return field(default=default, metadata={_KEY: own})

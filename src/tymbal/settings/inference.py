@@ -102,7 +102,7 @@ class PredictSettings:
     top: int | None = None
     merge: bool = setting(True, resumable=True)
     gap: float = setting(0.0, resumable=True)
-    format: str | None = setting(None, resumable=True)
+    format: str | None = setting(None, resumable=True, choices=("csv", "parquet", "json", "jsonl", "raven", "audacity"))
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
     device: str = setting("auto", resumable=True)
@@ -148,7 +148,7 @@ class EmbedSettings:
     skip_padding: bool = True
     window: float | None = None
     hop: float | None = None
-    format: str | None = setting(None, resumable=True)
+    format: str | None = setting(None, resumable=True, choices=("parquet", "csv", "npy"))
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
     device: str = setting("auto", resumable=True)
