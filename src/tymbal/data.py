@@ -201,7 +201,7 @@ class DataSource(Generic[Chosen]):
     def spectrograms(self, run: Path, features: FeatureSettings) -> SpectrogramSource:
         """Opens spectrograms; sound is prepared into `run/store` first.
 
-        What was left out is also named in `run/failures.csv`. Of `.pt` files the run keeps a record, by which it goes
+        Files left out are also listed in `run/failures.csv`. Of `.pt` files the run keeps a record, by which it goes
         on with the clips that it was begun with.
 
         Args:

@@ -237,7 +237,7 @@ def _unit_of(clips: list[Clip], how: str) -> Callable[[Clip], str]:
             "groups are to be split, but no clip has one",
             advice="Fill the column group, or set group_pattern, as 'site_([a-z]+)'.",
         )
-    # Parts of one file, and files with the same bytes, would tell validation what training saw. The name is that of
+    # Parts of one file, and files with the same bytes, would leak training data into validation. The name is that of
     # the first of them.
     first: dict[str, str] = {}
     for clip in clips:

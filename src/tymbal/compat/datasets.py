@@ -37,7 +37,7 @@ _BETA = 10.0
 class PrecomputedDataset(Dataset[tuple[Tensor, Tensor]]):
     """Spectrograms and labels of an SSAST list, one at a time.
 
-    What is random is drawn from torch's generator, which a DataLoader seeds anew in each worker process. (SSAST draws
+    Random numbers come from torch's generator, which a DataLoader seeds anew in each worker process. (SSAST draws
     from numpy's, which is the same in all of them.)
 
     Args:

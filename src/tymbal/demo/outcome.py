@@ -238,7 +238,7 @@ def join_clips(manifest: Manifest, path: Path, *, seconds: float, sample_rate: i
         seed: Seed of the choice.
 
     Returns:
-        Which label is heard from when to when.
+        The events: label, start and end.
     """
     import soundfile as sf
 

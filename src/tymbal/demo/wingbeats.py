@@ -205,7 +205,7 @@ def write_recording(path: Path, *, seconds: float, seed: int, device: Device = H
         device: The recording device.
 
     Returns:
-        What flies past, and when.
+        The events: species and times.
     """
     rng = np.random.default_rng(seed)
     rate = device.sample_rate

@@ -101,7 +101,7 @@ class ModelView:
         self.pooling = str(embedder.record()["pooling"]) if scorer is None else scorer.description.pooling
         self._embedder, self._scorer, self._batch_size = embedder, scorer, batch_size
         self._fbank = filter_bank(self.features)
-        # Attention is read inside the modules: what another thread computes must not be taken for it.
+        # Attention is read inside the modules: another thread's must not be mistaken for it.
         self._lock = threading.Lock()
 
     @property
@@ -198,7 +198,7 @@ class ModelView:
         spectrum = Downsampler(_SPECTRUM_COLUMNS, self.features.mel_bins, "mean")
         scores = Downsampler(_SCORE_COLUMNS, len(self.labels), "max")
         done = until = 0
-        tail = np.empty((0, self.features.mel_bins), np.float32)  # what no window behind the last one has
+        tail = np.empty((0, self.features.mel_bins), np.float32)  # no window behind the last one has these
         for batch in self._batches(path, most):
             if not go_on():
                 return None

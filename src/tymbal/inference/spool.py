@@ -28,7 +28,7 @@ from tymbal.files import PARTIAL, locked, replace_file, write_json
 
 __all__ = ["CHUNK_BYTES", "ITEM", "Item", "Outcome", "PartReader", "RowBuffer", "Spool", "writing"]
 
-_SECONDS = 20.0  # after which a part is closed: what a kill can cost beside the item at hand
+_SECONDS = 20.0  # after which a part is closed: the most that a kill can cost beside the current item
 _KEY = "tymbal"
 
 

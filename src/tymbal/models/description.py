@@ -104,7 +104,7 @@ class ModelDescription:
 def features_of(store: SpectrogramSource, origin: ModelDescription | None = None) -> FeatureSettings:
     """How the spectrograms of a store are made, for the description of a model that learns from them.
 
-    Where nobody wrote it down, they are taken to be made as for the model that it starts from, or as AST and SSAST do.
+    If that is not recorded, they are taken to be made as for the model that it starts from, or as AST and SSAST do.
     """
     if store.features is not None:
         return store.features

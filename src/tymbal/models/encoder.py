@@ -285,7 +285,7 @@ class SpectrogramEncoder(nn.Module):
         batch = patches.shape[0]
         prefix_positions, patch_positions = positions[:, :PREFIX_TOKENS], positions[:, PREFIX_TOKENS:]
         if visible is not None:
-            # Before the projection: what is not seen costs nothing.
+            # Before the projection: patches that are not seen cost nothing.
             patches = _gather(patches, visible)
             patch_positions = _gather(patch_positions.expand(batch, -1, -1), visible)
         tokens = self.patch_projection(patches)

@@ -72,7 +72,7 @@ def write_onnx(path: Path, loaded: LoadedModel, *, pooling: str = "mean") -> lis
         pooling: How an encoder's tokens become an embedding: `mean` or `cls`.
 
     Returns:
-        What a user should know of it, in sentences.
+        Remarks for the user, in sentences.
 
     Raises:
         ModelError: Its filter bank is none that can be exported, or onnxruntime computes something else from it.

@@ -198,7 +198,7 @@ def _named(what: str, files: Iterable[str]) -> list[str]:
     return [f"{what}: {', '.join(names[:3])}{more}"]
 
 
-_SPARE = 1.05  # for the index, and what else is written beside
+_SPARE = 1.05  # for the index and other files beside the shards
 
 
 def check_space(folder: Path, needed: int, *, force: bool) -> None:

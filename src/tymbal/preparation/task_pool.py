@@ -48,7 +48,7 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
         settings: The settings of the preparation.
 
     Returns:
-        What builds a task, and the tasks by number.
+        The function that builds a task, and the tasks by number.
     """
     common: dict[str, Any] = {
         "store": str(store),

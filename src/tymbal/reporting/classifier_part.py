@@ -21,7 +21,7 @@ DECIDED = 0.5
 _MOST_CLASSES = 20
 _MOST_PAIRS = 10
 _MOST_CURVES = 15
-_TOGETHER = 5  # curves a chart: more colours than that nobody can distinguish
+_TOGETHER = 5  # curves a chart: more colours are hard to distinguish
 
 
 def confusion(scored: LabelledScores) -> str:
@@ -78,7 +78,7 @@ def mistakes(scored: LabelledScores, clips: Clips, *, most: int) -> str:
         NotShownError: It is wrong about none.
     """
     claimed = np.where(scored.truth, -1.0, scored.scores)
-    if not scored.multilabel:  # only what it says first is a claim
+    if not scored.multilabel:  # only its best label counts as a prediction
         claimed = np.where(scored.scores == scored.scores.max(1, keepdims=True), claimed, -1.0)
     best = claimed.max(1)
     order = [place for place in np.argsort(-best, kind="stable")[:most].tolist() if best[place] > 0]

@@ -382,7 +382,7 @@ class ViewSettings:
     group = "views"
 
     views: int = setting(0, first=True)
-    # These three are recorded as what they come to, so that a change in the file is seen.
+    # These three are recorded as resolved values, so that a change in the file is noticed.
     augmentations: str | None = setting(None, path=True, resumable=True)
     num_waveform_augs: int | None = setting(None, resumable=True)
     num_spectrogram_augs: int | None = setting(None, resumable=True)

@@ -109,7 +109,7 @@ class FeatureSettings:
 
     @property
     def _bank(self) -> Any:
-        # A `tymbal.features.bank.FilterBank`, by its name: settings stand below what they choose between.
+        # A `tymbal.features.bank.FilterBank`, by its name: settings are a lower layer than filter banks.
         return FILTER_BANKS.load(self.filter_bank)(self)
 
     @property

@@ -227,7 +227,7 @@ class Clock(TrainerCallback, ExportableState):
     def _measure(self, pace: Pace, args: TrainingArguments, step: int, *, pauses: bool) -> None:
         """Shows a step to the pace, and settles the plan once it can tell; all processes with the same seconds."""
         if args.device.type == "cuda":
-            torch.cuda.synchronize(args.device)  # else the processor runs ahead of what it asks for
+            torch.cuda.synchronize(args.device)  # else the processor runs ahead of the GPU's work
         seconds = self.seconds
         if args.world_size > 1:
             slowest = torch.tensor(seconds, dtype=torch.float32, device=args.device)
@@ -301,7 +301,7 @@ class StopOnSignal(TrainerCallback):
 
     @override
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # Where this step ends the run anyway, what is left is quick, and better done now than in another session.
+        # If this step ends the run anyway, the rest is quick, and better done now than in another session.
         if control.should_training_stop:
             return
         requested = self._request.name is not None

@@ -92,7 +92,7 @@ class Stages:
 def stages(encoder: SpectrogramEncoder, every: float) -> Stages:
     """The stages of gradual unfreezing: the final norm with the last block, block by block, then the embedded patches.
 
-    What is frozen for good is in none.
+    Parameters that stay frozen are in none.
     """
     by_layer: dict[int, list[nn.Parameter]] = {}
     for name, parameter in encoder.named_parameters():
@@ -104,7 +104,7 @@ def stages(encoder: SpectrogramEncoder, every: float) -> Stages:
 class Unfreezing(TrainerCallback):
     """Thaws stage after stage as epochs pass.
 
-    What is trainable in a step follows from its number alone, so that a resumed run goes on as an uninterrupted one. A
+    Which parameters a step trains follows from its number alone, so that a resumed run goes on as an uninterrupted one. A
     parameter that is frozen for now has no gradient: the optimizer does not touch it, not even to let it decay, and
     begins its moments when it thaws.
 

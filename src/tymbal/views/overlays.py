@@ -84,7 +84,7 @@ def _background(folder: str, sample_rate: int, samples: int) -> Bank:
         except AudioError as error:
             raise SettingsError(f"a background cannot be used: {error.what}", path=path, advice=error.advice) from error
         if clip.any():
-            # Shorter ones are heard again from their beginning.
+            # Shorter ones repeat from their beginning.
             clips.append(np.resize(clip, samples))
     if not clips:
         raise SettingsError("all backgrounds are silent", path=folder, advice="Give another folder.")

@@ -71,7 +71,7 @@ def _examples(
         plain = maker.log_mel(transformed.mel[place : place + 1])
         values = torch.cat([plain, views]).numpy()
         sounds = torch.cat([sound[place : place + 1], maker.waveforms(sound, clip, draws)]).numpy()
-        # One brightness and one loudness for a clip and its views, so that what is louder looks and sounds louder.
+        # One brightness and one loudness for a clip and its views, so that louder ones look and sound louder.
         high = float(values.max())
         sounds = sounds * (_LOUDEST / max(float(np.abs(sounds).max()), 1e-6))
         changes = [(), *(describe_changes(draws, view) for view in range(len(draws)))]

@@ -89,7 +89,7 @@ class Spectrum:
         for used, weights in self._blocks:
             first = int((used.start - 1) / highest) if used.start else 0
             reach = slice(first, min(math.ceil(used.stop / lowest), bins))
-            # Zeros at both ends of a block's triangles: what falls beside the block weighs nothing.
+            # Zeros at both ends of a block's triangles: bins beside the block have no weight.
             columns = F.pad(weights, (2, 2)).T.contiguous()
             place = (below[reach] + 2 - used.start).clamp_(0, len(columns) - 2).flatten()
             height = columns.index_select(0, place).view(-1, views, len(weights))

@@ -306,7 +306,7 @@ def _refusal(error: BaseException, path: str, *, is_pickle: bool) -> StoreError:
     """The failure of a file that torch.load refuses, in few words."""
     text = str(error)
     forbidden = re.search(r"GLOBAL ([\w.]+)", text)
-    # An unknown operation in what begins as a pickle is one of a newer kind; elsewhere it is damage.
+    # An unknown operation in a file that begins as a pickle is that of a newer protocol; elsewhere it is damage.
     if forbidden or "Unsupported class" in text or "Trying to" in text or (is_pickle and "Unsupported operand" in text):
         what = f"it wants to use {forbidden[1]} when it is opened" if forbidden else "it holds more than tensors"
         return _failure("unsafe", f"{what}, and was refused", path)

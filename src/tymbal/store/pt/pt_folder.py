@@ -291,7 +291,7 @@ def look(
         threads: Files that are read at the same time. None is four a core, for the waiting is for the disk.
 
     Returns:
-        What is known of each file, in order.
+        The record of each file, in order.
 
     Raises:
         StoreError: With `as_recorded`, the record is of other files.
