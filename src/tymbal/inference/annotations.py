@@ -103,12 +103,12 @@ class Raven(RowFormat):
             def write(row: Sequence[Any]) -> None:
                 nonlocal count
                 count += 1
-                one = dict(zip(columns, row, strict=True))
-                start, end = f"{one['start']:.6f}", f"{one['end']:.6f}"
-                band = f"{one['low']:.1f}", f"{one['high']:.1f}"
-                cells = (str(count), "Spectrogram 1", "1", start, end, *band, _line(one["label"]))
-                absolute = str(Path(one["file"]).absolute())
-                table.write("\t".join((*cells, f"{one['score']:.4f}", absolute, start)) + "\n")
+                values = dict(zip(columns, row, strict=True))
+                start, end = f"{values['start']:.6f}", f"{values['end']:.6f}"
+                band = f"{values['low']:.1f}", f"{values['high']:.1f}"
+                cells = (str(count), "Spectrogram 1", "1", start, end, *band, _line(values["label"]))
+                absolute = str(Path(values["file"]).absolute())
+                table.write("\t".join((*cells, f"{values['score']:.4f}", absolute, start)) + "\n")
 
             yield write
 
@@ -160,8 +160,10 @@ class Audacity(RowFormat):
         with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as track:
 
             def write(row: Sequence[Any]) -> None:
-                one = dict(zip(columns, row, strict=True))
-                track.write(f"{one['start']:.6f}\t{one['end']:.6f}\t{_line(one['label'])} {one['score']:.2f}\n")
+                values = dict(zip(columns, row, strict=True))
+                track.write(
+                    f"{values['start']:.6f}\t{values['end']:.6f}\t{_line(values['label'])} {values['score']:.2f}\n"
+                )
 
             yield write
 

@@ -93,26 +93,26 @@ def detect(
     running: dict[int, Detection] = {}
     waiting: list[Detection] = []
     reached = -1.0
-    for one in scored:
-        if one.start > reached:
-            reached = one.start
+    for window in scored:
+        if window.start > reached:
+            reached = window.start
             # A thousandth of a millisecond: seconds are samples divided by their rate.
             for label in [label for label, open_ in running.items() if open_.end + gap < reached - 1e-6]:
                 heapq.heappush(waiting, running.pop(label))
             earliest = min((open_.start for open_ in running.values()), default=reached)
             while waiting and waiting[0].start < earliest:
                 yield heapq.heappop(waiting)
-        if one.score < least[one.label]:
+        if window.score < least[window.label]:
             continue
-        before = running.get(one.label) if merge else None
+        before = running.get(window.label) if merge else None
         if before is not None:
-            before.end = max(before.end, one.end)
-            before.score = max(before.score, one.score)
+            before.end = max(before.end, window.end)
+            before.score = max(before.score, window.score)
             before.windows += 1
             continue
-        detection = Detection(one.start, one.label, one.end, one.score)
+        detection = Detection(window.start, window.label, window.end, window.score)
         if merge:
-            running[one.label] = detection
+            running[window.label] = detection
         else:
             heapq.heappush(waiting, detection)
     waiting += running.values()

@@ -149,8 +149,8 @@ class Predictions:
                 continue
             band = _audible(Path(outcome.file), self._band)
             with self._format.open(output if alone else files[outcome.file], DETECTED) as write:
-                for one in self._detect(self._scored(batches)):
-                    write((outcome.file, one.start, one.end, self._labels[one.label], one.score, *band))
+                for hit in self._detect(self._scored(batches)):
+                    write((outcome.file, hit.start, hit.end, self._labels[hit.label], hit.score, *band))
                     count += 1
         return count, (output,)
 
@@ -171,9 +171,9 @@ class Predictions:
     def _write_recording(self, tables: _Tables, outcome: Outcome, batches: Iterator[pa.RecordBatch]) -> int:
         began = None if outcome.began is None else datetime.fromisoformat(outcome.began)
 
-        def row(one: Scored | Detection) -> tuple[Any, ...]:
-            times = (when(began, one.start), when(began, one.end))
-            return (outcome.file, one.start, one.end, self._labels[one.label], one.score, *times)
+        def row(scored: Scored | Detection) -> tuple[Any, ...]:
+            times = (when(began, scored.start), when(began, scored.end))
+            return (outcome.file, scored.start, scored.end, self._labels[scored.label], scored.score, *times)
 
         def listed() -> Iterator[Scored]:
             for one in self._scored(batches):
@@ -236,7 +236,7 @@ def read_predictions(path: Path) -> PredictionTable:
         return PredictionTable("detections", chain.from_iterable(rows_of))
     table_format = recognised(path)
     if table_format is None:
-        known = ", ".join(dict.fromkeys(one.suffixes[-1] for one in formats(RowFormat)))
+        known = ", ".join(dict.fromkeys(candidate.suffixes[-1] for candidate in formats(RowFormat)))
         raise SettingsError("is no table of predictions", path=path, advice=f"{_ADVICE}: {known}, or a folder.")
     if table_format.per_recording:
         return PredictionTable("detections", _annotations(path, path.parent, table_format))
@@ -285,12 +285,12 @@ def _annotations(path: Path, folder: Path, kind: RowFormat | None = None) -> Ite
     for suffix in kind.suffixes:
         name = name.removesuffix(suffix)
     for number, row in enumerate(read_rows(path, kind), 1):
-        one = _row(row, number, path)
-        yield one if one.file else one._replace(file=name)
+        annotation = _row(row, number, path)
+        yield annotation if annotation.file else annotation._replace(file=name)
 
 
 def _annotation_files(folder: Path) -> list[Path]:
-    endings = {one.suffixes[0] for one in formats(RowFormat) if one.per_recording}
+    endings = {candidate.suffixes[0] for candidate in formats(RowFormat) if candidate.per_recording}
     return sorted(path for ending in endings for path in folder.rglob(f"*{ending}"))
 
 

@@ -152,7 +152,7 @@ Format = TypeVar("Format", bound=TableFormat)
 
 def formats(kind: type[Format]) -> list[Format]:
     """All formats of a kind, Tymbal's first."""
-    return [one for name in TABLE_FORMATS.names() if isinstance(one := TABLE_FORMATS.load(name)(), kind)]
+    return [candidate for name in TABLE_FORMATS.names() if isinstance(candidate := TABLE_FORMATS.load(name)(), kind)]
 
 
 def table_format(name: str, kind: type[Format]) -> Format:
@@ -163,19 +163,21 @@ def table_format(name: str, kind: type[Format]) -> Format:
     """
     chosen = TABLE_FORMATS.load(name)()
     if not isinstance(chosen, kind):
-        known = ", ".join(one.name for one in formats(kind))
+        known = ", ".join(candidate.name for candidate in formats(kind))
         raise SettingsError(f"format is {name!r}, which holds no {kind.holds}", advice=f"Set format to one of {known}.")
     return chosen
 
 
 def format_of(path: Path, kind: type[Format]) -> Format | None:
     """The format of one file for all recordings that the ending of a name tells; None where it tells none."""
-    return next((one for one in formats(kind) if not one.per_recording and one.fits(path)), None)
+    return next(
+        (candidate for candidate in formats(kind) if not candidate.per_recording and candidate.fits(path)), None
+    )
 
 
 def endings(kind: type[Format]) -> str:
     """The endings of files for all recordings, for messages: `.csv, .parquet or .npy`."""
-    *most, last = [one.suffixes[0] for one in formats(kind) if not one.per_recording]
+    *most, last = [candidate.suffixes[0] for candidate in formats(kind) if not candidate.per_recording]
     return f"{', '.join(most)} or {last}"
 
 
@@ -187,7 +189,7 @@ def choose_format(output: Path, name: str | None, kind: type[Format]) -> Format:
     """
     chosen = format_of(output, kind) if name is None else table_format(name, kind)
     if chosen is None:
-        others = " or ".join(f"--format {one.name}" for one in formats(kind) if one.per_recording)
+        others = " or ".join(f"--format {candidate.name}" for candidate in formats(kind) if candidate.per_recording)
         say = f", or say {others}" if others else ""
         raise SettingsError(
             "the output's name does not tell its format", path=output, advice=f"End it in {endings(kind)}{say}."
@@ -204,7 +206,7 @@ def recognised(path: Path) -> RowFormat | None:
         SettingsError: The file cannot be read.
     """
     try:
-        return next((one for one in formats(RowFormat) if one.recognises(path)), None)
+        return next((candidate for candidate in formats(RowFormat) if candidate.recognises(path)), None)
     except OSError as error:
         raise SettingsError(error.strerror or str(error), path=path) from None
 
@@ -242,7 +244,7 @@ class Csv(RowFormat, EmbeddingFormat):
         """Opens a file for rows, see `RowFormat`."""
         texts = [_TEXT[kind] for kind in columns.values()]
         with _csv(path, columns) as writer:
-            yield lambda row: writer.writerow([to(one) for to, one in zip(texts, row, strict=True)])
+            yield lambda row: writer.writerow([to(value) for to, value in zip(texts, row, strict=True)])
 
     def read(self, path: Path) -> Iterator[dict[str, Any]]:
         """Reads rows of texts."""
@@ -454,8 +456,8 @@ def _csv(path: Path, header: Iterable[str]) -> Iterator[Any]:
 
 def _json_line(columns: Mapping[str, Kind], row: Row) -> str:
     values = {
-        name: one if one is None or kind not in _DIGITS else round(float(one), _DIGITS[kind])
-        for (name, kind), one in zip(columns.items(), row, strict=True)
+        name: value if value is None or kind not in _DIGITS else round(float(value), _DIGITS[kind])
+        for (name, kind), value in zip(columns.items(), row, strict=True)
     }
     return json.dumps(values, ensure_ascii=False, allow_nan=False)
 

@@ -257,12 +257,12 @@ def finish(
     Raises:
         AudioError: Not one clip could be used.
     """
-    failures = list(dict.fromkeys([*unopened, *(failure for one in built for failure in one.failures)]))
+    failures = list(dict.fromkeys([*unopened, *(failure for shard in built for failure in shard.failures)]))
     # Before the rest is complete, so that nothing complete lacks it.
     write_failures(store / FAILURES, failures)
-    if not any(one.entries for one in built):
+    if not any(shard.entries for shard in built):
         raise _nothing_left(failures, record.source)
-    moments = reduce(Moments.merge, (one.moments for one in built))
+    moments = reduce(Moments.merge, (shard.moments for shard in built))
     if settings.write == "pt":
         _finish_files(store, built, moments, named=named, plan=plan, record=record, settings=settings)
         return
@@ -270,7 +270,7 @@ def finish(
     samples = {"samples": round(plan.seconds * settings.sample_rate)} if waveforms else {}
     finish_store(
         store,
-        shards=[(one.shard, one.entries) for one in built],
+        shards=[(shard.shard, shard.entries) for shard in built],
         features=record.features(),
         frames=plan.frames,
         views=2 if settings.views and not waveforms else 1,
@@ -294,8 +294,8 @@ def _finish_files(
     mels = settings.mel_bins
     entries = [
         (entry.split, entry_of(named, file, entry, frames=plan.frames, mels=mels))
-        for one in built
-        for entry, (file, _) in zip(one.entries, one.files, strict=True)
+        for shard in built
+        for entry, (file, _) in zip(shard.entries, shard.files, strict=True)
     ]
     metadata: dict[str, Any] = {
         "config": {

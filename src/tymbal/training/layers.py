@@ -102,11 +102,11 @@ def stages(encoder: SpectrogramEncoder, every: float) -> Stages:
 
 
 class Unfreezing(TrainerCallback):
-    """Thaws stage after stage as epochs pass.
+    """Unfreezes stage after stage as epochs pass.
 
-    Which parameters a step trains follows from its number alone, so that a resumed run goes on as an uninterrupted one. A
-    parameter that is frozen for now has no gradient: the optimizer does not touch it, not even to let it decay, and
-    begins its moments when it thaws.
+    Which parameters a step trains follows from its number alone, so that a resumed run goes on as an uninterrupted
+    one. A frozen parameter has no gradient: the optimizer does not change it, not even by weight decay, and begins its
+    moments when it is unfrozen.
 
     Args:
         stages: Stages of unfreezing.

@@ -112,26 +112,26 @@ def open_pt(
     )
     to = None if failures_to is None else Path(failures_to)
     _warn_of_failures(listing, records, to, as_recorded=as_recorded)
-    good = [(file, one) for file, one in zip(listing.files, records, strict=True) if not one.reason]
-    frames = target_length or header.frames or _common_length([one for _, one in good])
-    found_mean, found_std = _statistics(header, [one for _, one in good], len(records), mels)
+    good = [(file, entry) for file, entry in zip(listing.files, records, strict=True) if not entry.reason]
+    frames = target_length or header.frames or _common_length([entry for _, entry in good])
+    computed_mean, computed_std = _statistics(header, [entry for _, entry in good], len(records), mels)
     if padding is None:
         padding = LOG_FLOOR if header.padding is None else header.padding
     return PtStore(
         Content(
             path=listing.path,
             index=_index(good, frames),
-            paths=[one.path for _, one in good],
-            places=[one.place for _, one in good],
+            paths=[entry.path for _, entry in good],
+            places=[entry.place for _, entry in good],
             frames=frames,
             mels=mels,
-            mean=found_mean if mean is None else mean,
-            std=found_std if std is None else std,
+            mean=computed_mean if mean is None else mean,
+            std=computed_std if std is None else std,
             padding=padding,
             layout=layout,
             features=header.features,
             label_names=listing.label_names,
-            failures=tuple(one.failure for one in records if one.reason),
+            failures=tuple(entry.failure for entry in records if entry.reason),
             failures_to=to,
         )
     )
@@ -167,7 +167,7 @@ def open_with(
 
 def _warn_of_failures(listing: PtListing, records: Sequence[Record], to: Path | None, *, as_recorded: bool) -> None:
     """Lists the files left out in one warning and in a file; raises if no file is left."""
-    failures = [one.failure for one in records if one.reason]
+    failures = [entry.failure for entry in records if entry.reason]
     # A run that goes on keeps the failures listed since it was begun.
     if to is not None and not (as_recorded and to.is_file()):
         write_failures(to, failures)
@@ -188,10 +188,10 @@ def _warn_of_failures(listing: PtListing, records: Sequence[Record], to: Path | 
 
 
 def _common_length(records: Sequence[Record]) -> int:
-    longest = max(one.frames for one in records)
+    longest = max(entry.frames for entry in records)
     frames = -(-min(longest, _LONGEST) // _ROUND) * _ROUND
     if longest > frames:
-        cut = sum(one.real > frames for one in records)
+        cut = sum(entry.real > frames for entry in records)
         tell(f"{cut:,} files are longer than {frames} frames and are cut: frames changes that", warning=True)
     return frames
 
@@ -209,7 +209,7 @@ def _index(good: Sequence[tuple[PtFile, Record]], frames: int) -> pa.Table:
         "file": [file.source for file, _ in good],
         "start": [file.start for file, _ in good],
         "end": [file.end for file, _ in good],
-        "frames": [min(one.real, frames) for _, one in good],
+        "frames": [min(entry.real, frames) for _, entry in good],
         "labels": [list(file.labels) for file, _ in good],
         "group": [file.group for file, _ in good],
         "split": [file.split for file, _ in good],
@@ -300,7 +300,7 @@ def look(
     known = [] if record is None else _read(record, kind)
     if as_recorded and known:
         return _moved(known, files, record)
-    by_path = {one.path: one for one in known}
+    by_path = {entry.path: entry for entry in known}
     records = [by_path.get(file.path) for file in files]
     threads = threads or min(32, 4 * (os.cpu_count() or 1))
     pairs = list(zip(files, records, strict=True))
@@ -314,7 +314,7 @@ def look(
     ):
         for group in pool.map(lambda pairs: [_one(file, old, mels, layout) for file, old in pairs], groups):
             current += group
-            progress.advance(len(group), failed=sum(bool(one.reason) for one in group))
+            progress.advance(len(group), failed=sum(bool(entry.reason) for entry in group))
     if record is not None and current != known:
         _write(record, current, kind)
     return current
@@ -322,17 +322,17 @@ def look(
 
 def reasons(records: Sequence[Record]) -> str:
     """How many files are left out for which kind of reason: `3 missing, 2 unreadable`."""
-    kinds = Counter(one.reason.partition(":")[0] for one in records if one.reason)
+    kinds = Counter(entry.reason.partition(":")[0] for entry in records if entry.reason)
     return ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
 
 
 def moments_of(records: Sequence[Record], mels: int) -> tuple[float, float]:
     """Mean and standard deviation of all values of real frames; see `features.statistics` for the formula."""
-    counts = np.array([one.real for one in records], np.float64) * mels
-    means = np.array([one.mean for one in records])
+    counts = np.array([entry.real for entry in records], np.float64) * mels
+    means = np.array([entry.mean for entry in records])
     total = counts.sum()
     mean = float(counts @ means / total)
-    m2 = sum(one.m2 for one in records) + float(counts @ np.square(means - mean))
+    m2 = sum(entry.m2 for entry in records) + float(counts @ np.square(means - mean))
     return mean, float(np.sqrt(m2 / total))
 
 
@@ -355,13 +355,13 @@ def _unchanged(old: Record) -> bool:
 
 def _moved(known: list[Record], files: Sequence[PtFile], record: Path | None) -> list[Record]:
     """The record with the places at which the same files lie now."""
-    if [one.id for one in known] != [file.id for file in files]:
+    if [entry.id for entry in known] != [file.id for file in files]:
         raise StoreError(
             f"the run was begun with {len(known):,} other .pt files than the {len(files):,} that are listed now",
             path=record,
             advice="Give the same list to continue it, or choose another output folder.",
         )
-    return [one._replace(path=file.path) for one, file in zip(known, files, strict=True)]
+    return [entry._replace(path=file.path) for entry, file in zip(known, files, strict=True)]
 
 
 def _read(path: Path, kind: str) -> list[Record]:
