@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,10 @@ def test_doctor__a_store_that_is_not_whole_is_a_finding(tmp_path: Path, what: st
 
 
 def test_doctor__slow_steps_and_long_epochs_get_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tymbal import doctor as trial
-
+    module = importlib.import_module("tymbal.doctor")  # its function has the same name
     tone_store(tmp_path / "store")
-    slow = trial.Trial(features=900.0, loading=0.004, step=0.002, batch_size=2, frames=32)
-    monkeypatch.setattr(trial, "try_out", lambda *_: slow)
+    slow = module.Trial(features=900.0, loading=0.004, step=0.002, batch_size=2, frames=32)
+    monkeypatch.setattr(module, "try_out", lambda *_: slow)
     result = tymbal.doctor(tmp_path / "store", **QUICK | {"size": "base"})
     advice = "\n".join(result.advice)
     assert "try --size small, --encode visible, shorter clips, or a GPU" in advice
