@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,13 @@ import torch
 
 from small_model import small_model
 from tones import FEATURES, FRAMES, PITCHES, RATE, tone, tone_store
-from tymbal import convert, embed
+from tymbal import convert, embed, similar
 from tymbal.errors import AudioError, ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.inference.encoding import FrozenEncoder
 from tymbal.inference.spool import Outcome, Spool
 from tymbal.models.classifier import pool
-from tymbal.models.folder import load_model
+from tymbal.models.folder import load_model, save_model
 from tymbal.settings import FeatureSettings
 
 CPU = {"device": "cpu", "precision": "float32"}
@@ -224,9 +225,34 @@ def test_embed__its_file_says_how_it_was_made(encoder: Path, nights: Path, tmp_p
     assert (told["pooling"], told["layer"], told["per"], told["skip_padding"]) == ("mean", 1, "window", True)
 
 
+def test_embed__grid_is_what_the_model_compared(tmp_path: Path, nights: Path):
+    plain = small_model(tmp_path / "plain")
+    loaded = load_model(plain)
+    objective = {"objective": "lejepa", "parts": 4}
+    save_model(tmp_path / "parts", loaded.module, replace(loaded.description, objective=objective))
+    outs = {}
+    for name, model, pooling in (
+        ("own", tmp_path / "parts", "grid"), ("four", plain, "grid4"), ("none", plain, "grid"), ("rows", plain, "rows"),
+    ):  # fmt: skip
+        outs[name] = tmp_path / f"{name}.parquet"
+        embed(model, nights, outs[name], pooling=pooling, **CPU)
+    assert vectors(outs["own"]).shape == (9, 2 * 4 * 16)
+    np.testing.assert_array_equal(vectors(outs["own"]), vectors(outs["four"]))
+    np.testing.assert_array_equal(vectors(outs["none"]), vectors(outs["rows"]))
+    recorded = {name: json.loads(pq.read_schema(path).metadata[b"tymbal"])["pooling"] for name, path in outs.items()}
+    assert recorded == {"own": "grid4", "four": "grid4", "none": "rows", "rows": "rows"}
+    # Whoever looks for similar sounds embeds them in the same way.
+    short = tmp_path / "short.wav"
+    soundfile.write(short, tone("low", seed=5), RATE)
+    embed(tmp_path / "parts", tmp_path / "short.wav", tmp_path / "short.parquet", pooling="grid", **CPU)
+    result = similar(tmp_path / "parts", short, tmp_path / "short.parquet", **CPU)
+    assert result.neighbours[0].similarity == pytest.approx(1, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"per": "second", "pooling": "grid"}, "pooling is 'grid', which is not mean or rows"),
         ({"layer": 3}, "the encoder has 2 blocks"),
         ({"per": "second", "pooling": "cls"}, "pooling is 'cls', which is not mean or rows"),
         ({"per": "second", "window": 1.5}, "a whole number of seconds"),

@@ -34,18 +34,24 @@ def saved(path: Path, features: FeatureSettings) -> Path:
 
 def test_probe__baseline_random_and_model_side_by_side(model: Path, tmp_path: Path) -> None:
     tone_store(tmp_path / "store")
-    result = probe(model, tmp_path / "store", pooling=("rows", "mean"), device="cpu")
+    result = probe(model, tmp_path / "store", pooling=("rows", "mean"), device="cpu", precision="float32")
     assert [(row.features, row.pooling, row.reader, row.dimensions) for row in result.rows] == [
         ("baseline", "moments", "logistic", 48),
         ("baseline", "moments", "knn", 48),
+        ("plain", "clip:4", "logistic", 80),
+        ("plain", "clip:4", "knn", 80),
         ("random", "rows", "logistic", 32),
         ("random", "rows", "knn", 32),
         ("random", "mean", "logistic", 16),
         ("random", "mean", "knn", 16),
+        ("random+plain", "rows+clip:4", "logistic", 112),
+        ("random+plain", "rows+clip:4", "knn", 112),
         ("model", "rows", "logistic", 32),
         ("model", "rows", "knn", 32),
         ("model", "mean", "logistic", 16),
         ("model", "mean", "knn", 16),
+        ("model+plain", "rows+clip:4", "logistic", 112),
+        ("model+plain", "rows+clip:4", "knn", 112),
     ]
     assert (result.train, result.validation) == (36, 12)
     # Three pitches: the plain spectrum tells them apart, and so do its random projections.
@@ -70,14 +76,27 @@ def test_probe__repeats_by_seed(model: Path, tmp_path: Path) -> None:
 def test_probe__writes_csv_and_json(model: Path, tmp_path: Path) -> None:
     tone_store(tmp_path / "store", clips=6, validation=2)
     result = probe(model, tmp_path / "store", tmp_path / "table.csv", device="cpu", random=False)
-    probe(model, tmp_path / "store", tmp_path / "table.json", device="cpu", random=False)
+    again = probe(model, tmp_path / "store", tmp_path / "table.json", device="cpu", random=False)
     with (tmp_path / "table.csv").open() as file:
         table = list(csv.DictReader(file))
     known = json.loads((tmp_path / "table.json").read_text())
-    assert [row["features"] for row in table] == ["baseline", "baseline", "model", "model"]
+    assert [row["features"] for row in table] == [
+        name for name in ("baseline", "plain", "model", "model", "model+plain") for _ in range(2)
+    ]
     assert [float(row["accuracy"]) for row in table] == [row["accuracy"] for row in known["rows"]]
     assert known["rows"][0]["accuracy"] == result.figure("baseline")
     assert known["classes"] == ["high", "low", "middle"]
+    plain = known["rows"][2]
+    assert plain["pooling"] == "clip:4"
+    assert list(plain["chosen_from"]) == [
+        f"{values}:{name}" for values in ("raw", "clip") for name in ("moments", 1, 2, 4, 8, "mfcc")
+    ]
+    assert "chosen_from" not in table[2]
+    assert list(known["rows"][6]["chosen_from"]) == ["grid:1", "grid:2", "grid:4", "grid:8"]
+    assert "chosen_from" not in known["rows"][0]
+    assert again.verdict is not None
+    assert known["verdict"] == again.verdict.to_json()
+    assert again.summary().splitlines()[-3] == known["verdict"]["text"]
     with pytest.raises(SettingsError, match=r"\.json or \.csv"):
         probe(model, tmp_path / "store", tmp_path / "table.txt")
 

@@ -95,6 +95,7 @@ def embed(
         "verb": "embed",
         **embedder.record(),
         **configuration.deciding(chosen),
+        "pooling": embedder.record()["pooling"],  # what `grid` is for this model
         "precision": str(ready.dtype),
         "source": source.identity,
     }

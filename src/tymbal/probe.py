@@ -1,9 +1,11 @@
-"""What did an encoder learn? `tymbal probe` reads its frozen embeddings beside two things that they must beat.
+"""What did an encoder learn? `tymbal probe` reads its frozen embeddings beside what they must beat.
 
     tymbal probe run labelled
 
-The `baseline` is what mean and spread of the spectrogram alone tell; `random` is the same encoder before it learned
-anything. Where the model's line is not above both, the pretraining has not paid yet.
+The `baseline` is what mean and spread of the spectrogram alone tell; `plain` the best of several such descriptions,
+some of which keep order in time; `random` the same encoder before it learned anything, read in every way that the model
+is. A last line says whether the model is above the best of these beyond chance: where it is not, the pretraining has
+not paid yet.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from tymbal.settings import ProbeSettings
 
 if TYPE_CHECKING:
     from tymbal.evaluation.labelled_clips import LabelledClips
+    from tymbal.evaluation.verdict import Verdict
 
 __all__ = ["ProbeResult", "probe"]
 
@@ -36,7 +39,8 @@ class ProbeResult:
     """The table of a probe.
 
     Attributes:
-        rows: The lines of the table: baseline, random encoder, model; for each the readers.
+        rows: The lines of the table: baseline, plain line, random encoder, model, and the encoders side by side with
+            the plain line; for each the readers.
         train: Clips learned from.
         validation: Clips validated on.
         classes: Names of the labels.
@@ -44,6 +48,7 @@ class ProbeResult:
         confusion: How often the model's last layer, read by logistic regression (or the first of the other readers),
             takes which class (row) for which (column); empty with several labels a clip, or folds.
         folds: Into how many folds all these clips were split anew; None for the split of the store.
+        verdict: The model beside the best of plain line and random weights; None where neither was read.
         written: Files that were written.
     """
 
@@ -54,13 +59,24 @@ class ProbeResult:
     multilabel: bool
     confusion: tuple[tuple[int, ...], ...] = ()
     folds: int | None = None
+    verdict: Verdict | None = None
     written: tuple[Path, ...] = ()
 
     def figure(self, features: str, *, pooling: str | None = None, reader: str = "logistic") -> float:
-        """The leading figure, accuracy or mAP, of one line; `pooling` None is the first."""
+        """The leading figure, accuracy or mAP, of one line.
+
+        Args:
+            features: As in the table: `baseline`, `plain`, `random`, `model`, …
+            pooling: Its pooling, with or without what was chosen (`grid` or `grid:4`); None is the first.
+            reader: What reads.
+
+        Raises:
+            KeyError: There is no such line.
+        """
         name = "mAP" if self.multilabel else "accuracy"
         for row in self.rows:
-            if row.features == features and row.reader == reader and pooling in (None, row.pooling):
+            pooled = pooling in (None, row.pooling, row.pooling.split(":")[0])
+            if row.features == features and row.reader == reader and pooled:
                 return row.figures[name]
         raise KeyError((features, pooling, reader))
 
@@ -70,6 +86,7 @@ class ProbeResult:
         if self.folds is not None:
             head = f"{len(self.classes)} classes, {self.train + self.validation:,} clips in {self.folds} folds"
         lines = [head, "", table(self.rows, multilabel=self.multilabel), *self._confused()]
+        lines += [] if self.verdict is None else ["", self.verdict.text()]
         return "\n".join([*lines, *(f"\nwritten: {path}" for path in self.written)])
 
     def _confused(self) -> list[str]:
@@ -94,7 +111,7 @@ def probe(
     config: str | Path | None = None,
     **settings: Any,
 ) -> ProbeResult:
-    """Reads the frozen embeddings of a model with logistic regression, nearest neighbours, or attentively.
+    """Reads the frozen embeddings of a model with linear regression, nearest neighbours, or attentively.
 
     The regularisation is chosen by cross-validation inside the training clips, whole groups on one side. The random
     encoder has the model's shape, normalisation and padding.
@@ -136,6 +153,7 @@ def probe(
         multilabel=clips.multilabel,
         confusion=_confusion(run.rows, clips),
         folds=None if chosen.folds is None else run.rows[0].repeats,
+        verdict=run.verdict,
         written=() if output is None else (Path(output),),
     )
     if output is not None:
@@ -163,15 +181,16 @@ def _check_output(output: str | Path | None) -> None:
 
 
 def _write(result: ProbeResult, output: Path, settings: ProbeSettings, *, model: str, data: str) -> None:
-    flat = [row.flat() for row in result.rows]
     if output.suffix == ".csv":
+        flat = [row.flat() for row in result.rows]
         with replace_file(output) as aside, aside.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(flat[0]))
             writer.writeheader()
             writer.writerows(flat)
         return
-    known = json.loads(json.dumps(flat), parse_constant=lambda _: None)
-    facts = {"train": result.train, "validation": result.validation, "classes": list(result.classes)}
-    facts["confusion"] = result.confusion
+    rows = json.loads(json.dumps([row.nested() for row in result.rows]), parse_constant=lambda _: None)
+    verdict = None if result.verdict is None else result.verdict.to_json()
+    facts: dict[str, Any] = {"train": result.train, "validation": result.validation, "classes": list(result.classes)}
+    facts |= {"confusion": result.confusion, "verdict": verdict}
     chosen = configuration.to_mapping(settings)
-    write_json(output, {"model": model, "data": data, "settings": chosen, **facts, "rows": known})
+    write_json(output, {"model": model, "data": data, "settings": chosen, **facts, "rows": rows})

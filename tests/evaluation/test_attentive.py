@@ -114,7 +114,7 @@ def test_probe__attentive_stands_in_the_table_beside_the_others(tmp_path: Path) 
     assert not [row for row in result.rows if row.reader == "knn"]
     lines = result.summary().splitlines()
     assert lines[2].split()[-4:] == ["logistic", "attentive", "(accuracy,", "%)"]
-    last = [line for line in lines if line.startswith("model")][-1]
+    last = [line for line in lines if line.startswith("model ")][-1]
     assert last.split()[:6] == ["model", "tokens", "last", "1", "16", "-"]
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["settings"]["readers"] == list(readers)

@@ -28,11 +28,11 @@ def test_probe__embeddings_are_kept_for_the_same_and_for_nothing_else(
     made: list[int] = []
     embed = FrozenEncoder.embed
     monkeypatch.setattr(FrozenEncoder, "embed", lambda *a, **k: made.append(1) or embed(*a, **k))
-    first = probe(model, store, **QUICK)
+    first = probe(model, store, pooling=("rows",), **QUICK)
     assert len(made) == len(list(kept.glob("*.npy"))) == 2
-    assert probe(model, store, **QUICK).rows == first.rows
+    assert probe(model, store, pooling=("rows",), **QUICK).rows == first.rows
     assert len(made) == 2
-    probe(small_model(tmp_path / "other", seed=2), store, random=False, **QUICK)
+    probe(small_model(tmp_path / "other", seed=2), store, pooling=("rows",), random=False, **QUICK)
     probe(model, store, random=False, skip_padding=False, **QUICK)
     tone_store(tmp_path / "second", clips=8)
     probe(model, tmp_path / "second", random=False, **QUICK)

@@ -2,9 +2,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
-from tymbal.evaluation.linear import STRENGTHS, fit_logistic, grouped_folds, neighbour_scores, quality
+from tymbal.evaluation.linear import (
+    PENALTIES,
+    STRENGTHS,
+    fit_logistic,
+    fit_ridge,
+    grouped_folds,
+    neighbour_scores,
+    quality,
+    ridge_marks,
+)
 
 
 def blobs(clips: int, classes: int, *, apart: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -111,3 +120,60 @@ def test_fit_logistic__more_dimensions_than_clips_is_the_same_regression():
     expected = scaled @ direct.coef_.T + direct.intercept_
     centred = [scores - scores.mean(1, keepdims=True) for scores in (found, expected)]
     np.testing.assert_allclose(*centred, atol=5e-3)
+
+
+@pytest.mark.parametrize("clips", [40, 200])
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_ridge__is_that_of_scikit_learn(clips: int, multilabel: bool) -> None:
+    """By either Gram matrix: fewer clips than dimensions, and more."""
+    known, codes = blobs(clips, 3, apart=1, seed=0)
+    noise = np.random.default_rng(1).normal(size=(clips, 80))
+    features = np.hstack([known, noise])
+    truth = one_hot(codes, 3)
+    if multilabel:
+        truth = truth | one_hot((codes + (np.arange(clips) % 2)) % 3, 3)
+    scaled = (features - features.mean(0)) / features.std(0)
+    # A penalty of 1 is the mean eigenvalue, over the clips, of the Gram matrix.
+    expected = Ridge(alpha=0.5 * features.shape[1]).fit(scaled, truth.astype(float)).predict(scaled)
+    fitted = fit_ridge(features, truth, multilabel=multilabel, penalties=(0.5,))
+    assert fitted.strength == 0.5
+    np.testing.assert_allclose(fitted.scores(features), expected, atol=1e-8)
+
+
+def test_ridge__reads_as_well_as_the_logistic_regression() -> None:
+    (known, codes), (asked, truth) = blobs(120, 4, apart=1, seed=0), blobs(400, 4, apart=1, seed=1)
+    ridge, logistic = (
+        quality(fit(known, one_hot(codes, 4)).scores(asked), one_hot(truth, 4), multilabel=False)["accuracy"]
+        for fit in (fit_ridge, fit_logistic)
+    )
+    assert ridge == pytest.approx(logistic, abs=0.05)
+
+
+def test_ridge__class_without_clips_is_never_read_and_too_few_clips_have_no_folds() -> None:
+    known, codes = blobs(60, 2, apart=4, seed=0)
+    fitted = fit_ridge(known, one_hot(codes, 3))
+    assert fitted.scores(known).argmax(axis=1).tolist() == codes.tolist()
+    assert (fitted.scores(known)[:, 2] < -1e8).all()
+    assert fit_ridge(known[:2], one_hot(codes[:2], 2)).strength == 1.0
+
+
+def test_ridge_marks__standardise_by_the_clips_inside_alone() -> None:
+    """Each group is shifted as a whole, and only that shift tells its class: outside of it nothing is to be known."""
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(8), 20)
+    features = generator.normal(size=(160, 5)) * 0.1 + generator.normal(size=(8, 5))[groups]
+    truth = one_hot(groups % 2, 2)
+    folds = list(grouped_folds(truth, multilabel=False, groups=[str(group) for group in groups], seed=0))
+    penalty, marks = ridge_marks(features, truth, folds, multilabel=False, penalties=(1.0,))
+    assert penalty == 1.0
+    expected = []
+    for inside, outside in folds:
+        centre, scale = features[inside].mean(0), features[inside].std(0)
+        model = Ridge(alpha=5.0).fit((features[inside] - centre) / scale, truth[inside].astype(float))
+        expected.append(model.predict((features[outside] - centre) / scale).argmax(1) == truth[outside].argmax(1))
+    assert marks.tolist() == np.concatenate(expected).tolist()
+    best, chosen = ridge_marks(features, truth, folds, multilabel=False)
+    assert best in PENALTIES
+    assert chosen.mean() >= marks.mean()
+    several = ridge_marks(features, truth, folds, multilabel=True)[1]
+    assert several.shape == (len(folds),)

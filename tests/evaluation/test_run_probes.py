@@ -13,13 +13,14 @@ from tones import FEATURES, FRAMES, tone_store
 from tymbal import probe
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.labelled_clips import labelled_clips
-from tymbal.evaluation.run_probes import run_probes
+from tymbal.evaluation.run_probes import _finest_grid, run_probes
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.inference.frontend import ready_model
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import save_model
 from tymbal.settings import ProbeSettings
+from tymbal.store.packed.writer import Entry, write_store
 
 QUICK = {"device": "cpu", "precision": "float32"}
 
@@ -40,13 +41,13 @@ def saved(path: Path, *, seed: int = 1) -> Path:
 
 def test_probe__all_layers_are_those_that_are_read_one_by_one(tmp_path: Path) -> None:
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
-    together = probe(model, store, layer="all", random=False, **QUICK)
+    together = probe(model, store, layer="all", pooling=("rows",), random=False, **QUICK)
     rows = [row for row in together.rows if row.features == "model" and row.reader == "logistic"]
     assert [row.layer for row in rows] == [0, 1, 2, None]
     for row in rows:
         alone = probe(model, store, layer=row.layer, random=False, cache=False, **QUICK)
         assert alone.figure("model") == row.figures["accuracy"]
-    assert [line.split()[2] for line in together.summary().splitlines()[3:8]] == ["-", "0", "1", "2", "last"]
+    assert [line.split()[2] for line in together.summary().splitlines()[3:9]] == ["-", "-", "0", "1", "2", "last"]
     with pytest.raises(SettingsError, match="layers and layer are one setting"):
         probe(model, store, layer=1, layers="all")
 
@@ -74,7 +75,7 @@ def test_probe__folds_keep_groups_together(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module.ProbeTask, "run", watched)
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
     result = probe(model, store, folds=4, random=False, **QUICK)
-    assert seen == [(36, 12, 3)] * 8  # four groups of twelve clips, for baseline and model
+    assert seen == [(36, 12, 3)] * 20  # four groups of twelve clips; baseline, plain, rows, grid, and both
     assert {row.repeats for row in result.rows} == {4}
     assert result.figure("baseline") == 1.0
     assert result.confusion == ()
@@ -99,8 +100,8 @@ def test_run_probes__are_of_the_clips_that_can_be_read(tmp_path: Path, folds: in
     delete(store, 1, 15, 23)
     run = run_probes(ready, store, clips, settings)
     assert (
-        len(run.rows) == 2 * 2 + 2 * 2 + 2
-    )  # baseline and model by two readers, tokens by one, each with all clips and two a class
+        len(run.rows) == 2 * 5 * 2 + 2
+    )  # two plain lines, two of the model and one of both by two readers, tokens by one; with all clips and two a class
     assert [len(run.clips.train), len(run.clips.validation)] == [14, 7]
     assert {row.reader for row in run.rows} == set(readers)
     if folds is None:
@@ -119,14 +120,128 @@ def test_run_probes__a_clip_lost_between_two_encoders(tmp_path: Path, monkeypatc
     from tymbal.evaluation import run_probes as module
 
     store, settings = pt_store(tmp_path), ProbeSettings(random=False, **QUICK)
-    original = module.baseline_features
+    original = module.plain_features
 
     def losing(*given: object):
         found = original(*given)
         delete(store, 16)
         return found
 
-    monkeypatch.setattr(module, "baseline_features", losing)
+    monkeypatch.setattr(module, "plain_features", losing)
     run = run_probes(ready_model(small_model(tmp_path / "model"), settings), store, labelled_clips(store), settings)
-    assert {row.features: len(row.scores) for row in run.rows} == {"baseline": 9, "model": 8}
+    read = {row.features: len(row.scores) for row in run.rows}
+    assert read == {"baseline": 9, "plain": 9, "model": 8, "model+plain": 8}
     assert 16 not in run.clips.validation
+
+
+def ordered_store(path: Path) -> Path:
+    """Two pitches in a row, in one order or the other: of both labels the mean over time is the same."""
+    entries = []
+    generator = np.random.default_rng(0)
+    for number in range(64):
+        label = ("up", "down")[number % 2]
+        sound = generator.normal(scale=0.3, size=(FRAMES, FEATURES.mel_bins)).astype(np.float32) - 6
+        first, second = (3, 12) if label == "up" else (12, 3)
+        sound[: FRAMES // 2, first] += 4
+        sound[FRAMES // 2 :, second] += 4
+        split = "validation" if number >= 48 else "train"
+        entry = Entry(
+            id=str(number),
+            file=f"/ordered/{number}.wav",
+            start=0.0,
+            end=0.3,
+            frames=FRAMES,
+            labels=(label,),
+            group=f"group {number // 4}",
+            split=split,
+        )
+        entries.append((sound, entry))
+    write_store(path / "store", entries, features=FEATURES, frames=FRAMES)
+    return path / "store"
+
+
+def test_probe__grid_reads_order_in_time_which_rows_cannot(tmp_path: Path) -> None:
+    model, store = saved(tmp_path / "model"), ordered_store(tmp_path)
+    result = probe(model, store, tmp_path / "out.json", readers=("ridge", "knn"), **QUICK)
+    rows = {row.features: row for row in result.rows if row.is_grid and row.reader == "ridge"}
+    assert set(rows) == {"random", "random+plain", "model", "model+plain"}
+    for name in ("random", "model"):
+        chosen = rows[name].chosen_from
+        assert rows[name].pooling.split(":")[1] in "248"
+        assert chosen["grid:1"] < 0.9
+        assert chosen[rows[name].pooling] == 1.0
+        assert rows[name].figures["accuracy"] == 1.0
+        parts = int(rows[name].pooling.split(":")[1])
+        assert rows[name].dimensions == 2 * parts * 16
+        assert result.figure(name, pooling="rows", reader="ridge") < 0.9
+    assert result.figure("plain", reader="ridge") == 1.0
+    assert result.figure("model", pooling="grid", reader="ridge") == rows["model"].figures["accuracy"]
+    line = next(line for line in result.summary().splitlines() if line.startswith("model ") and "grid" in line)
+    assert line.split()[:3] == ["model", rows["model"].pooling, str(rows["model"].dimensions)]
+
+
+def test_probe__grid_of_fixed_parts_is_the_one_that_is_chosen_from(tmp_path: Path) -> None:
+    model, store = saved(tmp_path / "model"), ordered_store(tmp_path)
+    settings = {"readers": ("ridge",), "random": False, **QUICK}
+    chosen = probe(model, store, pooling=("grid",), **settings).rows[2]
+    parts = chosen.pooling.split(":")[1]
+    fixed = probe(model, store, pooling=(f"grid{parts}",), **settings).rows[2]
+    assert (fixed.pooling, fixed.dimensions) == (f"grid{parts}", chosen.dimensions)
+    np.testing.assert_allclose(fixed.scores, chosen.scores, atol=1e-4)
+
+
+def test_probe__the_choice_never_sees_the_clips_that_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tymbal.evaluation import run_probes as module
+
+    seen: list[tuple[int, int, frozenset[str]]] = []
+    original = module.choose
+
+    def watched(candidates, truth, **given):
+        sizes = {len(values) for values in candidates.values()}
+        seen.append((len(truth), *sizes, frozenset(given["groups"])))
+        return original(candidates, truth, **given)
+
+    monkeypatch.setattr(module, "choose", watched)
+    model, store = saved(tmp_path / "model"), ordered_store(tmp_path)
+    result = probe(model, store, readers=("ridge",), folds=4, random=False, pooling=("grid",), **QUICK)
+    assert [(clips, values) for clips, values, _ in seen] == [(48, 48)] * 12  # baseline, plain, grid of four folds
+    assert {len(groups) for *_, groups in seen} == {12}
+    assert len({groups for *_, groups in seen}) == 4
+    row = next(row for row in result.rows if row.features == "model")
+    assert row.repeats == 4
+    assert sorted(row.asked.tolist()) == list(range(64))
+    assert row.marks.mean() == pytest.approx(row.figures["accuracy"])
+    assert result.verdict.groups == 16
+
+
+def test_probe__both_layers_are_the_middle_the_last_and_the_two_side_by_side(tmp_path: Path) -> None:
+    model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
+    result = probe(model, store, tmp_path / "out.json", layer="both", pooling=("rows",), readers=("knn",), **QUICK)
+    rows = [row for row in result.rows if row.features in ("random", "model")]
+    assert [(row.features, row.layer, row.dimensions) for row in rows] == [
+        (name, layer, width) for name in ("random", "model") for layer, width in ((1, 32), (None, 32), ("both", 64))
+    ]
+    assert result.rows[-1].dimensions == 64 + 80  # with the plain line
+    assert [line.split()[2] for line in result.summary().splitlines()[5:8]] == ["1", "last", "both"]
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert [row["layer"] for row in written["rows"]][-3:] == [None, "both", "both"]
+
+
+def test_probe__few_shots_read_what_they_can_choose_from(tmp_path: Path) -> None:
+    """With one clip a class there are no folds: the objective's own parts are read, and the preferred plain line."""
+    model, store = saved(tmp_path / "model"), ordered_store(tmp_path)
+    result = probe(model, store, shots=(1,), draws=3, readers=("ridge",), random=False, pooling=("grid",), **QUICK)
+    pooled = {row.features: row.pooling for row in result.rows if row.shots == 1}
+    assert pooled == {"baseline": "moments", "plain": "clip:4", "model": "grid:1", "model+plain": "grid:1+clip:4"}
+
+
+def test_run_probes__fitting_shows_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
+    probe(model, store, readers=("knn",), random=False, pooling=("mean",), shots=(1,), draws=3, **QUICK)
+    assert "Fitting: 16/16 fits" in capsys.readouterr().err  # four lines, each of all clips and of three draws
+
+
+def test_finest_grid__is_what_can_be_held() -> None:
+    config = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=FRAMES, patch=(8, 8), stride=(8, 8))
+    found = [_finest_grid(config, clips) for clips in (1000, 2_000_000, 4_000_000, 10_000_000, 10**9)]
+    assert found == ["grid8", "grid4", "grid2", "rows", "rows"]

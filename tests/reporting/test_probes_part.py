@@ -85,3 +85,18 @@ def test_read__knows_a_probe_from_other_tables(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(SettingsError, match="cannot be read"):
         Probes.read(path)
+
+
+def test_bars__show_the_verdict_and_what_was_chosen_from() -> None:
+    plain = row("plain", 0.7, pooling="clip:4", chosen_from={"clip:1": 0.5, "clip:4": 0.625})
+    beside = row("model+plain", 0.8, pooling="grid:2+clip:4", layer="both")
+    text = probes([*ROWS, plain, beside], verdict={"text": "Pretraining pays here: +5 points."}).bars()
+    assert "<strong>Pretraining pays here: +5 points.</strong>" in text
+    assert "model+plain (grid:2+clip:4, layer both), logistic" in text
+    assert "The plain line is the best of several" in text
+    assert "<td>clip:4 62.5, clip:1 50.0</td>" in text
+    assert "What was chosen from: accuracy in %" in text
+    assert probes([*ROWS, plain]).tiles()["best accuracy, plain"] == "70.0 %"
+    assert "<details>" not in probes(ROWS).bars()
+    with pytest.raises(NotShownError, match="one layer was read"):
+        probes([*ROWS, row("model", 0.9, layer=1), beside], settings={"layer": "both"}).by_layer()

@@ -1,4 +1,4 @@
-"""Logistic regression and nearest neighbours on fixed features: how much of the labels lies open in them.
+"""Logistic and ridge regression and nearest neighbours on fixed features: how much of the labels lies open in them.
 
 Both answer with scores [clips, classes] from features [clips, dimensions], for labels given as bools [clips, classes],
 so that clips with one label and with several go the same way. Features are standardised with the statistics of the
@@ -17,13 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-__all__ = ["STRENGTHS", "Fitted", "fit_logistic", "grouped_folds", "neighbour_scores", "quality"]
+__all__ = [
+    "PENALTIES",
+    "STRENGTHS",
+    "Fitted",
+    "fit_logistic",
+    "fit_ridge",
+    "grouped_folds",
+    "neighbour_scores",
+    "quality",
+    "ridge_marks",
+]
 
 Floats = NDArray[Any]
 Bools = NDArray[np.bool_]
 
 STRENGTHS: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 """Inverse regularisation strengths (scikit-learn's C) that are tried, from strong to weak."""
+
+PENALTIES: tuple[float, ...] = tuple(10.0 ** (power / 2) for power in range(4, -9, -1))
+"""Penalties of the ridge regression that are tried, in units of the features' mean eigenvalue, from strong to weak."""
 
 _FOLDS = 4
 _ITERATIONS = 300
@@ -32,12 +45,12 @@ _TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class Fitted:
-    """A logistic regression on standardised features.
+    """A linear reader of standardised features.
 
     Attributes:
         weight: [dimensions, classes], on the features as they come.
         bias: [classes].
-        strength: The chosen C.
+        strength: The chosen C of a logistic regression, or penalty of a ridge regression.
     """
 
     weight: Floats
@@ -45,7 +58,11 @@ class Fitted:
     strength: float
 
     def scores(self, features: Floats) -> Floats:
-        """Log-odds (several labels) or unnormalised log-probabilities (one label), [clips, classes]."""
+        """Scores, [clips, classes].
+
+        Of a logistic regression log-odds (several labels) or unnormalised log-probabilities (one label); of a ridge
+        regression the targets 0 and 1 as it rebuilds them.
+        """
         return np.asarray(features @ self.weight + self.bias)
 
 
@@ -68,8 +85,7 @@ def fit_logistic(
         strengths: Candidates for C, from strong to weak; a single one is used as it is.
         seed: Seed of the inner split.
     """
-    centre, scale = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, 1.0)
+    centre, scale = _standard(features)
     scaled = (features - centre) / scale
     # The products of an iteration are small: threads would mostly wait for each other.
     with threadpool_limits(1):
@@ -80,6 +96,118 @@ def fit_logistic(
         weight, bias = _fit(inner, truth, strength, multilabel=multilabel)
     weight = (weight if basis is None else basis @ weight) / scale[:, None]
     return Fitted(weight, bias - centre @ weight, strength)
+
+
+def fit_ridge(
+    features: Floats,
+    truth: Bools,
+    *,
+    multilabel: bool = False,
+    groups: Sequence[str] | None = None,
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 42,
+) -> Fitted:
+    """Fits a ridge regression of the labels as 0 and 1 in closed form: all penalties from one decomposition.
+
+    It reads about as well as the logistic regression, and takes a tenth of the time or less where features are long.
+
+    Args:
+        features: [clips, dimensions].
+        truth: Which clip has which label, [clips, classes].
+        multilabel: Whether a clip may have several labels, or none.
+        groups: The group of each clip; clips of a group stay together in the inner split.
+        penalties: What the penalty is chosen from; 1 where there are too few clips for folds.
+        seed: Seed of the inner split.
+    """
+    folds = list(grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed))
+    penalty = ridge_marks(features, truth, folds, multilabel=multilabel, penalties=penalties)[0] if folds else 1.0
+    return _Ridge(features, truth).fitted(penalty)
+
+
+def ridge_marks(
+    features: Floats,
+    truth: Bools,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    *,
+    multilabel: bool,
+    penalties: Sequence[float] = PENALTIES,
+) -> tuple[float, Floats]:
+    """How ridge regressions read clips that they have not learned from, at the penalty that reads them best.
+
+    Features are standardised anew by the clips inside of each fold: statistics of all clips would tell how a speaker
+    or recorder outside sounds on average, which for few groups flatters every reader and misleads the choice.
+
+    Args:
+        features: [clips, dimensions].
+        truth: Which clip has which label, [clips, classes].
+        folds: Places of the clips inside and outside, of `grouped_folds`; at least one.
+        multilabel: Whether a clip may have several labels, or none.
+        penalties: What is tried.
+
+    Returns:
+        The penalty, and the marks: whether each clip, in the order of the folds, is read right, [clips outside]; with
+        several labels the mAP of each fold, [folds].
+    """
+    marks: list[list[Floats]] = [[] for _ in penalties]
+    for inside, outside in folds:
+        ridge = _Ridge(features[inside], truth[inside])
+        projected = ridge.project(features[outside])
+        for place, penalty in enumerate(penalties):
+            scores = ridge.read(projected, penalty)
+            if multilabel:
+                marks[place].append(np.array([quality(scores, truth[outside], multilabel=True)["mAP"]]))
+            else:
+                marks[place].append((scores.argmax(axis=1) == truth[outside].argmax(axis=1)).astype(np.float64))
+    joined = [np.concatenate(of_penalty) for of_penalty in marks]
+    best = int(np.argmax([np.nan_to_num(values).mean() for values in joined]))
+    return penalties[best], joined[best]
+
+
+class _Ridge:
+    """Ridge regressions of all penalties on standardised features, by the eigenvectors of the smaller Gram matrix.
+
+    Args:
+        features: [clips, dimensions].
+        truth: [clips, classes]; a class that no clip has is never read.
+    """
+
+    def __init__(self, features: Floats, truth: Bools) -> None:
+        self._centre, self._scale = _standard(features)
+        scaled = self._scaled(features)
+        clips, dimensions = scaled.shape
+        targets = truth.astype(np.float64)
+        self._mean = targets.mean(axis=0)
+        self._absent = ~truth.any(axis=0)
+        if clips < dimensions:
+            values, vectors = np.linalg.eigh(scaled @ scaled.T)
+            self._basis, self._targets = scaled.T @ vectors, vectors.T @ (targets - self._mean)
+        else:
+            values, self._basis = np.linalg.eigh(scaled.T @ scaled)
+            self._targets = self._basis.T @ (scaled.T @ (targets - self._mean))
+        self._values = np.maximum(values, 0.0)
+        self._unit = max(float(self._values.sum()) / clips, 1e-12)
+
+    def project(self, features: Floats) -> Floats:
+        """Features [clips, dimensions] along the eigenvectors, for `read`."""
+        return np.asarray(self._scaled(features) @ self._basis)
+
+    def read(self, projected: Floats, penalty: float) -> Floats:
+        """Scores [clips, classes] at a penalty."""
+        scores = projected @ self._weights(penalty) + self._mean
+        scores[:, self._absent] = -1e9
+        return np.asarray(scores)
+
+    def fitted(self, penalty: float) -> Fitted:
+        """The regression with a penalty, on features as they come."""
+        weight = self._basis @ self._weights(penalty) / self._scale[:, None]
+        bias = np.where(self._absent, -1e9, self._mean - self._centre @ weight)
+        return Fitted(weight, bias, penalty)
+
+    def _weights(self, penalty: float) -> Floats:
+        return np.asarray(self._targets / (self._values + penalty * self._unit)[:, None])
+
+    def _scaled(self, features: Floats) -> Floats:
+        return np.asarray((features.astype(np.float64) - self._centre) / self._scale)
 
 
 def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbours: int = 10) -> Floats:
@@ -94,8 +222,7 @@ def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbo
     Returns:
         Share of the votes for each class, [queries, classes].
     """
-    centre, scale = features.mean(axis=0), features.std(axis=0)
-    scale = np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, 1.0)
+    centre, scale = _standard(features)
     known, unknown = (_unit((side - centre) / scale) for side in (features, queries))
     count = min(neighbours, len(known))
     votes = np.empty((len(unknown), truth.shape[1]))
@@ -130,6 +257,12 @@ def quality(scores: Floats, truth: Bools, *, multilabel: bool) -> dict[str, floa
         "mAP": float(average_precision_score(known, given, average="macro")),
         "roc_auc": float(roc_auc_score(known, given, average="macro")),
     }
+
+
+def _standard(features: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of features [clips, dimensions]; a deviation of 1 for those that do not vary."""
+    centre, scale = features.mean(axis=0), features.std(axis=0)
+    return centre, np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, 1.0)
 
 
 def _rotated(scaled: Floats) -> tuple[Floats, Floats | None]:

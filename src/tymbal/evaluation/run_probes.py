@@ -1,12 +1,12 @@
-"""Runs all probes of a model: encoders, layers, poolings and readers, few clips of each class, folds."""
+"""Runs all probes of a model: plain lines, encoders, layers, poolings and readers, few clips of each class, folds."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,15 +15,18 @@ from numpy.typing import NDArray
 from tymbal.compute.device import choose_device
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.attentive import fit_attentive
-from tymbal.evaluation.baseline import baseline_features
+from tymbal.evaluation.baseline import MOMENTS, PARTS, PREFERRED, coarser, plain_features
 from tymbal.evaluation.embedding_cache import embed_with_cache
 from tymbal.evaluation.labelled_clips import LabelledClips
 from tymbal.evaluation.linear import grouped_folds
-from tymbal.evaluation.probe_tasks import ProbeRow, ProbeTask, aggregate, draw_shots
+from tymbal.evaluation.probe_tasks import READERS, ProbeRow, ProbeTask, aggregate, draw_shots
+from tymbal.evaluation.selection import Choice, choose
 from tymbal.evaluation.tokens import Tokens, write_tokens
-from tymbal.inference.encoding import FrozenEncoder
+from tymbal.evaluation.verdict import Verdict, judge
+from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
 from tymbal.inference.frontend import ReadyModel
-from tymbal.models.encoder import SpectrogramEncoder
+from tymbal.models.classifier import GRIDS, pooled_width
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.progress import Progress
 from tymbal.settings import ProbeSettings
 from tymbal.store.base import SpectrogramSource
@@ -34,7 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ProbeRun", "run_probes"]
 
-_ORDER = ("baseline", "random", "model")
+_ORDER = ("baseline", "plain", "random", "random+plain", "model", "model+plain")
+
+_MOST_VALUES = 5 * 10**8
+"""Numbers of a grid's embeddings of all layers that are held at most: 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,48 @@ class ProbeRun:
     Attributes:
         rows: The lines of the table.
         clips: The clips that could be read for each of them.
+        verdict: The model beside the best of plain line and random weights; None where neither was read.
     """
 
     rows: tuple[ProbeRow, ...]
     clips: LabelledClips
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Features of the same clips in one or several ways, of which one is chosen inside the clips to learn from.
+
+    Attributes:
+        title: Tells it from other blocks.
+        rows: The rows that could be read, [clips].
+        ways: By name, the features, [clips, dimensions].
+        preferred: The way that is kept unless another is clearly better.
+    """
+
+    title: str
+    rows: NDArray[np.int64]
+    ways: Mapping[str, NDArray[np.float32]]
+    preferred: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of the table: blocks that are read side by side.
+
+    Attributes:
+        name: What the features are.
+        blocks: One, or several side by side.
+        layer: As in `ProbeRow`.
+    """
+
+    name: str
+    blocks: tuple[_Block, ...]
+    layer: int | str | None = None
 
 
 def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips, settings: ProbeSettings) -> ProbeRun:
-    """Runs every probe: the baseline, the random encoder and the model, for each the layers, poolings and readers.
+    """Runs every probe: plain lines, the random encoder and the model, for each the layers, poolings and readers.
 
     Args:
         model: The model.
@@ -68,29 +108,93 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
     layers = settings.layers(encoders["model"].encoder.config.depth)
     table: list[ProbeRow] = []
     if set(settings.readers) != {"attentive"}:
-        read, moments = baseline_features(store, probes.rows)
-        table += probes.on_features(read, moments, name="baseline", pooling="moments")
+        read, plain = plain_features(store, probes.rows)
+        lines = [_Line("baseline", (_Block("baseline", read, {"moments": plain[MOMENTS]}, "moments"),))]
+        plain_block = _Block("plain", read, plain, PREFERRED)
+        lines.append(_Line("plain", (plain_block,)))
+        finest = _finest_grid(encoders["model"].encoder.config, len(probes.rows) * len(layers) * len(encoders))
+        own_parts = model.description.own_parts
+        poolings = list(dict.fromkeys(finest if how == "grid" else how for how in settings.pooling))
         with Progress(len(encoders) * len(probes.rows), "Embedding", unit="clips") as progress:
-            embedded = {
-                name: embed_with_cache(
+            for name, encoder in encoders.items():
+                embedded = embed_with_cache(
                     encoder,
                     store,
                     probes.rows,
-                    poolings=settings.pooling,
+                    poolings=poolings,
                     layers=layers,
                     cached=settings.cache,
                     progress=progress,
                 )
-                for name, encoder in encoders.items()
-            }
-        for name, embeddings in embedded.items():
-            for (pooling, layer), values in embeddings.values.items():
-                table += probes.on_features(embeddings.rows, values, name=name, pooling=pooling, layer=layer)
+                config = encoder.encoder.config
+                own = _encoder_lines(embedded, name, settings, config, finest=finest, own_parts=own_parts)
+                beside = _beside(own)
+                lines += [*own, _Line(f"{name}+plain", (*beside.blocks, plain_block), beside.layer)]
+        with Progress(len(lines) * probes.fits, "Fitting", unit="fits") as progress:
+            for line in lines:
+                table += probes.on_features(line, progress)
     if "attentive" in settings.readers:
         for name, encoder in encoders.items():
             table += _attentive_probes(encoder, store, probes, name=name, layers=layers)
     ordered = sorted(table, key=lambda row: _ORDER.index(row.features))
-    return ProbeRun(tuple(ordered), clips.among(probes.rows[probes.readable]))
+    verdict = judge(ordered, groups=probes.groups, multilabel=clips.multilabel, readers=READERS)
+    return ProbeRun(tuple(ordered), clips.among(probes.rows[probes.readable]), verdict)
+
+
+def _finest_grid(config: EncoderConfig, clips: int) -> str:
+    """The pooling with the most parts of the time whose embeddings of all clips and layers can be held."""
+    fitting = [how for how in ("rows", *GRIDS) if pooled_width(how, config) * clips <= _MOST_VALUES] or ["rows"]
+    return fitting[-1]
+
+
+def _encoder_lines(
+    embedded: RowEmbeddings,
+    name: str,
+    settings: ProbeSettings,
+    config: EncoderConfig,
+    *,
+    finest: str,
+    own_parts: int,
+) -> list[_Line]:
+    """The lines of an encoder: poolings, and for each of them its layers.
+
+    Args:
+        embedded: Its embeddings.
+        name: What its lines are called.
+        settings: Poolings and layers.
+        config: Its shape.
+        finest: The pooling from which the grids are made.
+        own_parts: Parts of the time that are kept unless others are clearly better.
+    """
+    lines: list[_Line] = []
+    for how in settings.pooling:
+        of_layers: dict[int | str | None, Mapping[str, NDArray[np.float32]]] = {}
+        for (pooling, read), values in embedded.values.items():
+            if pooling == (finest if how == "grid" else how):
+                of_layers[read] = _grids(values, finest, config) if how == "grid" else {how: values}
+        if settings.layer == "both":
+            names = next(iter(of_layers.values()))
+            sides = list(of_layers.values())
+            of_layers["both"] = {way: np.concatenate([side[way] for side in sides], axis=1) for way in names}
+        for layer, ways in of_layers.items():
+            preferred = next(iter(ways))
+            if how == "grid":
+                preferred = f"grid:{max(parts for parts in PARTS if parts <= own_parts and f'grid:{parts}' in ways)}"
+            block = _Block(f"{name} {how} {layer}", embedded.rows, ways, preferred)
+            lines.append(_Line(name, (block,), layer))
+    return lines
+
+
+def _grids(values: NDArray[np.float32], finest: str, config: EncoderConfig) -> dict[str, NDArray[np.float32]]:
+    """Embeddings [clips, rows x parts x width] by a grid of many parts, and by those of fewer."""
+    most = GRIDS.get(finest, 1)
+    cells = values.reshape(len(values), config.grid[0], most, config.width)
+    return {f"grid:{parts}": values if parts == most else coarser(cells, parts) for parts in PARTS if parts <= most}
+
+
+def _beside(lines: Sequence[_Line]) -> _Line:
+    """The line of an encoder that is read side by side with the plain line: a grid, and the last layer or both."""
+    return max(lines, key=lambda line: (len(line.blocks[0].ways) > 1, line.layer == "both", line.layer is None))
 
 
 class _Probes:
@@ -105,6 +209,7 @@ class _Probes:
         rows: Rows of the store, those to learn from first, [clips].
         readable: Which of them could be read for every set of features so far, bool [clips].
         settings: As given.
+        groups: The group of each of the rows; None where not all have one.
     """
 
     def __init__(self, store: SpectrogramSource, clips: LabelledClips, settings: ProbeSettings) -> None:
@@ -113,7 +218,8 @@ class _Probes:
         self.settings = settings
         self._path = store.path
         self._multilabel = clips.multilabel
-        self._truth, self._groups = clips.truth(store, self.rows), clips.groups(store, self.rows)
+        self._truth, self.groups = clips.truth(store, self.rows), clips.groups(store, self.rows)
+        self._choices: dict[tuple[str, bytes], Choice] = {}
         self._parts = self._split(len(clips.train))
 
     @property
@@ -121,41 +227,58 @@ class _Probes:
         """How often each set of features is learned from."""
         return len(self._parts) * (1 + len(self.settings.shots) * self.settings.draws)
 
-    def on_features(
-        self,
-        rows: NDArray[np.int64],
-        features: NDArray[np.floating[Any]],
-        *,
-        name: str,
-        pooling: str,
-        layer: int | None = None,
-    ) -> list[ProbeRow]:
-        """Probes features [clips, dimensions] of those rows that could be read, [clips]."""
+    def on_features(self, line: _Line, progress: Progress) -> list[ProbeRow]:
+        """Probes features of those rows that could be read in all blocks of a line."""
         readers = self.settings.readers
+        places = [_places(self.rows, block.rows) for block in line.blocks]
 
         def read(task: ProbeTask, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> list[ProbeRow]:
-            chosen = features[np.concatenate([inside, outside])]
-            return task.run(chosen, name=name, pooling=pooling, readers=readers)
+            sides: list[NDArray[np.float32]] = []
+            choices: list[Choice] = []
+            for block, place in zip(line.blocks, places, strict=True):
+                choices.append(self._choose(block, place[inside], task, inside))
+                sides.append(block.ways[choices[-1].name][place[np.concatenate([inside, outside])]])
+            features = sides[0] if len(sides) == 1 else np.concatenate(sides, axis=1)
+            pooling = "+".join(choice.name for choice in choices)
+            rows = task.run(features, name=line.name, pooling=pooling, readers=readers)
+            progress.advance()
+            chosen_from = choices[0].figures if len(choices) == 1 else {}
+            return [replace(row, chosen_from=chosen_from) for row in rows]
 
-        return self._run(read, rows, layer)
+        return self._run(read, places, line.layer)
+
+    def _choose(self, block: _Block, places: NDArray[np.int64], task: ProbeTask, inside: NDArray[np.int64]) -> Choice:
+        """The way in which a block is read, chosen inside the clips of a task; once for the same clips."""
+        key = (block.title, inside.tobytes())
+        if key not in self._choices:
+            self._choices[key] = choose(
+                {name: values[places] for name, values in block.ways.items()},
+                task.train,
+                multilabel=task.multilabel,
+                groups=task.groups,
+                preferred=block.preferred,
+                seed=task.seed,
+            )
+        return self._choices[key]
 
     def on_tokens(
         self, rows: NDArray[np.int64], tokens: Tokens, *, name: str, layer: int | None, progress: Progress
     ) -> list[ProbeRow]:
         """Probes the tokens of those rows that could be read, [clips]."""
         device = choose_device(self.settings.device)[0]
+        place = _places(self.rows, rows)
 
         def read(task: ProbeTask, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> list[ProbeRow]:
             fitted = fit_attentive(
                 tokens,
-                inside,
+                place[inside],
                 task.train,
                 multilabel=task.multilabel,
                 groups=task.groups,
                 seed=task.seed,
                 device=device,
             )
-            scores = fitted.scores(tokens, outside)
+            scores = fitted.scores(tokens, place[outside])
             row = task.row(
                 scores,
                 name=name,
@@ -167,18 +290,25 @@ class _Probes:
             progress.advance()
             return [row]
 
-        return self._run(read, rows, layer)
+        return self._run(read, [place], layer)
 
-    def _run(self, read: Reader, rows: NDArray[np.int64], layer: int | None) -> list[ProbeRow]:
-        place = _places(self.rows, rows)
-        self.readable &= place >= 0
+    def _run(self, read: Reader, places: Sequence[NDArray[np.int64]], layer: int | str | None) -> list[ProbeRow]:
+        """Reads all parts of the clips, and few clips of each class.
+
+        Args:
+            read: Reads the clips at places of `rows` inside and outside of a part.
+            places: Where each of the rows stands among those of each block; -1 where it could not be read.
+            layer: Of the rows of the table.
+        """
+        readable = np.all([place >= 0 for place in places], axis=0)
+        self.readable &= readable
         table: list[ProbeRow] = []
         for shots in (None, *self.settings.shots):
             repeats = [
-                read(self._task(inside, outside), place[inside], place[outside])
-                for inside, outside in self._drawn(shots, place >= 0)
+                [replace(row, asked=outside) for row in read(self._task(inside, outside), inside, outside)]
+                for inside, outside in self._drawn(shots, readable)
             ]
-            merged = repeats[0] if len(repeats) == 1 else aggregate(repeats)
+            merged = repeats[0] if len(repeats) == 1 else aggregate(repeats, folds=shots is None)
             table += [replace(row, layer=layer, shots=shots) for row in merged]
         return table
 
@@ -187,7 +317,7 @@ class _Probes:
         if self.settings.folds is None:
             return [(np.arange(train), np.arange(train, len(self.rows)))]
         seed, most = self.settings.seed, self.settings.folds
-        folds = list(grouped_folds(self._truth, multilabel=self._multilabel, groups=self._groups, seed=seed, most=most))
+        folds = list(grouped_folds(self._truth, multilabel=self._multilabel, groups=self.groups, seed=seed, most=most))
         if not folds:
             raise SettingsError(
                 "there are too few clips or groups for folds", advice="Leave folds out to take the split of the store."
@@ -211,7 +341,7 @@ class _Probes:
         return ProbeTask(
             train=self._truth[inside],
             validation=self._truth[outside],
-            groups=None if self._groups is None else [self._groups[place] for place in inside],
+            groups=None if self.groups is None else [self.groups[place] for place in inside],
             multilabel=self._multilabel,
             neighbours=self.settings.neighbours,
             seed=self.settings.seed,

@@ -60,10 +60,10 @@ class Encoded:
             how: `mean` or `rows`.
 
         Raises:
-            SettingsError: For `cls`, which has no place in time.
+            SettingsError: For any other one, which has no place in time.
         """
-        if how == "cls":
-            raise SettingsError("cls has no place in time", advice="Set pooling to mean or rows.")
+        if how not in ("mean", "rows"):
+            raise SettingsError(f"{how} has no place in time", advice="Set pooling to mean or rows.")
         batch, _, width = self.tokens.shape
         patches = self.tokens[:, self.prefix :].reshape(batch, *self.grid, width)
         return patches.mean(1) if how == "mean" else patches.transpose(1, 2).flatten(2)
@@ -247,7 +247,7 @@ class FrozenEncoder:
         Args:
             store: The store of the spectrograms.
             rows: Which of them, [clips].
-            poolings: `mean`, `rows` or `cls`.
+            poolings: See `tymbal.models.classifier.pool`.
             layers: Layers, as in `batches`.
             progress: Advances batch by batch.
         """

@@ -137,7 +137,7 @@ class Embedder:
 
     Args:
         loaded: A model; a classifier's encoder is taken.
-        pooling: `mean`, `rows` or `cls`.
+        pooling: See `tymbal.models.classifier.pool`; `grid` is the model's own, see `ModelDescription.own_grid`.
         layer: Number of blocks to go through; `None` is all of them and the final norm.
         skip_padding: Pool over the patches that hold sound.
         device: The device to compute on.
@@ -166,6 +166,7 @@ class Embedder:
         encoder = module.encoder if isinstance(module, SpectrogramClassifier) else module
         check_layer(encoder, layer)
         self.description = loaded.description
+        pooling = self.description.own_grid if pooling == "grid" else pooling
         self.dimensions = pooled_width(pooling, encoder.config)
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device).eval()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tymbal.errors import ModelError, TymbalError
 from tymbal.features.normalisation import Normalisation, NormalizeBy
 from tymbal.features.statistics import LOG_FLOOR
+from tymbal.models.classifier import GRIDS
 from tymbal.models.encoder import EncoderConfig
 from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings
 
@@ -64,6 +65,23 @@ class ModelDescription:
     def normalisation(self) -> Normalisation:
         """How spectrograms are normalised for the model."""
         return Normalisation(mean=self.mean, std=self.std, padding=self.padding, by=self.normalize)
+
+    @property
+    def own_parts(self) -> int:
+        """How many equal parts of the time the model keeps apart: 1, 2, 4 or 8.
+
+        Those of its classifier, else the most that its pretraining compared each by itself, else 1.
+        """
+        if self.pooling in GRIDS:
+            return GRIDS[self.pooling]
+        compared = (self.objective or {}).get("parts", 1)
+        known = [parts for parts in GRIDS.values() if isinstance(compared, int) and parts <= compared]
+        return max(known, default=1)
+
+    @property
+    def own_grid(self) -> str:
+        """The pooling with `own_parts`: `rows` where time is one part, else `grid2`, `grid4` or `grid8`."""
+        return f"grid{self.own_parts}" if self.own_parts > 1 else "rows"
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain JSON values."""

@@ -14,13 +14,14 @@ import numpy as np
 from tymbal.errors import SettingsError
 from tymbal.evaluation.probe_tasks import READERS
 from tymbal.pages.charts import Line, bar, lines
-from tymbal.pages.page import NotShownError, words
+from tymbal.pages.page import NotShownError, details, words
 from tymbal.reporting.classifier_part import confusion_matrix
 
 __all__ = ["Probes"]
 
-_SETS = ("baseline", "random", "model")
-_COLOURS = {"baseline": "b2", "random": "b1", "model": "b0"}
+_SETS = ("baseline", "plain", "random", "random+plain", "model", "model+plain")
+_COLOURS = {"baseline": "b2", "plain": "b2", "random": "b1", "random+plain": "b1", "model": "b0", "model+plain": "b0"}
+_NO_LAYERS = ("baseline", "plain")
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,19 @@ class Probes:
 
     def bars(self) -> str:
         """Every line that was learned from all clips."""
+        rows = self._rows(shots=None)
         text = "The baseline is what mean and spread of the spectrogram alone tell, random the same encoder before it "
         text += "learned anything: the model should be above both."
-        rows = self._rows(shots=None)
+        if any(row["features"] == "plain" for row in rows):
+            text += " The plain line is the best of several such descriptions, some of which keep order in time; "
+            text += "+plain is read side by side with it."
         if any(row["repeats"] > 1 for row in rows):
             text += f" Means over {max(row['repeats'] for row in rows)} folds, with their standard deviation."
         body = "".join(self._bar(row) for row in rows)
         head = f'<thead><tr><th>features, reader</th><th class="n">{self.figure}, %</th><td></td></tr></thead>'
-        return f'<p>{escape(text)}</p><table class="bars">{head}<tbody>{body}</tbody></table>'
+        verdict = (self.facts.get("verdict") or {}).get("text")
+        said = "" if verdict is None else f"<p><strong>{escape(verdict)}</strong></p>"
+        return f'{said}<p>{escape(text)}</p><table class="bars">{head}<tbody>{body}</tbody></table>{self._chosen(rows)}'
 
     def by_layer(self) -> str:
         """The figure from layer to layer.
@@ -80,7 +86,7 @@ class Probes:
         Raises:
             NotShownError: One layer was read.
         """
-        depth = max((row["layer"] for row in self.facts["rows"] if row["layer"] is not None), default=None)
+        depth = max((row["layer"] for row in self.facts["rows"] if isinstance(row["layer"], int)), default=None)
         if depth is None or "all" not in (self.facts["settings"].get(name) for name in ("layer", "layers")):
             raise NotShownError("one layer was read", advice="tymbal probe --layer all reads them all.")
         text = f"0 is the embedded patches, {depth} the last block, {depth + 1} behind the final norm."
@@ -122,6 +128,21 @@ class Probes:
         name = words(f"{row['features']} ({row['pooling']}{layer}), {row['reader']}")
         return f'<tr><th scope="row">{name}</th><td class="n">{100 * value:.1f}{spread}</td><td>{drawn}</td></tr>'
 
+    def _chosen(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """What was chosen from inside the clips to learn from, folded away."""
+        lines: dict[str, str] = {}
+        for row in rows:
+            figures = sorted((row.get("chosen_from") or {}).items(), key=lambda item: -item[1])
+            layer = "" if row["layer"] is None else f", layer {row['layer']}"
+            listed = ", ".join(f"{name} {100 * value:.1f}" for name, value in figures)
+            if listed:
+                lines.setdefault(f"{row['features']} ({row['pooling']}{layer})", listed)
+        if not lines:
+            return ""
+        title = f"What was chosen from: {self.figure} in % inside the clips to learn from, by ridge regression"
+        cells = [f'<th scope="row">{words(name)}</th><td>{words(listed)}</td>' for name, listed in lines.items()]
+        return details(title, f"<table><tbody>{''.join(f'<tr>{cell}</tr>' for cell in cells)}</tbody></table>")
+
     def _charts(
         self,
         rows: Sequence[Mapping[str, Any]],
@@ -136,7 +157,7 @@ class Probes:
             drawn: dict[str, list[tuple[float, float]]] = {}
             for row in rows:
                 place = at(row) if at(row) is not None else none
-                if row["reader"] == reader and place is not None and row["features"] != "baseline":
+                if row["reader"] == reader and place is not None and row["features"] not in _NO_LAYERS:
                     drawn.setdefault(f"{row['features']}, {row['pooling']}", []).append((place, row[self.figure] or 0))
             if not drawn:
                 continue

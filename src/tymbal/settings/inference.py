@@ -14,16 +14,21 @@ __all__ = ["ConvertSettings", "EmbedSettings", "PredictSettings", "ProbeSettings
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSettings(PtSettings):
-    """What a frozen encoder knows: logistic regression and nearest neighbours on its embeddings.
+    """What a frozen encoder knows: linear regression and nearest neighbours on its embeddings.
 
     Attributes:
-        readers: What reads: `logistic` regression, `knn`, and `attentive`, which looks at every token of a clip with
+        readers: What reads: `logistic` regression, `ridge` regression (in closed form, quick for many features and
+            labels), `knn`, and `attentive`, which looks at every token of a clip with
             learned queries instead of at their mean. That finds what is short, takes about as long as another pass of
             the encoder, and disk space for all tokens while it reads them.
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
-            apart, `cls` the class tokens. Several are read from one pass.
+            apart, `cls` the class tokens; `grid2`, `grid4` and `grid8` the rows over so many equal parts of the time,
+            in order, and `grid` over 1, 2, 4 or 8 of them: as many as the pretraining compared (1 where it compared
+            none), or as read more than a standard error better inside the training clips. Several are read from one
+            pass.
         layer: Blocks to go through; 0 is the embedded patches. `None` (or `last`) is all of them and the final norm;
-            `all` reads every layer, from the embedded patches on, beside that.
+            `all` reads every layer, from the embedded patches on, beside that; `both` the middle layer, that, and the
+            two side by side.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         neighbours: Neighbours that vote.
         shots: Also learn from so few clips of each class: `1 5 10 50`.
@@ -39,8 +44,10 @@ class ProbeSettings(PtSettings):
 
     group = "probe"
 
-    readers: tuple[Literal["logistic", "knn", "attentive"], ...] = setting(("logistic", "knn"), first=True)
-    pooling: tuple[Literal["mean", "rows", "grid2", "grid4", "grid8", "cls"], ...] = setting(("rows",), first=True)
+    readers: tuple[Literal["logistic", "ridge", "knn", "attentive"], ...] = setting(("logistic", "knn"), first=True)
+    pooling: tuple[Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"], ...] = setting(
+        ("rows", "grid"), first=True
+    )
     layer: str | None = setting(None, aliases=("layers",), first=True)
     skip_padding: bool = True
     neighbours: int = setting(10, first=True)
@@ -58,8 +65,8 @@ class ProbeSettings(PtSettings):
         super().__post_init__()
         check(len(self.readers) >= 1, "readers", self.readers, "one reader or more")
         check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
-        good = self.layer in (None, "last", "all") or self.layer.isdecimal()
-        check(good, "layer", self.layer, "last, all, or a number of 0 or more")
+        good = self.layer in (None, "last", "all", "both") or self.layer.isdecimal()
+        check(good, "layer", self.layer, "last, both, all, or a number of 0 or more")
         check(min(self.shots, default=1) >= 1, "shots", self.shots, "numbers of 1 or more")
         check(self.draws >= 1, "draws", self.draws, "1 or more")
         check(self.folds is None or self.folds >= 2, "folds", self.folds, "2 or more")
@@ -70,6 +77,8 @@ class ProbeSettings(PtSettings):
         """The layers that are read of an encoder of so many blocks; None is the last one with the final norm."""
         if self.layer == "all":
             return [*range(depth + 1), None]
+        if self.layer == "both":
+            return [depth // 2, None]
         return [None if self.layer in (None, "last") else int(self.layer)]
 
 
@@ -128,7 +137,8 @@ class EmbedSettings:
         per: What has an embedding: each `window` of a recording (each clip of a store), each `second`, or each `file`,
             as the mean of its windows.
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
-            apart, `cls` the class tokens.
+            apart, `cls` the class tokens; `grid2`, `grid4` and `grid8` the rows over so many equal parts of the time,
+            in order, and `grid` over as many as the model knows: those of its classifier or of its pretraining, else 1.
         layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         window: Length of a window in seconds. `None` is the length that the model was trained on, by second the whole
@@ -143,7 +153,7 @@ class EmbedSettings:
     group = "windows"
 
     per: Literal["window", "second", "file"] = "window"
-    pooling: Literal["mean", "rows", "grid2", "grid4", "grid8", "cls"] = "mean"
+    pooling: Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "mean"
     layer: int | None = None
     skip_padding: bool = True
     window: float | None = None
@@ -162,7 +172,8 @@ class EmbedSettings:
         if self.per == "second":
             whole = self.window is None or self.window.is_integer()
             check(whole, "window", self.window, "a whole number of seconds, for an embedding each second")
-            check(self.pooling != "cls", "pooling", self.pooling, "mean or rows, for an embedding each second")
+            timed = self.pooling in ("mean", "rows")
+            check(timed, "pooling", self.pooling, "mean or rows, for an embedding each second")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,7 +82,7 @@ class ExploreSettings:
     window: float | None = None
     hop: float | None = None
     minutes: float = 60.0
-    pooling: Literal["mean", "rows", "grid2", "grid4", "grid8", "cls"] = "mean"
+    pooling: Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "mean"
     approximate: bool = False
     batch_size: int = 8
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"

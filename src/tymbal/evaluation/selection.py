@@ -1,0 +1,166 @@
+"""Which of several descriptions of the same clips is read, and how sure a difference between two readers is.
+
+How many parts of the time an embedding keeps, or which plain line is the best, is chosen by ridge regressions inside
+the clips to learn from, whole groups (recordings, speakers) on one side; the clips that are asked have no part in it.
+The largest of several such figures is often the largest by chance: where one description is expected to be right (an
+objective knows how many parts it compared), another is taken only where it reads more than a standard error better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tymbal.evaluation.linear import grouped_folds, quality, ridge_marks
+
+__all__ = ["Choice", "Margin", "choose", "margin_of_figures", "margin_of_marks", "margin_of_scores"]
+
+_MOST = 1500
+"""Clips that a choice is made by, drawn where there are more."""
+
+_FEWEST_GROUPS = 5
+"""Groups from which on a margin is of groups: of fewer no spread can be estimated."""
+
+_RESAMPLES = 200
+
+Floats = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        name: Name of the description.
+        figures: Accuracy or mAP of each inside the clips to learn from; empty where there was nothing to choose from,
+            or too few clips for folds.
+    """
+
+    name: str
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Margin:
+    """How sure a difference of two figures is.
+
+    Attributes:
+        half: Half the width of the 95 % interval.
+        groups: Groups whose spread it is; None where it is that of the clips (or of folds).
+    """
+
+    half: float
+    groups: int | None
+
+
+def choose(
+    candidates: Mapping[str, Floats],
+    truth: NDArray[np.bool_],
+    *,
+    multilabel: bool,
+    groups: Sequence[str] | None,
+    preferred: str | None = None,
+    seed: int = 42,
+) -> Choice:
+    """Chooses one of several descriptions of the clips to learn from.
+
+    Args:
+        candidates: Features by name, [clips, dimensions].
+        truth: Which clip has which label, [clips, classes].
+        multilabel: Whether a clip may have several labels, or none.
+        groups: The group of each clip, where they have them.
+        preferred: The description to keep unless another is more than a standard error better, by clips paired and
+            by groups; None takes the best.
+        seed: Seed of the folds, and of the clips that are drawn where there are many.
+
+    Returns:
+        The choice; the preferred or else the first one where there are too few clips or groups for folds.
+    """
+    otherwise = next(iter(candidates)) if preferred is None else preferred
+    if len(candidates) == 1:
+        return Choice(otherwise, {})
+    drawn = np.arange(len(truth))
+    if len(drawn) > _MOST:
+        drawn = np.sort(np.random.default_rng(seed).permutation(drawn)[:_MOST])
+    truth = truth[drawn]
+    groups = None if groups is None else [groups[place] for place in drawn.tolist()]
+    folds = list(grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed))
+    if not folds:
+        return Choice(otherwise, {})
+    marks = {
+        name: ridge_marks(features[drawn], truth, folds, multilabel=multilabel)[1]
+        for name, features in candidates.items()
+    }
+    figures = {name: float(np.nan_to_num(values).mean()) for name, values in marks.items()}
+    eligible = list(figures)
+    if preferred is not None:
+        asked = np.concatenate([outside for _, outside in folds])
+        clusters = None if groups is None or multilabel else [groups[place] for place in asked.tolist()]
+        differences = {name: np.nan_to_num(values) - np.nan_to_num(marks[preferred]) for name, values in marks.items()}
+        better = [name for name, values in differences.items() if values.mean() > _error(values, clusters)]
+        eligible = better or [preferred]
+    best = max(eligible, key=lambda name: figures[name])
+    return Choice(best, figures)
+
+
+def margin_of_marks(difference: Floats, groups: Sequence[str] | None) -> Margin:
+    """The margin of a mean difference of marks.
+
+    Args:
+        difference: Whether one reader was right less whether the other was, [clips].
+        groups: The group of each clip. With five or more, it is that of the groups, by Student's t; else that of the
+            clips, taken as independent of each other.
+    """
+    from scipy.stats import t
+
+    kinds = 0 if groups is None else len(set(groups))
+    if kinds < _FEWEST_GROUPS:
+        return Margin(1.96 * _error(difference, None), None)
+    return Margin(float(t.ppf(0.975, kinds - 1)) * _error(difference, groups), kinds)
+
+
+def margin_of_figures(difference: Floats) -> Margin:
+    """The margin of a mean difference [folds] of two or more folds, by Student's t."""
+    from scipy.stats import t
+
+    return Margin(float(t.ppf(0.975, len(difference) - 1)) * _error(difference, None), None)
+
+
+def margin_of_scores(
+    one: Floats, other: Floats, truth: NDArray[np.bool_], groups: Sequence[str] | None, *, seed: int = 42
+) -> Margin:
+    """The margin of a difference in mAP, by drawing the clips (or groups, where there are five or more) anew.
+
+    Args:
+        one: Scores of one reader, [clips, classes].
+        other: Those of the other one.
+        truth: Which clip has which label, [clips, classes].
+        groups: The group of each clip.
+        seed: Seed of the draws.
+    """
+    kinds = 0 if groups is None else len(set(groups))
+    is_grouped = groups is not None and kinds >= _FEWEST_GROUPS
+    codes = np.unique(np.asarray(groups), return_inverse=True)[1] if is_grouped else np.arange(len(truth))
+    members = [np.flatnonzero(codes == code) for code in range(int(codes.max(initial=-1)) + 1)]
+    generator = np.random.default_rng(seed)
+    differences: list[float] = []
+    for _ in range(_RESAMPLES):
+        drawn = np.concatenate([members[unit] for unit in generator.integers(len(members), size=len(members))])
+        figures = [quality(scores[drawn], truth[drawn], multilabel=True)["mAP"] for scores in (one, other)]
+        differences.append(figures[0] - figures[1])
+    low, high = np.nanquantile(differences, [0.025, 0.975])
+    return Margin(float(high - low) / 2, kinds if is_grouped else None)
+
+
+def _error(values: Floats, clusters: Sequence[str] | None) -> float:
+    """Standard error of a mean; sums over clusters vary, where there are two or more."""
+    deviations = values - values.mean()
+    if clusters is not None and len(set(clusters)) > 1:
+        codes = np.unique(np.asarray(clusters), return_inverse=True)[1]
+        deviations = np.bincount(codes, weights=deviations)
+    count = len(deviations)
+    return float(np.sqrt(np.square(deviations).sum() * count / max(count - 1, 1))) / max(len(values), 1)
