@@ -25,6 +25,7 @@ DESCRIPTION = ModelDescription(
         ({"objective": {"objective": "joint"}}, "rows"),
         ({"objective": {"objective": "lejepa", "parts": 1}}, "rows"),
         ({"objective": {"objective": "lejepa", "parts": 4}}, "grid4"),
+        ({"objective": {"objective": "contrastive", "projection_parts": 2}}, "grid2"),
         ({"objective": {"objective": "lejepa", "parts": 7}}, "grid4"),
         ({"objective": {"objective": "lejepa", "parts": 16}}, "grid8"),
         ({"objective": {"objective": "lejepa", "parts": 4}, "labels": ("a", "b"), "pooling": "grid2"}, "grid2"),

@@ -74,7 +74,8 @@ class ModelDescription:
         """
         if self.pooling in GRIDS:
             return GRIDS[self.pooling]
-        compared = (self.objective or {}).get("parts", 1)
+        objective = self.objective or {}
+        compared = objective.get("parts", objective.get("projection_parts", 1))
         known = [parts for parts in GRIDS.values() if isinstance(compared, int) and parts <= compared]
         return max(known, default=1)
 
