@@ -227,6 +227,24 @@ def test_old_name__of_a_setting_of_an_objective(name, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_begun_before__is_what_a_run_of_an_earlier_version_did():
+    cls = registry.run_settings("contrastive")
+    old = {"projection_norm": False, "projection_parts": 0, "negatives": "all", "view_padding": "found"}
+    assert config.begun_before(cls, {"temperature": 0.1}) == old
+    today = config.to_mapping(cls())
+    assert config.begun_before(cls, today) == {"negatives": "all"}  # what has not changed
+
+
+def test_resolve__a_run_goes_on_as_it_was_begun():
+    begun = {"objective": "contrastive", "temperature": 0.1}
+    settings = registry.resolve({"objective": "contrastive"}, begun=begun)
+    assert (settings.projection_norm, settings.projection_parts) == (False, 0)
+    given = registry.resolve({"objective": "contrastive", "projection_norm": True}, begun=begun)
+    assert (given.projection_norm, given.projection_parts) == (True, 0)
+    assert registry.resolve({"objective": "contrastive"}).projection_norm is True
+    assert registry.resolve({"objective": "joint"}, begun=begun) == registry.resolve({"objective": "joint"})
+
+
 def test_old_name__stays_in_the_description_of_a_model():
     settings = registry.resolve({"objective": "reconstruction", "time_mask_width": 12})
     assert settings.describe_objective() == {

@@ -35,6 +35,7 @@ from tymbal.values import convert, nearest, plain, shown
 
 __all__ = [
     "RunFile",
+    "begun_before",
     "deciding",
     "diff",
     "from_mapping",
@@ -168,6 +169,21 @@ def with_todays_names(cls: type[Any], recorded: Mapping[str, Any]) -> dict[str, 
     """Renames the recorded settings of a run to the names that they have today, without a remark."""
     old = old_names(cls)
     return {old.get(name, name): value for name, value in recorded.items()}
+
+
+def begun_before(cls: type[Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings whose default was another when a run was begun, with the value that it was begun with, by YAML key.
+
+    Args:
+        cls: The settings of the run.
+        recorded: What the run has recorded; a setting that it lacks did not exist then.
+    """
+    defaults = {_key(each.name): nature(cls, each.name).before for each in dataclasses.fields(cls)}
+    return {
+        name: before
+        for name, before in defaults.items()
+        if before is not None and plain(recorded.get(name, before)) == plain(before)
+    }
 
 
 def todays_name(cls: type[Any], old: str) -> str:

@@ -230,14 +230,16 @@ class DataSource(Generic[Chosen]):
 
         return prepare_spectrograms(self.path, run, features, self._settings)
 
-    def view_pairs(self, run: Path) -> SpectrogramSource:
-        """Opens what contrastive pretraining learns from: pairs of views, or waveforms to make fresh ones of.
+    def view_pairs(self, run: Path, features: FeatureSettings | None = None) -> SpectrogramSource:
+        """Opens what contrastive pretraining learns from: pairs of views, or what views are made of.
 
+        They are made of waveforms, fresh in every epoch, or of single spectrograms, of which the objective draws them.
         Of sound the generated views are taken, if they are in their usual place; else waveforms are prepared into
         `run/store`. What was left out is named in `run/failures.csv`.
 
         Args:
             run: The run folder.
+            features: How spectrograms of sound are made, where views are drawn from those. None is the default.
 
         Raises:
             StoreError: There is nothing, or something else; or it is sound, and several processes train.
@@ -247,15 +249,19 @@ class DataSource(Generic[Chosen]):
             raise TypeError("view_pairs takes the settings of an objective that learns from pairs")
         if not self.exists:
             self._refuse_nothing()
-        source = self if settings.view_source == "fresh" else self._generated() or self
+        if settings.draws_views and (
+            settings.view_source == "spectrogram" or (settings.view_source == "auto" and self.has_spectrograms)
+        ):
+            return self.spectrograms(run, features or FeatureSettings())
+        source = self if settings.view_source in ("fresh", "spectrogram") else self._generated() or self
         source._copy_failures(run)
-        if source.has_views and settings.view_source != "fresh":
+        if source.has_views and settings.view_source in ("auto", "generated"):
             pairs = source.store()
             if pairs.failures:
                 write_failures(run / FAILURES, pairs.failures)
             return pairs
         usable = source.has_waveforms or source.has_sound
-        if not usable or settings.view_source == "generated":
+        if not usable or settings.view_source in ("generated", "spectrogram"):
             raise _no_views(source.path, generated=source.has_views)
         if source.has_waveforms:
             return source.store()
@@ -411,4 +417,5 @@ def dataset_of(store: SpectrogramSource, rows: npt.ArrayLike, settings: Pretrain
     if features is None:
         raise StoreError("does not say how spectrograms are computed", path=store.path, advice="Prepare it again.")
     maker = ViewMaker(read_augmentation(settings.augmentations), features, store.samples, device=device)
-    return FreshViewDataset(store, rows, maker, seed=settings.seed, device=device)
+    carries = settings.carries_padding
+    return FreshViewDataset(store, rows, maker, seed=settings.seed, device=device, carries_padding=carries)

@@ -78,14 +78,15 @@ def pretrain(
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
 
-    source = open_data(store, registry.resolve(settings, config=config))
-    chosen = source.settings
     run = Path(output)
+    source = open_data(store, registry.resolve(settings, config=config, begun=RunFolder(run).begun()))
+    chosen = source.settings
     finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
     if finished is not None:
         return finished
     paired = isinstance(chosen, ViewPairSettings)
-    data = source.view_pairs(run) if paired else source.spectrograms(run, features_at(chosen.from_, heads=chosen.heads))
+    features = features_at(chosen.from_, heads=chosen.heads)
+    data = source.view_pairs(run, features) if paired else source.spectrograms(run, features)
     train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
     objective, description = _objective(data, chosen)
     module = cast("nn.Module", objective)
@@ -96,7 +97,7 @@ def pretrain(
             advice="Prepare the store with a validation split, or do without probe_data.",
         )
     watch = None
-    if len(validation_rows) and not paired:  # on pairs, an objective watches itself
+    if len(validation_rows) and data.views == 1 and data.samples is None:  # on pairs, an objective watches itself
         metrics = RunFolder(run).metrics
         watch = Watch(
             objective.encoder,

@@ -30,6 +30,19 @@ def test_clip__does_not_hear_how_loud_a_clip_is() -> None:
     torch.testing.assert_close(normalisation(values, frames), normalisation(values - 4.5, frames), atol=1e-5, rtol=0)
 
 
+def test_clip__masked_cells_have_no_part_in_mean_and_deviation() -> None:
+    values = torch.randn(2, 40, 8, generator=torch.Generator().manual_seed(0)) * 3 - 6
+    padding = torch.arange(40) >= torch.tensor([[40], [25]])
+    masked = torch.zeros(2, 40, 8, dtype=torch.bool)
+    masked[0, 5:9] = masked[1, :, 2:4] = True
+    normalisation = Normalisation(mean=-5.0, std=2.0, padding=-7.0, by="clip")
+    x = normalisation.without(values.masked_fill(masked, -15.9), padding, masked=masked)
+    for clip, behind in zip(x, padding.unsqueeze(2) | masked, strict=True):
+        assert clip[~behind].mean() == pytest.approx(0, abs=1e-5)
+        assert clip[~behind].std(correction=0) == pytest.approx(0.5, abs=1e-5)
+        assert (clip[behind] == -0.5).all()
+
+
 def test_clip__silence_stays_silence() -> None:
     x = Normalisation(mean=-5.0, std=2.0, padding=-15.9, by="clip")(torch.full((1, 4, 2), -15.9), torch.tensor([4]))
     assert x.abs().max() < 1e-4

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch.nn.functional as F
 from tymbal.errors import ModelError
 from tymbal.features.normalisation import Normalisation
 from tymbal.features.statistics import ENERGY_FLOOR
+from tymbal.models.classifier import pool_cells
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.contrastive import ContrastiveObjective, crossed_masks, effective_rank, nt_xent
 from tymbal.randomness import fold
+from tymbal.settings.augmentation import SpectrogramViews
 
 CONFIG = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=24, patch=(4, 4), stride=(4, 4))
 
@@ -204,6 +207,116 @@ def test_objective__by_parts_is_the_same_as_at_once() -> None:
             torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4)
 
 
+def test_objective__by_parts_is_the_same_with_batch_norm_and_cells() -> None:
+    settings: dict[str, Any] = {"norm": True, "parts": 2, "mask": "random", "carried": True}
+    whole, parts = objective(**settings), objective(chunk=4, **settings)
+    for module in (whole, parts):
+        module(**batch())["loss"].backward()
+    for (name, one), other in zip(whole.named_parameters(), parts.parameters(), strict=True):
+        if one.requires_grad:
+            torch.testing.assert_close(one.grad, other.grad, atol=2e-6, rtol=1e-4, msg=name)
+
+
+def test_nt_xent__of_groups_has_no_negatives_of_others() -> None:
+    projected, groups = unit(6), [0, 1, 0, 1, 0, 2]
+    loss, hits = nt_xent(projected, torch.arange(6), temperature=0.3, groups=torch.tensor(groups))
+    total = 0.0
+    for group in range(3):
+        own = [place for place, name in enumerate(groups) if name == group]
+        total += len(own) * written_out(projected[:, own], own, 0.3)
+    assert float(loss) == pytest.approx(total / 6, rel=1e-5)
+    assert hits[[5, 11]].all()  # one that is alone in its group finds itself
+    every = nt_xent(projected, torch.arange(6), temperature=0.3, groups=torch.zeros(6, dtype=torch.int64))
+    assert float(every[0]) == float(nt_xent(projected, torch.arange(6), temperature=0.3)[0])
+
+
+def test_objective__cells_are_parts_of_the_sound_wherever_it_lies() -> None:
+    module = objective(parts=2, carried=True).eval()
+    inputs = batch(3)
+    heard = torch.zeros(3, 24, dtype=torch.bool)
+    heard[0, 4:12] = heard[1] = True
+    heard[2, 20:] = heard[2, :8] = True  # around the end of the window
+    views = inputs["spectrogram"][:, 0]
+    found = module.embed(views, inputs["row"], inputs["epoch"], view=0, heard=heard)
+    normal = module.normalisation.without(views, ~heard, masked=torch.zeros(3, 24, 16, dtype=torch.bool))
+    tokens = module.encoder(normal).tokens[:, 2:].unflatten(1, (4, 6))
+    for clip, columns in enumerate(([1, 2], [0, 1, 2, 3, 4, 5], [0, 1, 5])):
+        kept = tokens[clip : clip + 1, :, columns].flatten(1, 2)
+        real = torch.tensor([len(columns)])
+        cells = pool_cells(kept, grid=(4, len(columns)), parts=2, real_columns=real)
+        torch.testing.assert_close(found[clip], cells[0].flatten(), atol=1e-5, rtol=1e-4)
+
+
+def test_objective__masked_cells_have_no_part_in_the_mean_of_a_clip() -> None:
+    inputs = padded_batch()
+    clip = Normalisation(mean=-6.0, std=4.0, padding=SILENCE, by="clip")
+    module, before = objective(carried=True), objective()
+    module.normalisation = before.normalisation = clip
+    views, row, epoch = inputs["spectrogram"][:, 0], inputs["row"], inputs["epoch"]
+    masked = torch.zeros(3, 24, 16, dtype=torch.bool)
+    masked[:, :, 3:6] = True
+    hidden = views.masked_fill(masked, SILENCE)
+    heard = torch.zeros(3, 24, dtype=torch.bool)
+    heard[:, 4:12] = True
+    known = module.embed(hidden, row, epoch, view=0, heard=heard, masked=masked)
+    # By their value they are found, too; what stood there does not matter.
+    torch.testing.assert_close(module.embed(hidden, row, epoch, view=0, heard=heard), known)
+    torch.testing.assert_close(module.embed(views, row, epoch, view=0, heard=heard, masked=masked), known)
+    assert (before.embed(hidden, row, epoch, view=0, heard=heard) - known).abs().max() > 0.05
+
+
+def drawing(**settings: Any) -> ContrastiveObjective:
+    common: dict[str, Any] = {"norm": True, "parts": 2, "mask": "random", "carried": True, "real": 16.0}
+    return objective(views=SpectrogramViews(), **{**common, **settings})
+
+
+def singles(count: int = 6) -> dict[str, torch.Tensor]:
+    inputs, frames = batch(count), (torch.arange(count) * 2 + 12).clamp(max=24)
+    return {**inputs, "spectrogram": inputs["spectrogram"][:, 0], "frames": frames}
+
+
+def test_objective__draws_views_of_spectrograms_by_clip_and_epoch_alone() -> None:
+    module, inputs = drawing(), singles()
+    loss = float(module(**inputs)["loss"].detach())
+    assert float(drawing()(**inputs)["loss"].detach()) == loss
+    behind = inputs["spectrogram"].clone()
+    for clip, frames in enumerate(inputs["frames"].tolist()):
+        behind[clip, frames:] = 7.0
+    assert float(drawing()(**{**inputs, "spectrogram": behind})["loss"].detach()) == loss
+    assert float(drawing()(**{**inputs, "epoch": inputs["epoch"] + 1})["loss"].detach()) != loss
+    module.eval()
+    there, later = module(**inputs), module(**{**inputs, "epoch": inputs["epoch"] + 1})
+    assert float(there["loss"]) == float(later["loss"])
+
+
+def test_objective__finds_views_of_spectrograms_after_some_steps() -> None:
+    module, inputs = drawing(mask="none"), singles(16)
+    smooth = torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    inputs["spectrogram"] = F.interpolate(smooth, (24, 16), mode="bilinear")[:, 0]
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    for step in range(60):
+        out = module(**{**inputs, "epoch": inputs["epoch"] + step})
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+    unused = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
+    assert unused == []
+    module.eval()
+    figures = module.metrics(module(**inputs)["sums"])
+    assert figures["chance"] == pytest.approx(math.log(31))
+    assert figures["acc"] > 0.5
+
+
+def test_metrics__tell_of_a_loss_that_stays_at_chance(capsys: pytest.CaptureFixture) -> None:
+    module = objective().eval()
+    sums = {**module(**batch())["sums"], "loss": torch.tensor(6 * 2.39), "count": torch.tensor(6.0)}
+    assert module.metrics(sums)["chance"] == pytest.approx(math.log(11))  # 2.398
+    good = {**sums, "loss": torch.tensor(6 * 2.0)}
+    found = [module.metrics(each).get("alarm_chance") for each in (sums, good, sums, sums, sums, sums)]
+    assert found == [None, None, None, None, 1.0, None]
+    assert capsys.readouterr().err.count("has stayed at chance") == 1
+
+
 def test_objective__masks_depend_on_the_epoch_only_in_training() -> None:
     module, inputs = objective(mask="crossed"), batch()
     later = {**inputs, "epoch": inputs["epoch"] + 1}
@@ -257,3 +370,35 @@ def test_nt_xent__of_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert float(sum(part[0] for part in parts)) == pytest.approx(float(loss) * 5, rel=1e-5)
     assert int(sum(part[1] for part in parts)) == int(hits.sum())
     torch.testing.assert_close(torch.cat([part[2] for part in parts], dim=1), projected.grad)
+
+
+def half_of_the_batch(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    module = drawing()
+    out = module(**{name: value[4 * rank : 4 * rank + 4] for name, value in singles(8).items()})
+    out["loss"].backward()
+    gradients = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
+    sums = {name: out["sums"][name] for name in ("count", "loss", "acc", "alignment", "uniformity", "moment")}
+    statistics = module.projection[1].running_var
+    torch.save((out["loss"].detach(), gradients, sums, statistics), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+def test_objective__of_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(half_of_the_batch, args=(str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    module = drawing()
+    out = module(**singles(8))
+    out["loss"].backward()
+    for loss, _, _, statistics in parts:
+        assert float(loss) == pytest.approx(float(out["loss"].detach()), rel=1e-5)
+        torch.testing.assert_close(statistics, module.projection[1].running_var)
+    for name, value in module.named_parameters():
+        if value.grad is not None:  # DDP takes the mean over processes
+            together = (parts[0][1][name] + parts[1][1][name]) / 2
+            torch.testing.assert_close(together, value.grad, atol=1e-5, rtol=1e-4, msg=name)
+    for name, value in parts[0][2].items():
+        torch.testing.assert_close(value + parts[1][2][name], out["sums"][name], atol=1e-4, rtol=1e-4, msg=name)

@@ -69,7 +69,16 @@ def test_describe_objective__is_what_model_folders_say():
         "frequency_masks",
         "frequency_mask",
     ]
-    assert list(described["contrastive"]) == ["objective", "temperature", "projection", "view_mask", "view_mask_ratio"]
+    assert list(described["contrastive"]) == [
+        "objective",
+        "temperature",
+        "projection",
+        "projection_norm",
+        "projection_parts",
+        "negatives",
+        "view_mask",
+        "view_mask_ratio",
+    ]
 
 
 def test_resolve__says_what_has_no_effect(capsys: pytest.CaptureFixture[str]):

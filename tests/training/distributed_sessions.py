@@ -38,6 +38,7 @@ def main() -> None:
     store, labelled, folder = sys.argv[1:]
     finetune(labelled, Path(folder) / "thawing", **{**THAWING, "batch_size": 3})
     pretrain(store, Path(folder) / "whole", **HALVES)
+    pretrain(store, Path(folder) / "contrastive", **{**HALVES, "objective": "contrastive"})
     if rank() == 1:
         Scenario(TymbalTrainer, "compute_loss", 9, set()).arm()
     pretrain(store, Path(folder) / "killed", **HALVES)

@@ -112,6 +112,15 @@ def test_sequential_sampler__covers_all_clips_over_processes():
     assert [len(SequentialBatchSampler(11, 2, rank=rank, processes=3)) for rank in range(3)] == [2, 2, 2]
 
 
+def test_sequential_sampler__shuffled_batches_do_not_depend_on_the_processes():
+    # Two processes that train on 3 clips each evaluate batches of 6, as one that trains on 6 does.
+    one = list(SequentialBatchSampler(20, 6, shuffled=1))
+    two = [list(SequentialBatchSampler(20, 6, rank=rank, processes=2, shuffled=1)) for rank in range(2)]
+    assert [two[0][0], two[1][0], two[0][1], two[1][1]] == one
+    assert sorted(itertools.chain.from_iterable(one)) == list(range(20))
+    assert one[0] != sorted(one[0])
+
+
 def test_plan__order_is_pinned():
     # A run that is continued after an upgrade of numpy must meet the same order.
     assert BatchPlan(length=8, batch_sizes=(1,), seed=42).order(3).tolist() == [3, 1, 2, 7, 0, 5, 4, 6]

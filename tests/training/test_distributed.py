@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -72,6 +73,15 @@ def test_two_processes__thaw_alike(folder: Path, tmp_path: Path):
         parts = zip(ours[name].chunk(3), value.chunk(3), strict=True) if name.endswith("qkv.bias") else []
         pairs = [pair for number, pair in enumerate(parts) if number != 1] or [(ours[name], value)]
         assert max(float((a - b).abs().max()) for a, b in pairs) < 2e-4, name
+
+
+def test_two_processes__compare_the_clips_of_both(folder: Path, store: Path, tmp_path: Path):
+    pretrain(store, tmp_path / "one", **{**TINY, "objective": "contrastive"})
+    ours, theirs = figures(folder / "contrastive"), figures(tmp_path / "one")
+    assert [line["eval_chance"] for line in ours if "eval_chance" in line] == pytest.approx([math.log(15)] * 4)
+    for a, b in zip(ours, theirs, strict=True):
+        names = {"loss", "chance", "eval_loss", "eval_acc", "eval_alignment", "eval_uniformity"} & b.keys()
+        assert {name: a[name] for name in names} == pytest.approx({name: b[name] for name in names}, rel=1e-3, abs=1e-3)
 
 
 def test_two_processes__resume_bit_equal_after_a_kill(folder: Path):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 import tymbal
 from training_setup import TINY
 from tymbal.errors import StoreError
+from tymbal.features.statistics import LOG_FLOOR
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
 from tymbal.settings.augmentation import AugmentationSettings
@@ -94,6 +95,79 @@ def test_fresh__have_the_distribution_of_generated_views(waves: WaveStore, sound
     for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
         assert abs(np.quantile(one, quantile) - np.quantile(other, quantile)) < 0.4
     np.testing.assert_allclose(one.mean((0, 1, 2)), other.astype(np.float32).mean((0, 1, 2)), atol=0.8)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> WaveStore:
+    """Noise of 0.1 to 0.4 s, in windows of 0.5 s."""
+    folder = tmp_path_factory.mktemp("short")
+    (folder / "sound").mkdir()
+    for number in range(12):
+        clip = np.random.default_rng(number).normal(0, 0.1, RATE // 10 + 200 * number)
+        soundfile.write(folder / "sound" / f"{number:02d}.wav", clip, RATE)
+    store = tymbal.prepare(folder / "sound", folder / "waves", views=1, write="waveforms", **SMALL).store
+    assert isinstance(store, WaveStore)
+    return store
+
+
+def carrying(waves: WaveStore, text: str, folder: Path, *, carries: bool = True) -> FreshViewDataset:
+    (folder / "views.yaml").write_text(text)
+    assert waves.features is not None
+    maker = ViewMaker(read_augmentation(folder / "views.yaml"), waves.features, waves.samples)
+    return FreshViewDataset(waves, waves.rows(), maker, seed=42, carries_padding=carries)
+
+
+def batches(dataset: FreshViewDataset, epochs: int = 5) -> dict[str, torch.Tensor]:
+    found = [dataset.__getitems__([12 * epoch + place for place in range(12)]) for epoch in range(epochs)]
+    return {name: torch.cat([batch[name] for batch in found]) for name in found[0]}
+
+
+def test_fresh__carry_where_the_sound_of_a_clip_lies(short: WaveStore, tmp_path: Path) -> None:
+    moving = """
+num_waveform_augs: 2
+num_spectrogram_augs: 1
+waveform: {speed: {rate: [0.8, 1.2]}, shift: {fraction: [-0.5, 0.5]}}
+spectrogram: {roll: {}, random_resized_crop: {scale: [0.7, 1.0]}}
+"""
+    batch = batches(carrying(short, moving, tmp_path))
+    loud = (batch["spectrogram"].float() > -14).any(3)
+    # Frames at the ends of a clip hold a part of it.
+    assert (loud == batch["heard"]).float().mean() > 0.93
+    lengths = torch.from_numpy(short.clip_frames())[batch["row"]]
+    assert abs(float(batch["heard"].sum(2).float().mean() / lengths.float().mean()) - 1) < 0.15
+    assert not batch["masked"].any()
+
+
+def test_fresh__padding_under_noise_stays_padding(short: WaveStore, tmp_path: Path) -> None:
+    noisy = "num_waveform_augs: 1\nnum_spectrogram_augs: 0\nwaveform: {noise: {snr: [10.0, 10.0]}}\n"
+    batch = batches(carrying(short, noisy, tmp_path), epochs=1)
+    assert (batch["spectrogram"].float() > -14).any(3).all()  # by its value, all of it is sound
+    lengths = torch.from_numpy(short.clip_frames())[batch["row"]]
+    assert batch["heard"].sum(2).equal(lengths[:, None].expand(-1, 2))
+    assert "heard" not in carrying(short, noisy, tmp_path, carries=False).__getitems__([0])
+
+
+def test_fresh__noise_is_below_the_sound_and_not_below_its_window(short: WaveStore, tmp_path: Path) -> None:
+    noisy = "num_waveform_augs: 1\nnum_spectrogram_augs: 0\nwaveform: {noise: {snr: [10.0, 10.0]}}\n"
+    row, energy = 0, {}
+    frames = int(short.clip_frames()[row])
+    assert frames < 10
+    for carries in (True, False):
+        views = carrying(short, noisy, tmp_path, carries=carries).__getitems__([row])["spectrogram"][0].float()
+        energy[carries] = views[:, frames + 3 :].exp().mean(), views[:, : frames - 1].exp().mean()
+    ratio = 10 * np.log10(float(energy[True][1] / energy[True][0]))
+    assert abs(ratio - 10) < 1.5
+    # A fifth of the window is sound: of the window's level, noise lay 7 dB lower.
+    assert abs(10 * np.log10(float(energy[True][0] / energy[False][0])) - 10 * np.log10(4000 / 800)) < 0.1
+
+
+def test_fresh__masked_cells_are_told(short: WaveStore, tmp_path: Path) -> None:
+    masks = "num_waveform_augs: 0\nnum_spectrogram_augs: 2\nspectrogram: {time_mask: {}, frequency_mask: {}}\n"
+    batch = batches(carrying(short, masks, tmp_path))
+    at_floor = batch["spectrogram"].float() <= LOG_FLOOR + 0.01
+    assert batch["masked"].any()
+    assert at_floor[batch["masked"]].all()
+    assert not (at_floor & ~batch["masked"] & batch["heard"].unsqueeze(3)).any()
 
 
 def test_fresh__differ_by_epoch_and_repeat_by_seed(waves: WaveStore) -> None:

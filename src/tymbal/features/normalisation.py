@@ -45,21 +45,24 @@ class Normalisation:
         """
         return self.without(spectrogram, torch.arange(spectrogram.shape[1], device=frames.device) >= frames[:, None])
 
-    def without(self, spectrogram: Tensor, padding: Tensor) -> Tensor:
+    def without(self, spectrogram: Tensor, padding: Tensor, *, masked: Tensor | None = None) -> Tensor:
         """Normalises a batch whose padding may lie anywhere.
 
         Args:
             spectrogram: Log-mel, any floating point, [batch, frames, mels].
             padding: Frames that are no sound, bool [batch, frames]; they are replaced by padding.
+            masked: Cells that are hidden, bool [batch, frames, mels]: they do not enter the clip's mean and deviation
+                and are replaced by padding, too, so that they say nothing of the clip. None is none.
 
         Returns:
             float32 [batch, frames, mels].
         """
         x = spectrogram.float()
-        behind = padding.unsqueeze(2)
+        behind = padding.unsqueeze(2) if masked is None else padding.unsqueeze(2) | masked
         if self.by == "dataset":
             return (x.masked_fill(behind, self.padding) - self.mean) / (2 * self.std)
-        count = ((~padding).sum(1).clamp(min=1) * x.shape[2]).view(-1, 1, 1)
+        cells = (~padding).sum(1).clamp(min=1) * x.shape[2] if masked is None else (~behind).sum((1, 2)).clamp(min=1)
+        count = cells.view(-1, 1, 1)
         centred = x - x.masked_fill(behind, 0.0).sum((1, 2), keepdim=True) / count
         variance = centred.masked_fill(behind, 0.0).square().sum((1, 2), keepdim=True) / count
         normal = centred / (2 * variance.sqrt().clamp(min=_FLATTEST))

@@ -30,7 +30,16 @@ if TYPE_CHECKING:
     from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.store.base import SpectrogramSource
 
-__all__ = ["Objective", "ObjectiveSpec", "RebuildingObjective", "Rebuilt", "Trainable", "continue_heads", "load_heads"]
+__all__ = [
+    "Objective",
+    "ObjectiveSpec",
+    "RebuildingObjective",
+    "Rebuilt",
+    "Trainable",
+    "compares_clips",
+    "continue_heads",
+    "load_heads",
+]
 
 
 class Trainable(Protocol):
@@ -51,7 +60,10 @@ class Trainable(Protocol):
         """
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Turns sums over many batches into the figures that are reported, `loss` among them."""
+        """Turns sums over many batches into the figures that are reported, `loss` among them.
+
+        In evaluation, a figure `alarm_…` of 1 is a cause for alarm, which is logged and reported under that name.
+        """
 
 
 class Objective(Trainable, Protocol):
@@ -61,6 +73,11 @@ class Objective(Trainable, Protocol):
     views [batch, 2, frames, mels]; `frames`, real frames of each clip before padding, int64 [batch]; `row`, its number
     in the store, int64 [batch]; and `epoch`, that of each clip, int64 [batch]. Random numbers are drawn from `row`,
     `epoch` and the seed alone (`tymbal.randomness`): so a resumed run draws the same.
+
+    An objective whose loss compares the clips of a batch with each other has an attribute `compares_clips` of True.
+    While it trains it sees to it that the batch of all processes counts (`compute.processes.gather_batch`); evaluations
+    give it batches of the size that all processes together train on, each in one process, so that their figures do not
+    depend on how many there are, and of clips in a random order that stays the same, as in training.
 
     Attributes:
         encoder: The encoder to train, saved as the model at the end.
@@ -157,6 +174,11 @@ class ObjectiveSpec:
     settings: type[PretrainSettings]
     build: Callable[[SpectrogramEncoder, SpectrogramSource, Normalisation, Any], Objective]
     patches_may_overlap: bool = False
+
+
+def compares_clips(module: object) -> bool:
+    """Whether the loss of an objective compares the clips of a batch with each other (see `Objective`)."""
+    return bool(getattr(module, "compares_clips", False))
 
 
 def continue_heads(objective: Objective, state: Mapping[str, Tensor]) -> None:

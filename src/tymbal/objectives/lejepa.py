@@ -107,7 +107,10 @@ class LeJEPAObjective(nn.Module):
 
     Attributes:
         monitor: Name of the metric that tells better models, and whether higher is better.
+        compares_clips: The loss is that of a whole batch, see `tymbal.objectives.contract.Objective`.
     """
+
+    compares_clips = True
 
     def __init__(
         self,

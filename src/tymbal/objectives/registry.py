@@ -84,7 +84,9 @@ def without_foreign(name: str, mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if _key(key) in mine or _key(key) not in others}
 
 
-def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> PretrainSettings:
+def resolve(
+    keywords: Mapping[str, Any], *, config: PathLike | None = None, begun: Mapping[str, Any] | None = None
+) -> PretrainSettings:
     """Builds the settings of a pretraining, as `tymbal.config.resolve`, those of its objective among them.
 
     Settings of other objectives are left out: with a remark those of a caller; silently those of a file, which may be
@@ -93,6 +95,8 @@ def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> P
     Args:
         keywords: The values that the caller gave explicitly.
         config: A YAML file with settings, or the `run.yaml` of an earlier run.
+        begun: What the run that is to be continued has recorded; None where there is none. Where an earlier version
+            began it, the defaults of that version hold.
 
     Raises:
         SettingsError: A key is unknown, or a value has the wrong type, is out of range or contradicts the objective.
@@ -101,11 +105,17 @@ def resolve(keywords: Mapping[str, Any], *, config: PathLike | None = None) -> P
     name = _chosen_name(keywords, below, source=config)
     if config is not None and configuration.is_run_file(config):
         below = configuration.with_todays_names(run_settings(name), below)
+        below = {**configuration.begun_before(run_settings(name), below), **below}
     given = _own(name, keywords)
     for key in keywords:
         if key not in given:
             tell(f"{key} has no effect with the objective {name}")
-    return configuration.layered(run_settings(name), given, _own(name, below, source=config), source=config)
+    below = _own(name, below, source=config)
+    if begun is not None and begun.get("objective") == name:
+        recorded = configuration.with_todays_names(run_settings(name), begun)
+        below = {_key(key): value for key, value in below.items()}
+        below = {**configuration.begun_before(run_settings(name), recorded), **below}
+    return configuration.layered(run_settings(name), given, below, source=config)
 
 
 def _chosen_name(keywords: Mapping[str, Any], below: Mapping[str, Any], *, source: PathLike | None = None) -> str:

@@ -53,6 +53,8 @@ class Nature:
         only_for: Kinds of source that it is for, of `pt` and `sound`; it has no effect on others. Empty is all.
         choices: Names to choose from, for help, of a setting whose choices other packages can add to.
         describes_model: Whether, where it belongs to an objective, the description of a model keeps it.
+        before: Its default in earlier versions, or what they did before there was such a setting: a run
+            that was begun so goes on so. `None` is that all versions have the setting, and its default.
     """
 
     path: bool = False
@@ -64,6 +66,7 @@ class Nature:
     only_for: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     describes_model: bool = True
+    before: Any = None
 
 
 def setting(
@@ -78,6 +81,7 @@ def setting(
     only_for: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     describes_model: bool = True,
+    before: Value | None = None,
 ) -> Value:
     """A field of a settings dataclass that says its own nature; the arguments are the attributes of `Nature`."""
     own = Nature(
@@ -90,6 +94,7 @@ def setting(
         only_for=only_for,
         choices=choices,
         describes_model=describes_model,
+        before=before,
     )
     return field(default=default, metadata={_KEY: own})
 

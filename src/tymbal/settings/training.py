@@ -228,14 +228,25 @@ class ViewPairSettings(PretrainSettings):
     """Pretraining on two views of each clip; an objective with these settings is given pairs.
 
     Attributes:
-        view_source: Where the views come from: `generated` before (tymbal prepare --views), or `fresh` from waveforms
-            in every epoch. `auto` takes what the source holds; sound becomes waveforms.
-        augmentations: YAML file that says how fresh views are drawn. `None` is configs/audio_augmentation_config.yaml
-            if that exists, else the defaults.
+        view_source: Where the views come from: `generated` before (tymbal prepare --views), `fresh` from waveforms in
+            every epoch, or drawn from the clip's one `spectrogram`, which any store of spectrograms, folder of .pt
+            files or sound has. `auto` takes what the source holds; sound becomes waveforms.
+        augmentations: YAML file that says how views are drawn, those of spectrograms under `spectrogram_views`. `None`
+            is configs/audio_augmentation_config.yaml if that exists, else the defaults.
     """
 
-    view_source: Literal["auto", "generated", "fresh"] = setting("auto", aliases=("views",), describes_model=False)
+    draws_views: ClassVar[bool] = False
+    """Whether the objective draws views from single spectrograms by itself, where it is given those."""
+
+    view_source: Literal["auto", "generated", "fresh", "spectrogram"] = setting(
+        "auto", aliases=("views",), describes_model=False
+    )
     augmentations: str | None = setting(None, path=True, describes_model=False)
+
+    @property
+    def carries_padding(self) -> bool:
+        """Whether the objective takes, with fresh views, which frames are sound and which cells are masked."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)

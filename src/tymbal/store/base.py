@@ -278,12 +278,25 @@ class SpectrogramSource(ABC):
 
     def padded_clips(self) -> npt.NDArray[np.bool_]:
         """Whether the clip of each row is shorter than its window, [count]; False if lengths are not recorded."""
+        return self.clip_frames() < self.frames
+
+    def clip_samples(self) -> npt.NDArray[np.int64]:
+        """Samples of sound in the clip of each row, by where it begins and ends, [count]; -1 if not recorded."""
         features = self.features
         if features is None:
-            return np.zeros(len(self), np.bool_)
+            return np.full(len(self), -1, np.int64)
         seconds = zip(self.index["start"].to_pylist(), self.index["end"].to_pylist(), strict=True)
-        lengths = [None if end is None else round((end - start) * features.sample_rate) for start, end in seconds]
-        return np.array([length is not None and features.frames_of(length) < self.frames for length in lengths])
+        lengths = [-1 if end is None else round((end - start) * features.sample_rate) for start, end in seconds]
+        return np.array(lengths, np.int64)
+
+    def clip_frames(self) -> npt.NDArray[np.int64]:
+        """Frames of sound in the clip of each row, [count], before views moved them; all if not recorded."""
+        features = self.features
+        lengths = [
+            self.frames if samples < 0 or features is None else min(features.frames_of(samples), self.frames)
+            for samples in self.clip_samples().tolist()
+        ]
+        return np.array(lengths, np.int64)
 
     @property
     def labels(self) -> list[str]:

@@ -224,7 +224,7 @@ class PlannedBatchSampler(Sampler[list[int]]):
 
 
 class SequentialBatchSampler(Sampler[list[int]]):
-    """Every clip once, in order, every `processes`-th batch for this process; nothing is dropped or repeated.
+    """Every clip once, every `processes`-th batch for this process; nothing is dropped or repeated.
 
     Args:
         length: Number of clips.
@@ -232,13 +232,22 @@ class SequentialBatchSampler(Sampler[list[int]]):
         rank: Number of this process.
         processes: Processes that evaluate together.
         announce: Told the next batch before this one is handed out.
+        shuffled: Seed of a random order, the same every time: clips that follow each other, of one recording or one
+            label, are then in different batches. None takes them in order.
     """
 
     def __init__(
-        self, length: int, batch_size: int, *, rank: int = 0, processes: int = 1, announce: Announce | None = None
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        processes: int = 1,
+        announce: Announce | None = None,
+        shuffled: int | None = None,
     ) -> None:
+        self._order = np.arange(length) if shuffled is None else np.random.default_rng(shuffled).permutation(length)
         self._starts = range(rank * batch_size, length, processes * batch_size)
-        self._length = length
         self._batch_size = batch_size
         self._announce = announce
 
@@ -246,7 +255,7 @@ class SequentialBatchSampler(Sampler[list[int]]):
         return len(self._starts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = (list(range(start, min(start + self._batch_size, self._length))) for start in self._starts)
+        batches = (self._order[start : start + self._batch_size].tolist() for start in self._starts)
         return _announced(batches, self._announce, 0)
 
 

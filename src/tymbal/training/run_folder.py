@@ -157,6 +157,13 @@ class RunFolder:
         """Whether the folder holds a run to continue. A mistake in the first command leaves only a run.yaml."""
         return (self.path / "result.json").exists() or any(self.checkpoints.glob("checkpoint-*"))
 
+    def begun(self) -> dict[str, Any] | None:
+        """The settings that the run was begun with, by YAML key; None where there is no run to continue."""
+        return config.read_run_yaml(self.path).settings if self._holds_a_run() and self._has_record() else None
+
+    def _has_record(self) -> bool:
+        return (self.path / config.RUN_FILE).exists()
+
     def finish(self, result: RunResult) -> None:
         """Records that the run is finished."""
         lines = read_metrics(self.metrics)
@@ -174,7 +181,7 @@ class RunFolder:
     def _check(self, verb: str, arguments: Mapping[str, Any], settings: TrainingSettings, *, resume: Resume) -> None:
         if resume is False:
             raise SettingsError("the folder holds a run already", path=self.path, advice=_OTHER_FOLDER)
-        if not (self.path / "run.yaml").exists():
+        if not self._has_record():
             raise SettingsError("the folder holds checkpoints but no run.yaml", path=self.path, advice=_OTHER_FOLDER)
         recorded = config.read_run_yaml(self.path)
         if recorded.verb != verb:
@@ -183,7 +190,9 @@ class RunFolder:
             )
         moved = (name for name in names_that(settings, "data") if _is_gone(recorded.settings.get(name)))
         free = {*names_that(settings, "resumable"), *moved}
-        before = {name: value for name, value in _own(recorded.settings, settings).items() if name not in free}
+        own = _own(recorded.settings, settings)
+        own = {**config.begun_before(type(settings), own), **own}
+        before = {name: value for name, value in own.items() if name not in free}
         now = {name: value for name, value in config.to_mapping(settings).items() if name not in free}
         paths = names_that(settings, "path")
         changes = config.diff(_located(before, paths), _located(now, paths)) + _other_data(

@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from tymbal.errors import CheckpointError, TrainingError
-from tymbal.objectives.contract import Trainable
+from tymbal.objectives.contract import Trainable, compares_clips
 from tymbal.objectives.metrics import RunningSums
 from tymbal.settings import TrainingSettings
 from tymbal.stopping import survive_in_worker
@@ -128,12 +128,17 @@ class TymbalTrainer(Trainer):
     @override
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         dataset = cast(BatchDataset, self.eval_dataset if eval_dataset is None else eval_dataset)
+        # A loss that compares clips is that of a whole batch: each process evaluates as many as all of them train on,
+        # in an order as random as that of the training.
+        compares = compares_clips(self._module)
+        together = self.args.world_size if compares else 1
         sampler = SequentialBatchSampler(
             len(dataset),
-            self.args.per_device_eval_batch_size,
+            self.args.per_device_eval_batch_size * together,
             rank=self.args.process_index,
             processes=self.args.world_size,
             announce=dataset.announce,
+            shuffled=self._settings.seed if compares else None,
         )
         return self._loader(dataset, sampler)
 
@@ -218,7 +223,10 @@ class TymbalTrainer(Trainer):
         if self._details is not None:
             self._details.take(totals)
         figures = cast(Trainable, self._module).metrics(totals)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+        metrics = {
+            name if name.startswith("alarm_") else f"{metric_key_prefix}_{name}": value
+            for name, value in figures.items()
+        }
         if self._watch is not None and description == "Evaluation" and self.args.process_index == 0:
             metrics |= self._watch(metrics, float(self.state.epoch or 0.0))
         return EvalLoopOutput(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tymbal.settings import FeatureSettings
 from tymbal.views.draw import Draws
-from tymbal.views.overlays import Bank
+from tymbal.views.overlays import Bank, level_of
 from tymbal.views.spectrogram_ops import FILTERS, ROOM_DECAY, lowest_edge, power_response, room
 from tymbal.views.stft import Vocoder
 
@@ -33,7 +33,13 @@ _FAST: list[int] = sorted(
 
 
 def exact_waveforms(
-    waveforms: Tensor, clip: Tensor, draws: Draws, *, features: FeatureSettings, banks: dict[str, Bank]
+    waveforms: Tensor,
+    clip: Tensor,
+    draws: Draws,
+    *,
+    features: FeatureSettings,
+    banks: dict[str, Bank],
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Makes the waveforms of views.
 
@@ -43,6 +49,7 @@ def exact_waveforms(
         draws: The drawn augmentations of the views.
         features: For the sample rate.
         banks: Sounds to lay over clips.
+        lengths: Samples of sound in each clip, int64 [clips]; None is all.
 
     Returns:
         float32 [views, samples].
@@ -54,7 +61,8 @@ def exact_waveforms(
         if len(views):
             picked = banks[name].pick(draws.uniform(name, 1)[views])
             ratio = 10 ** (-draws.value(name, "snr")[views] / 20)
-            height = ratio * waveforms[clip[views]].square().mean(dim=1).sqrt() / banks[name].level[picked]
+            ends = None if lengths is None else lengths[clip[views]]
+            height = ratio * level_of(waveforms[clip[views]], ends) / banks[name].level[picked]
             x[views] += banks[name].waveforms[picked] * height[:, None]
     _play(x, waveforms, clip, draws)
     shift = (draws.value("shift", "fraction") * samples).round().long()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tymbal.settings import FeatureSettings
 from tymbal.views.draw import Draws
-from tymbal.views.overlays import Bank
+from tymbal.views.overlays import Bank, level_of
 from tymbal.views.spectrogram_ops import FILTERS, power_response, room
 from tymbal.views.stft import Spectrum
 
@@ -71,11 +71,16 @@ class SpectralViews:
         self._picks = {name: bank for name, bank in banks.items() if name in _OVER}
         self._banks = {name: self.transform(bank.waveforms.to(device)) for name, bank in self._picks.items()}
 
-    def transform(self, waveforms: Tensor) -> Clips:
-        """Transforms waveforms, float32 [clips, samples] on the device."""
+    def transform(self, waveforms: Tensor, lengths: Tensor | None = None) -> Clips:
+        """Transforms waveforms.
+
+        Args:
+            waveforms: float32 [clips, samples], on the device.
+            lengths: Samples of sound at the start of each, int64 [clips], which its level is that of; None is all.
+        """
         spectrum = self.spectrum.transform(waveforms)
         energy = self.spectrum.energy(spectrum)
-        return Clips(spectrum, energy, self.spectrum.mel(energy), waveforms.square().mean(dim=1).sqrt())
+        return Clips(spectrum, energy, self.spectrum.mel(energy), level_of(waveforms, lengths))
 
     def mel(self, waveforms: Tensor) -> Tensor:
         """Energies in mel bins of waveforms [clips, samples] on the device: [clips, mels, frames]."""
@@ -98,7 +103,7 @@ class SpectralViews:
             views = torch.from_numpy(np.flatnonzero(chosen))
             if len(views):
                 mel[views.to(self._device)] = self._changed(clips, clip[views], draws.at(views))
-        mel = self._along_time(mel, draws)
+        mel = self.along_time(mel, draws)
         mel = self._in_room(mel, draws)
         if len(draws.views("gain")):
             mel *= (10 ** (draws.value("gain", "db") / 10)).to(self._device)[:, None, None]
@@ -137,8 +142,13 @@ class SpectralViews:
             spectrum = torch.addcmul(spectrum, sounds, height[:, None, None, None])
         return self.spectrum.energy(torch.view_as_complex(spectrum))
 
-    def _along_time(self, mel: Tensor, draws: Draws) -> Tensor:
-        """Faster, slower, later and earlier: interpolates magnitudes between frames, as a phase vocoder does."""
+    def along_time(self, mel: Tensor, draws: Draws) -> Tensor:
+        """Faster, slower, later and earlier: interpolates magnitudes between frames, as a phase vocoder does.
+
+        Args:
+            mel: Energies of the views, of any number of bins, [views, bins, frames]; they are changed in place.
+            draws: What happens to the views.
+        """
         views = draws.views(*_TIME)
         if not len(views):
             return mel

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from tymbal.views.draw import VIEWS, Draws, clip_key, draw, view_keys
 from tymbal.views.exact import exact_waveforms
 from tymbal.views.fast_views import Clips, SpectralViews
 from tymbal.views.overlays import load_banks
-from tymbal.views.spectrogram_ops import change_spectrograms
+from tymbal.views.spectrogram_ops import change_spectrograms, masked_cells, moved_spectrograms
 
-__all__ = ["FreshViewDataset", "Mode", "ViewMaker", "fresh_pairs"]
+__all__ = ["FreshPairs", "FreshViewDataset", "Mode", "ViewMaker", "fresh_pairs"]
 
 Mode = Literal["spectral", "exact"]
 
@@ -51,6 +52,7 @@ class ViewMaker:
         self.settings = settings
         self.features = features
         self.mode = mode
+        self._device = torch.device(device)
         self._banks = load_banks(settings, sample_rate=features.sample_rate, samples=samples)
         self._spectral = SpectralViews(features, self._banks, device=device)
 
@@ -60,12 +62,17 @@ class ViewMaker:
         return self._spectral.mel(waveforms)
 
     @torch.no_grad()
-    def transform(self, waveforms: Tensor) -> Clips:
-        """Transforms clips [clips, samples] on the device to what `spectral` needs."""
-        return self._spectral.transform(waveforms)
+    def transform(self, waveforms: Tensor, lengths: Tensor | None = None) -> Clips:
+        """Transforms clips [clips, samples] on the device to what `spectral` needs.
+
+        What is laid over a clip is so many dB below its sound: the first of its samples, int64 [clips]; None is all.
+        """
+        return self._spectral.transform(waveforms, lengths)
 
     @torch.no_grad()
-    def views(self, clips: Clips | Tensor, clip: Tensor, draws: Draws, partners: Tensor) -> Tensor:
+    def views(
+        self, clips: Clips | Tensor, clip: Tensor, draws: Draws, partners: Tensor, *, lengths: Tensor | None = None
+    ) -> Tensor:
         """Makes views.
 
         Args:
@@ -73,6 +80,8 @@ class ViewMaker:
             clip: Which clip each view is of, int64 [views], on the CPU.
             draws: The drawn augmentations of the views.
             partners: Energies in mel bins of the clip that each view may be mixed with, [views, mels, frames].
+            lengths: For `exact` the samples of sound in each clip, int64 [clips]; None is all. `transform` takes those
+                of `spectral`.
 
         Returns:
             Log-mel, float32 [views, frames, mels].
@@ -80,7 +89,7 @@ class ViewMaker:
         if isinstance(clips, Clips):
             mel = self._spectral(clips, clip, draws)
         else:
-            mel = self.clean(self.waveforms(clips, clip, draws))
+            mel = self.clean(self.waveforms(clips, clip, draws, lengths))
         return change_spectrograms(mel, partners, draws)
 
     def log_mel(self, mel: Tensor) -> Tensor:
@@ -88,15 +97,52 @@ class ViewMaker:
         return mel.clamp(min=ENERGY_FLOOR).log_().transpose(1, 2)
 
     @torch.no_grad()
-    def waveforms(self, waveforms: Tensor, clip: Tensor, draws: Draws) -> Tensor:
+    def waveforms(self, waveforms: Tensor, clip: Tensor, draws: Draws, lengths: Tensor | None = None) -> Tensor:
         """The waveforms of views, in `exact` mode: [views, samples]; arguments as in `views`."""
-        return exact_waveforms(waveforms, clip, draws, features=self.features, banks=self._banks)
+        return exact_waveforms(waveforms, clip, draws, features=self.features, banks=self._banks, lengths=lengths)
+
+    @torch.no_grad()
+    def heard(self, real: Tensor, draws: Draws, *, frames: int) -> Tensor:
+        """Where the sound of a clip lies in its views, in `spectral` mode: a frame is moved as its energy would be.
+
+        Args:
+            real: Frames of sound in the clip of each view, int64 [views], on the CPU.
+            draws: What happens to the views.
+            frames: Frames of a clip.
+
+        Returns:
+            bool [views, frames], on the device.
+        """
+        sound = (torch.arange(frames) < real[:, None]).float().unsqueeze(1).to(self._device)
+        return moved_spectrograms(self._spectral.along_time(sound, draws), draws)[:, 0] > 0.5
 
 
 _AT_ONCE = 16
 
 
-def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Tensor, *, seed: int) -> Tensor:
+class FreshPairs(NamedTuple):
+    """Pairs of views, and what is known of them by the length of their clips and by what was drawn.
+
+    Attributes:
+        spectrogram: Log-mel, float16 [batch, 2, frames, mels], on the device.
+        heard: Which frames hold the clip's sound, bool [batch, 2, frames]; None where lengths are not known.
+        masked: Which cells a mask hides, bool [batch, 2, frames, mels]; None where lengths are not known.
+    """
+
+    spectrogram: Tensor
+    heard: Tensor | None
+    masked: Tensor | None
+
+
+def fresh_pairs(
+    maker: ViewMaker,
+    waveforms: Tensor,
+    keys: Tensor,
+    versions: Tensor,
+    *,
+    seed: int,
+    lengths: Tensor | None = None,
+) -> FreshPairs:
     """Makes a pair of views of each clip of a batch, each of which may be mixed with another one.
 
     Args:
@@ -105,19 +151,25 @@ def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Ten
         keys: `clip_key` of each clip, int64 [batch], on the CPU.
         versions: Version, or epoch, of each, int64 [batch], on the CPU.
         seed: Seed of what is drawn.
-
-    Returns:
-        Log-mel, float16 [batch, 2, frames, mels], on the device.
+        lengths: Samples of sound at the start of each waveform, int64 [batch], on the CPU. None takes the silence
+            behind the end for sound.
     """
     count = len(waveforms)
     draws = draw(maker.settings, view_keys(seed, keys, versions), versions.repeat_interleave(VIEWS).tolist())
-    clips = maker.transform(waveforms)
+    clips = maker.transform(waveforms, lengths)
     clip = torch.arange(count).repeat_interleave(VIEWS)
     step = 1 + (draws.uniform("mixup", 1) * max(count - 1, 1)).long()
     partner = (clip + step) % count
+    heard = masked = None
+    if lengths is not None:
+        mels, frames = clips.mel.shape[1:]
+        real = torch.tensor([min(maker.features.frames_of(length), frames) for length in lengths.tolist()])
+        heard = maker.heard(real[clip], draws, frames=frames).view(count, VIEWS, frames)
+        masked = masked_cells(draws, mels=mels, frames=frames).transpose(1, 2)
+        masked = masked.reshape(count, VIEWS, frames, mels).to(waveforms.device)
     if waveforms.device.type != "cpu":
         views = maker.views(clips, clip, draws, clips.mel[partner.to(waveforms.device)])
-        return views.half().reshape(count, VIEWS, *views.shape[1:])
+        return FreshPairs(views.half().reshape(count, VIEWS, *views.shape[1:]), heard, masked)
     result = torch.empty(count, VIEWS, clips.mel.shape[2], clips.mel.shape[1], dtype=torch.float16)
     for start in range(0, count, _AT_ONCE):
         stop = min(start + _AT_ONCE, count)
@@ -125,13 +177,14 @@ def fresh_pairs(maker: ViewMaker, waveforms: Tensor, keys: Tensor, versions: Ten
         part = draws.part(own.start, own.stop)
         views = maker.views(clips.part(start, stop), clip[own] - start, part, clips.mel[partner[own]])
         result[start:stop] = views.view(stop - start, VIEWS, *views.shape[1:])
-    return result
+    return FreshPairs(result, heard, masked)
 
 
 class FreshViewDataset(StoreDataset):
     """Rows of a store of waveforms as pairs of views, made on request.
 
-    A batch is as of any store, with `spectrogram` float16 [batch, 2, frames, mels].
+    A batch is as of any store, with `spectrogram` float16 [batch, 2, frames, mels]; where padding is carried, `heard`
+    and `masked` as in `FreshPairs`, too.
 
     Args:
         store: The waveforms.
@@ -139,6 +192,8 @@ class FreshViewDataset(StoreDataset):
         maker: Makes views.
         seed: Seed of what is drawn.
         device: The device to make views on.
+        carries_padding: Whether batches say which frames are sound, known from the length of each clip, and noise is
+            laid over its sound rather than over its whole window.
 
     Attributes:
         on_device: Whether batches lie on a GPU already.
@@ -152,6 +207,7 @@ class FreshViewDataset(StoreDataset):
         *,
         seed: int,
         device: torch.device | str = "cpu",
+        carries_padding: bool = False,
     ) -> None:
         super().__init__(store, rows)
         self._maker = maker
@@ -159,8 +215,15 @@ class FreshViewDataset(StoreDataset):
         self._device = torch.device(device)
         self.on_device = self._device.type != "cpu"
         self._keys = torch.tensor([clip_key(name) for name in store.index["id"].to_pylist()])
+        self._lengths: Tensor | None = None
+        if carries_padding and store.samples is not None:
+            lengths = store.clip_samples()
+            self._lengths = torch.from_numpy(np.where(lengths < 0, store.samples, np.minimum(lengths, store.samples)))
 
     def _spectrograms(self, values: Tensor, row: Tensor, epoch: Tensor) -> dict[str, Tensor]:
         waveforms = values.to(self._device).float().div_(FULL_SCALE)
-        pairs = fresh_pairs(self._maker, waveforms, self._keys[row], epoch, seed=self._seed)
-        return {"spectrogram": pairs, "frames": torch.full((len(row),), pairs.shape[2])}
+        lengths = None if self._lengths is None else self._lengths[row]
+        pairs = fresh_pairs(self._maker, waveforms, self._keys[row], epoch, seed=self._seed, lengths=lengths)
+        batch = {"spectrogram": pairs.spectrogram, "frames": torch.full((len(row),), pairs.spectrogram.shape[2])}
+        known = {"heard": pairs.heard, "masked": pairs.masked}
+        return {**batch, **{name: value for name, value in known.items() if value is not None}}

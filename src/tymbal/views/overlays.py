@@ -18,7 +18,7 @@ from tymbal.audio.decode import read
 from tymbal.errors import AudioError, SettingsError
 from tymbal.settings.augmentation import AugmentationSettings
 
-__all__ = ["Bank", "background_files", "load_banks"]
+__all__ = ["Bank", "background_files", "level_of", "load_banks"]
 
 _CLIPS = 32
 _SEED = 20_261_121
@@ -93,4 +93,20 @@ def _background(folder: str, sample_rate: int, samples: int) -> Bank:
 
 def _bank(clips: np.ndarray) -> Bank:
     waveforms = torch.from_numpy(clips)
-    return Bank(waveforms, waveforms.square().mean(dim=1).sqrt())
+    return Bank(waveforms, level_of(waveforms))
+
+
+def level_of(waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Root mean square of waveforms [clips, samples], or of the first samples of each, whose silent rest tells nothing.
+
+    Args:
+        waveforms: The waveforms, silence behind the end of shorter ones.
+        lengths: Samples of sound in each, int64 [clips]; None is all.
+
+    Returns:
+        [clips].
+    """
+    level = waveforms.square().mean(dim=1).sqrt()
+    if lengths is None:
+        return level
+    return level * (waveforms.shape[1] / lengths.clamp(1, waveforms.shape[1]).to(level.device)).sqrt()

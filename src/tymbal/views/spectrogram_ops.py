@@ -12,7 +12,16 @@ from torch import Tensor
 from tymbal.features.statistics import ENERGY_FLOOR, LOG_FLOOR
 from tymbal.views.draw import Draws
 
-__all__ = ["FILTERS", "ROOM_DECAY", "change_spectrograms", "lowest_edge", "power_response", "room"]
+__all__ = [
+    "FILTERS",
+    "ROOM_DECAY",
+    "change_spectrograms",
+    "lowest_edge",
+    "masked_cells",
+    "moved_spectrograms",
+    "power_response",
+    "room",
+]
 
 FILTERS = ("high_pass", "low_pass", "band_pass")
 
@@ -78,13 +87,19 @@ def change_spectrograms(mel: Tensor, partners: Tensor, draws: Draws) -> Tensor:
     """
     share = draws.value("mixup", "share").to(mel.device)[:, None, None]
     x = torch.lerp(mel, partners, share) if len(draws.views("mixup")) else mel
-    x = x.clamp(min=ENERGY_FLOOR).log_()
-    x = _cropped(x, draws)
-    x = _rolled(x, draws)
-    hidden = _stretch(draws, "frequency_mask", x.shape[1]).unsqueeze(2) | _stretch(
-        draws, "time_mask", x.shape[2]
-    ).unsqueeze(1)
+    x = moved_spectrograms(x.clamp(min=ENERGY_FLOOR).log_(), draws)
+    hidden = masked_cells(draws, mels=x.shape[1], frames=x.shape[2])
     return x.masked_fill_(hidden.to(x.device), LOG_FLOOR).transpose(1, 2)
+
+
+def moved_spectrograms(x: Tensor, draws: Draws) -> Tensor:
+    """Crops and rolls: [views, mels, frames] to the same."""
+    return _rolled(_cropped(x, draws), draws)
+
+
+def masked_cells(draws: Draws, *, mels: int, frames: int) -> Tensor:
+    """What is masked, bands of mel bins and stretches of time: bool [views, mels, frames], on the CPU."""
+    return _stretch(draws, "frequency_mask", mels).unsqueeze(2) | _stretch(draws, "time_mask", frames).unsqueeze(1)
 
 
 def _cropped(x: Tensor, draws: Draws) -> Tensor:
