@@ -22,8 +22,19 @@ import numpy as np
 
 from tymbal.audio.containers import Container, examine, what_it_is
 from tymbal.audio.failures import problem
-from tymbal.audio.readers import AudioInfo, AvReader, Reader, SoundfileReader, SoundfileTrouble, Source
-from tymbal.audio.resample import Waveform, context_samples, reach, resample, resample_stream
+from tymbal.audio.readers import (
+    AudioInfo,
+    AvReader,
+    Reader,
+    SoundfileReader,
+    SoundfileTrouble,
+    Source,
+    Waveform,
+    context_samples,
+    reach,
+    resample,
+    resample_stream,
+)
 from tymbal.errors import AudioError
 
 __all__ = ["DISAGREEMENT", "AudioInfo", "Waveform", "info", "native_blocks", "read", "sample_rate_of", "stream"]

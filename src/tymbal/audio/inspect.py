@@ -15,7 +15,7 @@ import numpy as np
 
 from tymbal.audio.decode import AudioInfo, native_blocks
 from tymbal.audio.failures import ADVICE, Failure, Kind, problem
-from tymbal.audio.resample import Waveform
+from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
 
 __all__ = ["FileReport", "inspect"]

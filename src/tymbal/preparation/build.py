@@ -15,7 +15,7 @@ import numpy as np
 
 from tymbal.audio.decode import read, stream
 from tymbal.audio.failures import Failure, problem
-from tymbal.audio.resample import Waveform
+from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
 from tymbal.features.bank import filter_bank
 from tymbal.features.statistics import Moments

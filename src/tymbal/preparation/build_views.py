@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tymbal.audio.failures import Failure
-from tymbal.audio.resample import Waveform
+from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
 from tymbal.features.statistics import Moments
 from tymbal.preparation.build import Built, Task, check_waveform, cut, one_thread, write_sidecar
