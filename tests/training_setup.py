@@ -20,6 +20,7 @@ TINY: dict[str, Any] = {
     "patch": "8x8",
     "mask": "uniform",
     "mask_ratio": 0.5,
+    "normalize_targets": False,
     "batch_size": 8,
     "epochs": 4,
     "learning_rate": 3e-3,

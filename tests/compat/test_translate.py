@@ -42,6 +42,7 @@ def test_translate__run_mask_patch():
         "patch": "16x16",
         "mask_count": 400,
         "cluster_max": 5,
+        "normalize_targets": False,
         "optimizer": "adam",
         "adam_beta1": 0.95,
         "adam_beta2": 0.999,

@@ -58,7 +58,8 @@ def test_describe_objective__is_what_model_folders_say():
         "mask_count": None,
         "mask_padding": False,
         "mse_weight": 10.0,
-        "normalize_targets": False,
+        "normalize_targets": True,
+        "target_floor": 0.1,
     }
     assert list(described["reconstruction"]) == [
         "objective",

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tymbal.config import to_mapping
 from tymbal.errors import ModelError, SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.objectives import registry
 from tymbal.objectives.ssast import SSASTObjective, SSASTSettings, contrast, rebuild
 
 CONFIG = EncoderConfig(width=32, depth=1, heads=2, mels=32, frames=96)
@@ -131,7 +133,7 @@ def test_forward__padding_is_left_alone_unless_asked_for():
 
 def test_forward__targets_are_standardised_when_asked_for():
     clips = batch()
-    plain, standardised = objective(task="mpg"), objective(task="mpg", normalize_targets=True)
+    plain, standardised = objective(task="mpg"), objective(task="mpg", normalize_targets=True, target_floor=1e-3)
     shifted = {**clips, "spectrogram": clips["spectrogram"].float() * 2 + 3}
     for ours in (plain, standardised):
         # A head that gives 0 everywhere: the error is the mean square of the targets.
@@ -140,6 +142,34 @@ def test_forward__targets_are_standardised_when_asked_for():
     assert standardised(**clips)["loss"].item() == pytest.approx(1, abs=1e-3)
     assert standardised(**shifted)["loss"].item() == pytest.approx(1, abs=1e-3)
     assert plain(**shifted)["loss"].item() > 1.1 * plain(**clips)["loss"].item()
+
+
+def test_forward__quiet_patches_stay_quiet():
+    clips = batch()
+    noise = torch.randn(clips["spectrogram"].shape, generator=torch.Generator().manual_seed(0))
+    for deviation, floor, wanted in [(1, 0.1, 0.990), (0.1, 0.1, 0.5), (0.01, 0.1, 0.0099), (0.01, 1e-3, 0.990)]:
+        ours = objective(
+            task="mpg",
+            normalisation=Normalisation(mean=0.0, std=0.5, padding=0),
+            normalize_targets=True,
+            target_floor=floor,
+        )
+        ours.heads["gpred"][2].weight.data.zero_()
+        ours.heads["gpred"][2].bias.data.zero_()
+        # What is to be rebuilt has a mean square of v / (v + floor^2), where v is the variance of the patch.
+        mean_square = ours(**{**clips, "spectrogram": deviation * noise})["loss"].item()
+        assert mean_square == pytest.approx(wanted, rel=0.05)
+
+
+def test_settings__targets_are_standardised_unless_a_run_was_begun_without():
+    today = registry.resolve({"objective": "mpg"})
+    assert (today.normalize_targets, today.target_floor) == (True, 0.1)
+    old = {name: value for name, value in to_mapping(today).items() if name != "target_floor"}
+    for begun, wanted in ((False, (False, 1e-3)), (True, (True, 1e-3))):
+        recorded = {**old, "normalize_targets": begun}
+        resumed = registry.resolve({"objective": "mpg"}, begun=recorded)
+        assert (resumed.normalize_targets, resumed.target_floor) == wanted
+    assert registry.resolve({"objective": "mpg"}, begun=to_mapping(today)) == today
 
 
 def test_forward__losses_are_float32_under_autocast():

@@ -166,6 +166,7 @@ def _pretraining(flags: Flags, remarks: list[str]) -> dict[str, Any]:
         "size": flags.model_size,
         "patch": f"{patch[0]}x{patch[1]}",
         "encode": flags.encode,
+        "normalize_targets": False,
         **masked,
         "cluster_max": flags.cluster_factor + 2,
         "schedule": "plateau",

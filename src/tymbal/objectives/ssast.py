@@ -31,7 +31,7 @@ from tymbal.objectives.decoder import VisibleDecoder
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
 from tymbal.randomness import EVALUATION, fold
 from tymbal.settings import PretrainSettings
-from tymbal.settings.fields import check
+from tymbal.settings.fields import check, setting
 from tymbal.store.base import SpectrogramSource
 
 __all__ = ["OBJECTIVE", "TASKS", "SSASTObjective", "SSASTSettings", "contrast", "rebuild", "tell_apart"]
@@ -58,7 +58,10 @@ class SSASTSettings(PretrainSettings):
         mask_count: Number of masked patches, instead of the fraction.
         mask_padding: Also mask and rebuild patches that hold only padding (the reference does).
         mse_weight: Weight of the mpg loss in `joint`.
-        normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself.
+        normalize_targets: Rebuild each patch after standardising it (He et al. 2022), instead of the patch itself as in
+            SSAST.
+        target_floor: Deviation, in normalised units, whose square is added to the variance of a patch where it is
+            standardised: the noise of flat and quiet patches, as of silence, would otherwise become as large as sound.
     """
 
     objective: Literal["joint", "mpc", "mpg"] = "joint"
@@ -72,7 +75,8 @@ class SSASTSettings(PretrainSettings):
     mask_count: int | None = None
     mask_padding: bool = False
     mse_weight: float = 10.0
-    normalize_targets: bool = False
+    normalize_targets: bool = setting(True, before=False)
+    target_floor: float = setting(0.1, before=1e-3)
 
     def __post_init__(self) -> None:
         PretrainSettings.__post_init__(self)
@@ -82,6 +86,7 @@ class SSASTSettings(PretrainSettings):
         check(self.decoder_width is None or self.decoder_width >= 1, "decoder_width", self.decoder_width, "1 or more")
         check(self.cluster_min >= 1, "cluster_min", self.cluster_min, "1 or more")
         check(self.cluster_max >= self.cluster_min, "cluster_max", self.cluster_max, f"{self.cluster_min} or more")
+        check(self.target_floor > 0, "target_floor", self.target_floor, "a number above 0")
 
 
 class SSASTObjective(nn.Module):
@@ -101,6 +106,7 @@ class SSASTObjective(nn.Module):
         mask_padding: Also mask and rebuild patches that hold only padding, as the reference does.
         mse_weight: Weight of rebuilding in `joint`.
         normalize_targets: Rebuild patches after standardising each (He et al. 2022).
+        target_floor: Deviation whose square is added to the variance of a patch where it is standardised.
         seed: Seed of the masks.
 
     Attributes:
@@ -127,6 +133,7 @@ class SSASTObjective(nn.Module):
         mask_padding: bool = False,
         mse_weight: float = 10.0,
         normalize_targets: bool = False,
+        target_floor: float = 0.1,
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -154,6 +161,7 @@ class SSASTObjective(nn.Module):
         self.mask_padding = mask_padding
         self.mse_weight = mse_weight
         self.normalize_targets = normalize_targets
+        self.target_floor = target_floor
         self.seed = seed
         self.monitor: tuple[str, bool] = ("mse", False) if task == "mpg" else ("acc", True)
         width = config.width if self.decoder is None else self.decoder.width
@@ -229,7 +237,7 @@ class SSASTObjective(nn.Module):
         if "cpred" in self.heads:
             sums["nce"], sums["acc"] = contrast(self.heads["cpred"](masked_tokens), true, valid)
         if "gpred" in self.heads:
-            target = _standardise(true) if self.normalize_targets else true
+            target = _standardise(true, floor=self.target_floor) if self.normalize_targets else true
             sums["mse"] = rebuild(self.heads["gpred"](masked_tokens), target, valid)
         sums = {name: by_clip.sum() for name, by_clip in sums.items()}
         loss = self._total(sums) / index.shape[0]
@@ -250,7 +258,7 @@ class SSASTObjective(nn.Module):
             return Rebuilt.from_tensors(true, hidden, self._picture(laid), wrong=wrong)
         rebuilt = self.heads["gpred"](tokens)
         if self.normalize_targets:
-            spread = patches.var(-1, keepdim=True, unbiased=False).add(1e-6).sqrt()
+            spread = patches.var(-1, keepdim=True, unbiased=False).add(self.target_floor**2).sqrt()
             rebuilt = rebuilt * spread + patches.mean(-1, keepdim=True)
         return Rebuilt.from_tensors(true, hidden, self._picture(torch.where(masked, rebuilt, patches)))
 
@@ -258,7 +266,8 @@ class SSASTObjective(nn.Module):
         """Turns summed figures into reported ones: `loss`, and of `nce`, `acc` and `mse` those of the task.
 
         `nce` is the mean cross entropy of identifying each masked patch of a clip, `acc` the fraction identified right,
-        `mse` the mean squared error of rebuilding, in normalised units.
+        `mse` the mean squared error of rebuilding, in normalised units or, with `normalize_targets`, in deviations of
+        each patch.
         """
         means = {name: float(value) / float(sums["count"]) for name, value in sums.items() if name != "count"}
         return {"loss": self._total(means), **means}
@@ -352,9 +361,9 @@ def _mean(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values, 0.0).sum(1) / valid.sum(1)
 
 
-def _standardise(patches: Tensor) -> Tensor:
-    """Each patch to mean 0 and variance 1 (He et al. 2022); flat ones, as silence is, to 0."""
-    return F.layer_norm(patches, patches.shape[-1:], eps=1e-6)
+def _standardise(patches: Tensor, *, floor: float) -> Tensor:
+    """Each patch to mean 0 and, where its deviation is far above the floor, variance 1; flat ones to 0."""
+    return F.layer_norm(patches, patches.shape[-1:], eps=floor**2)
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
@@ -385,6 +394,7 @@ def _build(
         mask_padding=settings.mask_padding,
         mse_weight=settings.mse_weight,
         normalize_targets=settings.normalize_targets,
+        target_floor=settings.target_floor,
         seed=settings.seed,
     )
 
