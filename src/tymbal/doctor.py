@@ -30,8 +30,7 @@ from tymbal.config import versions
 from tymbal.data import dataset_of
 from tymbal.errors import TymbalError
 from tymbal.features.bank import filter_bank
-from tymbal.features.normalisation import Normalisation
-from tymbal.features.statistics import LOG_FLOOR
+from tymbal.features.normalisation import LOG_FLOOR, Normalisation
 from tymbal.machine import check_companions, cores, machine
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.contrastive import ContrastiveObjective, ContrastiveSettings

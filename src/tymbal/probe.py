@@ -27,7 +27,7 @@ from tymbal.settings import ProbeSettings
 
 if TYPE_CHECKING:
     from tymbal.evaluation.labelled_clips import LabelledClips
-    from tymbal.evaluation.verdict import Verdict
+    from tymbal.evaluation.selection import Verdict
 
 __all__ = ["ProbeResult", "probe"]
 

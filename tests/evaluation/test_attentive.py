@@ -10,8 +10,8 @@ from small_model import small_model
 from tones import tone_store
 from tymbal import probe
 from tymbal.evaluation.attentive import STRENGTHS, fit_attentive
+from tymbal.evaluation.embedding_cache import Tokens
 from tymbal.evaluation.linear import fit_logistic, quality
-from tymbal.evaluation.tokens import Tokens
 
 QUICK = {"device": "cpu", "precision": "float32"}
 COLUMNS, WIDTH = 48, 16

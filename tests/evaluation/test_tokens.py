@@ -11,8 +11,8 @@ from small_model import small_model
 from tones import tone_store
 from tymbal import probe
 from tymbal.errors import SettingsError, StoreError
-from tymbal.evaluation import tokens as module
-from tymbal.evaluation.tokens import write_tokens
+from tymbal.evaluation import embedding_cache as module
+from tymbal.evaluation.embedding_cache import write_tokens
 from tymbal.inference.encoding import FrozenEncoder
 from tymbal.models.folder import load_model
 from tymbal.progress import Progress

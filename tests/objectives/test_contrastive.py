@@ -11,8 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from tymbal.errors import ModelError
-from tymbal.features.normalisation import Normalisation
-from tymbal.features.statistics import ENERGY_FLOOR
+from tymbal.features.normalisation import ENERGY_FLOOR, Normalisation
 from tymbal.models.classifier import pool_cells
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.contrastive import ContrastiveObjective, crossed_masks, effective_rank, nt_xent

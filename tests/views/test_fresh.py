@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import tymbal
 from training_setup import TINY
 from tymbal.errors import StoreError
-from tymbal.features.statistics import LOG_FLOOR
+from tymbal.features.normalisation import LOG_FLOOR
 from tymbal.models.folder import load_model
 from tymbal.pretrain import pretrain
 from tymbal.settings.augmentation import AugmentationSettings

@@ -11,7 +11,7 @@ import torch
 
 from tymbal.errors import SettingsError
 from tymbal.features.librosa import LibrosaMel
-from tymbal.features.statistics import LOG_FLOOR
+from tymbal.features.normalisation import LOG_FLOOR
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import (
     SPECTROGRAM,

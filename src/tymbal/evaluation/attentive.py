@@ -23,8 +23,8 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tymbal.evaluation.embedding_cache import Tokens
 from tymbal.evaluation.linear import grouped_folds, quality
-from tymbal.evaluation.tokens import Tokens
 
 __all__ = ["STRENGTHS", "Attentive", "fit_attentive"]
 

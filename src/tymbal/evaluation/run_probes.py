@@ -16,13 +16,11 @@ from tymbal.compute.device import choose_device
 from tymbal.errors import SettingsError, StoreError
 from tymbal.evaluation.attentive import fit_attentive
 from tymbal.evaluation.baseline import MOMENTS, PARTS, PREFERRED, coarser, plain_features
-from tymbal.evaluation.embedding_cache import embed_with_cache
+from tymbal.evaluation.embedding_cache import Tokens, embed_with_cache, write_tokens
 from tymbal.evaluation.labelled_clips import LabelledClips
 from tymbal.evaluation.linear import grouped_folds
 from tymbal.evaluation.probe_tasks import READERS, ProbeRow, ProbeTask, aggregate, draw_shots
-from tymbal.evaluation.selection import Choice, choose
-from tymbal.evaluation.tokens import Tokens, write_tokens
-from tymbal.evaluation.verdict import Verdict, judge
+from tymbal.evaluation.selection import Choice, Verdict, choose, judge
 from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
 from tymbal.inference.frontend import ReadyModel
 from tymbal.models.classifier import GRIDS, pooled_width

@@ -123,7 +123,7 @@ class FilterBank(ABC):
         Raises:
             AudioError: The waveform is shorter than one frame, or not floating point.
         """
-        from tymbal.features.statistics import ENERGY_FLOOR
+        from tymbal.features.normalisation import ENERGY_FLOOR
 
         check_waveform(waveform, rate=self.settings.sample_rate, shortest=self.samples_of(1))
         spectra = self.spectra(waveform.float().reshape(-1, waveform.shape[-1]))

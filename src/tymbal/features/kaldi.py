@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from tymbal.features.bank import check_waveform
-from tymbal.features.statistics import ENERGY_FLOOR, LOG_FLOOR
+from tymbal.features.normalisation import ENERGY_FLOOR, LOG_FLOOR
 from tymbal.settings import FeatureSettings
 
 __all__ = ["LOG_FLOOR", "PREEMPHASIS", "ConvolutionFbank", "KaldiFbank", "mel_filters", "spectra"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tymbal.features.bank import check_waveform
-from tymbal.features.statistics import ENERGY_FLOOR
+from tymbal.features.normalisation import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 
 __all__ = ["LibrosaMel", "mel_filters", "slaney_mel", "spectra"]

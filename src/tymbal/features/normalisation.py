@@ -1,14 +1,17 @@
-"""From log-mel values to what an encoder takes: one rule, for training, evaluation, embedding and prediction alike."""
+"""What is known about the values of spectrograms, and the one rule by which they become what an encoder takes."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["Normalisation", "NormalizeBy"]
+__all__ = ["ENERGY_FLOOR", "LOG_FLOOR", "Moments", "Normalisation", "NormalizeBy"]
 
 NormalizeBy = Literal["dataset", "clip"]
 
@@ -67,3 +70,54 @@ class Normalisation:
         variance = centred.masked_fill(behind, 0.0).square().sum((1, 2), keepdim=True) / count
         normal = centred / (2 * variance.sqrt().clamp(min=_FLATTEST))
         return normal.masked_fill(behind, (self.padding - self.mean) / (2 * self.std))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Running count, mean and squared deviation of values.
+
+    Attributes:
+        count: Number of values.
+        mean: Their mean.
+        m2: Sum of their squared distances from the mean.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    m2: float = 0.0
+
+    @classmethod
+    def of(cls, values: npt.NDArray[np.floating]) -> Moments:
+        """The moments of one array, computed in float64. Pass real frames only: padding would count as sound."""
+        if values.size == 0:
+            return cls()
+        distances = values.astype(np.float64).ravel()
+        mean = float(distances.mean())
+        distances -= mean
+        # No dot product: numpy gives it to a BLAS, whose threads then spin for milliseconds.
+        np.multiply(distances, distances, out=distances)
+        return cls(count=distances.size, mean=mean, m2=float(distances.sum()))
+
+    def merge(self, other: Moments) -> Moments:
+        """The moments of both sets together."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        delta = other.mean - self.mean
+        return Moments(
+            count=count,
+            mean=self.mean + delta * other.count / count,
+            m2=self.m2 + other.m2 + delta * delta * self.count * other.count / count,
+        )
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the values (of the population); 0 without values."""
+        return math.sqrt(self.m2 / self.count) if self.count else 0.0
+
+
+ENERGY_FLOOR = 1.1920928955078125e-07
+"""The smallest energy before the logarithm (float32's epsilon, as in Kaldi)."""
+
+LOG_FLOOR = math.log(ENERGY_FLOOR)
+"""Log-mel value of digital silence."""

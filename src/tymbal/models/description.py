@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from tymbal.errors import ModelError, TymbalError
-from tymbal.features.normalisation import Normalisation, NormalizeBy
-from tymbal.features.statistics import LOG_FLOOR
+from tymbal.features.normalisation import LOG_FLOOR, Normalisation, NormalizeBy
 from tymbal.models.classifier import GRIDS
 from tymbal.models.encoder import EncoderConfig
 from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings

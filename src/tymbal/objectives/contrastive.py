@@ -42,8 +42,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tymbal.compute.processes import gather_batch, rank
 from tymbal.errors import SettingsError
-from tymbal.features.normalisation import Normalisation
-from tymbal.features.statistics import LOG_FLOOR
+from tymbal.features.normalisation import LOG_FLOOR, Normalisation
 from tymbal.models.classifier import pool_cells
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.contract import ObjectiveSpec, load_heads

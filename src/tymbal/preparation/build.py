@@ -18,7 +18,7 @@ from tymbal.audio.failures import Failure, problem
 from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
 from tymbal.features.bank import filter_bank
-from tymbal.features.statistics import Moments
+from tymbal.features.normalisation import Moments
 from tymbal.files import write_text
 from tymbal.preparation.plan import Window
 from tymbal.settings import FeatureSettings

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from tymbal.audio.failures import Failure
 from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
-from tymbal.features.statistics import Moments
+from tymbal.features.normalisation import Moments
 from tymbal.preparation.build import Built, Task, check_waveform, cut, one_thread, write_sidecar
 from tymbal.preparation.plan import Window
 from tymbal.settings import FeatureSettings

@@ -18,7 +18,7 @@ from tymbal.audio.failures import Failure, write_failures
 from tymbal.audio.manifest import Manifest
 from tymbal.config import deciding, diff
 from tymbal.errors import AudioError, StoreError
-from tymbal.features.statistics import Moments
+from tymbal.features.normalisation import Moments
 from tymbal.files import PARTIAL, write_json
 from tymbal.preparation.build import Built
 from tymbal.preparation.clips import Listed

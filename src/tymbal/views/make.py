@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tymbal.features.statistics import ENERGY_FLOOR
+from tymbal.features.normalisation import ENERGY_FLOOR
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
 from tymbal.store.base import SpectrogramSource

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from tymbal.features.statistics import ENERGY_FLOOR, LOG_FLOOR
+from tymbal.features.normalisation import ENERGY_FLOOR, LOG_FLOOR
 from tymbal.views.draw import Draws
 
 __all__ = [

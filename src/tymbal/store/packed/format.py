@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tymbal.errors import SettingsError, StoreError
-from tymbal.features.statistics import LOG_FLOOR
+from tymbal.features.normalisation import LOG_FLOOR
 from tymbal.files import write_json
 from tymbal.settings import FeatureSettings
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tymbal._version import __version__
 from tymbal.errors import StoreError
-from tymbal.features.statistics import LOG_FLOOR, Moments
+from tymbal.features.normalisation import LOG_FLOOR, Moments
 from tymbal.files import replace_file
 from tymbal.settings import FeatureSettings
 from tymbal.store.packed.format import INDEX, INDEX_SCHEMA, NPY_HEADER, SPECTROGRAMS, Description, Shard, shard_name

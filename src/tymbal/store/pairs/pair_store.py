@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tymbal.audio.failures import Failure, write_failures
 from tymbal.errors import SettingsError, StoreError
-from tymbal.features.statistics import LOG_FLOOR, Moments
+from tymbal.features.normalisation import LOG_FLOOR, Moments
 from tymbal.files import replace_folder
 from tymbal.progress import Progress, tell
 from tymbal.settings import FeatureSettings

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tymbal.features.statistics import Moments
+from tymbal.features.normalisation import Moments
 
 
 def test_moments__equal_numpy_over_pieces_of_any_size() -> None:

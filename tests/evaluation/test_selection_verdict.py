@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tymbal.evaluation.probe_tasks import READERS, ProbeRow
-from tymbal.evaluation.verdict import Verdict, judge
+from tymbal.evaluation.selection import Verdict, judge
 
 CLIPS = 200
 
