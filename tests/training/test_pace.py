@@ -14,8 +14,7 @@ from torch import Tensor
 from small_run import Copying, lines, session
 from tymbal.training import callbacks
 from tymbal.training.batches import BatchPlan
-from tymbal.training.optimization import schedule_scale, warmup_steps
-from tymbal.training.pace import Pace
+from tymbal.training.optimization import Pace, schedule_scale, warmup_steps
 
 LONG = BatchPlan(length=100, batch_sizes=(10,), epochs=1000)
 

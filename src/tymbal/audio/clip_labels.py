@@ -1,4 +1,9 @@
-"""Labels, groups and splits of clips: what paths and headers say of them, and which side of a split each is on."""
+"""Labels, groups and splits of clips: what paths and headers say of them, and which side of a split each is on.
+
+The choice depends on the clips' ids and the seed, on nothing else: not on the order of files, not on where they lie.
+Each unit (a clip, or all clips that must stay together) draws a number from its name and the seed; the lowest are
+validation until its share is full. The share is exact, and files that are added later move hardly any of the others.
+"""
 
 from __future__ import annotations
 

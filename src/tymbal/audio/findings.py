@@ -1,4 +1,7 @@
-"""Findings of a scan for a person to read: counts, and what is worth knowing although no file is at fault."""
+"""Findings of a scan for a person to read: counts, and what is worth knowing although no file is at fault.
+
+Nothing is changed or dropped because of a finding; it says what the user may want to change.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Two ways to open a sound file behind one interface, libsndfile and FFmpeg (PyAV), and the way to another rate."""
+"""Two ways to open a sound file behind one interface, libsndfile and FFmpeg (PyAV), and the way to another rate.
+
+A reader says what the file is and yields its sound once, in mono blocks at the file's own rate. It reports a file that
+holds less sound than it promises; `tymbal.audio.decode` decides which reader a file gets.
+"""
 
 from __future__ import annotations
 

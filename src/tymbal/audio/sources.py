@@ -1,4 +1,9 @@
-"""Lists clips of a folder, a list, one sound file or a manifest, and the recordings that a user names."""
+"""Lists clips of a folder, a list, one sound file or a manifest, and the recordings that a user names.
+
+Folders are searched to any depth for files with the suffix of a sound, in any case; what is hidden is ignored. A folder
+with Hugging Face's `metadata.csv` (or `.jsonl`, `.parquet`; column `file_name`) is read as that says. Lists are those
+of `tymbal.audio.file_lists`, among them SSAST's JSON with its label table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,25 @@
-"""Datasets of `.pt` spectrograms and of generated view pairs, as training scripts expect them."""
+"""Datasets of `.pt` spectrograms and of generated view pairs, as training scripts expect them.
+
+    from tymbal.compat import PrecomputedDataset
+
+    dataset = PrecomputedDataset("train.json", audio_conf, label_csv="class_labels_indices.csv")
+    fbank, label = dataset[0]
+
+It does what SSAST's `AudioDataset` does from its spectrogram on (Gong et al. 2022, github.com/YuanGongND/ssast):
+padding with zeros, SpecAugment, normalisation, noise. Where there is no waveform any more, mixup adds energies. What
+cannot be read is left out and named, instead of stopping an epoch.
+
+`tymbal ssast` and `tymbal pretrain` do not need it: they read whole batches and augment them on the device.
+
+    from tymbal.compat import PreGeneratedSpectrogramDataset
+
+    metadata = json.load(open("data/augmented_spectrograms/metadata.json"))
+    dataset = PreGeneratedSpectrogramDataset(metadata["train"])
+    view1, view2 = dataset[0]                  # float32 [1, mels, frames] each
+
+It also takes a folder, packed or of `.pt` files, and finds out which it is. A file that is damaged is left out of its
+batch and named; no other clip takes its place.
+"""
 
 from __future__ import annotations
 

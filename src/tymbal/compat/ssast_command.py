@@ -1,4 +1,24 @@
-"""`tymbal ssast`: SSAST's `run.py`, its flags and what it leaves behind, on Tymbal's own training."""
+"""`tymbal ssast`: SSAST's `run.py`, its flags and what it leaves behind, on Tymbal's own training.
+
+    tymbal ssast --task pretrain_joint --dataset precomputed --data-train train.json --data_dir spectrograms …
+
+A script that ran `python run.py …` runs after changing these two words. `--exp-dir` is a run folder of ours, in which
+the same command continues after a stop; beside it lies what the scripts around `run.py` read. Lists
+of sound files work as well: their spectrograms are computed once and kept in `exp_dir/store`.
+
+github.com/YuanGongND/ssast; Gong, Lai, Chung & Glass 2022.
+
+    exp_dir/
+      args.json                      all flags (run.py writes a pickle)
+      result.csv                     a row an evaluation, without a header, see `pretraining_row`, `finetuning_row`
+      models/best_audio_model.pth    the best model by validation, as SSAST saves it
+      models/audio_model.N.pth       the model of every evaluation; in fine-tuning N is the epoch, in pretraining the
+                                     first evaluation is 2, as there, where 1 has random weights (it is not written)
+      models/audio_model_wa.pth      the average of weights, with wa_result.csv
+      eval_result.csv                the best model on validation and test clips
+
+All of it can be written again from the run: the table comes from `metrics.jsonl`, the models from checkpoints.
+"""
 
 from __future__ import annotations
 

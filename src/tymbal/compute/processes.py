@@ -1,4 +1,11 @@
-"""Several processes that train together, and the same numbers from the same run."""
+"""Several processes that train together, and the same numbers from the same run.
+
+The first process decides, speaks and writes, the others follow: so they cannot come to different conclusions about a
+run folder that the first one is changing at that moment.
+
+On a CPU a run with as many threads and processes repeats itself bit by bit anyway. On a GPU some sums are added up in
+whatever order their parts arrive; PyTorch has slower forms of nearly all of them that keep an order.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The clips of a store that a classifier learns from and is validated on, their labels and weights."""
+"""The clips of a store that a classifier learns from and is validated on, their labels and weights.
+
+AST and SSAST draw AudioSet's clips like that, with replacement, by the weights of a file beside the list. Weights of
+the loss do without drawing: every clip comes once an epoch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""How well a classifier does on labelled clips: figures, and which classes are taken for which."""
+"""How well a classifier does on labelled clips: figures, and which classes are taken for which.
+
+    confusion.csv    a row a true class, a column a predicted one, clips; with several labels a clip a row a class, its
+                     hits, misses, false_alarms and rejections
+    confusion.png    the shares of each row, with the clips in the cells where there is room
+
+The picture is drawn with Pillow, which TensorBoard brings along, so that it is always there and costs nothing.
+"""
 
 from __future__ import annotations
 

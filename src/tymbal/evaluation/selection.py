@@ -1,4 +1,15 @@
-"""Which description of clips to read, chosen inside the clips learned from, and whether one reads better."""
+"""Which description of clips to read, chosen inside the clips learned from, and whether one reads better.
+
+How many parts of the time an embedding keeps, or which plain line is the best, is chosen by ridge regressions inside
+the clips to learn from, whole groups (recordings, speakers) on one side; the clips that are asked have no part in it.
+The largest of several such figures is often the largest by chance: where one description is expected to be right (an
+objective knows how many parts it compared), another is taken only where it reads more than a standard error better.
+
+The lines are not picked by the figures that they reach on the clips that are asked: the model is read by the first
+reader, by the grid where there is one, from both layers where both were read or else the last one; random weights in
+the same way; the plain line was chosen inside the clips to learn from. Only the better of the two others is picked by
+its figure, which is to the model's disadvantage.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Pictures from the course of a pretraining: what a mask hid of a few validation clips, and what was rebuilt."""
+"""Pictures from the course of a pretraining: what a mask hid of a few validation clips, and what was rebuilt.
+
+    run/rebuilt/00000120.safetensors    the clips, what was hidden of them, and what stood there after step 120
+
+They are written while it trains, since most checkpoints are gone at the end. Masks are those of the evaluation, so that
+epochs compare. Of many pictures those remain that lie about evenly on a logarithmic scale, where each is about as far
+from the next as learning is; the first and the last always. A resumed run deletes what lies behind its checkpoint.
+
+`joint` and `mpg` rebuild masked patches, `reconstruction` the whole spectrogram. `mpc` rebuilds nothing, but solves a
+puzzle: of the hidden patches of a clip it tells which one belongs where, and that can be laid.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""A window of sound as the model sees it, its attention, and one pass over a whole recording."""
+"""A window of sound as the model sees it, its attention, and one pass over a whole recording.
+
+Rollout (Abnar and Zuidema 2020, "Quantifying attention flow in transformers") multiplies the attention of the blocks,
+half of each being what a token keeps of itself. Both are read where the model reads: from the class tokens where they
+are what is pooled, else from the patches, whose mean is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Tables of embeddings, read in pieces, and the nearest neighbours in them."""
+"""Tables of embeddings, read in pieces, and the nearest neighbours in them.
+
+In Parquet `embedding` is a list of a fixed number of float32, and the model and how it pools stand in the metadata of
+the schema under `tymbal`, so that a search embeds its example alike.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Writes spooled scores as tables or annotations, and reads predictions from each of their formats."""
+"""Writes spooled scores as tables or annotations, and reads predictions from each of their formats.
+
+    table = read_predictions(Path("night.parquet"))    or night.detections.jsonl, or a folder of selection tables
+
+Windows and detections are told apart by the column `windows`, which only detections have.
+"""
 
 from __future__ import annotations
 

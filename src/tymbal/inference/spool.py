@@ -1,6 +1,14 @@
 """The results so far: rows by item, in parts that are whole or absent, so that a stopped run continues.
 
 An item is a recording, or a block of the clips of a store: it is done, or computed again as a whole.
+
+    OUTPUT.unfinished/
+      record.json      what the run was begun with
+      00000.parquet    rows of some recordings, and what became of each of them
+
+A part holds whole recordings and is closed some time after it was begun, or when the work is stopped; what was computed
+for a recording that had not ended is computed again. Rows pass through in pieces: memory grows neither with the
+recordings nor with their number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 """The job that `predict` and `embed` share: it is spooled, continues, and reads recordings of any length.
 
 Recordings are decoded as a stream, cut into windows, computed in batches that recordings share, and spooled.
+
+Windows of different files share batches. A recording that cannot be read, or not to its end, is an outcome like
+another, with the rows that it has.
 """
 
 from __future__ import annotations

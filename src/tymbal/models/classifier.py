@@ -1,4 +1,9 @@
-"""From tokens to one embedding a clip, and an encoder with a head on it."""
+"""From tokens to one embedding a clip, and an encoder with a head on it.
+
+`ASTModel` gives tokens after its final norm. Such scripts apply that norm once more, average all tokens, those of class
+and distillation with the patches, and put a linear layer on top. The second norm is a quirk and not a choice: with
+other weights than 1 and 0 it scales and shifts twice. A model that was trained like that gives its scores only so.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,12 @@
-"""Starting from what another model has learned, its head too where that knows the labels, and saying what was taken."""
+"""Starting from what another model has learned, its head too where that knows the labels, and saying what was taken.
+
+The encoder keeps the width, depth, heads and patch of the source. Its position embeddings are fitted to the wanted clip
+length and stride. A source that fits nowhere is an error, never a random model.
+
+A head is taken with everything that it was trained with: how it pools, the epsilon of its norm, and the quirk of those
+that scripts export. Its rows are put into the wanted order of labels. Where labels differ, a new head is drawn, and the
+reason is told.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 One label a clip is learned by cross entropy, several by binary cross entropy. What augmentation draws
 (`objectives.augmentation`) is a function of the seed, the epoch and the clip alone, so that a resumed run draws what an
 uninterrupted one would have drawn.
+
+It is kept as one number a validation clip and class, in the module's own state. So it lies in every checkpoint, and a
+resumed run goes on with it.
 """
 
 from __future__ import annotations

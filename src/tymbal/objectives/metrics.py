@@ -1,4 +1,16 @@
-"""Figures of merit of a classifier, from sums over batches whose size does not depend on the number of clips."""
+"""Figures of merit of a classifier, from sums over batches whose size does not depend on the number of clips.
+
+An evaluation of a million clips must not keep a million rows of scores. Accuracy, balanced accuracy and F1 need only a
+confusion matrix. Average precision and the area under the ROC curve need the order of the scores, which a histogram
+keeps: `BINS` bins over the log-odds, positives and negatives apart, as narrow as 1e-4 around even odds and 0.3 % of the
+score far from them. Scores in one bin count as tied, as scikit-learn counts equal scores: the figures are exact for the
+rounded scores, and within a few thousandths of those for the unrounded ones, unless a model gives nearly all clips the
+same score, as one does before it has learned anything.
+
+A metric such as accuracy is a ratio of two sums. An objective returns the sums of each batch as small tensors; they are
+added where they are, and the host asks for them once: when a figure is logged, or at the end of an evaluation. So no
+step waits for the host, no output of the model is kept, and the batches may differ in size.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Builds one shard from sound files to disk: the unit of work of `tymbal prepare`, in any process."""
+"""Builds one shard from sound files to disk: the unit of work of `tymbal prepare`, in any process.
+
+A shard is done when its sidecar stands: what the index says of its rows, the moments of its values, what failed. The
+sidecar is written after the shard, so whatever a kill leaves behind is either both or worth nothing.
+"""
 
 from __future__ import annotations
 

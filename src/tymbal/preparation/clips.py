@@ -1,4 +1,7 @@
-"""The clips of any source with the lengths that headers tell: what a plan is made of."""
+"""The clips of any source with the lengths that headers tell: what a plan is made of.
+
+The content of a file is checked when it is decoded, once, on its way into the store.
+"""
 
 from __future__ import annotations
 

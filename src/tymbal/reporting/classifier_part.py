@@ -1,4 +1,9 @@
-"""How a classifier decides about labelled clips: what it confuses, each class, and its surest mistakes."""
+"""How a classifier decides about labelled clips: what it confuses, each class, and its surest mistakes.
+
+With several labels a clip there is no confusion matrix: of each class its hits, misses and false alarms, F1 and average
+precision; curves of precision over recall; and which labels are wrongly said of clips that have another one, the
+nearest thing to a confusion.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Settings of augmentation and of view pairs: what may be done to a sound, how often and how strongly."""
+"""Settings of augmentation and of view pairs: what may be done to a sound, how often and how strongly.
+
+A range is two numbers, from which one is drawn uniformly. An augmentation that is absent (None) is never drawn.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,12 @@ properties are metadata of the field, so that no list elsewhere has to name it:
 
     workers: int = setting(0, resumable=True, group="machine")
     window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",))
+
+A field of a settings class has one default. What is usual may depend on what is done, all the same: SSAST's pretraining
+and the reconstruction of short clips want other learning rates. A recipe is a table of such defaults. It holds where
+one setting has a certain value, stands below everything that the user gives (flag, keyword, file), and is laid under it
+by `tymbal.config.resolve` and by the command line. The settings that result are written to `run.yaml` one by one, so
+that a run repeats itself even where a recipe has changed since; the help screens show both defaults.
 """
 
 from __future__ import annotations

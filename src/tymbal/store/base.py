@@ -1,4 +1,8 @@
-"""The base of all stores of spectrograms, whatever their files: an index, splits, labels, and batches by row."""
+"""The base of all stores of spectrograms, whatever their files: an index, splits, labels, and batches by row.
+
+Training, probing and embedding ask for no more than this. `Store` (`store.packed.packed_store`) keeps spectrograms
+packed; `PtStore` (`store.pt.pt_store`) takes them from a `.pt` file each.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,20 @@
-"""Batches of a store, without rows that have become unreadable: for a `DataLoader`, or normalised in one pass."""
+"""Batches of a store, without rows that have become unreadable: for a `DataLoader`, or normalised in one pass.
+
+    loader = DataLoader(StoreDataset(store, store.rows("train")), batch_sampler=…, collate_fn=whole_batch)
+
+A DataLoader hands all indices of a batch to `__getitems__` and the result to its collate function, which therefore has
+nothing left to do. In this process that runs at the speed of a memory copy; worker processes only add the cost of
+moving every batch through shared memory.
+
+Masks and augmentation depend on the epoch, and a worker process does not hear about it: so the epoch travels in the
+index, epoch * len(dataset) + position.
+
+Clips that have become unreadable since the store was opened are left out of their batch, which is smaller then; the
+store has named them. Nothing stands in for them.
+
+Only mixing waveforms needs them; everything else lives on spectrograms. Files are decoded anew for every batch, by
+several threads, or in worker processes (`workers`).
+"""
 
 from __future__ import annotations
 

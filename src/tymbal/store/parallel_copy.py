@@ -1,4 +1,12 @@
-"""Copying many rows with more than one core, into memory that is used again."""
+"""Copying many rows with more than one core, into memory that is used again.
+
+One core does not exhaust the memory's bandwidth: two copy a batch nearly twice as fast. Copies and reads let go of the
+interpreter's lock, so threads do. They are started by the first large batch, one set for all stores of a process.
+
+A batch of spectrograms takes megabytes, and memory fresh from the kernel costs more in page faults than the copy into
+it. A pool keeps a few blocks and lends out views of them. numpy arrays and torch tensors made of a view all refer to
+the block that owns the memory, so its reference count says whether anyone is left.
+"""
 
 from __future__ import annotations
 

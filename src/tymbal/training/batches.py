@@ -8,8 +8,8 @@ compiled once. Only the last step of the run may reach a little beyond the reque
 The plan knows all steps from the start, also where the batch size changes by epoch. The learning-rate schedule gets the
 exact number of steps, and a resumed run finds its place by counting steps (`Trainer` computes both from one constant
 size and one constant number of batches an epoch; it is shown the whole run as a single epoch). A run that is given
-minutes learns its number of steps from how long the first ones take (`training.pace`), once: which clips a step takes
-does not depend on it.
+minutes learns its number of steps from how long the first ones take (`optimization.Pace`), once: which clips a step
+takes does not depend on it.
 
 Where clips have weights, an epoch is drawn from them with replacement, and all else stays the same.
 

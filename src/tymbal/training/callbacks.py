@@ -21,8 +21,7 @@ from typing_extensions import override
 from tymbal.progress import Progress, duration, tell
 from tymbal.stopping import StopRequest
 from tymbal.training.batches import BatchPlan
-from tymbal.training.optimization import Plateau
-from tymbal.training.pace import Pace
+from tymbal.training.optimization import Pace, Plateau
 from tymbal.training.records import read_metrics
 
 __all__ = [

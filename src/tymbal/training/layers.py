@@ -1,4 +1,13 @@
-"""Which layers of a classifier are trained, how fast, and from when on; and averages of weights over epochs."""
+"""Which layers of a classifier are trained, how fast, and from when on; and averages of weights over epochs.
+
+A pretrained encoder knows most in its lower blocks, and forgets it when a new head sends large gradients through all of
+them. Three ways to spare it, which go together: freezing the lower blocks for good; a learning rate that falls from
+layer to layer towards the input (Clark et al. 2020; BEiT, Bao et al. 2022); and gradual unfreezing, from the head down
+(ULMFiT, Howard and Ruder 2018).
+
+SSAST's recipe for AudioSet averages the weights after epochs 6 to 25. They need not all be kept for it: a running mean
+is, and it lies in every checkpoint, so that a resumed run averages what an uninterrupted one would have.
+"""
 
 from __future__ import annotations
 

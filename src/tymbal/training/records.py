@@ -1,6 +1,15 @@
 """The records of a run: `metrics.jsonl`, the same in words in `log.txt`, and `classes.csv`.
 
 Only the first process writes.
+
+    step,epoch,class,clips,predicted,precision,recall,f1,average_precision,auc
+
+A resumed run takes the table up where its checkpoint was written, as it does `metrics.jsonl`. The counts lie in the
+checkpoint of their step; so those of the best model are at hand at the end, whichever session evaluated it.
+
+elapsed   epoch    step
+0:00:31    1.00      19  loss 1.023, accuracy 0.41, learning rate 9.3e-05, batch size 8
+0:00:32    1.00      19  validation: loss 0.9813, accuracy 0.5
 """
 
 from __future__ import annotations

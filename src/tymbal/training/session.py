@@ -25,8 +25,7 @@ from tymbal.training.callbacks import Clock, Evaluation, Observer, PlateauWatch,
 from tymbal.training.checkpoints import Checkpoints, resolve_checkpoint, verify
 from tymbal.training.device_errors import Arithmetic
 from tymbal.training.layers import Stages, Unfreezing, WeightAverage
-from tymbal.training.optimization import parameter_groups, training_arguments, warmup_steps
-from tymbal.training.pace import Pace
+from tymbal.training.optimization import Pace, parameter_groups, training_arguments, warmup_steps
 from tymbal.training.records import ClassDetails, MetricsFile
 from tymbal.training.run_folder import Resume, RunFolder
 from tymbal.training.trackers import trackers

@@ -1,4 +1,9 @@
-"""Waveforms to augmented views, in either mode, generated before or fresh in each epoch."""
+"""Waveforms to augmented views, in either mode, generated before or fresh in each epoch.
+
+The settings are those of generated views, and so are the distributions: an epoch takes the place of a version. What is
+drawn is a function of seed, clip and epoch, so that a resumed run sees what an uninterrupted one would have seen. On a
+GPU a whole batch is made at once and nothing waits for it; on a CPU by some clips, which its cache holds.
+"""
 
 from __future__ import annotations
 

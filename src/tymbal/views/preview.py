@@ -1,4 +1,11 @@
-"""Some clips beside their views, to see and hear what settings do before hours are spent on them."""
+"""Some clips beside their views, to see and hear what settings do before hours are spent on them.
+
+OUTPUT-preview/
+index.html        each clip with its versions, both views of each, what was drawn for them, and their sound
+pairs.png         the spectrograms alone
+
+In both modes the sound of a view is made sample by sample from what was drawn; what happens to the spectrogram is seen.
+"""
 
 from __future__ import annotations
 

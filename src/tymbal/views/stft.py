@@ -1,4 +1,9 @@
-"""The complex spectrum behind a log-mel spectrogram, the way from its energy to mel bins, and a phase vocoder."""
+"""The complex spectrum behind a log-mel spectrogram, the way from its energy to mel bins, and a phase vocoder.
+
+Flanagan & Golden 1966, in the form of Laroche & Dolson 1999: magnitudes of frames are interpolated in time, phases go
+on by what they turn from one frame to the next. A turn is a complex number of length 1 and a phase a product of turns,
+so that no angle is ever computed, wrapped or unwrapped. Frames and turns of a sound serve all its stretches.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,18 @@
-"""Tables of names: which of ours is which of theirs."""
+"""Tables of names: which of ours is which of theirs.
+
+We depend on what lies on disk, not on the inside of transformers' classes: `config.json`, `model.safetensors` and
+`preprocessor_config.json`. Weights have two namings there: that of the format (`encoder.layer.0.attention.attention.
+query`), and that which modules have in the memory of transformers 5 (`layers.0.attention.q_proj`), found in files that
+a wrapper around such a model saved. Both are read; the first is written.
+
+A model in this layout also carries our own description, under `tymbal` in its `config.json`. transformers keeps it and
+does not look at it.
+
+Stock `ASTFeatureExtractor` knows 16 kHz, frames of 25 ms every 10 ms, and two fixed numbers to normalise by. For other
+models the folder holds `feature_extraction_tymbal.py`, which transformers runs where a user trusts it
+(`trust_remote_code=True`). Without that trust the stock extractor must not step in with other numbers: mean and
+standard deviation are null in the file, with which it fails. Tymbal writes that code, and never reads or runs it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,20 @@
-"""The files of a store folder: its description, and shard files in memory."""
+"""The files of a store folder: its description, and shard files in memory.
+
+    store/
+      store.json       schema version, features, shape, shards, statistics, settings, provenance; written last
+      index.parquet    one row a spectrogram, in the order of the shards
+      shards/00000.npy float16 [rows, frames, mels]; of a store of pairs of views [rows, 2, frames, mels];
+                       of a store of waveforms int16 [rows, samples]
+      failures.csv     what was left out, and why
+    work/            while it is being prepared: what it was begun with, and a sidecar a finished shard
+
+A folder without `store.json` is no store: it is written when everything else stands.
+
+Copying from a mapped file runs at the speed of memory as long as its pages are cached. Where they are not, every page
+fault waits for the disk alone. Then the kernel is told all rows of a batch first (`posix_fadvise`), so that it fetches
+them together, and they are read with `preadv`. Whether pages are cached is asked of a few rows (`RWF_NOWAIT`); the
+answer only decides how fast a batch comes. Systems without these calls (macOS, Windows) always copy from the map.
+"""
 
 from __future__ import annotations
 

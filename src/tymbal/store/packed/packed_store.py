@@ -1,4 +1,8 @@
-"""Packed stores, open for reading: of spectrograms, of pairs of views, of waveforms."""
+"""Packed stores, open for reading: of spectrograms, of pairs of views, of waveforms.
+
+A row number is a spectrogram's place in the index; the index is in the order of the shards. Nothing is read before it
+is asked for, so a store of a terabyte opens as fast as a small one and travels to worker processes as its path.
+"""
 
 from __future__ import annotations
 
