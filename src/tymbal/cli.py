@@ -372,18 +372,18 @@ def _recorded(verb: Verb, file: Path) -> dict[str, Any]:
 
 
 def _settings(verb: Verb, given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
-    """Resolves all settings of a verb: those given override those of a file, these recipes and defaults."""
+    """Resolves all settings of a verb: those given override those of a file, these recipes and defaults.
+
+    Pretraining does that itself, since its defaults depend on the run that it continues.
+    """
     from tymbal import config
 
     cls = config.settings_of(verb.name)
     if cls is None or (not given and file is None):
         return {}
-    if verb.name != "pretrain":
-        return config.to_keywords(config.resolve(cls, given, config=file))
-    from tymbal.objectives import registry
-
-    check_companions()  # the objective's file imports torch
-    return config.to_keywords(registry.resolve(given, config=file))
+    if verb.name == "pretrain":
+        return dict(given) if file is None else {**given, "config": file}
+    return config.to_keywords(config.resolve(cls, given, config=file))
 
 
 def _objectives_flags() -> Mapping[str, Flag]:

@@ -9,6 +9,7 @@ whatever order their parts arrive; PyTorch has slower forms of nearly all of the
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -51,7 +52,10 @@ def quiet_except_rank_zero() -> Iterator[None]:
 
 
 def init_process_group(device: torch.device) -> None:
-    """Joins the process group if the run has several processes. `Trainer` then uses the same group."""
+    """Makes this process one of the group, if there is one. `Trainer` then uses the same group.
+
+    The group is left at the end of the process: threads of gloo that outlive the interpreter would abort it.
+    """
     import torch
 
     if processes() > 1 and not torch.distributed.is_initialized():
@@ -59,6 +63,14 @@ def init_process_group(device: torch.device) -> None:
 
         cpu = device.type == "cpu"
         PartialState(cpu=cpu, backend="gloo" if cpu else None)
+        atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def on_rank_zero(decide: Callable[[], T]) -> T:

@@ -74,7 +74,6 @@ def make_pairs(
     *,
     versions: int,
     seed: int,
-    lengths: Sequence[int] | None = None,
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Makes the pairs of all versions of some clips, which may be mixed with each other.
 
@@ -84,7 +83,6 @@ def make_pairs(
         names: Ids of the clips.
         versions: Versions of each clip.
         seed: Seed of what is drawn.
-        lengths: Samples of sound in each clip; None is all. Noise is so many dB below that sound.
 
     Yields:
         For each clip log-mel values [versions, 2, frames, mels].
@@ -102,8 +100,7 @@ def make_pairs(
         view_keys(seed, keys.repeat_interleave(versions), numbers.repeat(count)),
         numbers.repeat_interleave(VIEWS).repeat(count).tolist(),
     )
-    ends = None if lengths is None else torch.tensor(lengths)
-    transformed = None if maker.mode == "exact" else maker.transform(sound, ends)
+    transformed = None if maker.mode == "exact" else maker.transform(sound)
     mel = maker.clean(sound) if transformed is None else transformed.mel
     clip = torch.zeros(each, dtype=torch.int64)
     for place in range(count):
@@ -111,8 +108,7 @@ def make_pairs(
         step = 1 + (own.uniform("mixup", 1) * max(count - 1, 1)).long()
         partners = mel[(place + step) % count]
         source = sound[place : place + 1] if transformed is None else transformed.part(place, place + 1)
-        end = None if ends is None else ends[place : place + 1]
-        views = maker.views(source, clip, own, partners, lengths=end)
+        views = maker.views(source, clip, own, partners)
         yield views.reshape(versions, VIEWS, *views.shape[1:]).numpy()
 
 
@@ -201,14 +197,8 @@ def _of_group(
 ) -> Iterator[tuple[Window, Waveform, npt.NDArray[np.float32]]]:
     if not group:
         return
-    waveforms = np.zeros((len(group), task.samples), np.float32)
-    for row, (_, waveform) in zip(waveforms, group, strict=True):
-        row[: len(waveform)] = waveform[: task.samples]
     names = [window.id for window, _ in group]
-    lengths = [len(waveform) for _, waveform in group]
-    pairs = make_pairs(
-        maker, _stacked(group, task.samples), names, versions=task.versions, seed=task.seed, lengths=lengths
-    )
+    pairs = make_pairs(maker, _stacked(group, task.samples), names, versions=task.versions, seed=task.seed)
     for (window, waveform), pair in zip(group, pairs, strict=True):
         yield window, waveform, pair
 
