@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -179,3 +180,13 @@ def test_companions__a_broken_torchaudio_is_named(tmp_path, monkeypatch, capsys)
     assert "the installed torchaudio does not work with torch" in err
     assert "libcudart.so.13" in err
     assert "pip uninstall torchaudio" in err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise there")
+def test_output__that_nobody_reads_to_its_end_is_no_mistake() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "tymbal", "pretrain", "--help"]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -9,6 +9,7 @@ stopped with Ctrl-C.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -279,6 +280,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with stop_at_once() if continues else contextlib.nullcontext():
             _without_verb(words) if verb is None else _with_verb(verb, words[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads the output has seen enough (`tymbal … | head`); Python would complain once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except UsageError as error:
         say(f"Error: {error}", style="red")
         say(f"  Help: tymbal {'' if verb is None else f'{verb.name} '}--help")

@@ -148,9 +148,10 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     Attributes:
         objective: What is learned: `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it,
             `joint` does both (SSAST, Gong et al. 2022); `reconstruction` rebuilds the whole spectrogram from one with
-            masked stretches and bands, and brings other defaults along; `contrastive` tells
-            the two views of each clip from those of all others (SimCLR, Chen et al. 2020). What each takes besides,
-            and its defaults, shows for example `tymbal pretrain --help contrastive`.
+            masked stretches and bands, and brings other defaults along; `contrastive` tells the two views of each clip
+            from those of all others (SimCLR, Chen et al. 2020); `lejepa` makes views of a clip agree and spreads clips
+            like a standard normal (Balestriero & LeCun 2025). What each takes besides, and its defaults, shows for
+            example `tymbal pretrain --help lejepa`.
         from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
             a script has saved of such an encoder.
         size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
