@@ -6,8 +6,9 @@ trackers (`training.trackers`), progress bars, and the choice of the device.
 Weight decay pulls weights to zero. For the matrices of linear layers and convolutions that is a prior; the scale of a
 norm, a bias, a token or a position embedding has no reason to be small (as in timm and ViT).
 
-SSAST pretrains with the second and fine-tunes with the first. `Trainer` has a plateau, but without a warm-up. What was
-observed is a part of the schedule's state: a resumed run falls when an uninterrupted one would.
+Two schedules are ours: SSAST fine-tunes with a learning rate that falls in steps and pretrains with one that falls on a
+plateau, both after a warm-up, without which `Trainer` has the plateau. What was observed is a part of the schedule's
+state: a resumed run falls when an uninterrupted one would.
 
 A learning rate that is to have fallen when the time is over has to know how many steps there will be. So a run with
 `max_minutes` measures its first steps, some hundredths of its time, and then has a number of steps like any other run:
