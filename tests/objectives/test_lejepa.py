@@ -14,6 +14,7 @@ from torch import nn
 from tymbal.errors import ModelError, SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.objectives import lejepa
 from tymbal.objectives.lejepa import LeJEPAObjective, LeJEPASettings, sigreg, visible_patches
 from tymbal.randomness import fold
 from tymbal.settings.augmentation import SpectrogramViews
@@ -75,6 +76,14 @@ def test_sigreg__is_small_for_a_standard_normal_and_large_for_a_collapse() -> No
     collapsed = sigreg(torch.zeros(1, 512, 8), directions)
     assert float(normal) < 2
     assert 20 < float(shifted) < float(collapsed)
+
+
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2.0**-24])
+def test_objective__is_finite_for_the_extreme_numbers_that_are_drawn(
+    drawn: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lejepa, "uniform", lambda keys, count, *, stream: torch.full((1, count), drawn))
+    assert objective()(**batch())["loss"].isfinite()
 
 
 def test_visible_patches__take_sound_first() -> None:

@@ -233,8 +233,8 @@ class LeJEPAObjective(nn.Module):
         """Directions of length 1, the same in all processes, another set for each batch: [projection, slices]."""
         width, slices = self.settings.projection, self.settings.slices
         drawn = uniform(keys[:1], width * slices, stream=_DIRECTIONS).view(width, slices)
-        # From the middle of each of 2^24 steps, so that no number is infinite.
-        return F.normalize(torch.erfinv(2 * (drawn + 2.0**-BITS / 2) - 1), dim=0)
+        # From the middle of each of 2^24 steps, so that no number is infinite; the last middle rounds to 1 in float32.
+        return F.normalize(torch.erfinv((2 * (drawn + 2.0**-BITS / 2) - 1).clamp(max=1 - 2.0**-BITS)), dim=0)
 
 
 def sigreg(embeddings: Tensor, directions: Tensor, *, points: int = 17, reach: float = 5.0) -> Tensor:
