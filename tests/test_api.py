@@ -6,12 +6,15 @@ import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 import tymbal
+from tymbal.errors import SettingsError
+from tymbal.files import sole_writer
 
 VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "report", "embed", "similar")
 VERBS += ("explore", "doctor", "convert", "demo")
@@ -65,3 +68,12 @@ def test_scan__needs_no_torch(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.sin(np.arange(8000)) / 2, 8000)
     code = f"from tymbal.cli import main\nassert main(['scan', {str(tmp_path)!r}, '--workers', '1']) == 0"
     assert not _imported(code) & {"torch", "transformers"}
+
+
+@pytest.mark.parametrize("verb", ["convert", "finetune", "pretrain", "probe", "report", "scan", "similar"])
+def test_verbs__one_process_writes_an_output(verb: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.html"
+    sources = [str(tmp_path)] * {"probe": 2, "similar": 3}.get(verb, 1)
+    with sole_writer(output), pytest.raises(SettingsError, match="another process is writing this output"):
+        getattr(tymbal, verb)(*sources, output)
+    assert not list(tmp_path.iterdir())

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tymbal.errors import StoreError
-from tymbal.files import PARTIAL, locked, replace_file, replace_folder
+from tymbal import files
+from tymbal.errors import SettingsError, StoreError
+from tymbal.files import PARTIAL, locked, partial_file, replace_file, replace_folder, sole_writer, written_alone
 
 BUSY = StoreError("another process")
 
@@ -97,3 +98,119 @@ def test_replace_folder__has_nothing_of_the_old_one(tmp_path: Path) -> None:
         assert [each.name for each in path.iterdir()] == ["old"]
     assert [each.name for each in path.iterdir()] == ["new"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is not how Windows locks")
+def test_replace_file__two_at_once_share_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    with replace_file(path) as first:
+        first.write_text("first, of many letters")
+        with replace_file(path) as second:
+            assert second != first
+            second.write_text("second")
+        assert path.read_text() == "second"
+        assert first.read_text() == "first, of many letters"
+    assert path.read_text() == "first, of many letters"
+    assert [each.name for each in tmp_path.iterdir()] == ["figures.json"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="flock is not how Windows locks")
+def test_replace_folder__two_at_once_share_no_file(tmp_path: Path) -> None:
+    with replace_folder(tmp_path / "model") as first:
+        (first / "a").write_text("first")
+        with replace_folder(tmp_path / "model") as second:
+            (second / "b").write_text("second")
+        assert [each.name for each in (tmp_path / "model").iterdir()] == ["b"]
+        assert (first / "a").read_text() == "first"
+    assert [each.name for each in (tmp_path / "model").iterdir()] == ["a"]
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+def test_partial_file__a_left_over_is_emptied(tmp_path: Path) -> None:
+    (tmp_path / f"a{PARTIAL}").write_text("left by a kill")
+    with partial_file(tmp_path / "a") as aside:
+        assert not aside.exists() or aside.read_text() == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_replace_folder__a_stop_between_renames_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchanges: bool, renames: int
+) -> None:
+    with replace_folder(tmp_path / "model") as aside:
+        (aside / "old").write_text("")
+    if not exchanges:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    done = []
+    rename = Path.rename
+
+    def stopping(self: Path, target: Path) -> Path:
+        if len(done) == renames and "model" in self.name:
+            done.append(self)
+            raise KeyboardInterrupt
+        done.append(self)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopping)
+    try:
+        with replace_folder(tmp_path / "model") as aside:
+            (aside / "new").write_text("")
+    except KeyboardInterrupt:
+        assert not exchanges
+    content = [each.name for each in (tmp_path / "model").iterdir()]
+    assert content in (["old"], ["new"])
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+def test_replace_folder__a_kill_between_renames_is_mended_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / f"model.old{PARTIAL}").mkdir()
+    (tmp_path / f"model.old{PARTIAL}" / "old").write_text("")
+    with pytest.raises(ValueError, match="no"), replace_folder(tmp_path / "model"):
+        raise ValueError("no")
+    assert [each.name for each in (tmp_path / "model").iterdir()] == ["old"]
+
+
+def test_sole_writer__is_for_one_and_leaves_no_lock(tmp_path: Path) -> None:
+    with sole_writer(tmp_path / "new" / "model"):
+        busy = pytest.raises(SettingsError, match=r"another process is writing this output\n.*another output")
+        with busy, sole_writer(tmp_path / "new" / "model"):
+            pass
+        with sole_writer(tmp_path / "new" / "other"):
+            pass
+    with sole_writer(tmp_path / "new" / "model"):
+        pass
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_sole_writer__errors_of_the_system_are_about_the_output(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(SettingsError, match=r"model: cannot be written: No space left"),
+        sole_writer(tmp_path / "model"),
+    ):
+        raise full
+    elsewhere = OSError(errno.EIO, "Input/output error", "/media/stick/a.wav")
+    with (
+        pytest.raises(SettingsError, match=r"a.wav: cannot be read or written: Input"),
+        sole_writer(tmp_path / "model"),
+    ):
+        raise elsewhere
+    with pytest.raises(OSError, match="no number"), sole_writer(tmp_path / "model"):
+        raise OSError("no number")
+
+
+def test_written_alone__locks_the_output_of_a_verb(tmp_path: Path) -> None:
+    seen = []
+
+    @written_alone
+    def verb(source: str, output: Path | None = None) -> int:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        return len(source)
+
+    assert verb("ab") == 2
+    assert not seen
+    assert verb("abc", output=tmp_path / "page.html") == 3
+    assert seen == [".page.html.lock"]
+    with sole_writer(tmp_path / "page.html"), pytest.raises(SettingsError, match="another process"):
+        verb("abc", tmp_path / "page.html")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
-from tymbal.files import replace_folder
+from tymbal.files import replace_folder, written_alone
 from tymbal.progress import Progress
 from tymbal.settings import ConvertSettings
 
@@ -62,6 +62,7 @@ class ConvertResult:
         return "\n".join([f"{self.output}: {self.to}", *self.notes])
 
 
+@written_alone
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],

@@ -1,28 +1,53 @@
 """Files appear whole or not at all: written aside, synced to the disk, renamed into place.
 
 A process that is killed in the middle leaves the old file, or none, and a `*.partial` beside it that the next writer
-replaces. The rename is atomic because the partial file lies in the folder of the final one.
+replaces. The rename is atomic because the partial file lies in the folder of the final one. A writer holds a lock on
+its partial file: where two write the same file at once, the second one takes another name, and the last rename decides.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import functools
+import inspect
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from tymbal.errors import TymbalError
+from tymbal.errors import SettingsError, TymbalError
 
-__all__ = ["PARTIAL", "locked", "replace_file", "replace_folder", "sync_folder", "write_json", "write_text"]
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = [
+    "PARTIAL",
+    "locked",
+    "partial_file",
+    "replace_file",
+    "replace_folder",
+    "sole_writer",
+    "sync_folder",
+    "write_json",
+    "write_text",
+    "writing",
+    "written_alone",
+]
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 PARTIAL = ".partial"
 
 _MANY = 1000
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
 
 
 @contextlib.contextmanager
@@ -30,40 +55,128 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a path to write to; on success the file written becomes `path`, on error nothing changes."""
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(final.name + PARTIAL)
-    try:
+    with partial_file(final) as aside:
         yield aside
         _sync_file(aside)
         aside.replace(final)
         sync_folder(final.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def partial_file(final: Path) -> Iterator[Path]:
+    """Yields a path beside `final` that no other process writes to; what is not renamed is deleted at the end."""
+    with _claimed(final, folder=False) as aside:
+        try:
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields an empty folder to fill; on success it becomes `path` and replaces the old one as a whole.
 
-    A folder cannot be renamed over another one that has content: the old one is moved aside first. So `path` is absent
-    for an instant, but never a mixture.
+    A folder cannot be renamed over another one that has content. Linux exchanges the two in one step; elsewhere the
+    old one is moved aside first and put back if the new one does not follow, so that `path` is absent for an instant.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.with_name(final.name + PARTIAL)
     old = final.with_name(f"{final.name}.old{PARTIAL}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        _sync_tree(aside)
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            final.rename(old)
+    if old.is_dir() and not final.exists():
+        old.rename(final)  # a kill came between the two renames
+    with _claimed(final, folder=True) as aside:
+        try:
+            yield aside
+            _sync_tree(aside)
+            _put(aside, final, old)
+            sync_folder(final.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _put(aside: Path, final: Path, old: Path) -> None:
+    """Renames a folder to its final name; an old one then lies at `aside`, or is deleted."""
+    if not final.exists():
         aside.rename(final)
-        sync_folder(final.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    elif not final.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(final))
+    elif not _exchange(aside, final):
         shutil.rmtree(old, ignore_errors=True)
+        try:
+            final.rename(old)
+            aside.rename(final)
+        finally:
+            if not final.exists() and old.exists():
+                old.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchanges two folders in one step; False where the system or its disk cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    done: int = rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return done == 0
+
+
+@contextlib.contextmanager
+def _claimed(final: Path, *, folder: bool) -> Iterator[Path]:
+    """Yields an empty file or folder beside `final` for this writer alone: NAME.partial, unless another holds it."""
+    plain = final.with_name(final.name + PARTIAL)
+    try:
+        handle = _hold(plain, folder=folder)
+    except BlockingIOError:
+        handle = None
+    aside = plain if handle is not None else final.with_name(f"{final.name}.{secrets.token_hex(4)}{PARTIAL}")
+    try:
+        if folder and handle is not None:
+            for entry in aside.iterdir():  # what a kill has left
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        elif folder:
+            aside.mkdir()
+        yield aside
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _hold(path: Path, *, folder: bool = False) -> int | None:
+    """Creates a file or folder and locks it; gives an open file descriptor, or None where there are no such locks.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+    """
+    if sys.platform == "win32":
+        return None
+    while True:
+        if folder:
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+        flags = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT
+        handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = _is_open(path, handle)
+            if held and not folder:
+                os.ftruncate(handle, 0)
+        except OSError as error:
+            os.close(handle)
+            if error.errno in (*_NO_LOCKS, errno.EBADF):  # NFS locks no folder that is open for reading
+                return None
+            raise
+        if held:
+            return handle
+        os.close(handle)  # renamed or deleted by its holder in between
+
+
+def _is_open(path: Path, handle: int) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -115,12 +228,17 @@ def locked(folder: Path, busy: TymbalError, *, part: str | None = None) -> Itera
         busy: The error to raise if another process holds the lock.
         part: The part of the work to lock, where processes do several parts at once; None locks the whole folder.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock_file(folder / ("lock" if part is None else f"lock-{part.replace('/', '-')}"), busy):
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path, busy: TymbalError) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
-    name = "lock" if part is None else f"lock-{part.replace('/', '-')}"
     # A soft lock would outlive a process that is killed.
-    lock = FileLock(folder / name, blocking=False, fallback_to_soft=False)
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
@@ -133,3 +251,86 @@ def locked(folder: Path, busy: TymbalError, *, part: str | None = None) -> Itera
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def sole_writer(output: str | os.PathLike[str]) -> Iterator[None]:
+    """Makes this process the only writer of a file, or of a folder and all in it.
+
+    The lock lies beside the output, as `.NAME.lock`, as long as it is held. Where nothing may be written beside a
+    folder it lies inside. Within it, errors of the system are errors about the output, see `writing`.
+
+    Raises:
+        SettingsError: Another process is writing the output, or it cannot be written.
+    """
+    final = Path(output).absolute()
+    busy = SettingsError(
+        "another process is writing this output",
+        path=output,
+        advice="Wait until it is done, or choose another output.",
+    )
+    with writing(Path(output)), contextlib.ExitStack() as stack:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        places = [final.with_name(f".{final.name}.lock"), *([final / ".lock"] if final.is_dir() else [])]
+        for place in places:
+            try:
+                if sys.platform == "win32":
+                    stack.enter_context(_lock_file(place, busy))
+                else:
+                    _hold_until(stack, place)
+                break
+            except BlockingIOError:
+                raise busy from None
+            except OSError as error:
+                # What may not be written is reported when something is to be written.
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
+        yield
+
+
+def _hold_until(stack: contextlib.ExitStack, path: Path) -> None:
+    handle = _hold(path)
+    if handle is not None:
+        stack.callback(os.close, handle)
+    stack.callback(path.unlink, missing_ok=True)
+
+
+def written_alone(verb: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Makes a verb the only writer of its argument `output`, if it is given one; of several processes the first."""
+    signature = inspect.signature(verb)
+
+    @functools.wraps(verb)
+    def alone(*args: Given.args, **kwargs: Given.kwargs) -> Result:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        output = given.arguments["output"]
+        if output is None or os.environ.get("RANK", "0") != "0":
+            return verb(*args, **kwargs)
+        with sole_writer(output):
+            return verb(*args, **kwargs)
+
+    return alone
+
+
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Makes errors of the system errors about the output; what cannot be read has an error of its own by then.
+
+    Raises:
+        SettingsError: The output cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # of a library, which says something else with it
+            raise
+        place = (
+            output if error.filename is None or isinstance(error.filename, int) else Path(os.fsdecode(error.filename))
+        )
+        ours = place.absolute().is_relative_to(output.absolute().parent)
+        raise SettingsError(
+            f"cannot be {'written' if ours else 'read or written'}: {error.strerror or error}",
+            path=place,
+            advice="Look at its permissions and at the free space of the disk. Then run the same command again: what "
+            "was done stays.",
+        ) from error

@@ -17,6 +17,7 @@ from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.compute.processes import processes, quiet_except_rank_zero
 from tymbal.errors import SettingsError
+from tymbal.files import written_alone
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, parse_patch
 
@@ -64,6 +65,7 @@ class _Start:
 
 
 @quiet_except_rank_zero()
+@written_alone
 def finetune(
     source: str | Path,
     output: str | Path,

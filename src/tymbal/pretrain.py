@@ -20,6 +20,7 @@ from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.compute.processes import quiet_except_rank_zero
 from tymbal.errors import SettingsError
+from tymbal.files import written_alone
 from tymbal.objectives import registry
 from tymbal.objectives.contract import continue_heads
 from tymbal.progress import tell
@@ -41,6 +42,7 @@ __all__ = ["pretrain"]
 
 
 @quiet_except_rank_zero()
+@written_alone
 def pretrain(
     store: str | os.PathLike[str],
     output: str | os.PathLike[str],

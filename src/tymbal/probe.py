@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
 from tymbal.evaluation.probe_tasks import READERS, ProbeRow, table
-from tymbal.files import replace_file, write_json
+from tymbal.files import replace_file, write_json, written_alone
 from tymbal.progress import tell
 from tymbal.settings import ProbeSettings
 
@@ -103,6 +103,7 @@ class ProbeResult:
         return ["", f"The model's probe takes most often {listed}."]
 
 
+@written_alone
 def probe(
     model: str | Path,
     data: str | Path,

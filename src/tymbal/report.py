@@ -20,7 +20,7 @@ from typing import Any
 from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.errors import SettingsError
-from tymbal.files import write_text
+from tymbal.files import sole_writer, write_text
 from tymbal.progress import Progress
 from tymbal.settings import ReportSettings
 
@@ -78,16 +78,19 @@ def report(
     if not given:
         raise SettingsError("there is nothing to report on", advice="Give a store, a run, or a table of predictions.")
     place = _place(given[0], output)
-    context = PageContext()
-    with Progress(len(given), "Reporting", unit="parts") as progress:
-        parts = []
-        for source in given:
-            parts.append(part_of(source, chosen, context))
-            progress.advance()
-    written = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
-    title = parts[0].title if len(parts) == 1 else f"Report: {', '.join(source.resolve().name for source in given)}"
-    text = page(title, f"Written on {written}", parts, footer=f"Tymbal {__version__}. All of it is in this one file.")
-    write_text(place, text)
+    with sole_writer(place):
+        context = PageContext()
+        with Progress(len(given), "Reporting", unit="parts") as progress:
+            parts = []
+            for source in given:
+                parts.append(part_of(source, chosen, context))
+                progress.advance()
+        written = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
+        title = parts[0].title if len(parts) == 1 else f"Report: {', '.join(source.resolve().name for source in given)}"
+        text = page(
+            title, f"Written on {written}", parts, footer=f"Tymbal {__version__}. All of it is in this one file."
+        )
+        write_text(place, text)
     return ReportResult(
         output=place,
         sections={part.title: tuple(each.title for each in part.sections) for part in parts},

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
+from tymbal.files import written_alone
 from tymbal.settings import SimilarSettings
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class SimilarResult:
         return "\n".join(lines if self.output is None else [*lines, f"written: {self.output}"])
 
 
+@written_alone
 def similar(
     model: str | Path,
     clip: str | Path,

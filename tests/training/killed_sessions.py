@@ -69,9 +69,9 @@ SCENARIOS = {
     "before-rename": Scenario(
         tymbal.files, "sync_folder", 2, {"checkpoint-5.partial", "writing.partial"}, about="checkpoint-5.partial"
     ),
-    # The first two are those of making the folder.
+    # The first one is that of making the folder.
     "mid-rotation": Scenario(
-        shutil, "rmtree", 3, {"checkpoint-5.partial", "checkpoint-10", "checkpoint-14"}, about="checkpoint-5.partial"
+        shutil, "rmtree", 2, {"checkpoint-5.partial", "checkpoint-10", "checkpoint-14"}, about="checkpoint-5.partial"
     ),
     # All is trained, but the model is not saved.
     "before-model": Scenario(checkpoints.Checkpoints, "rotate", 4, {"checkpoint-10", "checkpoint-14", "checkpoint-19"}),

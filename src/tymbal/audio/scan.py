@@ -29,6 +29,7 @@ from tymbal.audio.manifest import Clip, Manifest
 from tymbal.audio.sources import read_source
 from tymbal.config import resolve
 from tymbal.errors import AudioError, ManifestError
+from tymbal.files import written_alone
 from tymbal.machine import cores
 from tymbal.progress import Progress
 from tymbal.settings import ScanSettings
@@ -60,6 +61,7 @@ class ScanResult:
         return summarise(self.manifest, self.failures, self.findings, self.output)
 
 
+@written_alone
 def scan(
     source: str | os.PathLike[str] | Manifest,
     output: str | os.PathLike[str] | None = None,

@@ -22,7 +22,7 @@ import tymbal
 from tymbal.demo.outcome import Report, Scores, Search, count_events, join_clips
 from tymbal.demo.wingbeats import BACKGROUND, DEVICES, HELD_OUT, write_clips, write_recording
 from tymbal.errors import SettingsError
-from tymbal.files import write_json, write_text
+from tymbal.files import write_json, write_text, written_alone
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings
 
@@ -57,6 +57,7 @@ class DemoResult:
         return self.report.text(self.folder)
 
 
+@written_alone
 def demo(
     output: str | Path = "demo",
     *,

@@ -34,7 +34,7 @@ from tymbal.config import diff
 from tymbal.errors import SettingsError
 from tymbal.files import PARTIAL, locked, replace_file, write_json
 
-__all__ = ["CHUNK_BYTES", "ITEM", "Item", "Outcome", "PartReader", "RowBuffer", "Spool", "writing"]
+__all__ = ["CHUNK_BYTES", "ITEM", "Item", "Outcome", "PartReader", "RowBuffer", "Spool"]
 
 _SECONDS = 20.0  # after which a part is closed: the most that a kill can cost beside the current item
 _KEY = "tymbal"
@@ -81,24 +81,6 @@ class Outcome:
     def failure(self) -> Failure | None:
         """The failure, if it is one."""
         return None if self.reason is None else Failure(self.file, self.reason, self.advice)
-
-
-@contextlib.contextmanager
-def writing(output: Path) -> Iterator[None]:
-    """Makes errors of the system within it errors about the output: what cannot be read is an `AudioError` by now.
-
-    Raises:
-        SettingsError: The output cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise SettingsError(
-            f"cannot be written: {error.strerror or error}",
-            path=error.filename or output,
-            advice="Look at its permissions and at the free space of the disk. Then run the same command again: it "
-            "continues.",
-        ) from error
 
 
 class Spool:

@@ -22,7 +22,8 @@ from tymbal.audio.decode import stream
 from tymbal.audio.failures import Failure, problem, write_failures
 from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
-from tymbal.inference.spool import Item, Outcome, Spool, writing
+from tymbal.files import writing
+from tymbal.inference.spool import Item, Outcome, Spool
 from tymbal.models.description import ModelDescription
 from tymbal.progress import Progress, counted, duration, tell
 

@@ -12,6 +12,7 @@ as it was when the folder was written; where that is gone, the file is looked fo
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tymbal.errors import StoreError
-from tymbal.files import PARTIAL, write_text
+from tymbal.files import partial_file, write_text
 from tymbal.store.packed.writer import Entry
 
 __all__ = [
@@ -78,13 +79,12 @@ def write_pair(
     path.parent.mkdir(parents=True, exist_ok=True)
     first, second = (torch.from_numpy(np.ascontiguousarray(view.T, np.float32))[None] for view in pair)
     content = {"view1": first, "view2": second, "audio_name": stem, "version": version, "original_path": source}
-    aside = path.with_name(path.name + PARTIAL)
-    try:
-        with aside.open("wb") as file:
-            torch.save(content, file)
+    # torch's own writer of files does not say why it fails.
+    data = io.BytesIO()
+    torch.save(content, data)
+    with partial_file(path) as aside:
+        aside.write_bytes(data.getbuffer())
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 
