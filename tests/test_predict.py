@@ -20,6 +20,7 @@ from tones import FEATURES, FRAMES, PITCHES, RATE, tone, tone_store
 from tymbal import finetune, predict
 from tymbal.errors import AudioError, ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.inference.spool import Outcome, Spool
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
@@ -344,8 +345,8 @@ def test_predict__what_is_done_is_not_done_again(
     assert [row[2] for row in best(table(tmp_path / "out.csv"))] == ["low", "middle"]
     assert [Path(file).stem for file in dict.fromkeys(row["file"] for row in table(tmp_path / "out.csv"))] == [
         "0",
-        "2",
         "1",
+        "2",
         "3",
     ]
 
@@ -425,3 +426,56 @@ def test_predict__a_long_recording_in_little_memory(classifier: Path, tmp_path: 
         assert found["end"][-1].as_py() == pytest.approx(length * 3600)
     print(f"{hours} h at {rate:,} Hz: peak {peaks[1]:.0f} MiB, of which {peaks[0]:.0f} MiB after the first minute")
     assert peaks[1] < peaks[0] + 64
+
+
+def test_predict__recordings_that_are_away_for_a_while_cost_nothing(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, away = tmp_path / "share", tmp_path / "away"
+    folder.mkdir()
+    for i in range(30):
+        write(folder / f"{i:02d}.wav", tone("low" if i % 2 else "high", seed=i))
+    predict(classifier, folder, tmp_path / "whole.csv", **CPU)
+    spooled = tmp_path / "out.csv.unfinished"
+    ended = Spool.end
+
+    def unmounted(spool: Spool, outcome: Outcome) -> None:
+        ended(spool, outcome)
+        if outcome.place == "17.wav":
+            folder.rename(away)
+            folder.mkdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Spool, "end", unmounted)
+        about = pytest.raises(AudioError, match=r"1\d of 30 files cannot be reached; the first.*missing")
+        with about:
+            predict(classifier, folder, tmp_path / "out.csv", **CPU, batch_size=1)
+    assert not (tmp_path / "out.csv").exists()
+    assert spooled.is_dir()
+    for gone in (False, True):  # an empty mount point, and none
+        if gone:
+            folder.rmdir()
+        with pytest.raises(AudioError, match=r"there (are no sound files|is no such folder)"):
+            predict(classifier, folder, tmp_path / "out.csv", **CPU, batch_size=1)
+        assert spooled.is_dir()
+    away.rename(folder)
+    capsys.readouterr()
+    result = predict(classifier, folder, tmp_path / "out.csv", **CPU, batch_size=1)
+    assert "Continuing: 1" in capsys.readouterr().err
+    assert (result.files, result.failures) == (30, ())
+    rows, whole = table(tmp_path / "out.csv"), table(tmp_path / "whole.csv")
+    assert [row["file"] for row in rows] == [row["file"] for row in whole]
+    np.testing.assert_allclose([float(row["score"]) for row in rows], [float(row["score"]) for row in whole], atol=2e-6)
+    assert not spooled.exists()
+
+
+def test_predict__nothing_that_was_done_goes_where_nothing_can_be_read(classifier: Path, tmp_path: Path) -> None:
+    recording = write(tmp_path / "a.wav", tone("low"))
+    sound = recording.read_bytes()
+    recording.write_bytes(b"")
+    with pytest.raises(AudioError, match="none of 1 recordings"):
+        predict(classifier, recording, tmp_path / "out.csv", **CPU)
+    assert (tmp_path / "out.csv.unfinished" / "record.json").is_file()
+    recording.write_bytes(sound)
+    assert predict(classifier, recording, tmp_path / "out.csv", **CPU).files == 1
+    assert not (tmp_path / "out.csv.unfinished").exists()

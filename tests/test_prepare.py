@@ -323,3 +323,73 @@ def test_prepare__manifest_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="not one of its clips"):
         tymbal.prepare(Manifest((), tmp_path), tmp_path / "store")
     assert not (tmp_path / "store" / "store.json").exists()
+
+
+def test_prepare__files_that_are_away_for_a_while_are_no_plan(folder: Path, tmp_path: Path) -> None:
+    files = sorted(folder.rglob("*.wav"))
+    clips = tmp_path / "clips.csv"
+    clips.write_text("file,label\n" + "".join(f"{file},{file.parent.name}\n" for file in files))
+    whole = tymbal.prepare(clips, tmp_path / "whole", **SMALL).store
+    (folder / "frog").rename(tmp_path / "away")
+    with pytest.raises(AudioError, match=r"35 of 70 files cannot be reached; the first: .*frog.*missing.*\n.*again"):
+        tymbal.prepare(clips, tmp_path / "store", **SMALL)
+    assert not (tmp_path / "store").exists()
+    assert len(tymbal.prepare(clips, tmp_path / "forced", **SMALL, force=True).store) == 35
+    (folder / "cicada").rename(tmp_path / "away too")
+    with pytest.raises(AudioError, match="70 of 70 files"):
+        tymbal.prepare(clips, tmp_path / "store", **SMALL, force=True)
+    (tmp_path / "away").rename(folder / "frog")
+    (tmp_path / "away too").rename(folder / "cicada")
+    tymbal.prepare(clips, tmp_path / "store", **SMALL)
+    assert content(tmp_path / "store") == content(whole.path)
+
+
+def test_prepare__files_that_go_away_in_the_middle_are_not_left_out(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tymbal.prepare(folder, tmp_path / "whole", **SMALL).store
+    cut = build.cut
+
+    def away(windows, **keywords):
+        if int(Path(windows[0].file).stem) > 40:
+            raise AudioError("unreadable: Input/output error", path=windows[0].file)
+        return cut(windows, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "cut", lambda windows, **keywords: _lazily(away, windows, keywords))
+        for _ in range(2):
+            with pytest.raises(AudioError, match="29 of 70 files cannot be reached"):
+                tymbal.prepare(folder, tmp_path / "store", **SMALL)
+        assert not (tmp_path / "store" / "store.json").exists()
+    tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    assert content(tmp_path / "store") == content(whole.path)
+
+
+def _lazily(cut, windows, keywords):
+    yield from cut(windows, **keywords)
+
+
+def test_prepare__what_could_not_be_opened_at_first_stays_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lost = folder / "frog" / "07.wav"
+    sound = lost.read_bytes()
+    lost.write_bytes(b"")
+    whole = tymbal.prepare(folder, tmp_path / "whole", **SMALL).store
+    with pytest.raises(StoreError, match="has died"):
+        tymbal.prepare(folder, tmp_path / "store", **SMALL, executor=Interrupted(1))
+    lost.write_bytes(sound)
+    store = tymbal.prepare(folder, tmp_path / "store", **SMALL).store
+    assert len(store) == len(whole) == 69
+    assert content(store.path) == content(whole.path)
+    assert failures(store.path) == {"07.wav": "empty: it has no bytes"} or "07.wav" in failures(store.path)
+    assert "could not be opened when this was begun" in capsys.readouterr().err
+
+
+def test_prepare__nothing_that_can_be_used_begins_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sound").mkdir()
+    (tmp_path / "sound" / "a.wav").write_bytes(b"")
+    with pytest.raises(AudioError, match="not one of its clips can be used"):
+        tymbal.prepare(tmp_path / "sound", tmp_path / "store", **SMALL)
+    write_wav(tmp_path / "sound" / "a.wav", 0.3)
+    assert len(tymbal.prepare(tmp_path / "sound", tmp_path / "store", **SMALL).store) == 1

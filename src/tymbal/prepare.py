@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tymbal.audio.failures import Failure
+from tymbal.audio.failures import Failure, check_reachable
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import read_source
 from tymbal.config import resolve, to_keywords
@@ -40,6 +40,7 @@ from tymbal.preparation.record import (
     check_space,
     finish,
     is_complete,
+    nothing_left,
     read_failures,
 )
 from tymbal.preparation.task_pool import TaskPool, bytes_of, dask_executor, make_tasks, preview_task
@@ -167,13 +168,17 @@ def prepare(
         if chosen.executor == "dask" and executor is None:
             executor = stack.enter_context(dask_executor(chosen.scheduler))
         crew = stack.enter_context(TaskPool(executor, chosen.workers))
-        listed = list_clips(source, chosen, lambda files: _headers(crew, files))
+        begun = None if chosen.preview or is_complete(store) else Record.read(store)
+        unopened = [] if begun is None else begun.failures()
+        listed = list_clips(source, chosen, lambda files: _headers(crew, files), unopened=unopened)
         for note in listed.notes:
             tell(note, warning=True)
         plan = make_plan(listed.clips, listed.lengths, chosen)
         if chosen.preview:
             return _preview(store, plan, chosen)
         record = Record.of(source, chosen, listed, plan)
+        if not plan.windows:  # an empty plan is not begun: files may be mended
+            raise nothing_left(listed.failures, record.source)
         check_same_plan(store, record)
         built: list[Built] = []
         if is_complete(store):
@@ -325,7 +330,7 @@ def _headers(crew: TaskPool, files: Sequence[str]) -> Iterator[Header | Failure]
 def _build(crew: TaskPool, store: Path, plan: Plan, settings: PrepareSettings) -> list[Built]:
     """Builds the missing shards and returns the outcome of all, in order."""
     build, tasks = make_tasks(store, plan, settings)
-    built = {task.number: read_sidecar(store, store / WORK, task.number) for task in tasks}
+    built = {task.number: _done(store, task.number) for task in tasks}
     done = sum(shard.windows for shard in built.values() if shard is not None)
     total = sum(len(task.windows) for task in tasks)
     tasks = [task for task in tasks if built[task.number] is None]
@@ -337,7 +342,18 @@ def _build(crew: TaskPool, store: Path, plan: Plan, settings: PrepareSettings) -
             built[shard.number] = shard
             versions = max(settings.views, 1) if settings.write != "waveforms" else 1
             progress.advance(shard.windows, failed=shard.windows - len(shard.entries) // versions)
-    return [shard for shard in built.values() if shard is not None]
+    finished = [shard for shard in built.values() if shard is not None]
+    away = {failure.file: failure for shard in finished for failure in shard.failures if failure.is_away}
+    check_reachable(list(away.values()), len(plan.files()), force=settings.force)
+    return finished
+
+
+def _done(store: Path, number: int) -> Built | None:
+    """The outcome of a shard; None where it is yet to be built, or files that were away can be reached again."""
+    built = read_sidecar(store, store / WORK, number)
+    if built is None or any(failure.is_away and os.access(failure.file, os.R_OK) for failure in built.failures):
+        return None
+    return built
 
 
 @contextlib.contextmanager

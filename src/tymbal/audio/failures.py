@@ -6,15 +6,16 @@ A reason begins with its kind (`truncated: …`), so that a hundred thousand rea
 from __future__ import annotations
 
 import csv
+import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from tymbal.errors import AudioError, TymbalError
 from tymbal.files import replace_file
 
-__all__ = ["ADVICE", "Failure", "Kind", "problem", "write_failures"]
+__all__ = ["ADVICE", "Failure", "Kind", "check_reachable", "problem", "write_failures"]
 
 Kind = Literal["missing", "empty", "unreadable", "truncated", "not finite", "silent", "too short", "out of range"]
 
@@ -51,10 +52,45 @@ class Failure:
         kind = self.reason.partition(":")[0]
         return kind if kind in get_args(Kind) else "other"
 
+    @property
+    def is_away(self) -> bool:
+        """Whether the file itself could not be reached, as where a disk or a share is away for a while."""
+        kind, _, detail = self.reason.partition(": ")
+        return kind == "missing" or (kind == "unreadable" and detail.startswith(_AWAY))
+
     @classmethod
     def of(cls, error: TymbalError, file: str | os.PathLike[str]) -> Failure:
         """The failure that an error describes."""
         return cls(os.fspath(file), error.what, error.advice or "")
+
+
+_AWAY = tuple(
+    os.strerror(getattr(errno, name))
+    for name in ("EACCES", "EHOSTDOWN", "EHOSTUNREACH", "EIO", "ENODEV", "ENOTCONN", "ENXIO", "ESTALE", "ETIMEDOUT")
+    if hasattr(errno, name)
+)
+_FEW, _SHARE = 10, 0.1
+
+
+def check_reachable(failures: Sequence[Failure], total: int, *, force: bool = False) -> None:
+    """Refuses to go on as if files were gone for good where a disk or share may be away.
+
+    Args:
+        failures: The failures among some files.
+        total: Those files.
+        force: Go on without them; unless they are all.
+
+    Raises:
+        AudioError: More than a tenth of the files, and at least ten, or all of them, cannot be reached.
+    """
+    away = [failure for failure in failures if failure.is_away]
+    if not away or (len(away) < total and (force or len(away) < max(_FEW, _SHARE * total))):
+        return
+    raise AudioError(
+        f"{len(away):,} of {total:,} files cannot be reached; the first: {away[0].file}: {away[0].reason}",
+        advice="If a disk or share was away, run the same command again: what was done stays. If they are gone for "
+        "good, take them off the list.",
+    )
 
 
 def problem(kind: Kind, detail: str, path: str | os.PathLike[str] | None, *, advice: str | None = None) -> AudioError:

@@ -215,8 +215,10 @@ def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Reco
             failures += closed
             for file in inside:
                 recordings.setdefault(Path(file), Recording(Path(file), relative_path(file, path)))
-        else:
+        elif path.suffix.lower() in AUDIO_SUFFIXES or path.exists():
             recordings.setdefault(path, Recording(path, path.name))
+        else:
+            raise AudioError("there is no such folder or sound file", path=path, advice="Check the path.")
     if not recordings:
         names = ", ".join(map(str, paths)) or "nothing was given"
         raise AudioError(f"there are no sound files: {names}", advice="Give files, or folders with files.")

@@ -234,7 +234,7 @@ class _StoreClips(EmbeddingInput):
         rows = [row for outcome in outcomes for row in outcome.left_out]
         files = self._store.index["file"].take(rows).to_pylist() if rows else []
         return [
-            Failure(file or str(self._store.path), f"unreadable: spectrogram {row} of the store", _LEFT_OUT)
+            Failure(file or str(self._store.path), f"missing: spectrogram {row} of the store", _LEFT_OUT)
             for file, row in zip(files, rows, strict=True)
         ]
 

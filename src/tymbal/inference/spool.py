@@ -38,6 +38,7 @@ __all__ = ["CHUNK_BYTES", "ITEM", "Item", "Outcome", "PartReader", "RowBuffer", 
 
 _SECONDS = 20.0  # after which a part is closed: the most that a kill can cost beside the current item
 _KEY = "tymbal"
+_OPEN = 8
 
 
 class Item(Protocol):
@@ -76,6 +77,11 @@ class Outcome:
     reason: str | None = None
     advice: str = ""
     left_out: tuple[int, ...] = ()
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another attempt would have the same outcome; not where something was out of reach."""
+        return not self.left_out and (self.failure is None or not self.failure.is_away)
 
     @property
     def failure(self) -> Failure | None:
@@ -156,18 +162,11 @@ class Spool:
 
     def done(self, items: Sequence[Item]) -> set[str]:
         """Keys of those items that need not be computed again: they have not changed since."""
-        return {outcome.file for outcome in self.outcomes(items)}
+        return {outcome.file for outcome in self.outcomes(items) if outcome.is_final}
 
     def outcomes(self, items: Sequence[Item]) -> list[Outcome]:
         """The outcomes of those of these items that are done."""
-        self._close_part()
-        stamps = {item.key: item.stamp() for item in items}
-        return [
-            outcome
-            for part in self._parts()
-            for outcome in _outcomes(pq.ParquetFile(part))
-            if stamps.get(outcome.file, ()) == outcome.stamp
-        ]
+        return [outcome for _, _, outcome in self._current(items)]
 
     def add(self, rows: Mapping[str, NDArray[Any]]) -> None:
         """Adds rows of the item that will end next: a column each, as the schema has them."""
@@ -190,16 +189,27 @@ class Spool:
     def read(self, items: Sequence[Item]) -> Iterator[tuple[Outcome, Iterator[pa.RecordBatch]]]:
         """The outcomes of these items and their rows, as they were added.
 
-        The rows of an item have to be consumed before the next item is requested.
+        They come in the order of the items. The rows of an item have to be consumed before the next item is requested.
         """
+        readers: dict[Path, PartReader] = {}
+        for part, number, outcome in self._current(items):
+            if part not in readers or number < readers[part].behind:
+                if len(readers) == _OPEN:
+                    del readers[next(iter(readers))]
+                readers[part] = PartReader(pq.ParquetFile(part), self._buffer.most)
+            yield outcome, readers[part].rows_of(number)
+
+    def _current(self, items: Sequence[Item]) -> list[tuple[Path, int, Outcome]]:
+        """Part, number in it, and outcome of each item that has not changed since: the last outcome, in their order."""
         self._close_part()
         stamps = {item.key: item.stamp() for item in items}
-        for part in self._parts():
-            file = pq.ParquetFile(part)
-            reader = PartReader(file, self._buffer.most)
-            for number, outcome in enumerate(_outcomes(file)):
-                if stamps.get(outcome.file, ()) == outcome.stamp:
-                    yield outcome, reader.rows_of(number)
+        last = {
+            outcome.file: (part, number, outcome)
+            for part in self._parts()
+            for number, outcome in enumerate(_outcomes(pq.ParquetFile(part)))
+            if stamps.get(outcome.file, ()) == outcome.stamp
+        }
+        return [last[key] for key in stamps if key in last]
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("*.parquet"))
@@ -298,14 +308,19 @@ class PartReader:
     Args:
         file: The part.
         most: Rows of a batch at most.
+
+    Attributes:
+        behind: The item after the last one whose rows were requested; those before cannot be read any more.
     """
 
     def __init__(self, file: pq.ParquetFile, most: int) -> None:
+        self.behind = 0
         self._batches = file.iter_batches(batch_size=min(most, 8192))
         self._batch: pa.RecordBatch | None = None
 
     def rows_of(self, number: int) -> Iterator[pa.RecordBatch]:
         """The rows of an item; those of the items before are passed over."""
+        self.behind = number + 1
         while True:
             if self._batch is None or not self._batch.num_rows:
                 self._batch = next(self._batches, None)

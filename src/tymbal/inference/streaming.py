@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tymbal.audio.clip_labels import recorded_at
 from tymbal.audio.decode import stream
-from tymbal.audio.failures import Failure, problem, write_failures
+from tymbal.audio.failures import Failure, check_reachable, problem, write_failures
 from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
 from tymbal.files import writing
@@ -97,7 +97,7 @@ def run_job(job: Job[Written], output: Path, *, failures_file: Path) -> Finished
         failures_file: Where to list failures, if any.
 
     Raises:
-        AudioError: Nothing could be read.
+        AudioError: Nothing could be read, or a large share could not be reached; what was computed is kept.
         SettingsError: The output cannot be written, another process is at work on it, or the unfinished job was begun
             with something else.
     """
@@ -111,14 +111,16 @@ def run_job(job: Job[Written], output: Path, *, failures_file: Path) -> Finished
         outcomes = spool.outcomes(job.items)
         failures = tuple(job.failures(outcomes))
         if any(outcome.windows for outcome in outcomes):
+            rows = sum(outcome.windows + len(outcome.left_out) for outcome in outcomes)
+            check_reachable(failures, rows if any(outcome.left_out for outcome in outcomes) else len(job.items))
             written = job.write(spool)
-    spool.remove()
     if written is None:
         first = failures[0] if failures else Failure(str(output), "there is nothing to read")
         raise AudioError(
             f"none of {len(job.items):,} {job.plural} could be read; the first: {first.file}: {first.reason}",
             advice=first.advice,
         )
+    spool.remove()
     if failures or failures_file.exists():
         with writing(failures_file):
             write_failures(failures_file, failures)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders
 from tymbal.audio.decode import info
-from tymbal.audio.failures import Failure
+from tymbal.audio.failures import Failure, check_reachable
 from tymbal.audio.manifest import Clip, Manifest
 from tymbal.audio.sources import read_source
 from tymbal.errors import AudioError
@@ -48,6 +48,8 @@ def list_clips(
     source: str | os.PathLike[str] | Manifest,
     settings: PrepareSettings,
     read_headers: Callable[[Sequence[str]], Iterable[Header | Failure]],
+    *,
+    unopened: Iterable[Failure] = (),
 ) -> Listed:
     """Lists the clips of a source.
 
@@ -58,8 +60,10 @@ def list_clips(
         source: A folder, a list, one sound file, or a manifest.
         settings: The sources of labels, groups and splits.
         read_headers: Reads the headers of files, in any order.
+        unopened: Failures of files that stay left out, whatever their headers say now: a plan without them was begun.
 
     Raises:
+        AudioError: Many files, or all, cannot be reached, as if a disk or share were away.
         ManifestError: The source cannot be read or contradicts itself.
         SettingsError: A setting does not fit the source.
     """
@@ -78,13 +82,28 @@ def list_clips(
             headers[header.file] = header
         else:
             failures[header.file] = header
+    check_reachable(list(failures.values()), len(files), force=settings.force)
+    stay = {failure.file: failure for failure in unopened if failure.file in headers}
+    failures |= stay
+    headers = {file: header for file, header in headers.items() if file not in stay}
     good = [clip for clip in clips if clip.file in headers]
     return Listed(
         clips=_split(good, headers, settings),
         lengths={file: header.seconds for file, header in headers.items()},
         failures=[failures[file] for file in files if file in failures],
-        notes=[*listing.notes, *label_notes, *group_notes],
+        notes=[*listing.notes, *label_notes, *group_notes, *_staying(stay)],
     )
+
+
+def _staying(files: Iterable[str]) -> list[str]:
+    """The remark on files that could not be opened when a plan was begun, and can be now."""
+    names = sorted(files)
+    if not names:
+        return []
+    return [
+        f"{len(names):,} files stay left out that could not be opened when this was begun, as {names[0]}: a new output "
+        "folder would have them"
+    ]
 
 
 def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSettings) -> dict[str | None, set[str]]:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ __all__ = [
     "check_space",
     "finish",
     "is_complete",
+    "nothing_left",
     "read_failures",
 ]
 
@@ -56,12 +57,14 @@ class Record:
         settings: All that can change the result.
         files: All files, those that failed among them, sorted.
         digest: Hash of the plan.
+        unopened: Files that could not be opened when it was begun: file, reason and advice of each.
     """
 
     source: str
     settings: dict[str, Any]
     files: list[str]
     digest: str
+    unopened: list[list[str]] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -69,7 +72,8 @@ class Record:
     ) -> Record:
         """The record of a preparation that is about to begin."""
         place = source.root if isinstance(source, Manifest) else Path(source).absolute()
-        return cls(str(place), _relevant(settings), sorted(listed.files), plan.digest())
+        unopened = [[failure.file, failure.reason, failure.advice] for failure in listed.failures]
+        return cls(str(place), _relevant(settings), sorted(listed.files), plan.digest(), unopened)
 
     @classmethod
     def read(cls, store: Path) -> Record | None:
@@ -78,6 +82,10 @@ class Record:
             return cls(**json.loads((store / WORK / _RECORD).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
+
+    def failures(self) -> list[Failure]:
+        """The files that could not be opened when it was begun."""
+        return [Failure(*each) for each in self.unopened]
 
     def features(self) -> FeatureSettings:
         """How spectrograms are computed."""
@@ -137,6 +145,9 @@ def check_same_plan(store: Path, record: Record) -> None:
         *_named("new", set(record.files) - files),
         *_named("gone", files - set(record.files)),
     ] or ["the same files, with other lengths, labels, groups or splits"]
+    closed = [failure for failure in record.failures() if failure.file in files]
+    if closed:
+        changes.append(f"{len(closed):,} files cannot be opened now: {closed[0].file}: {closed[0].reason}")
     raise StoreError(
         "was begun from another source:" + "".join(f"\n    {line}" for line in changes), path=store, advice=_AGAIN
     )
@@ -261,7 +272,7 @@ def finish(
     # Before the rest is complete, so that nothing complete lacks it.
     write_failures(store / FAILURES, failures)
     if not any(shard.entries for shard in built):
-        raise _nothing_left(failures, record.source)
+        raise nothing_left(failures, record.source)
     moments = reduce(Moments.merge, (shard.moments for shard in built))
     if settings.write == "pt":
         _finish_files(store, built, moments, named=named, plan=plan, record=record, settings=settings)
@@ -321,7 +332,8 @@ def _finish_files(
             (store / part).unlink(missing_ok=True)
 
 
-def _nothing_left(failures: Sequence[Failure], source: str) -> AudioError:
+def nothing_left(failures: Sequence[Failure], source: str) -> AudioError:
+    """The error where not one clip of a source can be used."""
     some = "".join(f"\n    {failure.file}: {failure.reason}" for failure in failures[:3])
     advice = failures[0].advice if failures else None
     return AudioError(f"not one of its clips can be used{some}", path=source, advice=advice)

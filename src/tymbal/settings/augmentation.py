@@ -379,7 +379,7 @@ class ViewSettings:
         part: Only a part of the work: `train`, `val`, or `3/8` for the third of eight parts. The same command without
             it does what is missing, checks and completes.
         preview: Only show some clips beside their views, to see and hear, as a page in the folder OUTPUT-preview.
-        force: Go on although the disk seems too small.
+        force: Go on although the disk seems too small, or many files cannot be reached.
     """
 
     group = "views"
