@@ -200,14 +200,17 @@ class Spool:
             yield outcome, readers[part].rows_of(number)
 
     def _current(self, items: Sequence[Item]) -> list[tuple[Path, int, Outcome]]:
-        """Part, number in it, and outcome of each item that has not changed since: the last outcome, in their order."""
+        """Part, number in it, and outcome of each item that has not changed since: the last outcome, in their order.
+
+        What is away has not changed.
+        """
         self._close_part()
         stamps = {item.key: item.stamp() for item in items}
         last = {
             outcome.file: (part, number, outcome)
             for part in self._parts()
             for number, outcome in enumerate(_outcomes(pq.ParquetFile(part)))
-            if stamps.get(outcome.file, ()) == outcome.stamp
+            if stamps.get(outcome.file, ()) in (outcome.stamp, None)
         }
         return [last[key] for key in stamps if key in last]
 
