@@ -63,7 +63,10 @@ def test_from_mapping__yaml_takes_1e_4_for_text(tmp_path):
         ({"batch_size": 8.5}, "a.yaml: batch_size is 8.5, which is not a whole number"),
         ({"batch_size": True}, "a.yaml: batch_size is True, which is not a whole number"),
         ({"compile": 1}, "a.yaml: compile is 1, which is not true or false"),
-        ({"size": "bas"}, "a.yaml: size is 'bas', which is not one of tiny, small, base\n  Did you mean base?"),
+        (
+            {"size": "bas"},
+            "size is 'bas', which is not one of auto, mini, tiny, small, base\n  Did you mean base?",
+        ),
         ({"report_to": [True]}, "a.yaml: report_to is True, which is not text"),
         ({"batch_sizes": [1, 2.5]}, "a.yaml: batch_sizes is 2.5, which is not a whole number"),
         ({"mask_ratio": 2}, "a.yaml: mask_ratio is 2.0, which is not a fraction between 0 and 1"),
@@ -232,7 +235,8 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
     old = {"projection_norm": False, "projection_parts": 0, "negatives": "all", "view_padding": "found"}
     assert config.begun_before(cls, {"temperature": 0.1}) == old
     today = config.to_mapping(cls())
-    assert config.begun_before(cls, today) == {"negatives": "all"}  # what has not changed
+    # What has not changed, and what the data decide.
+    assert config.begun_before(cls, today) == {"negatives": "all", "size": "auto", "patch": "auto"}
 
 
 def test_resolve__a_run_goes_on_as_it_was_begun():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 
 import tymbal
 from training_setup import TINY, make_store
@@ -91,7 +92,7 @@ def test_pretrain__starts_from_an_earlier_run_with_its_heads(run: Path, store: P
 
 @pytest.mark.parametrize("objective", ["mpc", "mpg"])
 def test_pretrain__objectives_choose_the_best_by_their_own_metric(objective: str, store: Path, tmp_path: Path):
-    result = pretrain(store, tmp_path / "run", objective=objective, **SHORT)
+    result = pretrain(store, tmp_path / "run", **{**SHORT, "objective": objective})
     assert ("eval_acc" in result.metrics) == (objective == "mpc")
     assert ("eval_mse" in result.metrics) == (objective == "mpg")
 
@@ -163,3 +164,46 @@ def test_pretrain__keeps_the_decoder_and_goes_on_with_it(store: Path, tmp_path: 
     assert "heads of its pretraining" in capsys.readouterr().err
     for name, value in load_model(tmp_path / "second").objective_state.items():
         torch.testing.assert_close(value, model.objective_state[name])
+
+
+DEFAULT: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "device": "cpu", "precision": "float32", "max_steps": 3}
+
+
+def test_pretrain__leaves_patch_and_parts_to_the_sound(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    result = pretrain(store, tmp_path / "run", **DEFAULT)
+    assert "Patches of 32x4 mel bins x frames: clips unfold in time" in capsys.readouterr().err
+    recorded = read_run_yaml(tmp_path / "run").settings
+    own = {"objective": "lejepa", "size": "mini", "patch": "32x4", "parts": 4, "kept": 0.5, "batches": "mixed"}
+    assert {name: recorded[name] for name in own} == own
+    description = load_model(result.model).description
+    assert description.objective["parts"] == 4
+    assert description.encoder.patch == (32, 4)
+
+
+def test_pretrain__goes_on_with_what_its_data_had_chosen(store: Path, tmp_path: Path):
+    whole = pretrain(store, tmp_path / "whole", **{**DEFAULT, "patch": "8x8"})
+    pretrain(store, tmp_path / "run", **{**DEFAULT, "patch": "8x8", "max_minutes": 1e-6})
+    cut = pretrain(store, tmp_path / "run", **{**DEFAULT, "patch": "auto"})
+    ours, theirs = (load_file(each.model / "model.safetensors") for each in (cut, whole))
+    assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
+    with pytest.raises(SettingsError, match="patch: '8x8' -> '16x16'"):
+        pretrain(store, tmp_path / "run", **{**DEFAULT, "patch": "16x16"})
+
+
+def test_pretrain__a_run_without_an_objective_goes_on_with_its_own(store: Path, tmp_path: Path):
+    pretrain(store, tmp_path / "run", **{**SHORT, "max_minutes": 1e-6})
+    without = {name: value for name, value in SHORT.items() if name != "objective"}
+    assert pretrain(store, tmp_path / "run", **without).steps == 3
+
+
+def test_pretrain__takes_the_patch_of_the_weights_to_start_from(store: Path, tmp_path: Path):
+    first = pretrain(store, tmp_path / "first", **{**DEFAULT, "patch": "32x4"})
+    second = pretrain(store, tmp_path / "second", **{**DEFAULT, "max_steps": 1}, from_=str(first.run))
+    description = load_model(second.model).description
+    assert (description.encoder.patch, description.encoder.stride) == ((32, 4), (32, 4))
+    assert description.objective["parts"] == 4
+
+
+def test_pretrain__batches_of_one_group_need_groups(store: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match="have no groups"):
+        pretrain(store, tmp_path / "run", **DEFAULT, batches="group")

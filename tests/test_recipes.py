@@ -15,8 +15,8 @@ import tymbal
 from tymbal import config
 from tymbal.cli import main
 from tymbal.objectives import registry
+from tymbal.objectives.lejepa import LeJEPASettings
 from tymbal.objectives.reconstruction import ReconstructionSettings
-from tymbal.objectives.ssast import SSASTSettings
 from tymbal.settings import FinetuneSettings, PrepareSettings
 
 PRETRAINING = {
@@ -63,7 +63,7 @@ RESOLVE: dict[str, Callable[..., Any]] = {
     "pretrain": registry.resolve,
     "finetune": partial(config.resolve, FinetuneSettings),
 }
-DEFAULTS: dict[str, Any] = {"pretrain": SSASTSettings(), "finetune": FinetuneSettings()}
+DEFAULTS: dict[str, Any] = {"pretrain": LeJEPASettings(), "finetune": FinetuneSettings()}
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_recipe__help_shows_both_defaults(capsys: pytest.CaptureFixture[str]):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[default: 100; 150 with reconstruction]" in shown
     assert "[default: none; 1.0 with reconstruction]" in shown
-    assert "[default: 0.0005; 0.0001 with reconstruction]" in shown
+    assert "[default: 0.001; 0.0001 with reconstruction]" in shown
 
 
 WITH_VIEWS = {

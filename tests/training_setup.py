@@ -14,6 +14,7 @@ from tymbal.store.packed.writer import Entry, write_store
 FRAMES, MELS = 32, 32
 
 TINY: dict[str, Any] = {
+    "objective": "joint",
     "width": 16,
     "depth": 2,
     "heads": 2,

@@ -172,18 +172,20 @@ def with_todays_names(cls: type[Any], recorded: Mapping[str, Any]) -> dict[str, 
 
 
 def begun_before(cls: type[Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings whose default was another when a run was begun, with the value that it was begun with, by YAML key.
+    """The values with which a run was begun of settings that had another default or were left to the data, by YAML key.
 
     Args:
         cls: The settings of the run.
         recorded: What the run has recorded; a setting that it lacks did not exist then.
     """
+    by_data = {name: recorded[name] for name in names_that(cls, "by_data") if name in recorded}
     defaults = {_key(each.name): nature(cls, each.name).before for each in dataclasses.fields(cls)}
-    return {
+    unchanged = {
         name: before
         for name, before in defaults.items()
         if before is not None and plain(recorded.get(name, before)) == plain(before)
     }
+    return {**unchanged, **by_data}
 
 
 def todays_name(cls: type[Any], old: str) -> str:

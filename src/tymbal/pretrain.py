@@ -1,6 +1,6 @@
 """An encoder from unlabelled sound: `tymbal pretrain`.
 
-    tymbal pretrain store -o run --objective joint --size small
+    tymbal pretrain store -o run --max-minutes 10
     tymbal pretrain recordings -o run --objective reconstruction
 
 Run again after a stop, it continues where the last checkpoint was written, to the same weights as without the stop. The
@@ -16,19 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from tymbal import config as configuration
 from tymbal._version import __version__
-from tymbal.compute.processes import quiet_except_rank_zero
+from tymbal.compute.processes import on_rank_zero, quiet_except_rank_zero
 from tymbal.errors import SettingsError
 from tymbal.files import written_alone
 from tymbal.objectives import registry
 from tymbal.objectives.contract import continue_heads
 from tymbal.progress import tell
-from tymbal.settings import PretrainSettings, ViewPairSettings
+from tymbal.settings import DataChoice, PretrainSettings, ViewPairSettings
 from tymbal.values import plain
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import nn
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from tymbal.training.run_folder import Resume, RunResult
 
 __all__ = ["pretrain"]
+
+_FILLING = 2
+"""Batches that a group has to fill for batches of one group each."""
 
 
 @quiet_except_rank_zero()
@@ -83,13 +87,16 @@ def pretrain(
     run = Path(output)
     source = open_data(store, registry.resolve(settings, config=config, begun=RunFolder(run).begun()))
     chosen = source.settings
-    finished = begin("pretrain", run, {"store": store, "output": output}, chosen, resume=resume)
+    arguments = {"store": store, "output": output}
+    finished = begin("pretrain", run, arguments, chosen, resume=resume)
     if finished is not None:
         return finished
     paired = isinstance(chosen, ViewPairSettings)
     features = features_at(chosen.from_, heads=chosen.heads)
     data = source.view_pairs(run, features) if paired else source.spectrograms(run, features)
     train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
+    chosen = on_rank_zero(lambda: _fitted(chosen, data, train_rows))
+    on_rank_zero(lambda: RunFolder(run).record("pretrain", arguments, chosen))
     objective, description = _objective(data, chosen)
     module = cast("nn.Module", objective)
     probe = LabelProbe.open(chosen, description)
@@ -135,6 +142,7 @@ def pretrain(
         run=run,
         verb="pretrain",
         resume=resume,
+        clip_groups=_groups(data, train_rows) if chosen.groups_batches else None,
         on_evaluation=on_evaluation,
         watch=watch,
         callbacks=snapshots,
@@ -151,6 +159,50 @@ def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], N
         tell(f"Of every split one clip in {every} is taken")
     tell(f"{len(train):,} clips to learn from, {len(validation):,} to validate on")
     return train, validation
+
+
+def _fitted(settings: PretrainSettings, store: SpectrogramSource, rows: NDArray[np.int64]) -> PretrainSettings:
+    """The settings with what they leave to the data, which is said.
+
+    Args:
+        settings: The resolved settings.
+        store: The data.
+        rows: Rows to learn from.
+    """
+    from tymbal.models.encoder_choice import is_full_height, patch_for, size_for, time_structure
+    from tymbal.models.folder import open_checkpoint
+
+    size, patch = settings.size, settings.patch
+    if settings.from_ is not None:
+        known = open_checkpoint(settings.from_, heads=settings.heads).description.encoder.patch
+        patch = f"{known[0]}x{known[1]}"
+    elif patch == "auto":
+        patch, why = patch_for(time_structure(store, rows), mels=store.mels, frames=store.frames)
+        tell(f"Patches of {patch} mel bins x frames: {why}")
+    if size == "auto" and settings.from_ is None and not (settings.width and settings.depth):
+        size, why = size_for(store, rows)
+        tell(f"Size {size}, for {why}")
+    numbers = store.group_numbers()
+    counts = np.zeros(1) if numbers is None else np.bincount(numbers[rows])
+    filling = counts[counts >= _FILLING * max(settings.batch_size, *settings.batch_sizes, 1)]
+    grouped = len(filling) > 1 and 2 * filling.sum() >= len(rows)
+    height = is_full_height(patch, store.mels)
+    return settings.fitted(DataChoice(size=size, patch=patch, full_height=height, grouped=bool(grouped)))
+
+
+def _groups(store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of the group of each row, [rows].
+
+    Raises:
+        SettingsError: The data have no groups.
+    """
+    numbers = store.group_numbers()
+    if numbers is None:
+        raise SettingsError(
+            f"batches is group, and the clips of {store.path} have no groups",
+            advice="Prepare the store with --group-pattern or a group column, or set batches to mixed.",
+        )
+    return numbers[rows]
 
 
 def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Objective, ModelDescription]:

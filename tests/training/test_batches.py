@@ -250,3 +250,34 @@ def test_plan__steps_within_clips():
         *(0, 0, 1, 39, 40, 40, 41, 60, 60, 61),
     ]
     assert all(plan.steps_within(plan.clips_before(step)) == step for step in range(90))
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 1), (2, 1), (1, 3)])
+def test_plan__batches_are_of_one_group_as_far_as_its_clips_go(processes: int, accumulate: int):
+    groups = np.repeat([0, 1, 2], [41, 30, 19])
+    plan = BatchPlan(
+        length=90, batch_sizes=(8 // processes,), epochs=6, processes=processes, accumulate=accumulate, groups=groups
+    )
+    stream = np.concatenate([plan.order(epoch) for epoch in range(6)])
+    for epoch in range(6):
+        assert sorted(plan.order(epoch)) == list(range(90))
+    kinds = [len(set(groups[batch])) for batch in stream[: len(stream) // 8 * 8].reshape(-1, 8)]
+    # 5 + 3 + 2 of the 11 batches of an epoch are of one group, less one where the epochs' ends do not fit.
+    assert kinds.count(1) >= 6 * 9
+    assert len({tuple(plan.order(epoch)) for epoch in range(6)}) == 6
+
+
+def test_plan__groups_smaller_than_a_batch_come_together():
+    groups = np.repeat(np.arange(10), 4)
+    order = BatchPlan(length=40, batch_sizes=(8,), groups=groups).order(0)
+    assert [len(set(groups[batch])) for batch in order.reshape(-1, 8)] == [2] * 5
+
+
+def test_plan__groups_are_part_of_the_fingerprint_and_checked():
+    groups = np.zeros(4, np.int64)
+    plain, grouped = BatchPlan(length=4, batch_sizes=(2,)), BatchPlan(length=4, batch_sizes=(2,), groups=groups)
+    assert grouped.fingerprint().keys() - plain.fingerprint().keys() == {"groups"}
+    with pytest.raises(TrainingError, match="groups"):
+        BatchPlan(length=5, batch_sizes=(2,), groups=groups)
+    with pytest.raises(TrainingError, match="groups"):
+        BatchPlan(length=4, batch_sizes=(2,), groups=groups, weights=np.ones(4))

@@ -99,6 +99,9 @@ class ContrastiveSettings(ViewPairSettings):
 
     draws_views: ClassVar[bool] = True
 
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    eval_every: float = 1
     objective: Literal["contrastive"] = "contrastive"
     temperature: float = 0.1
     projection: int = 128
@@ -601,15 +604,14 @@ def _groups(data: SpectrogramSource, numbers: NDArray[np.int64]) -> Tensor:
     Raises:
         SettingsError: The data have no groups.
     """
-    names = data.index["group"].to_pylist()
-    if not any(names):
+    of_rows = data.group_numbers()
+    if of_rows is None:
         raise SettingsError(
             f"negatives is group, and the clips of {data.path} have no groups",
             advice="Prepare the store with --group-pattern or a group column, or set negatives to all.",
         )
-    places: dict[str | None, int] = {}
     groups = torch.zeros(int(numbers.max()) + 1, dtype=torch.int64)
-    groups[torch.from_numpy(numbers)] = torch.tensor([places.setdefault(name or None, len(places)) for name in names])
+    groups[torch.from_numpy(numbers)] = torch.from_numpy(of_rows)
     return groups
 
 

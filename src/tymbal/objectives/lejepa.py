@@ -10,8 +10,9 @@ Visible tokens are pooled by rows of mel bins and by equal parts of the clip's o
 time is not lost. With several processes the batch of all of them is gathered before clips are mixed and before the
 projection: batch norm and SIGReg see what one process with that batch would.
 
-Logged beside the loss: `agreement` (the first term), `sigreg` (the second), and `acc`, how often the other global view
-of a clip is the nearest among those of its batch.
+Logged beside the loss: `agreement` (the first term), `sigreg` (the second), `acc`, how often the other global view of a
+clip is the nearest among those of its batch, and `icc`, the intraclass correlation of the global views: which part of
+what embeddings differ in is the clips' own. The best model is the one with the highest on the validation clips.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -31,7 +32,7 @@ from tymbal.models.classifier import pool_cells
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.contract import ObjectiveSpec, load_heads
 from tymbal.randomness import BITS, EVALUATION, bits, fold, uniform
-from tymbal.settings import PretrainSettings
+from tymbal.settings import DataChoice, PretrainSettings
 from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.settings.fields import check, setting
 from tymbal.store.base import SpectrogramSource
@@ -42,6 +43,9 @@ __all__ = ["OBJECTIVE", "LeJEPAObjective", "LeJEPASettings", "sigreg", "visible_
 
 _VISIBLE, _DIRECTIONS = 63, 64  # streams of random numbers
 _FILLED = 0.9
+_OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4}
+_OF_SQUARES: dict[str, Any] = {"kept": 0.25, "kept_local": 0.1, "parts": 1}
+"""What is seen of a view and compared, of patches as high as the spectrogram and of others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +58,13 @@ class LeJEPASettings(PretrainSettings):
         view_strength: What all strengths of the views are multiplied by.
         global_views: Global views of each clip, 2 or more.
         local_views: Local views of each clip.
-        kept: Fraction of the patches of sound that the encoder sees of a global view.
-        kept_local: The same of a local view.
-        parts: Equal parts of a clip's time that are compared each by itself.
+        kept: Fraction of the patches of sound that the encoder sees of a global view. `None` is a half of patches as
+            high as the spectrogram, a quarter of others.
+        kept_local: The same of a local view; a fifth, or a tenth.
+        parts: Equal parts of a clip's time that are compared each by itself. `None` is 4 for patches as high as the
+            spectrogram, 1 for others.
+        batches: Whether the clips of a batch are `mixed`, or of one `group` (speaker, recorder), so that they are not
+            spread by what tells groups apart. `auto` is the latter where most clips are of groups that fill batches.
         sigreg_weight: Weight of SIGReg; the other term has 1 minus this.
         slices: Random directions of SIGReg, drawn anew each step.
         points: Points of its integral, on [-5, 5].
@@ -71,9 +79,10 @@ class LeJEPASettings(PretrainSettings):
     view_strength: float = 1.0
     global_views: int = 2
     local_views: int = 1
-    kept: float = 0.5
-    kept_local: float = 0.2
-    parts: int = 4
+    kept: float | None = setting(None, by_data=True)
+    kept_local: float | None = setting(None, by_data=True)
+    parts: int | None = setting(None, by_data=True)
+    batches: Literal["auto", "group", "mixed"] = setting("auto", by_data=True, describes_model=False)
     sigreg_weight: float = 0.05
     slices: int = 64
     points: int = 17
@@ -87,11 +96,27 @@ class LeJEPASettings(PretrainSettings):
         check(self.global_views >= 2, "global_views", self.global_views, "2 or more")
         check(self.local_views >= 0, "local_views", self.local_views, "0 or more")
         for name in ("kept", "kept_local"):
-            check(0 < getattr(self, name) <= 1, name, getattr(self, name), "a fraction above 0, at most 1")
-        for name in ("parts", "slices", "projection", "projection_hidden"):
+            value = getattr(self, name)
+            check(value is None or 0 < value <= 1, name, value, "a fraction above 0, at most 1")
+        check(self.parts is None or self.parts >= 1, "parts", self.parts, "1 or more")
+        for name in ("slices", "projection", "projection_hidden"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         check(self.points >= 3, "points", self.points, "3 or more")
         check(0 < self.sigreg_weight < 1, "sigreg_weight", self.sigreg_weight, "a fraction between 0 and 1")
+
+    @property
+    def groups_batches(self) -> bool:
+        """Whether the clips of a batch are to be of one group."""
+        return self.batches == "group"
+
+    def fitted(self, choice: DataChoice) -> Self:
+        """These settings with all that they leave to the data; what is seen and compared depends on the patch."""
+        settings = PretrainSettings.fitted(self, choice)
+        defaults = _OF_COLUMNS if choice.full_height else _OF_SQUARES
+        own = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        if self.batches == "auto":
+            own["batches"] = "group" if choice.grouped else "mixed"
+        return replace(settings, **own)
 
 
 class LeJEPAObjective(nn.Module):
@@ -127,15 +152,17 @@ class LeJEPAObjective(nn.Module):
         # Unused parameters stop distributed training.
         self.encoder.mask_token.requires_grad = False
         self.normalisation = normalisation
-        self.settings = settings
         self.views = views
         self.seed = seed
-        self.monitor: tuple[str, bool] = ("loss", False)
+        # Not the loss: that new groups (speakers, recorders) are no standard normal says nothing against a model.
+        self.monitor: tuple[str, bool] = ("icc", True)
         config = encoder.config
         rows, columns = config.grid
+        self.settings = settings = settings.fitted(DataChoice(full_height=rows == 1))
         real = min(max(math.ceil(frames / config.stride[1]), 1), columns)
-        self._shown = tuple(max(1, round(kept * rows * real)) for kept in (settings.kept, settings.kept_local))
-        width, hidden = rows * settings.parts * config.width, settings.projection_hidden * config.width
+        self._shown = tuple(max(1, round((kept or 1) * rows * real)) for kept in (settings.kept, settings.kept_local))
+        self.parts = settings.parts or 1
+        width, hidden = rows * self.parts * config.width, settings.projection_hidden * config.width
         self.projection = nn.Sequential(
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, settings.projection)
         )
@@ -169,10 +196,11 @@ class LeJEPAObjective(nn.Module):
             loss = (1 - weight) * agreement + weight * distance
         count = torch.full_like(loss, len(row), requires_grad=False)
         figures = {"loss": loss, "agreement": agreement, "sigreg": distance, "acc": _found(projected)}
+        figures["icc"] = _intraclass_correlation(projected[:globals_])
         return {"loss": loss, "sums": {"count": count, **{name: f.detach() * count for name, f in figures.items()}}}
 
     def metrics(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """Turns summed figures into `loss`, `agreement`, `sigreg` and `acc`."""
+        """Turns summed figures into `loss`, `agreement`, `sigreg`, `acc` and `icc`."""
         return {name: float(value) / float(sums["count"]) for name, value in sums.items() if name != "count"}
 
     def head_state(self) -> dict[str, Tensor]:
@@ -226,7 +254,7 @@ class LeJEPAObjective(nn.Module):
             heard = torch.arange(grid[1], device=columns.device) < columns[:, None]
             visible = visible_patches(drawn_keys, heard.repeat(1, grid[0]), shown)
         tokens = self.encoder(drawn, visible=visible, frames=ends).tokens[:, PREFIX_TOKENS:]
-        cells = pool_cells(tokens, grid=grid, parts=self.settings.parts, real_columns=columns, patches=visible)
+        cells = pool_cells(tokens, grid=grid, parts=self.parts, real_columns=columns, patches=visible)
         return cells.view(len(views), len(keys), -1)
 
     def _directions(self, keys: Tensor) -> Tensor:
@@ -282,6 +310,16 @@ def _found(projected: Tensor) -> Tensor:
     """How often the second view of a clip is the nearest, by distance, to its first: float32 scalar."""
     nearest = torch.cdist(projected[0], projected[1]).argmin(1)
     return (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
+
+
+@torch.no_grad()
+def _intraclass_correlation(projected: Tensor) -> Tensor:
+    """ICC(1) (Shrout and Fleiss 1979) of views of clips, [views, clips, width], over all numbers: float32 scalar."""
+    views, clips = projected.shape[:2]
+    means = projected.mean(0)
+    between = views * (means - means.mean(0)).square().sum() / max(clips - 1, 1)
+    within = (projected - means).square().sum() / (clips * (views - 1))
+    return (between - within) / (between + (views - 1) * within).clamp(min=1e-12)
 
 
 def _build(

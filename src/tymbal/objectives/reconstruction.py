@@ -56,6 +56,9 @@ _RECIPE = Recipe(
         "batch_size": 8,
         "accumulate": 2,
         "window": 1.0,
+        "eval_every": 1.0,
+        "size": "small",
+        "patch": "16x16",
     },
     unless={"window": "frames", "batch_size": "batch_sizes"},
 )

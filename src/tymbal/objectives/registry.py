@@ -25,6 +25,7 @@ from tymbal.errors import SettingsError
 from tymbal.objectives.contract import ObjectiveSpec
 from tymbal.progress import tell
 from tymbal.settings import PretrainSettings
+from tymbal.settings.fields import nature
 from tymbal.values import convert
 
 __all__ = ["names", "resolve", "run_settings", "spec", "without_foreign"]
@@ -102,6 +103,8 @@ def resolve(
         SettingsError: A key is unknown, or a value has the wrong type, is out of range or contradicts the objective.
     """
     below = {} if config is None else configuration.read_settings(PretrainSettings, config)
+    if begun is not None and "objective" in begun and "objective" not in {**keywords, **below}:
+        keywords = {"objective": begun["objective"], **keywords}
     name = _chosen_name(keywords, below, source=config)
     if config is not None and configuration.is_run_file(config):
         below = configuration.with_todays_names(run_settings(name), below)
@@ -113,9 +116,16 @@ def resolve(
     below = _own(name, below, source=config)
     if begun is not None and begun.get("objective") == name:
         recorded = configuration.with_todays_names(run_settings(name), begun)
+        given = _without_auto(run_settings(name), given)
         below = {_key(key): value for key, value in below.items()}
         below = {**configuration.begun_before(run_settings(name), recorded), **below}
     return configuration.layered(run_settings(name), given, below, source=config)
+
+
+def _without_auto(cls: type[PretrainSettings], given: dict[str, Any]) -> dict[str, Any]:
+    """Given settings without those that leave to the data what a run has chosen already."""
+    left = {each.name: each.default for each in fields(cls) if nature(cls, each.name).by_data}
+    return {key: value for key, value in given.items() if _key(key) not in left or value != left[_key(key)]}
 
 
 def _chosen_name(keywords: Mapping[str, Any], below: Mapping[str, Any], *, source: PathLike | None = None) -> str:

@@ -64,6 +64,11 @@ class SSASTSettings(PretrainSettings):
             standardised: the noise of flat and quiet patches, as of silence, would otherwise become as large as sound.
     """
 
+    batch_size: int = 64
+    learning_rate: float = 5e-4
+    eval_every: float = 1
+    size: Literal["auto", "mini", "tiny", "small", "base"] = "small"
+    patch: str = "16x16"
     objective: Literal["joint", "mpc", "mpg"] = "joint"
     encode: Literal["all", "visible"] = "all"
     decoder_depth: int = 2

@@ -20,12 +20,13 @@ from tymbal.settings.inference import (
 )
 from tymbal.settings.inspection import DoctorSettings, ExploreSettings, ReportSettings
 from tymbal.settings.sound import FeatureSettings, PrepareSettings, PtSettings, ScanSettings, SoundSettings
-from tymbal.settings.training import FinetuneSettings, PretrainSettings, TrainingSettings, ViewPairSettings
+from tymbal.settings.training import DataChoice, FinetuneSettings, PretrainSettings, TrainingSettings, ViewPairSettings
 
 __all__ = [
     "SIZES",
     "AugmentationSettings",
     "ConvertSettings",
+    "DataChoice",
     "DoctorSettings",
     "EmbedSettings",
     "ExploreSettings",

@@ -59,6 +59,7 @@ class Nature:
         only_for: Kinds of source that it is for, of `pt` and `sound`; it has no effect on others. Empty is all.
         choices: Names to choose from, for help, of a setting whose choices other packages can add to.
         describes_model: Whether, where it belongs to an objective, the description of a model keeps it.
+        by_data: Whether its default leaves it to the data: what was chosen is recorded when a run begins, and holds on.
         before: Its default in earlier versions, or what they did before there was such a setting: a run
             that was begun so goes on so. `None` is that all versions have the setting, and its default.
     """
@@ -72,6 +73,7 @@ class Nature:
     only_for: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     describes_model: bool = True
+    by_data: bool = False
     before: Any = None
 
 
@@ -87,6 +89,7 @@ def setting(
     only_for: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     describes_model: bool = True,
+    by_data: bool = False,
     before: Value | None = None,
 ) -> Value:
     """A field of a settings dataclass that says its own nature; the arguments are the attributes of `Nature`."""
@@ -100,6 +103,7 @@ def setting(
         only_for=only_for,
         choices=choices,
         describes_model=describes_model,
+        by_data=by_data,
         before=before,
     )
     return field(default=default, metadata={_KEY: own})
@@ -151,8 +155,13 @@ GROUPS = {
 }
 """Headings of the groups that help shows settings in."""
 
-SIZES: dict[str, tuple[int, int, int]] = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
-"""Width, depth and attention heads of the named encoders (those of DeiT, AST and SSAST)."""
+SIZES: dict[str, tuple[int, int, int]] = {
+    "mini": (128, 4, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+}
+"""Width, depth and heads of the named encoders: `mini` for minutes on a laptop, others as in DeiT, AST and SSAST."""
 
 
 def parse_patch(text: str, *, setting: str = "patch") -> tuple[int, int]:

@@ -115,7 +115,7 @@ class DoctorSettings:
 
     group = "trial"
 
-    size: Literal["tiny", "small", "base"] = "small"
+    size: Literal["mini", "tiny", "small", "base"] = "small"
     patch: str = "16x16"
     encode: Literal["all", "visible"] = "all"
     batch_size: int = 64

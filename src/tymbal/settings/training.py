@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Self
 
 from tymbal.errors import SettingsError
 from tymbal.settings.fields import NOTEBOOK, SIZES, Recipe, check, nature, parse_patch, setting
 from tymbal.settings.sound import PtSettings, SoundSettings
 
-__all__ = ["FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
+__all__ = ["DataChoice", "FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +139,23 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataChoice:
+    """What data suggest for the settings that leave it to them.
+
+    Attributes:
+        size: Named size of the encoder.
+        patch: Its patch.
+        full_height: Whether patches, also given ones, are as high as the spectrogram.
+        grouped: Whether most clips are of groups large enough for batches of one group.
+    """
+
+    size: Literal["auto", "mini", "tiny", "small", "base"] = "mini"
+    patch: str = "16x16"
+    full_height: bool = False
+    grouped: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     """Learning from unlabelled spectrograms: what all objectives share.
 
@@ -154,11 +171,13 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
             example `tymbal pretrain --help lejepa`.
         from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
             a script has saved of such an encoder.
-        size: Named size of the encoder: tiny 192/12/3, small 384/12/6, base 768/12/12 (width/depth/heads).
+        size: Named size of the encoder: mini 128/4/4, tiny 192/12/3, small 384/12/6, base 768/12/12
+            (width/depth/heads). `auto` chooses by how much sound there is.
         width: Width of the encoder, instead of the named size's.
         depth: Blocks of the encoder, instead of the named size's.
         heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
-        patch: Mel bins x frames of a patch: 16x16, or 128x2 for frame patches.
+        patch: Mel bins x frames of a patch: 16x16, or 128x4 for patches as high as the spectrogram. `auto` chooses by
+            the sound: the latter where clips unfold in time, as words do; is that of the weights to start from.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
             evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours.
@@ -171,13 +190,16 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     group = "encoder"
     recipes: ClassVar[tuple[Recipe, ...]] = ()
 
-    objective: str = setting("joint", first=True)
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    eval_every: float = 5
+    objective: str = setting("lejepa", first=True)
     from_: str | None = setting(None, path=True, first=True)
-    size: Literal["tiny", "small", "base"] = setting("small", first=True)
+    size: Literal["auto", "mini", "tiny", "small", "base"] = setting("auto", by_data=True, first=True)
     width: int | None = None
     depth: int | None = None
     heads: int | None = None
-    patch: str = setting("16x16", first=True)
+    patch: str = setting("auto", by_data=True, first=True)
     train: str = setting("all", first=True)
     probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
     probe_every: float = setting(5.0, resumable=True, group="evaluation")
@@ -187,7 +209,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         TrainingSettings.__post_init__(self)
         PtSettings.__post_init__(self)
         SoundSettings.__post_init__(self)
-        parse_patch(self.patch)
+        if self.patch != "auto":
+            parse_patch(self.patch)
         check(self.train == "all" or self.train.isdigit(), "train", self.train, "all or a number of blocks")
         check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
         check(self.snapshots >= 0, "snapshots", self.snapshots, "0 or more")
@@ -197,8 +220,18 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     @property
     def shape(self) -> tuple[int, int, int]:
         """Width, depth and heads of the encoder."""
-        width, depth, heads = SIZES[self.size]
+        width, depth, heads = SIZES["mini" if self.size == "auto" else self.size]
         return self.width or width, self.depth or depth, self.heads or heads
+
+    @property
+    def groups_batches(self) -> bool:
+        """Whether the clips of a batch are to be of one group."""
+        return False
+
+    def fitted(self, choice: DataChoice) -> Self:
+        """These settings with all that they leave to the data."""
+        size = choice.size if self.size == "auto" else self.size
+        return replace(self, size=size, patch=choice.patch if self.patch == "auto" else self.patch)
 
     @classmethod
     def refuse(cls, others: Mapping[str, Any]) -> None:
@@ -313,7 +346,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     batch_size: int = 32
     recipe: Literal["none", "notebook"] = setting("none", first=True)
     from_: str | None = setting(None, path=True, group="encoder", first=True)
-    size: Literal["tiny", "small", "base"] = setting("small", group="encoder", first=True)
+    size: Literal["mini", "tiny", "small", "base"] = setting("small", group="encoder", first=True)
     width: int | None = setting(None, group="encoder")
     depth: int | None = setting(None, group="encoder")
     heads: int | None = setting(None, group="encoder")

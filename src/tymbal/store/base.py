@@ -280,6 +280,14 @@ class SpectrogramSource(ABC):
         names = (name.rpartition("@v")[0] or name for name in self.index["id"].to_pylist())
         return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
 
+    def group_numbers(self) -> npt.NDArray[np.int64] | None:
+        """A number for the group of each row, [count], the same for all rows without one; None where none has one."""
+        numbers: dict[str | None, int] = {}
+        names = [name or None for name in self.index["group"].to_pylist()]
+        if not any(names):
+            return None
+        return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+
     def padded_clips(self) -> npt.NDArray[np.bool_]:
         """Whether the clip of each row is shorter than its window, [count]; False if lengths are not recorded."""
         return self.clip_frames() < self.frames

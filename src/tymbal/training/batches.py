@@ -11,7 +11,9 @@ size and one constant number of batches an epoch; it is shown the whole run as a
 minutes learns its number of steps from how long the first ones take (`optimization.Pace`), once: which clips a step
 takes does not depend on it.
 
-Where clips have weights, an epoch is drawn from them with replacement, and all else stays the same.
+Where clips have weights, an epoch is drawn from them with replacement, and all else stays the same. Where they are to
+be compared with clips of their own group (speaker, recorder) alone, an epoch is ordered so that batches are of one
+group.
 
 With several processes, each takes its own slice of the same global batch: two processes with batches of `b` see what
 one process with batches of `2 b` sees.
@@ -60,6 +62,9 @@ class BatchPlan:
         seed: Seed of the order of the clips.
         weights: Chances of each clip, [length]: an epoch is then as many draws with replacement. None takes every clip
             once.
+        groups: Number of each clip's group, [length]: the clips of a batch, of all processes, are then of one group as
+            far as its clips go, and what is left of groups makes up batches together. None is one group. Not with
+            weights.
         measured: Where the minutes decide on the number of steps, the step after which they did; 0 as long as they have
             not. None where they do not.
     """
@@ -72,6 +77,7 @@ class BatchPlan:
     processes: int = 1
     seed: int = 0
     weights: np.ndarray | None = field(default=None, compare=False)
+    groups: np.ndarray | None = field(default=None, compare=False)
     measured: int | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +87,8 @@ class BatchPlan:
             raise TrainingError(f"the batch sizes {self.batch_sizes} are not numbers of clips from 1 on")
         if self.weights is not None and (len(self.weights) != self.length or not 0 < self.weights.sum() < math.inf):
             raise TrainingError(f"the weights of the clips are not {self.length} numbers of which some are above 0")
+        if self.groups is not None and (len(self.groups) != self.length or self.weights is not None):
+            raise TrainingError(f"the groups of the clips are not {self.length} numbers, or clips have weights, too")
 
     @property
     def steps(self) -> int:
@@ -128,9 +136,28 @@ class BatchPlan:
     def order(self, epoch: int) -> np.ndarray:
         """The order of the clips in an epoch, or what is drawn for it: int64 [length]."""
         random = np.random.default_rng((self.seed, epoch))
+        if self.groups is not None:
+            return self._grouped_order(epoch, random)
         if self.weights is None:
             return random.permutation(self.length)
         return random.choice(self.length, self.length, p=self.weights / self.weights.sum())
+
+    def _grouped_order(self, epoch: int, random: np.random.Generator) -> np.ndarray:
+        """An order in which batches, as they are cut from the stream, are of one group each: int64 [length]."""
+        sizes = self.batch_sizes
+        size = sizes[min(epoch, len(sizes) - 1)] * self.processes
+        # The last batch of the epoch before takes some clips of this one. Where sizes change, it is not told exactly.
+        head = min(-epoch * self.length % size, self.length)
+        tail = (self.length - head) % size
+        numbers = np.unique(self.groups)  # type: ignore[arg-type]
+        members = [random.permutation(np.flatnonzero(self.groups == group)) for group in random.permutation(numbers)]
+        batches = [batch for each in members for batch in each[: len(each) // size * size].reshape(-1, size)]
+        rest = np.concatenate([each[len(each) // size * size :] for each in members])
+        if len(rest) < head + tail:  # at least one batch is whole then
+            rest = np.concatenate([rest, batches.pop(int(random.integers(len(batches))))])
+        batches.extend(rest[head : len(rest) - tail].reshape(-1, size))
+        mixed = [batches[number] for number in random.permutation(len(batches))]
+        return np.concatenate([rest[:head], *mixed, rest[len(rest) - tail :]])
 
     def fingerprint(self) -> dict[str, object]:
         """A hash of the plan: with the same one, step N means the same clips."""
@@ -142,6 +169,7 @@ class BatchPlan:
             "seed": self.seed,
             "steps": self.steps,
             **({} if self.weights is None else {"weights": hashlib.blake2b(self.weights.tobytes()).hexdigest()[:16]}),
+            **({} if self.groups is None else {"groups": hashlib.blake2b(self.groups.tobytes()).hexdigest()[:16]}),
             **({} if self.measured is None else {"measured": self.measured}),
         }
 

@@ -104,6 +104,7 @@ def train(
     stages: Stages | None = None,
     classes: Sequence[str] = (),
     weights: NDArray[np.float64] | None = None,
+    clip_groups: NDArray[np.int64] | None = None,
     on_evaluation: Callable[[Evaluation], None] | None = None,
     watch: Watch | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -126,6 +127,7 @@ def train(
         classes: Names of the classes, of which every evaluation is then written down apart; the module is a
             `training.records.ByClass`.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
+        clip_groups: Number of each training clip's group, see there.
         on_evaluation: Called after every evaluation, in the first process only.
         watch: Gives further figures for every evaluation, of its figures and the epoch, in the first process only.
         callbacks: Further callbacks of the training.
@@ -143,7 +145,9 @@ def train(
         Stopped: A signal asked to stop; a checkpoint is written.
     """
     datasets = train_dataset, validation_dataset
-    session = open_session(module, datasets, settings, folder=RunFolder(run), weights=weights, resume=resume)
+    session = open_session(
+        module, datasets, settings, folder=RunFolder(run), weights=weights, groups=clip_groups, resume=resume
+    )
     plan, checkpoints = session.plan, session.checkpoints
     with reproducible(settings.deterministic):
         arithmetic = settle_device(module, train_dataset, settings, plan=plan)

@@ -150,8 +150,12 @@ class RunFolder:
                 return result
         elif resume is True:
             raise CheckpointError("there is no run to resume", path=self.path, advice="Leave resume out to begin one.")
-        config.write_run_yaml(self.path, verb, arguments, settings)
+        self.record(verb, arguments, settings)
         return None
+
+    def record(self, verb: str, arguments: Mapping[str, Any], settings: TrainingSettings) -> None:
+        """Records the settings of the run, also once more when the data have decided on some of them."""
+        config.write_run_yaml(self.path, verb, arguments, settings)
 
     def _holds_a_run(self) -> bool:
         """Whether the folder holds a run to continue. A mistake in the first command leaves only a run.yaml."""

@@ -103,6 +103,7 @@ def open_session(
     *,
     folder: RunFolder,
     weights: NDArray[np.float64] | None,
+    groups: NDArray[np.int64] | None,
     resume: Resume,
 ) -> Session:
     """Finds out where the run stands; all processes start from the same place.
@@ -113,6 +114,7 @@ def open_session(
         settings: How to train.
         folder: The run folder.
         weights: Chances of the training clips; None where each comes once an epoch.
+        groups: Number of each training clip's group, to make batches of one group each; None mixes them.
         resume: As in `training.run.begin`.
 
     Raises:
@@ -130,6 +132,7 @@ def open_session(
         processes=processes(),
         seed=settings.seed,
         weights=weights,
+        groups=groups,
     )
     if validation_dataset is not None and not len(validation_dataset):
         validation_dataset = None
