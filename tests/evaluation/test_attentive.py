@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from small_model import small_model
 from tones import tone_store
 from tymbal import probe
-from tymbal.evaluation.attentive import STRENGTHS, fit_attentive
+from tymbal.evaluation.attentive import STRENGTHS, _scales, fit_attentive
 from tymbal.evaluation.embedding_cache import Tokens
 from tymbal.evaluation.linear import fit_logistic, quality
 
@@ -81,6 +82,20 @@ def test_fit_attentive__padding_is_not_looked_at(tmp_path: Path) -> None:
     short = as_tokens(tmp_path / "short", values[:, :40], np.full(30, 40))
     found = [fit_attentive(each, np.arange(20), truth[:20]).scores(each, np.arange(20, 30)) for each in (padded, short)]
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-3)
+
+
+def test_scales__are_those_of_the_clips_that_teach(tmp_path: Path) -> None:
+    """Each set of readers is standardised by its own clips, by none of those that it is asked about."""
+    values = np.random.default_rng(0).normal(size=(30, 6, 8)).astype(np.float16).astype(np.float64)
+    values[20:] += 100  # a speaker far from the others
+    tokens, places = as_tokens(tmp_path / "tokens", values, np.full(30, 6, np.int64)), np.arange(30)
+    values = values.astype(np.float16).astype(np.float64)
+    inside = np.stack([places < 20, places >= 0])
+    scales = _scales(tokens, places, inside, torch.device("cpu"))
+    for place, known in enumerate((values[:20], values)):
+        means = known.mean(axis=1)
+        np.testing.assert_allclose(scales.centre[place], means.mean(axis=0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(scales.by_clip[place], 1 / means.std(axis=0), rtol=1e-3)
 
 
 def test_fit_attentive__several_labels_and_a_class_that_nothing_has(tmp_path: Path) -> None:

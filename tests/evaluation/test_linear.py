@@ -3,7 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from tymbal.evaluation import linear
 from tymbal.evaluation.linear import (
     PENALTIES,
     STRENGTHS,
@@ -177,3 +180,53 @@ def test_ridge_marks__standardise_by_the_clips_inside_alone() -> None:
     assert chosen.mean() >= marks.mean()
     several = ridge_marks(features, truth, folds, multilabel=True)[1]
     assert several.shape == (len(folds),)
+
+
+def far_apart(seed: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Clips of three speakers, each with a level of their own, far from the others'."""
+    generator = np.random.default_rng(seed)
+    speaker, codes = np.repeat(np.arange(3), 30), np.arange(90) % 3
+    shared = generator.normal(size=(3, 12)) * 0.35
+    levels = generator.normal(size=(3, 12)) * np.linspace(0, 4, 12)
+    features = shared[codes] + levels[speaker] + 0.5 * generator.normal(size=(90, 12))
+    return features, codes, [f"speaker {number}" for number in speaker]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_logistic__each_fold_standardises_by_its_own_clips(seed: int) -> None:
+    """The choice is as good as that of whole pipelines in each fold."""
+    features, codes, groups = far_apart(seed)
+    truth = one_hot(codes, 3)
+    folds = list(grouped_folds(truth, multilabel=False, groups=groups, seed=42))
+
+    def reached(strength: float) -> float:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000, tol=1e-6))
+        return float(np.mean([model.fit(features[a], codes[a]).score(features[b], codes[b]) for a, b in folds]))
+
+    chosen = fit_logistic(features, truth, groups=groups).strength
+    assert reached(chosen) >= max(map(reached, STRENGTHS)) - 0.03
+
+
+def test_logistic__what_is_asked_has_no_part_in_what_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three speakers two are learned from in each fold, and only they are standardised by."""
+    features, codes, groups = far_apart(0)
+    seen: list[int] = []
+    original = linear._standard
+    monkeypatch.setattr(linear, "_standard", lambda values: seen.append(len(values)) or original(values))
+    fit_logistic(features, one_hot(codes, 3), groups=groups)
+    assert seen == [60, 60, 60, 90]
+
+
+def test_logistic__finds_the_optimum_of_scikit_learn() -> None:
+    """Also weakly regularised, where plain gradient steps stop far from it."""
+    known, codes = blobs(150, 4, apart=0.5, seed=0)
+    noise = np.random.default_rng(1).normal(size=(150, 30)) @ np.diag(np.geomspace(1, 1e-2, 30))
+    features = np.hstack([known, noise])
+    scaled = StandardScaler().fit_transform(features)
+    for classes, labels in ((4, codes), (2, codes % 2)):
+        for strength in (1e-3, 1.0, 100.0):
+            direct = LogisticRegression(C=strength, max_iter=50_000, tol=1e-9).fit(scaled, labels)
+            fitted = fit_logistic(features, one_hot(labels, classes), strengths=(strength,))
+            found = fitted.scores(features)
+            found = np.exp(found - np.logaddexp.reduce(found, axis=1, keepdims=True))
+            np.testing.assert_allclose(found, direct.predict_proba(scaled), atol=2e-3)

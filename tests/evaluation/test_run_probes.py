@@ -75,7 +75,7 @@ def test_probe__folds_keep_groups_together(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(module.ProbeTask, "run", watched)
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
     result = probe(model, store, folds=4, random=False, **QUICK)
-    assert seen == [(36, 12, 3)] * 20  # four groups of twelve clips; baseline, plain, rows, grid, and both
+    assert seen == [(36, 12, 3)] * 16  # four groups of twelve clips; baseline, plain, grid (and rows), both
     assert {row.repeats for row in result.rows} == {4}
     assert result.figure("baseline") == 1.0
     assert result.confusion == ()

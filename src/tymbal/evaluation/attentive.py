@@ -5,7 +5,8 @@ reader may look for it. So frozen encoders are read by cross-attention with a le
 et al. 2024, V-JEPA; Darcet et al. 2025, CAPI). Here a query meets the tokens as they are: the projection to keys can be
 multiplied into it, that to values into the linear layer, so that nothing is lost and the reader stays small.
 
-Tokens are standardised with statistics of the training clips so that a query of zeros is the very logistic regression
+Tokens are standardised with statistics of the clips that a reader learns from, inside each fold anew, so that a query
+of zeros is the very logistic regression
 of `tymbal.evaluation.linear` on the mean of the tokens. The strength of the regularisation, which draws queries to
 zeros too, is chosen as in it, by cross-validation inside the training clips. All strengths of all inner folds, and
 those on all training clips, are trained side by side, from one reading of the tokens.
@@ -85,9 +86,8 @@ def fit_attentive(
     inside = np.ones((len(folds) + 1, len(places)), bool)  # the last learns from all
     for fold, (_, outside) in enumerate(folds):
         inside[fold, outside] = False
-    readers = _Readers(
-        _scales(tokens, places, torch.device(device)), inside, strengths, truth.shape[1], seed=seed, several=multilabel
-    )
+    scales = _scales(tokens, places, inside, torch.device(device))
+    readers = _Readers(scales, inside, strengths, truth.shape[1], seed=seed, several=multilabel)
     readers.fit(tokens, places, truth, seed=seed)
     last = len(folds) * len(strengths)
     if not folds:  # too few clips to choose: as the logistic regression
@@ -110,7 +110,7 @@ def fit_attentive(
 
 @dataclass(frozen=True)
 class _Scales:
-    """Statistics of the training clips' tokens, each float32 [width].
+    """Statistics of the tokens of the clips that teach each set of readers, each float32 [sets, width].
 
     Attributes:
         centre: Mean of the clips' means.
@@ -123,14 +123,17 @@ class _Scales:
     by_clip: Tensor
 
 
-def _scales(tokens: Tokens, places: NDArray[np.int64], device: torch.device) -> _Scales:
-    sums = torch.zeros(3, tokens.shape[1], dtype=torch.float64)
+def _scales(tokens: Tokens, places: NDArray[np.int64], inside: NDArray[np.bool_], device: torch.device) -> _Scales:
+    """Statistics of each of the sets, bool [sets, clips]: those outside of a fold have no part in its own."""
+    sets = torch.from_numpy(inside).double()
+    sums = torch.zeros(3, len(inside), tokens.shape[1], dtype=torch.float64)
     for part in _parts(places, tokens):
         values, real = tokens.batch(places[part])
         weight = (real / real.sum(1, keepdim=True)).unsqueeze(2)
         means = (values * weight).sum(1).double()
-        sums += torch.stack([means.sum(0), means.square().sum(0), (values.square() * weight).sum((0, 1)).double()])
-    centre, square, every = sums / len(places)
+        every = (values.square() * weight).sum(1).double()
+        sums += torch.stack([sets[:, part] @ each for each in (means, means.square(), every)])
+    centre, square, every = sums / sets.sum(1, keepdim=True)
 
     def inverse(variance: Tensor) -> Tensor:
         spread = variance.clamp(min=0).sqrt()
@@ -163,7 +166,7 @@ class _Readers:
         seed: int,
         several: bool,
     ) -> None:
-        device, width = scales.centre.device, len(scales.centre)
+        device, width = scales.centre.device, scales.centre.shape[1]
         readers = len(inside) * len(strengths)
         # All begin alike, so that only strength and clips make a difference.
         first = torch.randn(_QUERIES, width, generator=torch.Generator().manual_seed(seed)) * _FIRST
@@ -178,7 +181,9 @@ class _Readers:
     def only(self, reader: int) -> _Readers:
         """A copy with one of the readers only."""
         chosen = object.__new__(_Readers)
-        chosen._scales, chosen._several = self._scales, self._several
+        place = reader // len(self._strengths)
+        scales = (self._scales.centre, self._scales.by_token, self._scales.by_clip)
+        chosen._scales, chosen._several = _Scales(*(each[place : place + 1] for each in scales)), self._several
         chosen._inside, chosen._strengths = self._inside[-1:], self._strengths
         for name in ("queries", "weight", "bias"):
             setattr(chosen, name, getattr(self, name)[reader : reader + 1].detach().clone())
@@ -188,11 +193,17 @@ class _Readers:
         """Reads tokens [batch, tokens, width]; gives [batch, readers, classes]."""
         readers, queries, width = self.queries.shape
         scales = self._scales
-        values = values - scales.centre
-        looked = (values * scales.by_token) @ self.queries.reshape(-1, width).T / math.sqrt(width)
+        each = readers // len(scales.centre)
+        middle = scales.centre[-1]  # any: a query's scores of all tokens move alike
+        values = values - middle
+        looking = self.queries * scales.by_token.repeat_interleave(each, dim=0)[:, None]
+        looked = values @ looking.reshape(-1, width).T / math.sqrt(width)
         shares = looked.masked_fill(~real.unsqueeze(2), -torch.inf).softmax(1)  # [batch, tokens, readers x queries]
-        pooled = (shares.transpose(1, 2) @ values) * scales.by_clip
-        flat = pooled.reshape(len(values), readers, queries * width)
+        pooled = (shares.transpose(1, 2) @ values).reshape(len(values), readers, queries, width)
+        moved, by_clip = (
+            part.repeat_interleave(each, dim=0)[:, None] for part in (scales.centre - middle, scales.by_clip)
+        )
+        flat = ((pooled - moved) * by_clip).flatten(2)
         return torch.einsum("brf,rfc->brc", flat, self.weight) + self.bias
 
     def fit(self, tokens: Tokens, places: NDArray[np.int64], truth: NDArray[np.bool_], *, seed: int) -> None:

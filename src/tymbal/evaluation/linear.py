@@ -3,12 +3,12 @@
 Both answer with scores [clips, classes] from features [clips, dimensions], for labels given as bools [clips, classes],
 so that clips with one label and with several go the same way. Features are standardised with the statistics of the
 training clips; the strength of the regularisation is chosen by cross-validation inside the training clips, whole groups
-(recordings, speakers) on one side, and never sees the clips that are scored.
+(recordings, speakers) on one side, and never sees the clips that are scored. Inside each fold features are standardised
+anew: with the statistics of all clips, what a speaker outside sounds like on average would be known already.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,8 @@ PENALTIES: tuple[float, ...] = tuple(10.0 ** (power / 2) for power in range(4, -
 
 _FOLDS = 4
 _ITERATIONS = 300
+_SLACK = {"choice": 1e-3, "fit": 2e-5}
+"""How steep a loss may be at the end: what reads best shows long before the optimum, what is used lies at it."""
 _TEMPERATURE = 0.07
 
 
@@ -85,17 +87,16 @@ def fit_logistic(
         strengths: Candidates for C, from strong to weak; a single one is used as it is.
         seed: Seed of the inner split.
     """
-    centre, scale = _standard(features)
-    scaled = (features - centre) / scale
+    strength = strengths[0]
     # The products of an iteration are small: threads would mostly wait for each other.
     with threadpool_limits(1):
-        inner, basis = _rotated(scaled)
-        strength = strengths[0]
         if len(strengths) > 1:
-            strength = _choose(inner, truth, multilabel=multilabel, groups=groups, strengths=strengths, seed=seed)
-        weight, bias = _fit(inner, truth, strength, multilabel=multilabel)
-    weight = (weight if basis is None else basis @ weight) / scale[:, None]
-    return Fitted(weight, bias - centre @ weight, strength)
+            folds = grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed)
+            strength = _choose(features, truth, list(folds), multilabel=multilabel, strengths=strengths)
+        known = _Components(features)
+        coefficients, bias = next(_logistic_path(known, truth, [strength], multilabel=multilabel, slack=_SLACK["fit"]))
+    weight = known.weight(coefficients)
+    return Fitted(weight, bias - known.centre @ weight, strength)
 
 
 def fit_ridge(
@@ -163,8 +164,46 @@ def ridge_marks(
     return penalties[best], joined[best]
 
 
+class _Components:
+    """Features of the clips to learn from, standardised, along their principal directions.
+
+    What no clip varies in is left out: a penalty on the length of weights gives it none.
+
+    Args:
+        features: [clips, dimensions]; of float32 the long products are in float32 too, in half the time.
+
+    Attributes:
+        centre: Mean of each feature, [dimensions].
+        values: Sum of squares along each direction, from small to large, [directions].
+        known: The clips along the directions, [clips, directions].
+    """
+
+    def __init__(self, features: Floats) -> None:
+        self.centre, self._scale = _standard(features)
+        scaled = self._scaled(features)
+        clips, dimensions = scaled.shape
+        is_wide = clips < dimensions
+        gram = scaled @ scaled.T if is_wide else scaled.T @ scaled
+        values, vectors = np.linalg.eigh(gram.astype(np.float64))
+        kept = values > max(float(values[-1]), 1e-12) * (1e-6 if scaled.dtype == np.float32 else 1e-10)
+        self.values, vectors = values[kept], vectors[:, kept]
+        self._basis = scaled.T @ (vectors / np.sqrt(self.values)) if is_wide else vectors
+        self.known = vectors * np.sqrt(self.values) if is_wide else scaled @ vectors
+
+    def project(self, features: Floats) -> Floats:
+        """Other clips [clips, dimensions] along the directions, [clips, directions]."""
+        return np.asarray(self._scaled(features) @ self._basis)
+
+    def weight(self, coefficients: Floats) -> Floats:
+        """Coefficients [directions, classes] as weights of the features as they come, [dimensions, classes]."""
+        return np.asarray(self._basis @ coefficients / self._scale[:, None])
+
+    def _scaled(self, features: Floats) -> Floats:
+        return np.asarray((features - self.centre) / self._scale)
+
+
 class _Ridge:
-    """Ridge regressions of all penalties on standardised features, by the eigenvectors of the smaller Gram matrix.
+    """Ridge regressions of all penalties.
 
     Args:
         features: [clips, dimensions].
@@ -172,42 +211,31 @@ class _Ridge:
     """
 
     def __init__(self, features: Floats, truth: Bools) -> None:
-        self._centre, self._scale = _standard(features)
-        scaled = self._scaled(features)
-        clips, dimensions = scaled.shape
+        self._components = _Components(features)
         targets = truth.astype(np.float64)
         self._mean = targets.mean(axis=0)
         self._absent = ~truth.any(axis=0)
-        if clips < dimensions:
-            values, vectors = np.linalg.eigh(scaled @ scaled.T)
-            self._basis, self._targets = scaled.T @ vectors, vectors.T @ (targets - self._mean)
-        else:
-            values, self._basis = np.linalg.eigh(scaled.T @ scaled)
-            self._targets = self._basis.T @ (scaled.T @ (targets - self._mean))
-        self._values = np.maximum(values, 0.0)
-        self._unit = max(float(self._values.sum()) / clips, 1e-12)
+        self._targets = self._components.known.T @ (targets - self._mean)
+        self._unit = max(float(self._components.values.sum()) / len(features), 1e-12)
 
     def project(self, features: Floats) -> Floats:
-        """Features [clips, dimensions] along the eigenvectors, for `read`."""
-        return np.asarray(self._scaled(features) @ self._basis)
+        """Features [clips, dimensions] along the principal directions, for `read`."""
+        return self._components.project(features)
 
     def read(self, projected: Floats, penalty: float) -> Floats:
         """Scores [clips, classes] at a penalty."""
-        scores = projected @ self._weights(penalty) + self._mean
+        scores = projected @ self._coefficients(penalty) + self._mean
         scores[:, self._absent] = -1e9
         return np.asarray(scores)
 
     def fitted(self, penalty: float) -> Fitted:
         """The regression with a penalty, on features as they come."""
-        weight = self._basis @ self._weights(penalty) / self._scale[:, None]
-        bias = np.where(self._absent, -1e9, self._mean - self._centre @ weight)
+        weight = self._components.weight(self._coefficients(penalty))
+        bias = np.where(self._absent, -1e9, self._mean - self._components.centre @ weight)
         return Fitted(weight, bias, penalty)
 
-    def _weights(self, penalty: float) -> Floats:
-        return np.asarray(self._targets / (self._values + penalty * self._unit)[:, None])
-
-    def _scaled(self, features: Floats) -> Floats:
-        return np.asarray((features.astype(np.float64) - self._centre) / self._scale)
+    def _coefficients(self, penalty: float) -> Floats:
+        return np.asarray(self._targets / (self._components.values + penalty * self._unit)[:, None])
 
 
 def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbours: int = 10) -> Floats:
@@ -265,40 +293,34 @@ def _standard(features: Floats) -> tuple[Floats, Floats]:
     return centre, np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, 1.0)
 
 
-def _rotated(scaled: Floats) -> tuple[Floats, Floats | None]:
-    """Rotates features of more dimensions than clips into as many: [clips, clips], and the basis [dimensions, clips].
-
-    The penalty is the length of the weights, which no rotation changes, and what lies outside the span of the clips
-    gets no weight: so the same regression is solved, in less.
-    """
-    if scaled.shape[1] <= scaled.shape[0]:
-        return scaled, None
-    basis = np.linalg.svd(scaled, full_matrices=False)[2].T
-    return scaled @ basis, basis
-
-
 def _choose(
-    scaled: Floats,
+    features: Floats,
     truth: Bools,
+    folds: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
     *,
     multilabel: bool,
-    groups: Sequence[str] | None,
     strengths: Sequence[float],
-    seed: int,
 ) -> float:
-    """The strength with the best mean figure over the inner folds; 1 with too few clips for folds."""
-    folds = list(grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed))
+    """The strength with the best mean figure over the inner folds, as in `ridge_marks`; 1 where there are none."""
     if not folds:
         return 1.0
-    figure = "mAP" if multilabel else "accuracy"
-    reached: list[float] = []
-    for strength in strengths:
-        marks = []
-        for inside, outside in folds:
-            weight, bias = _fit(scaled[inside], truth[inside], strength, multilabel=multilabel)
-            marks.append(quality(scaled[outside] @ weight + bias, truth[outside], multilabel=multilabel)[figure])
-        reached.append(float(np.mean(marks)))
+    paths = [
+        _marks(features[inside], truth[inside], features[outside], truth[outside], strengths, multilabel=multilabel)
+        for inside, outside in folds
+    ]
+    reached = [float(np.mean(marks)) for marks in zip(*paths, strict=True)]
     return strengths[int(np.argmax(reached))]
+
+
+def _marks(
+    features: Floats, truth: Bools, asked: Floats, right: Bools, strengths: Sequence[float], *, multilabel: bool
+) -> Iterator[float]:
+    """The leading figure of `asked` clips at each strength, of which the true labels are `right`."""
+    known = _Components(features)
+    projected = known.project(asked)
+    figure = "mAP" if multilabel else "accuracy"
+    for weight, bias in _logistic_path(known, truth, strengths, multilabel=multilabel, slack=_SLACK["choice"]):
+        yield quality(projected @ weight + bias, right, multilabel=multilabel)[figure]
 
 
 def grouped_folds(
@@ -337,38 +359,86 @@ def grouped_folds(
             yield inside, outside
 
 
-def _fit(scaled: Floats, truth: Bools, strength: float, *, multilabel: bool) -> tuple[Floats, Floats]:
-    """Weight [dimensions, classes] and bias [classes]; a class without examples gets a score below all others."""
-    weight = np.zeros((scaled.shape[1], truth.shape[1]))
-    bias = np.full(truth.shape[1], -1e9)
-    if multilabel:
-        for index in range(truth.shape[1]):
-            if truth[:, index].any() and not truth[:, index].all():
-                coefficients, intercept = _solve(scaled, truth[:, index], strength)
-                weight[:, index], bias[index] = coefficients[0], intercept[0]
-        return weight, bias
-    codes = truth.argmax(axis=1)
-    present = np.unique(codes)
-    if len(present) == 1:
-        bias[present] = 0.0
-        return weight, bias
-    coefficients, intercept = _solve(scaled, codes, strength)
-    if len(present) == 2:
-        weight[:, present[1]], bias[present] = coefficients[0], [0.0, intercept[0]]
-    else:
-        weight[:, present], bias[present] = coefficients.T, intercept
-    return weight, bias
+def _logistic_path(
+    known: _Components, truth: Bools, strengths: Sequence[float], *, multilabel: bool, slack: float
+) -> Iterator[tuple[Floats, Floats]]:
+    """Logistic regressions of all strengths, each begun where the one before ended.
+
+    Args:
+        known: The clips to learn from.
+        truth: Which of them has which label, [clips, classes]; a class without examples gets a score below all others.
+        strengths: From strong to weak.
+        multilabel: Whether a clip may have several labels.
+        slack: As in `_logistic`.
+
+    Yields:
+        Coefficients [directions, classes] and bias [classes], for each strength.
+    """
+    classes = truth.shape[1]
+    used = np.flatnonzero(truth.any(axis=0) & (~truth.all(axis=0) if multilabel else True))
+    # Of two classes one is read: whether it is the second.
+    learned = used[1:] if not multilabel and len(used) == 2 else used
+    is_softmax = not multilabel and len(used) > 2
+    start = np.zeros((known.known.shape[1] + 1, len(learned)))
+    for strength in strengths:
+        weight, bias = np.zeros((known.known.shape[1], classes)), np.full(classes, -1e9)
+        if not multilabel and len(used) < 3:
+            bias[used] = 0.0
+        if multilabel or len(used) > 1:
+            targets = truth[:, learned].astype(np.float64)
+            start = _logistic(known, targets, strength, start=start, is_softmax=is_softmax, slack=slack)
+            weight[:, learned], bias[learned] = start[:-1], start[-1]
+        yield weight, bias
 
 
-def _solve(scaled: Floats, codes: NDArray[Any], strength: float) -> tuple[Floats, Floats]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+def _logistic(
+    known: _Components, targets: Floats, strength: float, *, start: Floats, is_softmax: bool, slack: float
+) -> Floats:
+    """The logistic regression of one strength, by L-BFGS.
 
-    with warnings.catch_warnings():
-        # Weakly regularised and separable, the weights grow without end; the ranking is stable long before.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = LogisticRegression(C=strength, max_iter=_ITERATIONS).fit(scaled, codes)
-    return model.coef_, model.intercept_
+    Along principal directions the curvature is nearly diagonal: measured by its root all directions are about equally
+    steep, and tens of iterations do what takes thousands otherwise.
+
+    Args:
+        known: The clips to learn from.
+        targets: 0 or 1, [clips, learned classes].
+        strength: C.
+        start: Where to begin, [directions + 1, learned classes]; the last row is the bias.
+        is_softmax: One label a clip; else each class is read by itself.
+        slack: How steep it may still be at the end, by the root of the clips.
+
+    Returns:
+        As `start`.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit, log_softmax
+
+    clips = len(targets)
+    held = np.append(np.full(len(known.values), 1 / strength), 0.0)[:, None]
+
+    def explained(coefficients: Floats) -> tuple[float, Floats]:
+        """The loss of the clips, and the probabilities."""
+        scores = known.known @ coefficients[:-1] + coefficients[-1]
+        if is_softmax:
+            logs = log_softmax(scores, axis=1)
+            return -float((targets * logs).sum()), np.exp(logs)
+        return float((np.logaddexp(0, scores) - targets * scores).sum()), np.asarray(expit(scores))
+
+    spread = explained(start)[1]
+    steep = float((spread * (1 - spread)).mean())
+    root = np.sqrt(steep * np.append(known.values, clips)[:, None] + held + 1e-9 * clips)
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        coefficients = flat.reshape(start.shape) / root
+        value, probabilities = explained(coefficients)
+        error = probabilities - targets
+        gradient = np.concatenate([known.known.T @ error, error.sum(axis=0)[None]]) + held * coefficients
+        return value + float((held * np.square(coefficients)).sum()) / 2, np.ravel(gradient / root)
+
+    # Weakly regularised and separable, the weights grow without end; the ranking is stable long before.
+    options = {"maxiter": _ITERATIONS, "maxcor": 20, "ftol": 1e-9, "gtol": slack * np.sqrt(clips)}
+    solved = minimize(loss, np.ravel(start * root), jac=True, method="L-BFGS-B", options=options)
+    return np.asarray(solved.x.reshape(start.shape) / root)
 
 
 def _unit(vectors: Floats) -> Floats:
