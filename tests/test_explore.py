@@ -104,6 +104,8 @@ def _address(process: subprocess.Popen[str]) -> str:
     told = ""
     for line in process.stderr:
         told += line
+        if told == line:
+            assert re.match(r"Starting: the page will be at http://127\.0\.0\.1:\d+$", line.strip())
         found = re.search(r"The page is at (\S+)", line)
         if found:
             threading.Thread(target=process.stderr.read, daemon=True).start()
@@ -251,6 +253,37 @@ def test_server__answers_this_machine_alone(server: Server) -> None:
         urllib.request.urlopen(strange)
 
 
+def _sent(server: Server, headers: dict[str, str], *, body: bytes = b"{}", to: str = "gradio_api/upload") -> int:
+    """The status of a request to the server, by default an upload."""
+    request = urllib.request.Request(f"{server.url}{to}", data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+_FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+_UPLOAD = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\nRIFF\r\n--x--\r\n'
+
+
+def test_server__takes_nothing_from_other_sites(server: Server) -> None:
+    own = server.url.rstrip("/")
+    before = len(list(server.uploads().rglob("*")))
+    for foreign in ("https://elsewhere.example", "null", own.replace("127.0.0.1", "localhost"), own + "1"):
+        assert _sent(server, {**_FORM, "Origin": foreign}, body=_UPLOAD) == 403
+        assert _sent(server, {"Origin": foreign}, to="gradio_api/queue/join") == 403
+    assert _sent(server, {**_FORM, "Sec-Fetch-Site": "cross-site"}, body=_UPLOAD) == 403
+    assert len(list(server.uploads().rglob("*"))) == before
+    assert _sent(server, {**_FORM, "Origin": own, "Sec-Fetch-Site": "same-origin"}, body=_UPLOAD) == 200
+    assert _sent(server, _FORM, body=_UPLOAD) == 200  # a program of this machine's own
+    linked = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    with urllib.request.urlopen(urllib.request.Request(server.url, headers=linked)) as page:
+        assert page.status == 200
+    for each in server.uploads().rglob("a.wav"):
+        each.unlink()
+
+
 def test_server__gives_no_file_but_uploads(server: Server) -> None:
     for path in (server.folder / "recording.wav", Path(__file__), server.folder / "sounds" / "low-0.flac"):
         with pytest.raises(urllib.error.HTTPError, match=r"40[34]"):
@@ -298,7 +331,7 @@ def test_explore__an_address_that_is_taken_is_told(tmp_path: Path) -> None:
         words = ["explore", str(model), "--port", str(port), "--no-browser", "--device", "cpu"]
         run = subprocess.run([sys.executable, "-m", "tymbal", *words], check=False, capture_output=True, text=True)
     assert run.returncode == 2
-    assert f"Error: the page cannot be served at 127.0.0.1:{port}" in run.stderr
+    assert f"Error: the page cannot be served at http://127.0.0.1:{port}" in run.stderr
     assert "Traceback" not in run.stderr
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import tempfile
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
-from tymbal.progress import say
+from tymbal.exploring.uploads import own_folder
+from tymbal.progress import say, tell
 from tymbal.settings import ExploreSettings
 from tymbal.stopping import stop_at_once
 
@@ -75,13 +76,20 @@ def explore(
     """
     chosen = configuration.resolve(ExploreSettings, settings, config=config)
     _check_gradio()
+    port = _free_port(chosen.host, chosen.port)
+    say(f"Starting: the page will be at {_address(chosen.host, port)}")
     with stop_at_once(), _own_uploads() as folder:
+        tell(f"Loading {model}")
         view, library, facts = _open(str(model), None if store is None else Path(store), chosen)
+        tell("Loading Gradio, which serves the page")
         from tymbal.exploring import app
-        from tymbal.exploring.app import Uploads
+        from tymbal.exploring.uploads import Uploads
 
         built = app.build(view, library, Uploads(folder), facts=facts, top=chosen.top, minutes=chosen.minutes)
-        served = app.serve(built, host=chosen.host, port=chosen.port, browser=chosen.browser)
+        most, together = (round(1e9 * size) for size in (chosen.upload_gb, chosen.uploads_gb))
+        served = app.serve(
+            built, folder, host=chosen.host, port=port, browser=chosen.browser, most=most, most_together=together
+        )
         try:
             _wait(served, until or threading.Event())
         finally:
@@ -97,6 +105,32 @@ def _wait(served: Served, until: threading.Event) -> None:
         pass
 
 
+_FIRST_PORT, _PORTS = 7860, 100
+
+
+def _free_port(host: str, port: int | None) -> int:
+    """The port, or the first free one from 7860 on, so that the address is known before anything is loaded.
+
+    Raises:
+        SettingsError: It is taken, or the address is not this machine's.
+    """
+    wanted = range(_FIRST_PORT, _FIRST_PORT + _PORTS) if port is None else (port,)
+    for number in wanted:
+        with contextlib.suppress(OSError):
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with socket.create_server((host, number), family=family):
+                return number
+    raise SettingsError(
+        f"the page cannot be served at {host if port is None else _address(host, port)}: the port is taken, or the "
+        "address is not this machine's",
+        advice="Choose another --port or --host.",
+    )
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def _check_gradio() -> None:
     """Refuses at once what would fail when the sounds are embedded."""
     if importlib.util.find_spec("gradio") is None:
@@ -110,10 +144,10 @@ def _own_uploads() -> Iterator[Path]:
     """A folder for what is dropped, gone at the end. Gradio reads it, and its telemetry, from the environment."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     before = os.environ.get("GRADIO_TEMP_DIR")
-    with tempfile.TemporaryDirectory(prefix="tymbal-explore-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+    with own_folder() as folder:
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
         try:
-            yield Path(folder)
+            yield folder
         finally:
             if before is None:
                 del os.environ["GRADIO_TEMP_DIR"]

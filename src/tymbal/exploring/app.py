@@ -6,8 +6,6 @@ elsewhere (Gradio brings its own since 6.17.2, and the fonts are the system's).
 
 from __future__ import annotations
 
-import contextlib
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,9 +22,10 @@ from tymbal.errors import SettingsError, TymbalError
 from tymbal.exploring import drawing
 from tymbal.exploring.library import Library
 from tymbal.exploring.model_view import Look, ModelView, Survey
+from tymbal.exploring.uploads import Guard, Uploads
 from tymbal.pages.page import embedded_style, note
 
-__all__ = ["Served", "Uploads", "build", "serve"]
+__all__ = ["Served", "build", "serve"]
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PLACES = (".gradio-container", ".dark .gradio-container, .gradio-container.dark")  # in the light and in the dark
@@ -253,14 +252,19 @@ class _Answers:
             return title + note(str(error), warning=True)
 
 
-def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Served:
+def serve(
+    page: gr.Blocks, folder: Path, *, host: str, port: int, browser: bool, most: int, most_together: int
+) -> Served:
     """Serves a page until it is closed.
 
     Args:
         page: The page.
+        folder: The folder of uploads.
         host: Address.
-        port: Port; None is the first free one from 7860 on.
+        port: Port.
         browser: Open it in a browser.
+        most: Bytes that one upload may have.
+        most_together: Bytes that all uploads may have together.
 
     Raises:
         SettingsError: The address or port cannot be had.
@@ -285,16 +289,21 @@ def serve(page: gr.Blocks, *, host: str, port: int | None, browser: bool) -> Ser
             ssr_mode=False,
             mcp_server=False,
             pwa=False,
-            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=names)]},
+            max_file_size=most,  # what the page says by itself; the guard holds for all that is sent
+            app_kwargs={
+                "middleware": [
+                    Middleware(TrustedHostMiddleware, allowed_hosts=names),
+                    Middleware(Guard, folder=folder, most=most, most_together=most_together),
+                ]
+            },
             theme=theme,
             css=embedded_style(".gradio-container", ".dark .gradio-container, .gradio-container.dark")
             + _file("explore.css"),
         )
     except OSError:
-        where = host if port is None else f"{host}:{port}"
         raise SettingsError(
-            f"the page cannot be served at {where}: the port is taken, or the address is not this machine's",
-            advice="Choose another --port or --host.",
+            f"the page cannot be served at {host}:{port}: the port was taken meanwhile",
+            advice="Run the same command again, or choose another --port.",
         ) from None
     return Served(url, host in _LOOPBACK, partial(page.close, verbose=False))
 
@@ -311,31 +320,3 @@ def _message(error: TymbalError, path: str | None) -> str:
 
 def _file(name: str) -> str:
     return resources.files("tymbal.exploring").joinpath(name).read_text(encoding="utf-8")
-
-
-class Uploads:
-    """Tracks which session uses which file. Sessions with the same sound share a file until all release it.
-
-    Args:
-        folder: Only files inside it are ever deleted.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()
-        self._held: dict[str, Path] = {}
-        self._lock = threading.Lock()
-
-    def hold(self, session: str, path: Path | None) -> None:
-        """Records a session's sound and releases its previous one. None is no sound."""
-        with self._lock:
-            before = self._held.pop(session, None)
-            if path is not None:
-                self._held[session] = path.resolve()
-            if before is not None and before not in self._held.values() and before.is_relative_to(self._folder):
-                before.unlink(missing_ok=True)
-                with contextlib.suppress(OSError):
-                    before.parent.rmdir()
-
-    def holds(self, session: str, path: Path) -> bool:
-        """Whether this is still the session's sound."""
-        return self._held.get(session) == path.resolve()

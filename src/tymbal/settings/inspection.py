@@ -66,6 +66,8 @@ class ExploreSettings:
             model was trained on.
         hop: Seconds from one window of a recording to the next. `None` is half a window.
         minutes: How much of a recording is looked at, from its beginning.
+        upload_gb: Largest sound that the page takes, in GB.
+        uploads_gb: What it keeps of all sounds together, in GB, while they are looked at.
         pooling: What an embedding is, as in `tymbal embed`. Embeddings that are given have their own.
         approximate: Search for neighbours as `tymbal similar --approximate` does. For millions.
         batch_size: Windows a batch.
@@ -82,6 +84,8 @@ class ExploreSettings:
     window: float | None = None
     hop: float | None = None
     minutes: float = 60.0
+    upload_gb: float = 1.0
+    uploads_gb: float = 4.0
     pooling: Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "mean"
     approximate: bool = False
     batch_size: int = 8
@@ -95,6 +99,8 @@ class ExploreSettings:
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
         check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
         check(self.minutes > 0, "minutes", self.minutes, "a time in minutes above 0")
+        check(self.upload_gb > 0, "upload_gb", self.upload_gb, "a size in GB above 0")
+        check(self.uploads_gb >= self.upload_gb, "uploads_gb", self.uploads_gb, f"{self.upload_gb:g} GB or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 
