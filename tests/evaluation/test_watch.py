@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,18 @@ from damaged import delete, pt_store
 from small_model import small_model
 from tones import tone_store
 from training_setup import TINY, make_store
-from tymbal import load_model, pretrain, report
+from tymbal import load_model, pretrain, probe, report
 from tymbal.errors import ModelError, SettingsError
 from tymbal.evaluation.labelled_clips import labelled_clips
 from tymbal.evaluation.watch import LabelProbe, Watch, alarms, mean_cosine, rank_me, undisturbed
+from tymbal.inference.encoding import FrozenEncoder
+from tymbal.objectives import registry
+from tymbal.settings import PretrainSettings
+from tymbal.settings.fields import nature
 from tymbal.training.records import read_metrics
 
 ACC = ("acc", True)
+QUICK = {"device": "cpu", "precision": "float32"}
 
 
 def test_rank_me__counts_directions_that_are_used() -> None:
@@ -84,8 +90,41 @@ def test_pretrain__probe_is_logged_every_so_many_epochs_and_changes_no_weight(tm
     assert ["eval_probe_accuracy" in line for line in lines] == [False, True, False, True]
     assert all(0 <= lines[1][f"eval_{name}_accuracy"] <= 1 for name in ("probe", "knn"))
     assert all(1 <= line["eval_rank"] <= 12 and -1 <= line["eval_cosine"] <= 1 for line in lines)
+    # What needs no training stays where it is.
+    for name in ("probe_random", "knn_random", "probe_plain", "knn_plain"):
+        assert lines[1][f"eval_{name}_accuracy"] == lines[3][f"eval_{name}_accuracy"]
     page = report(tmp_path / "probed", map="pca", device="cpu", data=str(store.path)).output.read_text()
     assert "linear probe: accuracy" in page
+    assert "random weights" in page and "the best plain line" in page
+
+
+def test_label_probe__reads_as_the_objective_compares_and_random_weights_alike(tmp_path: Path) -> None:
+    """The figures are those of `tymbal probe` with the objective's own parts, and middle and last layer."""
+    store, loaded = tone_store(tmp_path / "store", clips=16), load_model(small_model(tmp_path / "model"))
+    description = replace(loaded.description, objective={"objective": "lejepa", "parts": 2})
+    settings = registry.resolve({"probe_data": str(store.path), "seed": 3})
+    opened = LabelProbe.open(settings, description)
+    assert opened is not None
+    assert (opened._pooling, opened._both) == ("grid2", True)
+    figures = opened.read(FrozenEncoder(loaded.module, description.normalisation))
+    probed = probe(tmp_path / "model", store.path, layer="both", pooling=("grid2",), seed=3, cache=False, **QUICK)
+    for features, name in (("model", ""), ("random", "random_"), ("plain", "plain_")):
+        for reader, figure in (("logistic", "probe"), ("knn", "knn")):
+            (row,) = (
+                row
+                for row in probed.rows
+                if (row.features, row.reader, row.layer) == (features, reader, None if features == "plain" else "both")
+            )
+            assert figures[f"{figure}_{name}accuracy"] == row.figures["accuracy"]
+
+
+def test_label_probe__of_an_older_run_reads_as_it_did(tmp_path: Path) -> None:
+    assert nature(PretrainSettings, "probe_pooling").before == "mean"
+    store, loaded = tone_store(tmp_path / "store", clips=8), load_model(small_model(tmp_path / "model"))
+    settings = registry.resolve({"probe_data": str(store.path), "probe_pooling": "mean"})
+    opened = LabelProbe.open(settings, loaded.description)
+    assert opened is not None
+    assert (opened._pooling, opened._both) == ("mean", False)
 
 
 def test_pretrain__probe_goes_on_where_it_was_after_a_stop(tmp_path: Path) -> None:

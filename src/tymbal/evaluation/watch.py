@@ -6,8 +6,11 @@ With every evaluation some fixed validation clips are embedded, the same each ti
   singular values. Where it falls, embeddings use fewer and fewer directions.
 - `cosine`: the mean cosine of pairs of clips. Near 1 all clips look alike to the encoder: it has collapsed.
 
-Where labels are given, logistic regression and nearest neighbours read the frozen embeddings every few epochs. Nothing
-here draws from the random numbers of the training or changes its weights.
+Where labels are given, logistic regression and nearest neighbours read the frozen embeddings every few epochs, in the
+way that the objective compares clips: its own parts of the time, the middle layer and the last one side by side. What
+random weights and the plain line give in the same way stands beside, since only what is above counts.
+
+Nothing here draws from the random numbers of the training or changes its weights.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,10 @@ import torch
 from numpy.typing import NDArray
 
 from tymbal.data import open_data
+from tymbal.evaluation.baseline import PREFERRED, plain_features
 from tymbal.evaluation.labelled_clips import LabelledClips, labelled_clips
 from tymbal.evaluation.probe_tasks import ProbeTask
+from tymbal.evaluation.selection import choose
 from tymbal.inference.encoding import FrozenEncoder, check_features
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
@@ -52,21 +56,35 @@ _ADVICE = {
 Figures = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
 class LabelProbe:
-    """A probe that is repeated.
+    """A probe that is repeated, beside what needs no training: random weights read alike, and the plain line.
 
-    Attributes:
+    Args:
         store: Labelled clips.
         clips: Which of them to learn from and which to validate on.
         every: Epochs from one to the next.
-        seed: Seed of the choice of clips, if there are too many, and of the inner split.
+        seed: Seed of the choice of clips, if there are too many, of the random weights and of the inner split.
+        pooling: How embeddings are pooled.
+        both: Whether the middle layer is read beside the last one.
     """
 
-    store: SpectrogramSource
-    clips: LabelledClips
-    every: float
-    seed: int
+    def __init__(
+        self,
+        store: SpectrogramSource,
+        clips: LabelledClips,
+        *,
+        every: float,
+        seed: int,
+        pooling: str = "mean",
+        both: bool = False,
+    ) -> None:
+        self._store, self._clips, self._every, self._seed = store, clips, every, seed
+        self._pooling, self._both = pooling, both
+        self._levels: dict[str, float] = {}
+        generator = np.random.default_rng(seed)
+        self._rows = tuple(
+            np.sort(generator.permutation(rows)[:_MOST_PROBED]) for rows in (clips.train, clips.validation)
+        )
 
     @classmethod
     def open(cls, settings: PretrainSettings, description: ModelDescription) -> LabelProbe | None:
@@ -80,34 +98,70 @@ class LabelProbe:
             return None
         store = open_data(settings.probe_data, PtSettings()).single_spectrograms()
         check_features(store, description, path=settings.probe_data)
-        return cls(store, labelled_clips(store), settings.probe_every, settings.seed)
+        own = settings.probe_pooling == "grid"
+        return cls(
+            store,
+            labelled_clips(store),
+            every=settings.probe_every,
+            seed=settings.seed,
+            pooling=description.own_grid if own else settings.probe_pooling,
+            both=own,
+        )
 
     def is_due(self, epoch: float, before: float) -> bool:
         """Whether a multiple of `every` lies between the epoch of the last probe, 0 at first, and this one."""
-        return int(epoch / self.every + 1e-6) > int(before / self.every + 1e-6)
+        return int(epoch / self._every + 1e-6) > int(before / self._every + 1e-6)
 
     def read(self, encoder: FrozenEncoder) -> dict[str, float]:
-        """Figures of logistic regression (`probe_…`) and nearest neighbours (`knn_…`)."""
-        generator = np.random.default_rng(self.seed)
-        train, validation = (
-            np.sort(generator.permutation(rows)[:_MOST_PROBED]) for rows in (self.clips.train, self.clips.validation)
+        """Figures of logistic regression (`probe_…`) and nearest neighbours (`knn_…`).
+
+        With them stand those of the same encoder with random weights (`probe_random_…`, `knn_random_…`) and of the best
+        plain line (`probe_plain_…`, `knn_plain_…`); they are computed once.
+        """
+        figures = self._figures("", *self._embedded(encoder))
+        if not self._levels:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self._seed)
+                untrained = SpectrogramEncoder(encoder.encoder.config)
+            other = FrozenEncoder(untrained, encoder.normalisation, device=encoder.device)
+            self._levels = self._figures("random_", *self._embedded(other)) | self._plain()
+        return figures | self._levels
+
+    def _embedded(self, encoder: FrozenEncoder) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        layers = [encoder.encoder.config.depth // 2, None] if self._both else [None]
+        embedded = encoder.embed(self._store, np.concatenate(self._rows), poolings=[self._pooling], layers=layers)
+        return embedded.rows, np.concatenate([embedded.values[self._pooling, layer] for layer in layers], axis=1)
+
+    def _plain(self) -> dict[str, float]:
+        read, lines = plain_features(self._store, np.concatenate(self._rows))
+        train = self._rows[0][np.isin(self._rows[0], read)]
+        chosen = choose(
+            {name: values[: len(train)] for name, values in lines.items()},
+            self._clips.truth(self._store, train),
+            multilabel=self._clips.multilabel,
+            groups=self._clips.groups(self._store, train),
+            preferred=PREFERRED,
+            seed=self._seed,
         )
-        embeddings = encoder.embed(self.store, np.concatenate([train, validation]))
-        train, validation = (side[np.isin(side, embeddings.rows)] for side in (train, validation))
+        return self._figures("plain_", read, lines[chosen.name])
+
+    def _figures(self, name: str, read: NDArray[np.int64], features: NDArray[np.float32]) -> dict[str, float]:
+        """Figures of features [clips, dimensions] of the rows that could be read, those to learn from first."""
+        train, validation = (side[np.isin(side, read)] for side in self._rows)
         if not len(train) or not len(validation):
             return {}
         task = ProbeTask(
-            train=self.clips.truth(self.store, train),
-            validation=self.clips.truth(self.store, validation),
-            groups=self.clips.groups(self.store, train),
-            multilabel=self.clips.multilabel,
+            train=self._clips.truth(self._store, train),
+            validation=self._clips.truth(self._store, validation),
+            groups=self._clips.groups(self._store, train),
+            multilabel=self._clips.multilabel,
             neighbours=10,
-            seed=self.seed,
+            seed=self._seed,
         )
-        figure = "mAP" if self.clips.multilabel else "accuracy"
-        rows = task.run(embeddings.values["mean", None], name="model", pooling="mean")
-        names = {"logistic": "probe", "knn": "knn"}
-        return {f"{names[row.reader]}_{figure}": row.figures[figure] for row in rows}
+        figure = "mAP" if self._clips.multilabel else "accuracy"
+        rows = task.run(features, name=name, pooling=self._pooling)
+        readers = {"logistic": "probe", "knn": "knn"}
+        return {f"{readers[row.reader]}_{name}{figure}": row.figures[figure] for row in rows}
 
 
 class Watch:

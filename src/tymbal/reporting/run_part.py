@@ -53,6 +53,8 @@ _TITLES = {
     "grad_norm": "norm of the gradient",
 }
 _SHORT = {"acc": "patches identified", "nce": "cross entropy", "mse": "squared error", "mAP": "mAP"}
+_LEVELS = {"random_": "random weights", "plain_": "the best plain line"}
+"""What a probe during the training is compared with: what stands in its figure's name, and what it is called."""
 _NOT_CURVES = ("step", "epoch", "seconds", "batch_size")
 _NOT_CURVES_END = ("_runtime", "_per_second")
 _LAST = ("grad_norm", "learning_rate")
@@ -74,11 +76,14 @@ def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
                 continue
             if key in _NOT_CURVES or key.endswith(_NOT_CURVES_END):
                 continue
-            name = key.removeprefix("eval_")
+            name, side = key.removeprefix("eval_"), "validation" if key.startswith("eval_") else "training"
+            for level, title in _LEVELS.items():
+                if name.startswith((f"probe_{level}", f"knn_{level}")):
+                    name, side = name.replace(level, "", 1), title
             if not isinstance(value, int | float) or not math.isfinite(value):
                 bad.add(name)
                 continue
-            known[name]["validation" if key.startswith("eval_") else "training"].append((entry["epoch"], value))
+            known[name][side].append((entry["epoch"], value))
     if not known:
         raise NotShownError("the run has logged nothing yet")
     if known.get("top1") == known.get("accuracy"):  # where a clip has one label
@@ -100,9 +105,10 @@ def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _chart(name: str, sides: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    names = {"validation": "the model"} if set(sides) & set(_LEVELS.values()) else {}
     drawn = [
-        Line(side, [x for x, _ in sides[side]], [y for _, y in sides[side]], dots=side == "validation")
-        for side in ("training", "validation")
+        Line(names.get(side, side), [x for x, _ in sides[side]], [y for _, y in sides[side]], dots=side == "validation")
+        for side in ("training", "validation", *_LEVELS.values())
         if sides.get(side)
     ]
     title = _TITLES.get(name, name.replace("_", " "))

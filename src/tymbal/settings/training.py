@@ -180,8 +180,11 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
             the sound: the latter where clips unfold in time, as words do; is that of the weights to start from.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
-            evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours.
+            evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours, beside
+            those of random weights and of the best plain line (`eval_probe_random_accuracy`, …).
         probe_every: Epochs from one such probe to the next.
+        probe_pooling: How it reads: `grid` as the objective compares clips, by rows of mel bins and as many parts of
+            the time, the middle layer and the last one side by side; `mean` or `rows` of the last layer's patches.
         snapshots: Validation clips of which it is written down, at evaluations over the whole training, what the model
             rebuilds of them: the pictures of `tymbal report`. 0 writes nothing.
     """
@@ -203,6 +206,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     train: str = setting("all", first=True)
     probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
     probe_every: float = setting(5.0, resumable=True, group="evaluation")
+    probe_pooling: Literal["grid", "mean", "rows"] = setting("grid", before="mean", resumable=True, group="evaluation")
     snapshots: int = setting(3, resumable=True, group="evaluation")
 
     def __post_init__(self) -> None:
