@@ -249,6 +249,37 @@ def test_embed__grid_is_what_the_model_compared(tmp_path: Path, nights: Path):
     assert result.neighbours[0].similarity == pytest.approx(1, abs=1e-5)
 
 
+def test_embed__auto_is_what_is_recorded_with_the_model(tmp_path: Path, nights: Path):
+    """New models of objectives that compare parts of the time are read by them; all models before by the mean."""
+    old, new = small_model(tmp_path / "old"), tmp_path / "new"
+    loaded = load_model(old)
+    assert "embedding" not in json.loads((old / "config.json").read_text())["tymbal"]
+    objective = {"objective": "lejepa", "parts": 4}
+    save_model(new, loaded.module, replace(loaded.description, objective=objective, embedding="grid4"))
+    for model, expected in ((old, "mean"), (new, "grid4")):
+        embed(model, nights, tmp_path / "auto.parquet", **CPU)
+        auto = vectors(tmp_path / "auto.parquet")
+        embed(model, nights, tmp_path / "asked.parquet", pooling=expected, **CPU)
+        np.testing.assert_array_equal(auto, vectors(tmp_path / "asked.parquet"))
+        told = json.loads(pq.read_schema(tmp_path / "auto.parquet").metadata[b"tymbal"])
+        assert told["pooling"] == expected
+        (tmp_path / "auto.parquet").unlink(), (tmp_path / "asked.parquet").unlink()
+    embed(new, nights, tmp_path / "seconds.parquet", per="second", window=1.0, **CPU)
+    told = json.loads(pq.read_schema(tmp_path / "seconds.parquet").metadata[b"tymbal"])
+    assert told["pooling"] == "rows"
+
+
+def test_embed__cells_of_a_grid_are_ordered_by_row_then_by_time(tmp_path: Path, nights: Path):
+    """Row from low to high, part of the time, channel: means of neighbouring parts are those of half as many."""
+    encoder = small_model(tmp_path / "model")
+    tables = {}
+    for pooling in ("rows", "grid2", "grid4"):
+        embed(encoder, nights, tmp_path / f"{pooling}.parquet", pooling=pooling, **CPU)
+        tables[pooling] = vectors(tmp_path / f"{pooling}.parquet").reshape(9, 2, -1, 16)  # [clips, rows, parts, width]
+    np.testing.assert_allclose(tables["grid4"].reshape(9, 2, 2, 2, 16).mean(3), tables["grid2"], atol=1e-5)
+    np.testing.assert_allclose(tables["grid4"].mean(2, keepdims=True), tables["rows"], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -207,3 +207,16 @@ def test_pretrain__takes_the_patch_of_the_weights_to_start_from(store: Path, tmp
 def test_pretrain__batches_of_one_group_need_groups(store: Path, tmp_path: Path):
     with pytest.raises(SettingsError, match="have no groups"):
         pretrain(store, tmp_path / "run", **DEFAULT, batches="group")
+
+
+@pytest.mark.parametrize(
+    ("objective", "embedding"),
+    [("joint", None), ("lejepa", "grid2"), ("contrastive", "grid2")],
+)
+def test_pretrain__the_model_knows_how_it_is_read(tmp_path: Path, objective: str, embedding: str | None) -> None:
+    own = {"lejepa": {"parts": 2}, "contrastive": {"projection_parts": 2}, "joint": {}}[objective]
+    common = ("width", "depth", "heads", "patch", "batch_size", "learning_rate", "device", "precision")
+    settings = {name: TINY[name] for name in common} | {"objective": objective, "max_steps": 2, "snapshots": 0, **own}
+    store = make_store(tmp_path / "store")
+    run = pretrain(store.path, tmp_path / "run", **settings)
+    assert load_model(run.model).description.embedding == embedding

@@ -89,13 +89,16 @@ def embed(
     output = Path(output)
     kind = choose_format(output, chosen.format, EmbeddingFormat)
     ready = ready_model(model, chosen)
-    embedder = ready.embedder(pooling=chosen.pooling, layer=chosen.layer, skip_padding=chosen.skip_padding)
+    pooling = chosen.pooling
+    if chosen.per == "second" and pooling == "auto":  # a grid has no place in time
+        pooling = "mean" if ready.description.embedding is None else "rows"
+    embedder = ready.embedder(pooling=pooling, layer=chosen.layer, skip_padding=chosen.skip_padding)
     source = open_input(sources, embedder, chosen, path=str(model))
     record = {
         "verb": "embed",
         **embedder.record(),
         **configuration.deciding(chosen),
-        "pooling": embedder.record()["pooling"],  # what `grid` is for this model
+        "pooling": embedder.record()["pooling"],  # what `grid` and `auto` are for this model
         "precision": str(ready.dtype),
         "source": source.identity,
     }

@@ -166,9 +166,11 @@ def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Mode
     embedder = ready.embedder(pooling=chosen.pooling)
     description, library = ready.description, None
     if store is not None:
-        fingerprint = embedder.record()["model"]
-        mels = description.features.mel_bins
-        library = open_library(store, model=model, fingerprint=fingerprint, mels=mels, settings=chosen)
+        known = embedder.record()
+        mels, pooling = description.features.mel_bins, str(known["pooling"])
+        library = open_library(
+            store, model=model, fingerprint=known["model"], mels=mels, pooling=pooling, settings=chosen
+        )
         embedder = ready.embedder_like(library.record, index=library.name)
     scorer = ready.scorer() if description.labels else None
     window = chosen.window if library is None else library.window

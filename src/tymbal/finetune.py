@@ -208,6 +208,7 @@ def _objective(
     """The classifier with its loss, what its model folder will say, and whether its head is new."""
     import torch
 
+    from tymbal.models.classifier import GRIDS
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.classification import ClassificationObjective
 
@@ -257,6 +258,8 @@ def _objective(
         objective=start.objective,
         provenance=provenance,
     )
+    if description.compared_parts and model.pooling in ("rows", *GRIDS):
+        description = replace(description, embedding=model.pooling)
     return objective, description, start.new_head
 
 

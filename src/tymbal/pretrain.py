@@ -231,7 +231,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
     if settings.train != "all":
         encoder.freeze_below(int(settings.train))
     chosen = configuration.to_mapping(settings)
-    description = ModelDescription(
+    described = ModelDescription(
         encoder=encoder.config,
         features=features_of(store, origin),
         mean=normalisation.mean,
@@ -247,4 +247,6 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
             "settings": chosen,
         },
     )
-    return objective, description
+    # What an objective compares part by part is read so.
+    embedding = described.own_grid if described.compared_parts else None
+    return objective, replace(described, embedding=embedding)

@@ -37,7 +37,12 @@ def tones(folder: Path, *, each: int = 3) -> Path:
 def opened(source: Path, model: Path, **settings: object) -> Library:
     found = fingerprint(load_model(model).module)
     return open_library(
-        source, model=str(model), fingerprint=found, mels=16, settings=ExploreSettings(**CPU, **settings)
+        source,
+        model=str(model),
+        fingerprint=found,
+        mels=16,
+        pooling="mean",
+        settings=ExploreSettings(**CPU, **settings),
     )
 
 

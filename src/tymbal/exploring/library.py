@@ -90,7 +90,9 @@ class Library:
         ]
 
 
-def open_library(source: Path, *, model: str, fingerprint: str, mels: int, settings: ExploreSettings) -> Library:
+def open_library(
+    source: Path, *, model: str, fingerprint: str, mels: int, pooling: str, settings: ExploreSettings
+) -> Library:
     """Opens sounds for comparison; those without embeddings are embedded, once.
 
     Args:
@@ -98,7 +100,8 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
         model: The model, as the user gave it.
         fingerprint: Fingerprint of its encoder's weights.
         mels: Mel bins that it takes.
-        settings: Pooling and window for sounds without embeddings.
+        pooling: Pooling for sounds without embeddings.
+        settings: Window for sounds without embeddings.
 
     Raises:
         AudioError: No sound can be read.
@@ -121,7 +124,7 @@ def open_library(source: Path, *, model: str, fingerprint: str, mels: int, setti
         raise SettingsError("there is no such file or folder", path=source, advice="Check the path.")
     data = open_data(source, PtSettings(mel_bins=mels)) if source.is_dir() else None
     store = data.single_spectrograms() if data is not None and data.has_rows else None
-    how: dict[str, Any] = {"pooling": settings.pooling, "window": settings.window if store is None else None}
+    how: dict[str, Any] = {"pooling": pooling, "window": settings.window if store is None else None}
     key = _key(source, store, {"schema": _SCHEMA, "model": fingerprint, "precision": settings.precision, **how})
     table = place_for_table(key)
     if table is None:

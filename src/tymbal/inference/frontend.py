@@ -137,7 +137,8 @@ class Embedder:
 
     Args:
         loaded: A model; a classifier's encoder is taken.
-        pooling: See `tymbal.models.classifier.pool`; `grid` is the model's own, see `ModelDescription.own_grid`.
+        pooling: See `tymbal.models.classifier.pool`; `grid` is the model's own, see `ModelDescription.own_grid`, and
+            `auto` the one that is recorded with the model, else the mean.
         layer: Number of blocks to go through; `None` is all of them and the final norm.
         skip_padding: Pool over the patches that hold sound.
         device: The device to compute on.
@@ -166,7 +167,8 @@ class Embedder:
         encoder = module.encoder if isinstance(module, SpectrogramClassifier) else module
         check_layer(encoder, layer)
         self.description = loaded.description
-        pooling = self.description.own_grid if pooling == "grid" else pooling
+        named = {"grid": self.description.own_grid, "auto": self.description.embedding or "mean"}
+        pooling = named.get(pooling, pooling)
         self.dimensions = pooled_width(pooling, encoder.config)
         self.device = torch.device(device)
         self.encoder = encoder.to(self.device).eval()

@@ -42,6 +42,8 @@ class ModelDescription:
         multilabel: Whether a clip can have several labels (a sigmoid each) or has one (softmax).
         head_eps: Epsilon of the classifier's layer norm; `None` is the encoder's.
         objective: How it was pretrained, as settings.
+        embedding: How its tokens are pooled into an embedding where nothing else is asked for; `None` is the mean, as
+            of all models before this was recorded.
         provenance: Where it comes from, for the model card: `verb`, `version`, `created`, `from`, `data`, `settings`,
             `metrics`, whichever are known.
     """
@@ -58,6 +60,7 @@ class ModelDescription:
     multilabel: bool = False
     head_eps: float | None = None
     objective: dict[str, Any] | None = None
+    embedding: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,10 +76,14 @@ class ModelDescription:
         """
         if self.pooling in GRIDS:
             return GRIDS[self.pooling]
+        return max((parts for parts in GRIDS.values() if parts <= self.compared_parts), default=1)
+
+    @property
+    def compared_parts(self) -> int:
+        """How many parts of a clip's time its pretraining compared each by itself; 0 if it knew none."""
         objective = self.objective or {}
-        compared = objective.get("parts", objective.get("projection_parts", 1))
-        known = [parts for parts in GRIDS.values() if isinstance(compared, int) and parts <= compared]
-        return max(known, default=1)
+        compared = objective.get("parts", objective.get("projection_parts", 0))
+        return compared if isinstance(compared, int) else 0
 
     @property
     def own_grid(self) -> str:
@@ -88,6 +95,8 @@ class ModelDescription:
         values = {"schema": SCHEMA, **asdict(self)}
         if self.encoder.attend_to_padding:  # as all models before this was a choice
             del values["encoder"]["attend_to_padding"]
+        if self.embedding is None:
+            del values["embedding"]
         return values
 
     @classmethod

@@ -267,9 +267,10 @@ class _Run:
             batch_size=self.settings.batch_size,
             device=choose_device(self.settings.device)[0],
         )
-        embeddings = frozen.embed(self.store, rows)
+        pooling = loaded.description.embedding or "mean"
+        embeddings = frozen.embed(self.store, rows, poolings=[pooling])
         drawn = embedding_map(
-            embeddings.values["mean", None], mapped, embeddings.rows, self.settings, what="Embeddings of the model"
+            embeddings.values[pooling, None], mapped, embeddings.rows, self.settings, what="Embeddings of the model"
         )
         return _with_remark(drawn, mapped)
 

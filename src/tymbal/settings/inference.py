@@ -139,6 +139,9 @@ class EmbedSettings:
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
             apart, `cls` the class tokens; `grid2`, `grid4` and `grid8` the rows over so many equal parts of the time,
             in order, and `grid` over as many as the model knows: those of its classifier or of its pretraining, else 1.
+            Cells are ordered by row from low to high, then by time, and each is as wide as the encoder. `auto` is
+            recorded with the model: `grid` where its pretraining compared parts of the time (`lejepa`,
+            `contrastive`), else `mean`; with `--per second` `rows` and `mean`.
         layer: Blocks to go through; 0 is the embedded patches. `None` is all of them and the final norm.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         window: Length of a window in seconds. `None` is the length that the model was trained on, by second the whole
@@ -153,7 +156,7 @@ class EmbedSettings:
     group = "windows"
 
     per: Literal["window", "second", "file"] = "window"
-    pooling: Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "mean"
+    pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "auto"
     layer: int | None = None
     skip_padding: bool = True
     window: float | None = None
@@ -172,7 +175,7 @@ class EmbedSettings:
         if self.per == "second":
             whole = self.window is None or self.window.is_integer()
             check(whole, "window", self.window, "a whole number of seconds, for an embedding each second")
-            timed = self.pooling in ("mean", "rows")
+            timed = self.pooling in ("auto", "mean", "rows")
             check(timed, "pooling", self.pooling, "mean or rows, for an embedding each second")
 
 

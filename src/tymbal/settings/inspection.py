@@ -86,7 +86,7 @@ class ExploreSettings:
     minutes: float = 60.0
     upload_gb: float = 1.0
     uploads_gb: float = 4.0
-    pooling: Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "mean"
+    pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "auto"
     approximate: bool = False
     batch_size: int = 8
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
