@@ -20,7 +20,7 @@ from tymbal.cli_words import Argument, Flag, UsageError, Verb, flag_of, parse, s
 from tymbal.errors import SettingsError, TymbalError
 from tymbal.machine import check_companions
 from tymbal.progress import quietly, say
-from tymbal.stopping import RUN_AGAIN, Stopped, stop_at_once
+from tymbal.stopping import RUN_AGAIN, Interrupted, Stopped, stop_at_once
 from tymbal.values import nearest
 
 __all__ = ["VERBS", "main"]
@@ -294,8 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except Stopped:
         return RUN_AGAIN
-    except KeyboardInterrupt:
-        say("Stopped. The same command continues." if continues else "Stopped.")
+    except KeyboardInterrupt as error:
+        if not isinstance(error, Interrupted):
+            say("Stopped. The same command continues." if continues else "Stopped.")
         return 130
     return 0
 

@@ -3,6 +3,8 @@
 They ask with a signal, and kill some time later. Training finishes its step and writes a checkpoint first
 (`training.callbacks`); what else can be continued ends on the spot, since its files are whole or absent. Either way the
 exit status is `RUN_AGAIN`, by which a batch script knows that the same command continues.
+
+A person asks with Ctrl-C: training writes its checkpoint, too, and ends on the spot where it is pressed again.
 """
 
 from __future__ import annotations
@@ -17,7 +19,16 @@ from types import FrameType
 
 from tymbal.progress import say
 
-__all__ = ["RUN_AGAIN", "StopRequest", "Stopped", "requested", "shielded", "stop_at_once", "survive_in_worker"]
+__all__ = [
+    "RUN_AGAIN",
+    "Interrupted",
+    "StopRequest",
+    "Stopped",
+    "requested",
+    "shielded",
+    "stop_at_once",
+    "survive_in_worker",
+]
 
 RUN_AGAIN = 75
 """Exit status of what was stopped by a signal and goes on when it is run again (EX_TEMPFAIL of sysexits.h)."""
@@ -25,6 +36,9 @@ RUN_AGAIN = 75
 # SIGUSR1: Slurm as its users set it, Grid Engine. SIGUSR2: LSF, Grid Engine. SIGBREAK: Windows.
 _NAMES = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGBREAK")
 _ECHO = 3.0
+_KEY_ECHO = 0.3
+"""Seconds in which a second Ctrl-C is the same one, without a launcher that passes on what it got."""
+_NOTED = b"\nFinishing the step and writing a checkpoint. Ctrl-C once more stops at once, without.\n"
 
 
 class Stopped(SystemExit):
@@ -35,6 +49,10 @@ class Stopped(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(RUN_AGAIN)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended the work in good order, which was said; the same command continues it."""
 
 
 class StopRequest:
@@ -53,20 +71,25 @@ class StopRequest:
 
         Queues and launchers often deliver one request twice: to a group of processes, and from parent to child.
         """
-        now = time.monotonic()
+        now, by_key = time.monotonic(), number == signal.SIGINT
         if self.name is None:
             self.name = signal.Signals(number).name
             self._since = now
-        elif now - self._since > _ECHO:
+            if by_key:
+                with contextlib.suppress(OSError):
+                    os.write(2, _NOTED)  # a handler must not write to what is being written to
+        elif now - self._since > (_KEY_ECHO if by_key and "WORLD_SIZE" not in os.environ else _ECHO):
+            if by_key:
+                raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def requested() -> Iterator[StopRequest]:
-    """Within it, signals are noted in what it yields instead of obeyed."""
+    """Within it, signals and the first Ctrl-C are noted in what it yields instead of obeyed."""
     request = StopRequest()
-    with _listening(request.note):
+    with _listening(request.note, keys=True):
         yield request
 
 
@@ -107,8 +130,8 @@ def survive_in_worker(_: int = 0) -> None:
     """
     if not hasattr(signal, "sigwaitinfo"):
         return
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
@@ -127,17 +150,18 @@ def _dispatch(number: int, _: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def _listening(listener: Callable[[int], None]) -> Iterator[None]:
-    """Sends signals to a listener, the innermost one.
+def _listening(listener: Callable[[int], None], *, keys: bool = False) -> Iterator[None]:
+    """Sends signals to a listener, the innermost one; with `keys` also Ctrl-C.
 
     Signals that a program around us handles or ignores stay its own; and Python lets only the main thread handle any.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in numbers}
-    before = {number: handler for number, handler in before.items() if handler in (signal.SIG_DFL, _dispatch)}
+    names = (*_NAMES, "SIGINT") if keys else _NAMES
+    before = {number: signal.getsignal(number) for number in (getattr(signal, n) for n in names if hasattr(signal, n))}
+    ours = (signal.SIG_DFL, signal.default_int_handler, _dispatch)
+    before = {number: handler for number, handler in before.items() if handler in ours}
     _listeners.append(listener)
     try:
         for number in before:

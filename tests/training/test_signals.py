@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from small_run import Copying, lines, session
-from tymbal.stopping import RUN_AGAIN, Stopped
+from tymbal import stopping
+from tymbal.stopping import RUN_AGAIN, Interrupted, Stopped
 from tymbal.training.checkpoints import verify
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows delivers no such signals")
@@ -74,6 +75,37 @@ def test_signal__ends_bit_equal(
     ours, theirs = weights(run), weights(whole)
     assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
     assert [line for line in lines(run) if "eval_mse" in line][-1]["eval_mse"] == lines(whole)[-1]["eval_mse"]
+
+
+def test_interrupt__writes_a_checkpoint_first_and_ends_bit_equal(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        session(run, Signalled(7, signal.SIGINT))
+    told = capfd.readouterr().err
+    assert "Ctrl-C once more stops at once" in told
+    assert "Stopped by Ctrl-C after step 7 of 15. The same command continues.\n" in told
+    assert saved(run)[-1] == 7
+    session(run)
+    ours, theirs = weights(run), weights(whole)
+    assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
+
+
+def test_interrupt__twice_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Impatient(Signalled):
+        def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
+            result = super().forward(x)
+            if self.training and len(self.shapes) == self.call:
+                os.kill(os.getpid(), signal.SIGINT)
+            return result
+
+    monkeypatch.setattr(stopping, "_KEY_ECHO", 0.0)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        session(tmp_path / "run", Impatient(7, signal.SIGINT))
+    assert not isinstance(caught.value, Interrupted)
+    assert saved(tmp_path / "run")[-1] == 5
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_signal__with_accumulated_batches_the_step_is_finished(tmp_path: Path):

@@ -31,7 +31,7 @@ from tymbal.compute.processes import (
 from tymbal.errors import CheckpointError
 from tymbal.progress import Progress, say, tell
 from tymbal.settings import TrainingSettings
-from tymbal.stopping import Stopped, requested
+from tymbal.stopping import Interrupted, Stopped, requested
 from tymbal.training.callbacks import (
     Evaluation,
     ProgressBar,
@@ -143,6 +143,7 @@ def train(
         CheckpointError: There is nothing to resume from, or it belongs to other data.
         SettingsError: Settings do not go together.
         Stopped: A signal asked to stop; a checkpoint is written.
+        Interrupted: So did Ctrl-C.
     """
     datasets = train_dataset, validation_dataset
     session = open_session(
@@ -214,11 +215,11 @@ def _fit_with_progress(trainer: TymbalTrainer, session: Session, *, title: str) 
         trainer.train(resume_from_checkpoint=None if start.checkpoint is None else str(start.checkpoint))
     if signals.stopped:
         if rank() == 0:
-            by = f" by {request.name}" if request.name else ""
+            by = "" if request.name is None else " by Ctrl-C" if request.name == "SIGINT" else f" by {request.name}"
             say(f"Stopped{by} after step {trainer.state.global_step:,} of {plan.steps:,}. The same command continues.")
         # A launcher that sees the first process end may kill the others: not before the checkpoint has its name.
         trainer.accelerator.wait_for_everyone()
-        raise Stopped
+        raise Interrupted if request.name == "SIGINT" else Stopped
 
 
 def _save_average(trainer: TymbalTrainer, session: Session, end: _End, finalise: Callable[[RunResult], None]) -> None:
