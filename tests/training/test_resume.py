@@ -151,7 +151,11 @@ def test_resume__another_store_is_refused(stopped: Path, store: Path, tmp_path: 
 def test_resume__a_finished_run_says_so(whole: Path, store: Path, capsys: pytest.CaptureFixture[str]):
     before = (whole / "model" / "model.safetensors").stat().st_mtime_ns
     result = pretrain(store, whole, **TINY)
-    assert "finished already" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "finished already" in told
+    assert "To train on" not in told
+    pretrain(store, whole, **TINY, max_minutes=9)
+    assert f"To train on: --from {whole} -o ANOTHER_FOLDER" in capsys.readouterr().err
     assert result.metrics["eval_acc"] == figures(whole)[-1]["eval_acc"]
     assert (whole / "model" / "model.safetensors").stat().st_mtime_ns == before
 

@@ -85,6 +85,9 @@ def begin(
     result = on_rank_zero(lambda: folder.begin(verb, arguments, settings, resume=resume))
     if result is not None:
         tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
+        planned = folder.begun() or {}
+        if settings.max_minutes is not None and settings.max_minutes != planned.get("max_minutes"):
+            tell(f"Its learning rate has fallen to its end. To train on: --from {folder.path} -o ANOTHER_FOLDER")
     else:
         on_rank_zero(lambda: check_trackers(settings.report_to))
     return result
