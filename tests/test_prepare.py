@@ -107,6 +107,56 @@ def test_prepare__scanned_manifest_gives_the_same(folder: Path, tmp_path: Path) 
         assert one.index[column].to_pylist() == two.index[column].to_pylist() == three.index[column].to_pylist()
 
 
+def test_prepare__completes_a_scanned_manifest_as_asked(tmp_path: Path) -> None:
+    for site in "abcdefgh":
+        for number in range(3):
+            write_wav(tmp_path / "sound" / f"owl_{site}_{number}.wav", 0.3, seed=ord(site) * 10 + number)
+    manifest = tmp_path / "manifest.csv"
+    tymbal.scan(tmp_path / "sound", manifest, labels="none", split="none")
+    asked = {"group_pattern": "_([a-z])_", "label_pattern": "^([a-z]+)_", "validation": 0.25}
+    index = tymbal.prepare(manifest, tmp_path / "store", **asked, window=0.3, workers=1).store.index
+    rows = index.to_pylist()
+    assert {row["labels"][0] for row in rows} == {"owl"}
+    sides = {row["group"]: {other["split"] for other in rows if other["group"] == row["group"]} for row in rows}
+    assert all(len(splits) == 1 for splits in sides.values())
+    assert sorted(sides) == list("abcdefgh")
+    assert sum(splits == {"validation"} for splits in sides.values()) == 2
+    # The same settings say the same again; others contradict the manifest.
+    tymbal.scan(tmp_path / "sound", manifest, **asked)
+    again = tymbal.prepare(manifest, tmp_path / "again", **asked, window=0.3, workers=1).store.index
+    assert again["split"].to_pylist() == index["split"].to_pylist()
+    for name, value in {"group_pattern": r"_(\d)\.", "label_pattern": "_([a-z])_", "validation": 0.5}.items():
+        with pytest.raises(SettingsError, match=name):
+            tymbal.prepare(manifest, tmp_path / "never", **{name: value}, window=0.3, workers=1)
+    anew = tymbal.prepare(manifest, tmp_path / "anew", split="clips", validation=0.5, window=0.3, workers=1).store.index
+    assert anew["split"].to_pylist().count("validation") == 12
+
+
+def test_prepare__says_that_a_manifest_has_no_split(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_wav(tmp_path / "sound" / "a.wav", 0.3)
+    tymbal.scan(tmp_path / "sound", tmp_path / "m.csv", split="none")
+    store = tymbal.prepare(tmp_path / "m.csv", tmp_path / "store", window=0.3, workers=1).store
+    assert store.index["split"].to_pylist() == [None]
+    assert "the manifest gives no split" in " ".join(capsys.readouterr().err.split())
+
+
+def test_prepare__folders_that_are_closed_are_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_wav(folder / "closed" / "a.wav", 0.3)
+    look = os.scandir
+
+    def closed(path: str) -> object:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    result = tymbal.prepare(folder, tmp_path / "store", **SMALL)
+    assert failures(tmp_path / "store")["closed"].startswith("unreadable: this folder cannot be looked into")
+    assert len(result.failures) == 1
+
+
 def test_prepare__names_what_fails_and_goes_on(folder: Path, tmp_path: Path) -> None:
     (folder / "frog" / "empty.wav").write_bytes(b"")
     (folder / "frog" / "text.wav").write_text("this is no sound, but a long text about frogs " * 20)

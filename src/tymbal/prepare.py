@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from tymbal.audio.failures import Failure, check_reachable
 from tymbal.audio.manifest import Manifest
-from tymbal.audio.sources import read_source
+from tymbal.audio.sources import Listing, read_source
 from tymbal.config import resolve, to_keywords
 from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.files import locked
@@ -130,7 +130,7 @@ class PrepareResult:
 
 
 def prepare(
-    source: str | os.PathLike[str] | Manifest,
+    source: str | os.PathLike[str] | Manifest | Listing,
     output: str | os.PathLike[str] | None = None,
     *,
     config: str | os.PathLike[str] | None = None,
@@ -140,7 +140,8 @@ def prepare(
     """Turns sound files into a store of spectrograms. Run again after a stop, it continues.
 
     Args:
-        source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, or a `Manifest`.
+        source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, a `Manifest`, or what `read_source`
+            gives.
         output: Folder of the store. With views it may be left out: data/augmented_spectrograms.
         config: A YAML file with settings; those given here override it.
         executor: Where shards are built: the setting `processes` or `dask`, or an executor, which has to see `source`
@@ -227,7 +228,7 @@ def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, setti
     every = settings.every if isinstance(settings, TrainingSettings) else 1
     if every > 1:
         tell(f"Of every class and split one clip in {every} is prepared")
-    sound: Path | Manifest = path
+    sound: Path | Listing = path
     if settings.data_val is not None:
         sound = _with_validation(path, Path(settings.data_val))
     prepared = prepare(
@@ -270,14 +271,19 @@ def _with_failures(prepared: PrepareResult, run: Path) -> Store:
     return prepared.store
 
 
-def _with_validation(train: Path, validation: Path) -> Manifest:
-    """Joins two lists of sound files in one manifest, as train and validation."""
+def _with_validation(train: Path, validation: Path) -> Listing:
+    """Joins two lists of sound files in one, as train and validation."""
+    parts = {"train": read_source(train), "validation": read_source(validation)}
     clips = [
-        replace(clip, split=split, id=f"{split}/{clip.id}")
-        for split, part in (("train", train), ("validation", validation))
-        for clip in read_source(part).clips
+        replace(clip, split=split, id=f"{split}/{clip.id}") for split, part in parts.items() for clip in part.clips
     ]
-    return Manifest(tuple(clips), train.absolute().parent)
+    return Listing(
+        clips,
+        train.absolute().parent,
+        any(part.labelled for part in parts.values()),
+        [note for part in parts.values() for note in part.notes],
+        [failure for part in parts.values() for failure in part.failures],
+    )
 
 
 def _check_augmentations(settings: PrepareSettings) -> None:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from tymbal.audio.clip_labels import group_clips, label_clips, split_by_folders
@@ -75,3 +77,22 @@ def test_split_by_folders__only_where_all_lie_in_them():
     found = split_by_folders(clips("Train/a.wav", "val/x/b.wav", "TEST/c.wav"))
     assert [clip.split for clip in found] == ["train", "validation", "test"]
     assert [clip.split for clip in split_by_folders(clips("test/a.wav", "rain/b.wav"))] == [None, None]
+
+
+def test_label_and_group_clips__patterns_fill_what_is_empty_and_refuse_what_differs():
+    some = [
+        replace(clip, labels=labels, group=group)
+        for clip, labels, group in zip(
+            clips("owl_ann_1.wav", "wren_bob_2.wav"), [("owl",), ()], [None, "bob"], strict=True
+        )
+    ]
+    labelled, notes = label_clips(some, ScanSettings(label_pattern="^([a-z]+)_"), labelled=True)
+    assert ([clip.labels for clip in labelled], notes) == ([("owl",), ("wren",)], [])
+    grouped, _ = group_clips(some, ScanSettings(group_pattern="_([a-z]+)_"))
+    assert [clip.group for clip in grouped] == ["ann", "bob"]
+    with pytest.raises(SettingsError, match=r"column label and label_pattern differ on 1 clips, as owl_ann_1.wav"):
+        label_clips(some, ScanSettings(label_pattern="_([a-z]+)_"), labelled=True)
+    with pytest.raises(SettingsError, match="'bob' and 'wren'"):
+        group_clips(some, ScanSettings(group_pattern="^([a-z]+)_"))
+    with pytest.raises(SettingsError, match="labels and label_pattern"):
+        label_clips(some, ScanSettings(labels="folder", label_pattern="^([a-z]+)_"), labelled=True)

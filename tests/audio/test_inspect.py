@@ -21,7 +21,6 @@ def test_inspect__good_file(write):
 def test_inspect__long_file_is_read_in_pieces(write, monkeypatch):
     path = write("a.wav", tone(3.0, 16_000))
     whole = inspect(path)
-    monkeypatch.setattr(module, "_IN_MEMORY", 1000)
     monkeypatch.setattr(module, "_PIECE", 777)
     assert inspect(path) == whole
 

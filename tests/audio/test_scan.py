@@ -177,3 +177,17 @@ def test_decode__import_is_light():
     )
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_scan__says_what_is_odd_about_good_files(write, tmp_path):
+    wave = tone(1.0, 16_000)
+    write("sound/a.wav", np.stack([wave, -wave], axis=1))
+    joined = write("sound/b.wav")
+    joined.write_bytes(joined.read_bytes() * 2)
+    result = scan(tmp_path / "sound", workers=1)
+    assert [clip.duration for clip in result.manifest] == [1.0, 2.0]
+    said = [finding.text for finding in result.findings if finding.kind == "note"]
+    assert said == [
+        f"its channels cancel each other in the mean: the loudest one is read alone; 1 file, as {tmp_path}/sound/a.wav",
+        f"several sounds lie one behind the other in it: read one after the other; 1 file, as {joined}",
+    ]

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tymbal.audio.sources import read_source
+from tymbal.audio.sources import read_source, sound_files
 from tymbal.errors import ManifestError
 
 
@@ -257,3 +257,12 @@ def test_ssast__label_table_mistakes(touch):
         read_source(source, label_csv=str(root / "labels.csv"))
     with pytest.raises(ManifestError, match="No such file"):
         read_source(source, label_csv=str(root / "none.csv"))
+
+
+def test_sound_files__links_to_themselves_are_named(write, tmp_path):
+    write("a/good.wav")
+    for name in ("loop.wav", "loop"):
+        (tmp_path / "a" / name).symlink_to(name)
+    files, failures = sound_files(tmp_path / "a")
+    assert files == [str(tmp_path / "a/good.wav")]
+    assert sorted(failure.file for failure in failures) == [str(tmp_path / "a/loop"), str(tmp_path / "a/loop.wav")]

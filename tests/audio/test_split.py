@@ -135,3 +135,27 @@ def test_assign_splits__pattern():
 def test_assign_splits__none():
     given = [replace(clip, split="train") for clip in clips()]
     assert {clip.split for clip in assign_splits(given, ScanSettings(split="none"))} == {None}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"validation": 0.3},
+        {"stratify": True},
+        {"validation_pattern": r"[0-4]\.wav"},
+        {"split": "keep", "validation": 0.3},
+        {"split": "none", "stratify": True},
+        {"split": "groups", "validation_pattern": r"7\.wav"},
+        {"validation": 0.3, "validation_pattern": r"7\.wav"},
+    ],
+)
+def test_assign_splits__settings_without_effect_are_refused(settings):
+    given = [clip.but(split="validation" if clip.id.endswith("7.wav") else "train") for clip in clips()]
+    with pytest.raises(SettingsError):
+        assign_splits(given, ScanSettings(**settings))
+
+
+def test_assign_splits__what_a_split_was_made_by_may_be_said_again():
+    settings = ScanSettings(validation=0.3, stratify=True, seed=7)
+    once = assign_splits(clips(), settings)
+    assert assign_splits(once, settings) == once

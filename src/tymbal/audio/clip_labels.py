@@ -13,12 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 from tymbal.audio.manifest import SPLITS, Clip, place
 from tymbal.errors import ManifestError, SettingsError
 from tymbal.settings import ScanSettings
+from tymbal.settings.fields import recipe_defaults
 
-__all__ = ["assign_splits", "group_clips", "label_clips", "recorded_at", "split_by_folders", "when"]
+__all__ = ["assign_splits", "group_clips", "label_clips", "recorded_at", "split_by_folders", "split_settings", "when"]
 
 
 def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool) -> tuple[list[Clip], list[str]]:
@@ -34,13 +36,13 @@ def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool
 
     Raises:
         ManifestError: The settings require labels and the list has no such column.
-        SettingsError: `label_pattern` finds nothing in any path.
+        SettingsError: `label_pattern` finds nothing in any path, or what it finds is not what the column says.
     """
     if settings.label_pattern is not None:
+        if settings.labels != "auto":
+            raise SettingsError("labels and label_pattern both say where labels come from", advice="Leave one out.")
         names, notes = _match_pattern(clips, settings.label_pattern, "label_pattern", "label")
-        return [
-            clip.but(labels=() if name is None else (name,)) for clip, name in zip(clips, names, strict=True)
-        ], notes
+        return _filled(clips, "label", [() if name is None else (name,) for name in names]), notes
     if settings.labels == "none":
         return [clip.but(labels=()) for clip in clips], []
     if settings.labels == "column" and not labelled:
@@ -51,15 +53,41 @@ def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool
 
 
 def group_clips(clips: Sequence[Clip], settings: ScanSettings) -> tuple[list[Clip], list[str]]:
-    """Gives clips their groups, as `group_pattern` says; without one they keep those of the list's column.
+    """Gives clips their groups: those of the list's column, and as `group_pattern` says where it is empty.
 
     Raises:
-        SettingsError: `group_pattern` finds nothing in any path.
+        SettingsError: `group_pattern` finds nothing in any path, or what it finds is not what the column says.
     """
     if settings.group_pattern is None:
         return list(clips), []
     names, notes = _match_pattern(clips, settings.group_pattern, "group_pattern", "group")
-    return [clip.but(group=name) for clip, name in zip(clips, names, strict=True)], notes
+    return _filled(clips, "group", names), notes
+
+
+def _filled(clips: Sequence[Clip], column: str, found: Sequence[Any]) -> list[Clip]:
+    """Clips with what a pattern has found where their column is empty.
+
+    Raises:
+        SettingsError: Both speak, and differ.
+    """
+    name = {"label": "labels", "group": "group"}[column]
+    differing = [
+        (clip, value)
+        for clip, value in zip(clips, found, strict=True)
+        if value and getattr(clip, name) and getattr(clip, name) != value
+    ]
+    if differing:
+        clip, value = differing[0]
+        said, seen = (" and ".join(each) if isinstance(each, tuple) else each for each in (getattr(clip, name), value))
+        raise SettingsError(
+            f"the list's column {column} and {column}_pattern differ on {len(differing):,} clips, as {place(clip)}: "
+            f"{said!r} and {seen!r}",
+            advice=f"Leave out {column}_pattern, or empty the column.",
+        )
+    return [
+        clip if getattr(clip, name) or not value else clip.but(**{name: value})
+        for clip, value in zip(clips, found, strict=True)
+    ]
 
 
 def split_by_folders(clips: Sequence[Clip]) -> list[Clip]:
@@ -110,6 +138,7 @@ def _match_pattern(clips: Sequence[Clip], pattern: str, setting: str, what: str)
             f"{setting} {pattern!r} finds nothing in any path",
             advice=f"It is searched in paths like {place(clips[0])}",
         )
+    missed = [clip for clip in missed if not (clip.labels if what == "label" else clip.group)]
     if not missed:
         return names, []
     some = f"{len(missed):,}, as {place(missed[0])}"
@@ -189,13 +218,17 @@ def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
 
     Raises:
         ManifestError: The clips have no splits or groups and the settings require them.
-        SettingsError: `validation_pattern` finds nothing, or everything.
+        SettingsError: `validation_pattern` finds nothing, or everything; or settings and clips both say what is for
+            validation.
     """
     clips = list(clips)
+    asked = split_settings(settings)
+    if settings.split in ("none", "keep") and asked:
+        raise SettingsError(f"{asked[0]} has no effect with split={settings.split}", advice="Leave one of them out.")
     if settings.split == "none":
         return [clip.but(split=None) for clip in clips]
     if settings.validation_pattern is not None:
-        return _by_pattern(clips, settings.validation_pattern)
+        return _by_pattern(clips, settings)
     if settings.split == "keep":
         if not any(clip.split for clip in clips):
             raise ManifestError(
@@ -204,11 +237,30 @@ def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
             )
         return clips
     if settings.split == "auto" and any(clip.split == "validation" for clip in clips):
-        return [clip.but(split=clip.split or "train") for clip in clips]
+        kept = [clip.but(split=clip.split or "train") for clip in clips]
+        # What a manifest was split by may be said again.
+        if asked and any(one.split != other.split for one, other in zip(kept, _drawn(clips, settings), strict=True)):
+            raise SettingsError(
+                f"{asked[0]} is set, and the list or its folders already say otherwise which clips are for validation",
+                advice=f"Leave out {asked[0]}, or set split to groups or clips, which split anew.",
+            )
+        return kept
     return _drawn(clips, settings)
 
 
-def _by_pattern(clips: list[Clip], pattern: str) -> list[Clip]:
+def split_settings(settings: ScanSettings) -> list[str]:
+    """Names of the settings that ask for a split and have not their defaults; `split` itself aside."""
+    defaults = {"validation_pattern": None, "validation": ScanSettings.validation, "stratify": False}
+    defaults |= {name: value for name, value in recipe_defaults(settings).items() if name in defaults}
+    return [name for name, default in defaults.items() if getattr(settings, name) != default]
+
+
+def _by_pattern(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
+    pattern = settings.validation_pattern or ""
+    others = [name for name in split_settings(settings) if name != "validation_pattern"]
+    others += ["split"] if settings.split != "auto" else []
+    if others:
+        raise SettingsError(f"{others[0]} has no effect with validation_pattern", advice="Leave one of them out.")
     search = re.compile(pattern).search
     sides = ["validation" if search(place(clip)) else "train" for clip in clips]
     for side, what in (("train", "nothing"), ("validation", "every clip")):
@@ -216,6 +268,12 @@ def _by_pattern(clips: list[Clip], pattern: str) -> list[Clip]:
             raise SettingsError(
                 f"validation_pattern {pattern!r} finds {what}",
                 advice=f"It is searched in paths like {place(clips[0])}",
+            )
+    for clip, side in zip(clips, sides, strict=True):
+        if clip.split not in (None, "test", side):
+            raise SettingsError(
+                f"validation_pattern and the list or its folders differ: {place(clip)} is {side} and {clip.split}",
+                advice="Leave out validation_pattern, or empty the column split.",
             )
     return [clip if clip.split == "test" else clip.but(split=side) for clip, side in zip(clips, sides, strict=True)]
 

@@ -1,42 +1,43 @@
-"""Compares what a sound file's header promises with the bytes in the file.
+"""Compares what a sound file's header promises with the bytes in the file, in both directions.
 
-libsndfile clamps the length of a WAV that was cut off and decodes an Ogg up to where it breaks: both look whole. A few
-bytes at the right places tell. Nothing here decodes, and formats whose decoder notices by itself (MP4) are left to it.
+libsndfile clamps the length of a WAV that was cut off, decodes an Ogg up to where it breaks, and reads nothing behind
+the size that a header tells: all look whole. A few bytes at the right places tell; `tymbal.audio.bitstreams` passes
+over files whose headers cannot know. Nothing here decodes; what a decoder notices by itself is left to it.
 
-Formats: RIFF/RF64 (EBU Tech 3306), W64 (Sony), AIFF, AU, Ogg (RFC 3533), FLAC (RFC 9639), MPEG audio with its Xing,
-Info or VBRI header.
+Formats: RIFF/RF64 (EBU Tech 3306), W64 (Sony), AIFF, AU, CAF (Apple), MP4 (ISO 14496-12).
 """
 
 from __future__ import annotations
 
 import codecs
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import BinaryIO
 
-__all__ = ["Container", "examine", "what_it_is"]
+from tymbal.audio.bitstreams import (
+    FRAME,
+    JOINED,
+    LONGER,
+    PIECE,
+    STREAMS,
+    Container,
+    Span,
+    may_be_mpeg,
+    several,
+    tag_length,
+)
+
+__all__ = ["Container", "Span", "examine", "what_it_is"]
 
 _SLACK = 64  # bytes: some writers count their header as data
+_MUCH = 1024  # bytes behind the promised end from which on they are looked at
 _STREAMED = 0x7FFF0000  # sizes from here on are what programs write that do not know the size yet
-_TAIL = 1 << 17  # an Ogg page is at most 65,307 bytes
+_WRAP = 1 << 32
 _MAX_CHUNKS = 10_000
-
-
-@dataclass(frozen=True)
-class Container:
-    """What a file's container says, read without decoding it.
-
-    Attributes:
-        truncated: How much is missing, in words, or None.
-        guessed: libsndfile can only guess the length of this file, and would stop where its guess says: not its
-            file to read.
-        counted: It is an MP3 whose header tells its length. Any other MP3 is one that libsndfile guesses about; that
-            it was cut off at a frame cannot be known.
-    """
-
-    truncated: str | None = None
-    guessed: bool = False
-    counted: bool = False
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def examine(file: BinaryIO, size: int) -> Container:
@@ -48,15 +49,13 @@ def examine(file: BinaryIO, size: int) -> Container:
     """
     file.seek(0)
     head = file.read(64)
-    for begins, look in (
-        (_is_wave, _riff),
-        (_is_aiff, _aiff),
-        (_is_w64, _w64),
-        (_is_au, _au),
-        (_is_ogg, _ogg),
-        (_is_flac, _flac),
-        (_may_be_mpeg, _mpeg),
-    ):
+    tag = tag_length(file, head)
+    if tag:
+        file.seek(tag)
+        behind = file.read(64)
+        if any(begins(behind) for begins, _ in _LOOKS if begins is not may_be_mpeg):
+            return Container(spans=(Span(tag, size),))
+    for begins, look in _LOOKS:
         if begins(head):
             return look(file, size, head)
     return Container()
@@ -91,129 +90,301 @@ def _is_w64(head: bytes) -> bool:
 
 
 def _is_au(head: bytes) -> bool:
-    return head[:4] in (b".snd", b"dns.") and len(head) >= 12
+    return head[:4] in (b".snd", b"dns.") and len(head) >= 24
 
 
-def _is_ogg(head: bytes) -> bool:
-    return head[:4] == b"OggS"
+def _is_caf(head: bytes) -> bool:
+    return head[:8] == b"caff\0\1\0\0"
 
 
-def _is_flac(head: bytes) -> bool:
-    return head[:4] == b"fLaC" and len(head) >= 26
+def _is_asf(head: bytes) -> bool:
+    return head[:16] == _ASF
 
 
-def _may_be_mpeg(head: bytes) -> bool:
-    return head[:3] == b"ID3" or _is_mpeg_frame(head)
+def _is_mp4(head: bytes) -> bool:
+    return head[4:8] == b"ftyp"
 
 
-def _is_mpeg_frame(head: bytes) -> bool:
-    """Whether these bytes begin with an MPEG audio frame (layer bits of 0 would be AAC)."""
-    return len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06 != 0
+# --- chunks, and what lies behind the one with the sound
 
 
-def _promised(promised: int, size: int) -> Container:
-    if promised <= size + _SLACK:
+@dataclass(frozen=True)
+class _Chunks:
+    """How a format of chunks writes them.
+
+    Attributes:
+        begins: Whether bytes are the beginning of a file of this format.
+        form: The head of a chunk for `struct`: its name and its length. Empty: no chunks.
+        align: A chunk begins at a multiple of so many bytes.
+        inclusive: Whether its length counts its head.
+    """
+
+    begins: Callable[[bytes], bool]
+    form: str
+    align: int = 2
+    inclusive: bool = False
+
+    def walk(self, file: BinaryIO, at: int) -> Iterator[tuple[bytes, int, int]]:
+        """Yields name, first byte and length of each chunk from position `at` on."""
+        head = struct.calcsize(self.form)
+        for _ in range(_MAX_CHUNKS):
+            at = self.aligned(at)
+            file.seek(at)
+            raw = file.read(head)
+            if len(raw) < head:
+                return
+            name, length = struct.unpack(self.form, raw)
+            length -= head if self.inclusive else 0
+            yield name, at + head, length
+            if length < 0:
+                return
+            at += head + length
+
+    def aligned(self, at: int) -> int:
+        """The first place from `at` on where a chunk may begin."""
+        return -(-at // self.align) * self.align
+
+
+_RIFF = _Chunks(_is_wave, "<4sI")
+_RIFX = _Chunks(_is_wave, ">4sI")
+_AIFF = _Chunks(_is_aiff, ">4sI")
+_W64 = _Chunks(_is_w64, "<16sQ", 8, inclusive=True)
+_CAF = _Chunks(_is_caf, ">4sq", 1)
+_AU = _Chunks(_is_au, "")
+_IN_ASF = _Chunks(_is_asf, "")
+_NOTES = (b"LIST", b"bext", b"iXML", b"id3 ", b"ID3 ", b"guan", b"cue ", b"fact", b"JUNK", b"junk", b"PAD ", b"smpl")
+_TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
+
+
+def _promised(promised: int, size: int, slack: int = _SLACK) -> Container:
+    if promised <= size + slack:
         return Container()
     return Container(truncated=f"the header promises {promised:,} bytes, the file has {size:,}")
 
 
+def _behind(file: BinaryIO, size: int, end: int, mended: Callable[[int], Span | None], chunks: _Chunks) -> Container:
+    """Looks at what lies behind the sound.
+
+    Args:
+        file: The file.
+        size: Its size in bytes.
+        end: Where its sound ends, as the header says.
+        mended: The file with the header of a sound that ends elsewhere; None where its coding tells no length.
+        chunks: How chunks are written that may follow.
+    """
+    at = _behind_chunks(file, end, size, chunks)
+    if size - at <= _MUCH:
+        # libsndfile takes for sound what lies behind it in these.
+        return Container(spans=(Span(0, at),) if at < size and chunks in (_W64, _AU) else ())
+    for place in (at, end):
+        file.seek(place)
+        head = file.read(64)
+        if chunks.begins(head):
+            return Container(spans=(Span(0, place), Span(place, size)), remark=JOINED)
+    file.seek(at)
+    if file.read(64).startswith(_TAGS) or _is_zero(file, at):
+        return Container(spans=(Span(0, at),))
+    # A size of 32 bits that has wrapped is right but for multiples of 4 GiB; chunks may follow there.
+    wrapped = end + (size - end) // _WRAP * _WRAP
+    ends_there = wrapped > end and size - _behind_chunks(file, wrapped, size, chunks) <= _MUCH
+    span = mended(wrapped if ends_there else size)
+    if span is None:
+        return Container(truncated="its header promises less than the file holds, in a coding that tells no length")
+    return Container(spans=(span,), remark=LONGER)
+
+
+def _behind_chunks(file: BinaryIO, at: int, size: int, chunks: _Chunks) -> int:
+    """The place from `at` on where no chunk begins, or another file does."""
+    if not chunks.form:
+        return at
+    at = chunks.aligned(at)
+    head = struct.calcsize(chunks.form)
+    for name, body, length in chunks.walk(file, at):
+        file.seek(body - head)
+        if chunks.begins(file.read(64)) or length < 0 or not (name[:4].isascii() and name[:4].decode().isprintable()):
+            return at
+        if body + length > size + _SLACK:
+            return size if name[:4] in _NOTES else at
+        at = chunks.aligned(body + length)
+    return at
+
+
+def _is_zero(file: BinaryIO, at: int) -> bool:
+    file.seek(at)
+    while piece := file.read(PIECE):
+        if piece.strip(b"\0"):
+            return False
+    return True
+
+
 def _riff(file: BinaryIO, size: int, head: bytes) -> Container:
-    order = ">" if head[:4] == b"RIFX" else "<"
+    chunks = _RIFX if head[:4] == b"RIFX" else _RIFF
     long_data = None
-    position = 12
-    for _ in range(_MAX_CHUNKS):
-        file.seek(position)
-        chunk = file.read(8)
-        if len(chunk) < 8:
-            break
-        name, length = chunk[:4], struct.unpack(order + "I", chunk[4:])[0]
+    form = b""
+    for name, body, length in chunks.walk(file, 12):
+        file.seek(body)
         if name == b"ds64":
             sizes = file.read(16)
             long_data = struct.unpack("<Q", sizes[8:16])[0] if len(sizes) == 16 else None
+        if name == b"fmt ":
+            form = file.read(min(length, FRAME))
         if name == b"data":
+            end = body + length
             if head[:4] in (b"RF64", b"BW64") and length == 0xFFFFFFFF and long_data is not None:
-                length = long_data
-            elif length >= _STREAMED and position + 8 + length > size:
+                end = body + long_data
+            elif length >= _STREAMED and end > size:
                 return Container()
-            if length == 0:
-                # A recorder that lost its power leaves sizes of zero over good sound; libsndfile then reads nothing.
-                whole = struct.unpack(order + "I", head[4:8])[0] + 8
-                return Container(guessed=size > max(whole, position + 8) + _SLACK)
-            return _promised(position + 8 + length, size)
-        position += 8 + length + length % 2
+            return _promised(end, size) if len(form) < 14 else _riff_data(file, size, (body, end), form, chunks)
     return Container(truncated="it ends before any sound begins")
 
 
-def _aiff(file: BinaryIO, size: int, _head: bytes) -> Container:
-    position = 12
-    for _ in range(_MAX_CHUNKS):
-        file.seek(position)
-        chunk = file.read(8)
-        if len(chunk) < 8:
+def _riff_data(file: BinaryIO, size: int, data: tuple[int, int], form: bytes, chunks: _Chunks) -> Container:
+    order = chunks.form[0]
+    coding, _, _, _, block = struct.unpack(order + "HHIIH", form[:14])
+    plain = coding in (1, 3, 6, 7, 0xFFFE)
+    start, end = data
+    slack = _SLACK if plain else max(FRAME, block)  # a last block that was not finished
+    if end > size + slack:
+        return _promised(end, size)
+
+    def mended(stop: int) -> Span:
+        stop -= (stop - start) % block if plain and block else 0
+        return Span(start, stop, _riff_header(form, stop - start, order))
+
+    # libsndfile believes the header's count of samples, which encoders of MPEG audio round up.
+    return replace(_behind(file, size, end, mended, chunks), guessed=coding in (0x50, 0x55))
+
+
+def _riff_header(form: bytes, length: int, order: str) -> bytes:
+    chunk = b"fmt " + struct.pack(order + "I", len(form)) + form + bytes(len(form) % 2)
+    whole = 4 + len(chunk) + 8 + length
+    if whole < _WRAP:
+        name = b"RIFX" if order == ">" else b"RIFF"
+        return name + struct.pack(order + "I", whole) + b"WAVE" + chunk + b"data" + struct.pack(order + "I", length)
+    sizes = b"ds64" + struct.pack("<IQQQI", 28, whole + 36, length, 0, 0)
+    return b"RF64\xff\xff\xff\xffWAVE" + sizes + chunk + b"data\xff\xff\xff\xff"
+
+
+_AIFF_PLAIN = (b"none", b"sowt", b"twos", b"raw ", b"fl32", b"fl64", b"in24", b"in32", b"ulaw", b"alaw")
+
+
+def _aiff(file: BinaryIO, size: int, head: bytes) -> Container:
+    common = b""
+    for name, body, length in _AIFF.walk(file, 12):
+        file.seek(body)
+        if name == b"COMM":
+            common = file.read(min(length, FRAME))
+        if name == b"SSND":
+            if body + length > size + _SLACK:
+                return _promised(body + length, size)
+            mended = partial(_aiff_mended, head[8:12], common, body)
+            # Eight bytes of the chunk come before the sound.
+            return _behind(file, size, body + max(length, 8), mended, _AIFF)
+    return Container(truncated="it ends before any sound begins")
+
+
+def _aiff_mended(kind: bytes, common: bytes, start: int, stop: int) -> Span | None:
+    coding = common[18:22].lower() if kind == b"AIFC" else b"none"
+    if len(common) < 18 or coding not in _AIFF_PLAIN:
+        return None
+    channels, _, bits = struct.unpack(">hIh", common[:8])
+    block = channels * (1 if coding in (b"ulaw", b"alaw") else -(-bits // 8))
+    if block <= 0:
+        return None
+    frames = (stop - start - 8) // block
+    length = 8 + frames * block
+    common = common[:2] + struct.pack(">I", frames) + common[6:]
+    header = kind + b"COMM" + struct.pack(">I", len(common)) + common + bytes(len(common) % 2)
+    header += b"SSND" + struct.pack(">I", length)
+    return Span(start, start + length, b"FORM" + struct.pack(">I", len(header) + length) + header)
+
+
+def _w64(file: BinaryIO, size: int, head: bytes) -> Container:
+    whole = struct.unpack("<Q", head[16:24])[0]
+    if whole > size + _SLACK:
+        return _promised(whole, size)
+    for name, body, length in _W64.walk(file, 40):
+        if name[:4] == b"data":
+            if body + length > size + _SLACK:
+                return _promised(body + length, size)
+            file.seek(0)
+            return _behind(file, size, body + max(length, 0), partial(_w64_mended, file.read(body)), _W64)
+    return Container(truncated="it ends before any sound begins")
+
+
+def _w64_mended(header: bytes, stop: int) -> Span:
+    body = len(header)
+    whole, data = struct.pack("<Q", stop), struct.pack("<Q", stop - body + 24)
+    return Span(body, stop, header[:16] + whole + header[24:-8] + data)
+
+
+def _au(file: BinaryIO, size: int, head: bytes) -> Container:
+    offset, data = struct.unpack((">" if head[:4] == b".snd" else "<") + "II", head[4:12])
+    if data == 0xFFFFFFFF:
+        return several(file, size, head[:4], _is_au)
+    if offset + data > size + _SLACK:
+        return _promised(offset + data, size)
+    # 0xFFFFFFFF is AU's own word for a size that is not known.
+    unknown = head[:8] + b"\xff" * 4 + head[12:24]
+    return _behind(file, size, offset + data, lambda stop: Span(24, stop, unknown), _AU)
+
+
+def _caf(file: BinaryIO, size: int, head: bytes) -> Container:
+    for name, body, length in _CAF.walk(file, 8):
+        if name == b"data":
+            if length == -1:
+                return several(file, size, head[:8], _is_caf)
+            if body + length > size + _SLACK:
+                return _promised(body + length, size)
+            file.seek(0)
+            # Four bytes of the chunk come before the sound.
+            return _behind(file, size, body + max(length, 4), partial(_caf_mended, file.read(body)), _CAF)
+    return Container(truncated="it ends before any sound begins")
+
+
+def _caf_mended(header: bytes, stop: int) -> Span:
+    return Span(len(header), stop, header[:-8] + struct.pack(">q", stop - len(header)))
+
+
+def _asf(file: BinaryIO, size: int, _head: bytes) -> Container:
+    """The header object tells the file's size in its file properties object."""
+    file.seek(0)
+    header = file.read(FRAME)
+    at = header.find(_ASF_PROPERTIES)
+    if at < 0 or len(header) < at + 48:
+        return Container()
+    promised = struct.unpack("<Q", header[at + 40 : at + 48])[0]
+    if promised == 0:  # a broadcast
+        return several(file, size, _ASF, _is_asf)
+    if promised > size + _SLACK:
+        return _promised(promised, size)
+    return _behind(file, size, promised, lambda _: None, _IN_ASF)
+
+
+def _mp4(file: BinaryIO, size: int, _head: bytes) -> Container:
+    """Atoms; a second `ftyp` begins another file."""
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        raw = file.read(16)
+        length = struct.unpack(">I", raw[:4])[0]
+        if length == 1 and len(raw) == 16:
+            length = struct.unpack(">Q", raw[8:])[0]
+        if at and raw[4:8] == b"ftyp":
+            return Container(spans=(Span(0, at), Span(at, size)), remark=JOINED)
+        if length < 8:
             break
-        length = struct.unpack(">I", chunk[4:])[0]
-        if chunk[:4] == b"SSND":
-            return _promised(position + 8 + length, size)
-        position += 8 + length + length % 2
-    return Container(truncated="it ends before any sound begins")
-
-
-def _w64(_file: BinaryIO, size: int, head: bytes) -> Container:
-    return _promised(struct.unpack("<Q", head[16:24])[0], size)
-
-
-def _au(_file: BinaryIO, size: int, head: bytes) -> Container:
-    offset, data = struct.unpack(">II" if head[:4] == b".snd" else "<II", head[4:12])
-    return Container() if data == 0xFFFFFFFF else _promised(offset + data, size)
-
-
-def _ogg(file: BinaryIO, size: int, _head: bytes) -> Container:
-    """The last page has to be complete and to carry the end-of-stream flag (RFC 3533, section 6)."""
-    start = max(0, size - _TAIL)
-    file.seek(start)
-    tail = file.read(_TAIL)
-    at = len(tail)
-    while (at := tail.rfind(b"OggS\0", 0, at)) >= 0:
-        page = tail[at:]
-        if len(page) < 27 or len(page) < 27 + page[26]:
-            return Container(truncated="its last Ogg page is cut off")
-        if len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
-            return Container(truncated="its last Ogg page is cut off")
-        if page[5] & 4:
-            return Container()
-        return Container(truncated="it has no end-of-stream page")
-    return Container(truncated="its last Ogg page is cut off")
-
-
-def _flac(_file: BinaryIO, _size: int, head: bytes) -> Container:
-    """A FLAC made as a stream tells no number of samples: libsndfile opens it and cannot read it."""
-    return Container(guessed=(head[21] & 0x0F) == 0 and head[22:26] == bytes(4))
-
-
-def _mpeg(file: BinaryIO, size: int, head: bytes) -> Container:
-    start = 0
-    if head[:3] == b"ID3" and len(head) >= 10:
-        length = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        start = 10 + length + (10 if head[5] & 0x10 else 0)
-    file.seek(start)
-    first = file.read(4096).lstrip(b"\0")
-    if not _is_mpeg_frame(first):
-        return Container()  # an ID3 tag in front of something else, FLAC for instance
-    for name in (b"Xing", b"Info"):
-        at = first.find(name, 0, 200)
-        if at >= 0 and len(first) >= at + 16:
-            flags = struct.unpack(">I", first[at + 4 : at + 8])[0]
-            if not flags & 1:
-                return Container()
-            promised = struct.unpack(">I", first[at + 12 : at + 16])[0] if flags & 2 else 0
-            return _mpeg_promised(promised, size - start)
-    if first[36:40] == b"VBRI" and len(first) >= 54:
-        return _mpeg_promised(struct.unpack(">I", first[46:50])[0], size - start)
+        at += length
     return Container()
 
 
-def _mpeg_promised(promised: int, size: int) -> Container:
-    # One frame is at most 1,441 bytes, and encoders do not agree on whether the header frame counts.
-    if promised * 0.99 <= size + 4096:
-        return Container(counted=True)
-    return Container(truncated=f"the header promises {promised:,} bytes, the file has {size:,}")
+_LOOKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int, bytes], Container]], ...] = (
+    (_is_wave, _riff),
+    (_is_aiff, _aiff),
+    (_is_w64, _w64),
+    (_is_au, _au),
+    (_is_caf, _caf),
+    (_is_asf, _asf),
+    (_is_mp4, _mp4),
+    *STREAMS,
+)

@@ -11,12 +11,13 @@ cut off, empty or not finite is an `AudioError` that names it and says what to d
 
 from __future__ import annotations
 
-import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -37,7 +38,17 @@ from tymbal.audio.readers import (
 )
 from tymbal.errors import AudioError
 
-__all__ = ["DISAGREEMENT", "AudioInfo", "Waveform", "info", "native_blocks", "read", "sample_rate_of", "stream"]
+__all__ = [
+    "DISAGREEMENT",
+    "AudioInfo",
+    "Waveform",
+    "check_name",
+    "info",
+    "native_blocks",
+    "read",
+    "sample_rate_of",
+    "stream",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -135,20 +146,17 @@ def stream(
     _check_got(part, counted.frames, path)
 
 
-def native_blocks(path: PathLike, content: bytes | None = None) -> tuple[Reader, Iterator[Waveform]]:
+def native_blocks(path: PathLike) -> tuple[Reader, Iterator[Waveform]]:
     """Opens a file for one pass over its sound at its own rate, for those who inspect it.
 
-    Args:
-        path: The file.
-        content: Its bytes, where they were read already.
-
     Returns:
-        The reader (to be closed) and the blocks, mono float32 [samples].
+        The reader (to be closed), whose remarks are complete behind the last block, and the blocks, mono float32
+        [samples].
 
     Raises:
         AudioError: It is missing, unreadable, empty or cut off; the blocks raise it too.
     """
-    opened = _open(path, content)
+    opened = _open(path)
     return opened.reader, _native(opened, 0, None)
 
 
@@ -211,16 +219,40 @@ class _Counted:
             yield _finite(block, self._opened.source.path)
 
 
-def _open(path: PathLike, content: bytes | None = None) -> _Opened:
-    source = _source(path, content)
-    container = _examine(source)
-    if container.truncated is not None:
-        raise problem("truncated", container.truncated, source.path)
-    reader = _reader(source, container)
+def _open(path: PathLike) -> _Opened:
+    whole = _source(path)
+    parts, remarks = _parts(whole)
+    source, reader = (whole, JoinedReader(parts)) if len(parts) > 1 else (parts[0][0], _reader(*parts[0]))
     if reader.frames == 0:
         with reader:
             raise problem("empty", "it has a header and no sound", source.path)
+    reader.remarks.update(remarks)
     return _Opened(source, reader)
+
+
+def _parts(source: Source) -> tuple[list[tuple[Source, Container]], set[str]]:
+    """The sounds in a file, mostly one, in their order, and remarks about it.
+
+    Raises:
+        AudioError: One is cut off.
+    """
+    parts: list[tuple[Source, Container]] = []
+    remarks: set[str] = set()
+    left = [source]
+    while left:
+        source = left.pop()
+        container = _examine(source)
+        if container.truncated is not None:
+            raise problem("truncated", container.truncated, source.path)
+        remarks |= {container.remark} if container.remark else set()
+        inner = [Source(source.path, span.size, span.within(source.span)) for span in container.spans]
+        if any(span.prefix for span in container.spans):
+            parts += [(mended, container) for mended in inner]
+        elif inner:
+            left += reversed(inner)
+        else:
+            parts.append((source, container))
+    return parts, remarks
 
 
 def _reader(source: Source, container: Container) -> Reader:
@@ -232,37 +264,106 @@ def _reader(source: Source, container: Container) -> Reader:
         return _open_otherwise(source)
     if reader.format.startswith("MP3/") and not container.counted:
         with reader:
-            return AvReader(source)
+            return AvReader(source, container.seconds)
     return reader
+
+
+class JoinedReader:
+    """Several sound files in one, one behind the other, at the rate of the first.
+
+    Each is opened when its turn comes.
+
+    Raises:
+        AudioError: One cannot be read.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Source, Container]]) -> None:
+        self.remarks: set[str] = set()
+        self._parts = parts
+        self._rates: list[int] = []
+        self._frames: list[int | None] = []
+        channels, formats = [], []
+        for part in parts:
+            with _reader(*part) as reader:
+                rate = self._rates[0] if self._rates else reader.sample_rate
+                frames = reader.frames
+                self._frames.append(None if frames is None else round(frames * rate / reader.sample_rate))
+                self._rates.append(reader.sample_rate)
+                channels.append(reader.channels)
+                formats.append(reader.format)
+        self.sample_rate = self._rates[0]
+        self.channels = channels[0]
+        self.format = formats[0]
+        known = [frames for frames in self._frames if frames is not None]
+        self.frames = sum(known) if len(known) == len(parts) else None
+
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Waveform]:
+        """Yields the sound from sample `start` to before `stop`; see `Reader`."""
+        begin = 0
+        for part, rate, frames in zip(self._parts, self._rates, self._frames, strict=True):
+            if stop is not None and begin >= stop:
+                return
+            if frames is not None and begin + frames <= start:
+                begin += frames
+                continue
+            skip = max(0, start - begin)
+            left = None if stop is None else stop - begin
+            with _reader(*part) as reader:
+                if rate == self.sample_rate:
+                    begin += skip
+                    sound = _continued(part[0], reader, skip, left)
+                else:
+                    sound = resample_stream(_continued(part[0], reader, 0, None), rate, self.sample_rate)
+                    sound = _cut(sound, skip, None if left is None else left - skip)
+                    begin += skip
+                for block in sound:
+                    begin += len(block)
+                    yield block
+                self.remarks |= reader.remarks
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open between blocks."""
 
 
 def _open_otherwise(source: Source) -> AvReader:
     """Opens what libsndfile cannot; says what the file is where it is no sound at all."""
-    if source.content is None:
-        with source.path.open("rb") as file:
-            head = file.read(512)
-    else:
-        head = source.content[:512]
+    with source.bytes() as file:
+        head = file.read(512)
     guess = what_it_is(head)
     if guess is not None:
         raise problem("unreadable", guess, source.path, advice="Leave it out, or put the sound in its place.")
     return AvReader(source)
 
 
-def _source(path: PathLike, content: bytes | None) -> Source:
+def check_name(path: PathLike) -> None:
+    """Refuses a name that could be neither written to a table nor printed.
+
+    Raises:
+        AudioError: It is not UTF-8.
+    """
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise problem("unreadable", "its name is not UTF-8", path, advice="Rename it.") from None
+
+
+def _source(path: PathLike) -> Source:
     path = Path(path)
-    if content is not None:
-        size = len(content)
-    else:
-        try:
-            size = path.stat().st_size
-        except (OSError, ValueError) as error:
-            raise _unopened(error, path) from None
-        if path.is_dir():
-            raise problem("unreadable", "it is a folder, not a file", path, advice="Give the files in it, or scan it.")
+    check_name(path)
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise _unopened(error, path) from None
+    if path.is_dir():
+        raise problem("unreadable", "it is a folder, not a file", path, advice="Give the files in it, or scan it.")
     if size == 0:
         raise problem("empty", "the file has no bytes", path)
-    return Source(path, content, size)
+    return Source(path, size)
 
 
 def _unopened(error: OSError | ValueError, path: Path) -> AudioError:
@@ -272,29 +373,35 @@ def _unopened(error: OSError | ValueError, path: Path) -> AudioError:
 
 
 def _examine(source: Source) -> Container:
-    if source.content is not None:
-        return examine(io.BytesIO(source.content), source.size)
     try:
-        with source.path.open("rb") as file:
+        with source.bytes() as file:
             return examine(file, source.size)
     except OSError as error:
         raise _unopened(error, source.path) from None
 
 
 def _native(opened: _Opened, start: int, stop: int | None) -> Iterator[Waveform]:
+    return _continued(opened.source, opened.reader, start, stop)
+
+
+def _continued(source: Source, reader: Reader, start: int, stop: int | None) -> Iterator[Waveform]:
     """Blocks from sample `start` to before `stop`; where libsndfile breaks off, FFmpeg takes over at that sample."""
     position = start
     try:
-        for block in opened.reader.blocks(start, stop):
+        for block in reader.blocks(start, stop):
             position += len(block)
             yield block
     except SoundfileTrouble:
-        with AvReader(opened.source) as reader:
-            yield from reader.blocks(position, stop)
+        with AvReader(source) as other:
+            yield from other.blocks(position, stop)
+            reader.remarks.update(other.remarks)
 
 
 def _info(reader: Reader, frames: int) -> AudioInfo:
-    return AudioInfo(frames, reader.sample_rate, reader.channels, frames / reader.sample_rate, reader.format)
+    duration = frames / reader.sample_rate
+    return AudioInfo(
+        frames, reader.sample_rate, reader.channels, duration, reader.format, tuple(sorted(reader.remarks))
+    )
 
 
 def _check_range(path: PathLike, start: float, end: float | None) -> None:

@@ -46,6 +46,10 @@ class Failure:
     reason: str
     advice: str = ""
 
+    def __post_init__(self) -> None:
+        # A name that is no UTF-8 could be neither written nor printed.
+        object.__setattr__(self, "file", self.file.encode(errors="backslashreplace").decode())
+
     @property
     def kind(self) -> str:
         """The kind of failure: one of the keys of `ADVICE`, or `other`."""

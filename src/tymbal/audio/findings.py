@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tymbal.audio.failures import Failure
 from tymbal.audio.manifest import Clip, Manifest, place
 from tymbal.progress import duration
 
-__all__ = ["Finding", "find", "summarise"]
+__all__ = ["Finding", "find", "remarked", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ def find(clips: Sequence[Clip], notes: Iterable[str] = ()) -> list[Finding]:
         text = "parts of one file lie on both sides of the split: split=auto keeps them together"
         findings.append(_finding("file straddles", text, parts))
     return findings + _gaps(clips)
+
+
+def remarked(remarks: Mapping[str, Sequence[str]]) -> list[str]:
+    """Notes on what readers found unusual in files, although nothing of them is lost.
+
+    Args:
+        remarks: The files that each remark is about.
+    """
+    return [f"{remark}; {_count(len(files), 'file')}, as {files[0]}" for remark, files in sorted(remarks.items())]
 
 
 def _by(clips: Iterable[Clip], key: Callable[[Clip], str | None]) -> dict[str, list[Clip]]:

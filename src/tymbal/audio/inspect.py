@@ -1,7 +1,7 @@
 """Inspects one sound file: its format, hash and peak, and what is wrong with it, if anything.
 
-A file is read once: small ones into memory, to be hashed and decoded. Long recordings are hashed and decoded in
-blocks, so that memory does not grow with them.
+A file is hashed and decoded in blocks, so that memory does not grow with it, and decoded from its path, as everywhere
+else: decoders guess by the name, too.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tymbal.audio.decode import AudioInfo, native_blocks
+from tymbal.audio.decode import AudioInfo, check_name, native_blocks
 from tymbal.audio.failures import ADVICE, Failure, Kind, problem
 from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
 
 __all__ = ["FileReport", "inspect"]
 
-_IN_MEMORY = 64 << 20  # bytes
 _PIECE = 1 << 20  # bytes
 
 
@@ -49,9 +48,7 @@ class FileReport:
         """The problem as a row of `failures.csv`."""
         if self.problem is None:
             return None
-        # A name that is no UTF-8 could be neither written nor printed.
-        name = self.file.encode(errors="backslashreplace").decode()
-        return Failure(name, self.problem, self.advice or "")
+        return Failure(self.file, self.problem, self.advice or "")
 
 
 def inspect(path: str | os.PathLike[str], *, silence_db: float = -100.0, min_seconds: float = 0.025) -> FileReport:
@@ -66,14 +63,15 @@ def inspect(path: str | os.PathLike[str], *, silence_db: float = -100.0, min_sec
     file = os.fspath(path)
     digest: str | None = None
     try:
-        content, digest = _load(Path(file))
-        reader, blocks = native_blocks(file, content)
+        digest = _hash(Path(file))
+        reader, blocks = native_blocks(file)
         with reader:
             extent = _Extent()
             for block in blocks:
                 extent.add(block)
             duration = extent.frames / reader.sample_rate
-            info = AudioInfo(extent.frames, reader.sample_rate, reader.channels, duration, reader.format)
+            remarks = tuple(sorted(reader.remarks))
+            info = AudioInfo(extent.frames, reader.sample_rate, reader.channels, duration, reader.format, remarks)
     except AudioError as error:
         return FileReport(file, hash=digest, problem=error.what, advice=error.advice)
     kind, detail = _judge(extent, duration, silence_db=silence_db, min_seconds=min_seconds)
@@ -119,23 +117,16 @@ def _judge(
     return None, None
 
 
-def _load(path: Path) -> tuple[bytes | None, str]:
-    """The bytes of a small file, or None for a long one, and the hash of them."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise problem("unreadable", "its name is not UTF-8", path, advice="Rename it.") from None
+def _hash(path: Path) -> str:
+    check_name(path)
     try:
         if path.is_dir():
             raise problem("unreadable", "it is a folder, not a file", path)
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size <= _IN_MEMORY:
-                content = file.read()
-                return content, hashlib.blake2b(content, digest_size=8).hexdigest()
-            digest = hashlib.blake2b(digest_size=8)
+        digest = hashlib.blake2b(digest_size=8)
+        with path.open("rb", buffering=0) as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
-            return None, digest.hexdigest()
+        return digest.hexdigest()
     except (FileNotFoundError, NotADirectoryError):
         raise problem("missing", "there is no such file", path) from None
     except OSError as error:

@@ -6,24 +6,26 @@ holds less sound than it promises; `tymbal.audio.decode` decides which reader a 
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
 
+from tymbal.audio.bitstreams import Span
 from tymbal.audio.failures import problem
 from tymbal.errors import AudioError
 
 __all__ = [
+    "CANCELLED",
     "AudioInfo",
     "AvReader",
     "Reader",
@@ -43,10 +45,11 @@ SoundfileTrouble = soundfile.LibsndfileError
 _BLOCK = 1 << 18  # frames: 1 MiB of mono float32, so that the work stays near the cache
 _RATES = (100, 10_000_000)
 _FRAMES_A_BYTE = 5000  # FLAC packs 65,535 frames of silence into 14 bytes; no format packs more
-_MP3_SLACK = 3 * 1152  # decoders differ in how they treat the first and the last frame
+_BLOCKED = ("MPEG", "ADPCM", "GSM", "G72")  # codings whose last block may hold less than it has room for
+_BLOCK_SLACK = 3 * 1152  # decoders differ in how they treat the first and the last block of a compressed file
 _AV_SLACK = 0.1  # seconds: durations in a container are rounded and include or exclude the encoder's delay
 _AV_COUNTED = ("flac",)  # containers that tell the number of samples
-_AV_TIMED = ("mov", "matroska", "asf", "wav", "aiff")  # containers that tell a duration
+_AV_TIMED = ("mov", "matroska", "asf", "wav", "aiff", "w64", "flv")  # containers that tell a duration
 _AV_PREROLL = 0.25  # seconds decoded before the requested place, for decoders that depend on the packets before
 
 
@@ -60,6 +63,7 @@ class AudioInfo:
         channels: Number of channels.
         duration: In seconds.
         format: Container and coding, as in `WAV/PCM_16` or `MOV/AAC`.
+        remarks: What is unusual about it although nothing is lost, as far as it was read.
     """
 
     frames: int
@@ -67,25 +71,30 @@ class AudioInfo:
     channels: int
     duration: float
     format: str
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file, or the bytes of one that were read already.
+    """A file, or a part of one that is a sound file by itself.
 
     Attributes:
-        path: The file's path (only for messages if `content` is given).
-        content: Its bytes, or None to read from the path.
+        path: The file's path.
         size: Its size in bytes.
+        span: The part; None is the file.
     """
 
     path: Path
-    content: bytes | None
     size: int
+    span: Span | None = None
 
-    def opened(self) -> str | io.BytesIO:
-        """The path or the bytes that a decoder opens."""
-        return str(self.path) if self.content is None else io.BytesIO(self.content)
+    def opened(self) -> str | BinaryIO:
+        """What a decoder opens. The path is whole: FFmpeg takes what stands before a colon for a protocol."""
+        return str(self.path.absolute()) if self.span is None else self.span.open(self.path)
+
+    def bytes(self) -> BinaryIO:
+        """The open file or part."""
+        return self.path.open("rb") if self.span is None else self.span.open(self.path)
 
 
 class Reader(Protocol):
@@ -106,6 +115,10 @@ class Reader(Protocol):
     @property
     def frames(self) -> int | None:
         """Samples of one channel, or None where only decoding can tell."""
+
+    @property
+    def remarks(self) -> set[str]:
+        """What was unusual about the sound read so far, although nothing of it is lost."""
 
     def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Waveform]:
         """Yields the sound from sample `start` to before `stop` (or to the end), mono float32 [samples]."""
@@ -128,13 +141,14 @@ class SoundfileReader:
     """
 
     def __init__(self, source: Source) -> None:
+        self.remarks: set[str] = set()
         self._path = source.path
         self._file = soundfile.SoundFile(source.opened())
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.frames: int = self._file.frames
         self.format = f"{self._file.format}/{self._file.subtype}"
-        self._slack = _MP3_SLACK if self._file.format in ("MP3", "MPEG") else 0
+        self._slack = _BLOCK_SLACK if any(name in self._file.subtype for name in _BLOCKED) else 0
         try:
             _check_header(self, source)
         except AudioError:
@@ -152,7 +166,7 @@ class SoundfileReader:
             if not len(block):
                 break
             position += len(block)
-            yield _downmix(block.T)
+            yield _downmix(block.T, self.remarks)
         if position < end - self._slack:
             raise _truncated(position, self.frames, self.sample_rate, self._path)
 
@@ -170,15 +184,21 @@ class AvReader:
 
     The rate is that of the first decoded frame: headers of HE-AAC tell half of it.
 
+    Args:
+        source: The file.
+        seconds: Sound that is known to be in it: reached, no complaint of the decoder matters.
+
     Raises:
         AudioError: FFmpeg cannot read it either, it has no sound, or its header is nonsense.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, seconds: float | None = None) -> None:
         import av  # 90 ms that most folders never need
 
         self._av = av
+        self.remarks: set[str] = set()
         self._path = source.path
+        self._seconds = seconds
         try:
             self._container: Any = av.open(source.opened(), mode="r")
         except (av.error.FFmpegError, ValueError) as error:
@@ -265,22 +285,26 @@ class AvReader:
             position = round((first.pts - self._first.pts) * time_base * self.sample_rate)
         else:
             first = self._first
-        resampler = self._av.AudioResampler(format="fltp")
-        for frame in _chain(first, frames):
-            try:
-                parts = resampler.resample(frame)
-            except ValueError:
-                raise problem("unreadable", "its rate or channels change in the middle", self._path) from None
-            for part in parts:
-                samples = _downmix(np.asarray(part.to_ndarray(), np.float32))
-                yield position, samples
-                position += len(samples)
+        for frame in self._at_one_rate(_chain(first, frames)):
+            samples = _downmix(np.asarray(frame.to_ndarray(), np.float32), self.remarks)
+            yield position, samples
+            position += len(samples)
+
+    def _at_one_rate(self, frames: Iterator[Any]) -> Iterator[Any]:
+        """Frames as planar float32 at the rate of the first; rate and channels of joined sounds may change."""
+        alike = groupby(frames, key=lambda frame: (frame.format.name, frame.layout.name, frame.sample_rate))
+        for _, group in alike:
+            resampler = self._av.AudioResampler(format="fltp", rate=self.sample_rate)
+            for frame in group:
+                yield from resampler.resample(frame)
+            yield from resampler.resample(None)
 
     def _check_complete(self, reached: int, end: int | None) -> None:
         promised = self._promised
         if promised is not None and reached < min(promised, promised if end is None else end) - self._slack:
             raise _truncated(reached, promised, self.sample_rate, self._path)
-        if promised is None and self._errors:
+        sure = self._seconds is not None and reached >= (self._seconds - _AV_SLACK) * self.sample_rate
+        if promised is None and self._errors and not sure:
             seconds = reached / self.sample_rate
             raise problem("truncated", f"decoding fails after {seconds:.2f} s of sound", self._path)
 
@@ -298,8 +322,18 @@ def _chain(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
     yield from rest
 
 
-def _downmix(channels: Waveform) -> Waveform:
-    """The mean of the channels, [channels, samples] to [samples]; adding them up is 30 times faster than `mean`."""
+CANCELLED = "its channels cancel each other in the mean: the loudest one is read alone"
+"""A reader's remark."""
+
+_CANCELLED = 1e-6  # of the channels' energy is left of them in the mean: 60 dB
+
+
+def _downmix(channels: Waveform, remarks: set[str]) -> Waveform:
+    """The mean of the channels, [channels, samples] to [samples]; adding them up is 30 times faster than `mean`.
+
+    Where channels cancel each other (one is wired the wrong way round, or a balanced line was recorded as stereo), the
+    mean is silent although the sound is not: the loudest channel stands for them.
+    """
     mono: Waveform = channels[0]
     if len(channels) == 1:
         return mono
@@ -307,6 +341,11 @@ def _downmix(channels: Waveform) -> Waveform:
     for channel in channels[2:]:
         mono += channel
     mono *= np.float32(1 / len(channels))
+    with np.errstate(all="ignore"):  # NaN and infinity are looked for elsewhere
+        energies = [float(np.dot(channel, channel)) for channel in channels]
+        if float(np.dot(mono, mono)) < _CANCELLED * max(energies):
+            remarks.add(CANCELLED)
+            mono = channels[energies.index(max(energies))]
     return mono
 
 

@@ -23,7 +23,7 @@ from typing import Any
 from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders
 from tymbal.audio.decode import DISAGREEMENT
 from tymbal.audio.failures import ADVICE, Failure, write_failures
-from tymbal.audio.findings import Finding, find, summarise
+from tymbal.audio.findings import Finding, find, remarked, summarise
 from tymbal.audio.inspect import FileReport, inspect
 from tymbal.audio.manifest import Clip, Manifest
 from tymbal.audio.sources import read_source
@@ -95,7 +95,7 @@ def scan(
     if not good:
         raise _nothing_left(failures, source)
     manifest = Manifest(tuple(assign_splits(good, chosen)), listing.root)
-    findings = find(manifest.clips, [*listing.notes, *notes])
+    findings = find(manifest.clips, [*listing.notes, *notes, *remarked(_remarks(reports.values()))])
     if output is not None:
         manifest.write(output)
         write_failures(Path(output).with_name("failures.csv"), failures)
@@ -182,6 +182,15 @@ def _sort(
                 )
             )
     return good, list(failures.values())
+
+
+def _remarks(reports: Iterable[FileReport]) -> dict[str, list[str]]:
+    """The good files by what is unusual about them."""
+    remarks: dict[str, list[str]] = {}
+    for report in reports:
+        for remark in report.info.remarks if report.info is not None and report.problem is None else ():
+            remarks.setdefault(remark, []).append(report.file)
+    return remarks
 
 
 def _misfit(clip: Clip, report: FileReport, min_seconds: float) -> Failure | None:

@@ -50,17 +50,19 @@ class Listing:
     failures: list[Failure] = field(default_factory=list)
 
 
-def read_source(source: str | os.PathLike[str] | Manifest, *, label_csv: str | None = None) -> Listing:
+def read_source(source: str | os.PathLike[str] | Manifest | Listing, *, label_csv: str | None = None) -> Listing:
     """Lists the clips of a folder, a list, one sound file, or a manifest.
 
     Args:
-        source: One of these.
+        source: One of these, or what this function has given.
         label_csv: SSAST's `index,mid,display_name` table; labels that are mids become display names.
 
     Raises:
         ManifestError: There is no such source, it is unreadable, or it lists nothing.
     """
-    if isinstance(source, Manifest):
+    if isinstance(source, Listing):
+        listing = source
+    elif isinstance(source, Manifest):
         listing = Listing(list(source.clips), source.root, any(clip.labels for clip in source))
     else:
         path = Path(os.path.abspath(Path(source).expanduser()))  # noqa: PTH100 - links keep the user's names
@@ -100,7 +102,13 @@ def _walk(folder: Path, visited: set[str], failures: list[Failure]) -> Iterator[
     for entry in entries:
         if entry.name.startswith(".") or entry.name == "__MACOSX":
             continue
-        if entry.is_dir():
+        try:
+            is_folder = entry.is_dir()
+        except OSError as error:  # a link to itself
+            reason = f"unreadable: it cannot be looked at ({error.strerror or error})"
+            failures.append(Failure(entry.path, reason, "Correct or delete the link."))
+            continue
+        if is_folder:
             yield from _walk(Path(entry.path), visited, failures)
         elif os.path.splitext(entry.name)[1].lower() in AUDIO_SUFFIXES:  # noqa: PTH122 - ten times faster than Path
             yield entry.path

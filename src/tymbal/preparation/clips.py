@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders
+from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders, split_settings
 from tymbal.audio.decode import info
 from tymbal.audio.failures import Failure, check_reachable
+from tymbal.audio.findings import remarked
 from tymbal.audio.manifest import Clip, Manifest
-from tymbal.audio.sources import read_source
+from tymbal.audio.sources import Listing, read_source
 from tymbal.errors import AudioError
 from tymbal.settings import PrepareSettings
 
@@ -45,7 +46,7 @@ class Listed:
 
 
 def list_clips(
-    source: str | os.PathLike[str] | Manifest,
+    source: str | os.PathLike[str] | Manifest | Listing,
     settings: PrepareSettings,
     read_headers: Callable[[Sequence[str]], Iterable[Header | Failure]],
     *,
@@ -53,8 +54,8 @@ def list_clips(
 ) -> Listed:
     """Lists the clips of a source.
 
-    A manifest that a scan wrote is taken as it is. Anything else gets labels, groups and splits as a scan would give
-    them, but its files are opened for their headers only.
+    A manifest that a scan wrote is taken as it is, and completed where settings ask for more. Anything else gets
+    labels, groups and splits as a scan would give them, but its files are opened for their headers only.
 
     Args:
         source: A folder, a list, one sound file, or a manifest.
@@ -69,7 +70,8 @@ def list_clips(
     """
     manifest = _scanned(source)
     if manifest is not None:
-        return Listed(list(manifest), _file_lengths(manifest))
+        clips, notes = _completed(manifest, settings)
+        return Listed(clips, _file_lengths(manifest), notes=notes)
     listing = read_source(source, label_csv=settings.label_csv)
     clips, label_notes = label_clips(listing.clips, settings, labelled=listing.labelled)
     clips, group_notes = group_clips(clips, settings)
@@ -86,12 +88,16 @@ def list_clips(
     stay = {failure.file: failure for failure in unopened if failure.file in headers}
     failures |= stay
     headers = {file: header for file, header in headers.items() if file not in stay}
+    remarks: dict[str, list[str]] = {}
+    for file, header in headers.items():
+        for remark in header.remarks:
+            remarks.setdefault(remark, []).append(file)
     good = [clip for clip in clips if clip.file in headers]
     return Listed(
         clips=_split(good, headers, settings),
         lengths={file: header.seconds for file, header in headers.items()},
-        failures=[failures[file] for file in files if file in failures],
-        notes=[*listing.notes, *label_notes, *group_notes, *_staying(stay)],
+        failures=[*listing.failures, *(failures[file] for file in files if file in failures)],
+        notes=[*listing.notes, *label_notes, *group_notes, *remarked(remarks), *_staying(stay)],
     )
 
 
@@ -122,7 +128,9 @@ def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSet
     return labels
 
 
-def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:
+def _scanned(source: str | os.PathLike[str] | Manifest | Listing) -> Manifest | None:
+    if isinstance(source, Listing):
+        return None
     if isinstance(source, Manifest):
         manifest = source
     elif Path(source).suffix.lower() in (".csv", ".parquet") and Path(source).is_file():
@@ -130,6 +138,21 @@ def _scanned(source: str | os.PathLike[str] | Manifest) -> Manifest | None:
     else:
         return None
     return manifest if len(manifest) and manifest.scanned else None
+
+
+def _completed(manifest: Manifest, settings: PrepareSettings) -> tuple[list[Clip], list[str]]:
+    """The clips of a scanned manifest, with what settings say where its columns are empty, and remarks."""
+    clips = read_source(manifest, label_csv=settings.label_csv).clips
+    notes: list[str] = []
+    if settings.label_pattern is not None or settings.labels in ("folder", "none"):
+        clips, notes = label_clips(clips, settings, labelled=True)
+    clips, group_notes = group_clips(clips, settings)
+    notes += group_notes
+    if settings.split != "auto" or split_settings(settings):
+        clips = assign_splits(clips, settings)
+    elif not any(clip.split for clip in clips):
+        notes.append("the manifest gives no split, so none is made: split=groups, split=clips or validation makes one")
+    return clips, notes
 
 
 def _file_lengths(manifest: Manifest) -> dict[str, float]:
@@ -146,7 +169,7 @@ def _split(clips: list[Clip], headers: dict[str, Header], settings: PrepareSetti
     if not clips:
         return []
     marked = [clip.but(hash=clip.hash or headers[clip.file].fingerprint) for clip in clips]
-    split = assign_splits(marked, settings.scan())
+    split = assign_splits(marked, settings)
     return [clip.but(split=side.split) for clip, side in zip(clips, split, strict=True)]
 
 
@@ -161,11 +184,13 @@ class Header:
         file: Its path.
         seconds: Its length.
         fingerprint: Hash of its size, first and last 16 KiB: files with the same bytes have the same one.
+        remarks: What is unusual about it although nothing is lost.
     """
 
     file: str
     seconds: float
     fingerprint: str
+    remarks: tuple[str, ...] = ()
 
 
 def read_headers(files: Sequence[str]) -> list[Header | Failure]:
@@ -175,7 +200,8 @@ def read_headers(files: Sequence[str]) -> list[Header | Failure]:
 
 def _read(file: str) -> Header | Failure:
     try:
-        return Header(file, info(file).duration, _fingerprint(file))
+        found = info(file)
+        return Header(file, found.duration, _fingerprint(file), found.remarks)
     except AudioError as error:
         return Failure.of(error, file)
     except OSError as error:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from tymbal.audio.failures import Failure, write_failures
 from tymbal.audio.manifest import Manifest
+from tymbal.audio.sources import Listing
 from tymbal.config import deciding, diff
 from tymbal.errors import AudioError, StoreError
 from tymbal.features.normalisation import Moments
@@ -68,10 +69,10 @@ class Record:
 
     @classmethod
     def of(
-        cls, source: str | os.PathLike[str] | Manifest, settings: PrepareSettings, listed: Listed, plan: Plan
+        cls, source: str | os.PathLike[str] | Manifest | Listing, settings: PrepareSettings, listed: Listed, plan: Plan
     ) -> Record:
         """The record of a preparation that is about to begin."""
-        place = source.root if isinstance(source, Manifest) else Path(source).absolute()
+        place = source.root if isinstance(source, Manifest | Listing) else Path(source).absolute()
         unopened = [[failure.file, failure.reason, failure.advice] for failure in listed.failures]
         return cls(str(place), _relevant(settings), sorted(listed.files), plan.digest(), unopened)
 

@@ -19,10 +19,11 @@ class ScanSettings:
     Attributes:
         labels: Where labels come from. `auto` takes the manifest's column, else class folders (all one deep, at least
             two), else none. `folder` takes the outermost folder. A folder `A,B` stands for two labels.
-        label_pattern: Regular expression on the path relative to the folder; its first group is the label.
+        label_pattern: Regular expression on the path relative to the folder; its first group is the label of clips
+            whose column is empty.
         label_csv: SSAST's `index,mid,display_name` table, for JSON lists whose labels are mids.
         group_pattern: Regular expression on the path; its first group names what must stay on one side of a split
-            (a recording, a site, a speaker).
+            (a recording, a site, a speaker), for clips whose column is empty.
         split: How clips are split into train and validation. `auto` keeps a validation split that the manifest or
             train/validation folders give; else it splits whole groups or, without groups, whole files; parts and exact
             copies of a file stay together. `groups` and `clips` split anew, `clips` singly. Clips that are given as
@@ -176,10 +177,6 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         check(0 < self.min_fill <= 1, "min_fill", self.min_fill, "a fraction above 0, at most 1")
         check(self.every >= 1, "every", self.every, "1 or more")
         check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
-
-    def scan(self) -> ScanSettings:
-        """The part of these settings that `scan` takes, for a folder that was not scanned before."""
-        return ScanSettings(**{name: getattr(self, name) for name in ScanSettings.__dataclass_fields__})
 
 
 @dataclass(frozen=True, kw_only=True)
