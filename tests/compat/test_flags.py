@@ -71,3 +71,10 @@ def test_parse__mistakes_are_said(words, message):
 def test_help__names_every_flag():
     shown = help_text()
     assert all(f"--{flag.name} " in shown for flag in FLAGS)
+
+
+@pytest.mark.parametrize("flag", ["--lr", "--learning-rate", "--learning_rate"])
+def test_parse__the_learning_rate_has_two_names(flag: str):
+    flags = parse(["--task", "ft_cls", flag, "3e-4"])
+    assert flags.lr == 3e-4
+    assert "lr" in flags.given

@@ -41,6 +41,8 @@ def test_translate__run_mask_patch():
         "size": "base",
         "patch": "16x16",
         "mask_count": 400,
+        "mask_padding": True,
+        "fall_in_warmup": False,
         "cluster_max": 5,
         "normalize_targets": False,
         "optimizer": "adam",
@@ -132,7 +134,9 @@ def test_translate__a_mask_that_was_not_given_is_named_as_the_default():
     words = MASK_PATCH.replace("--mask_patch 400", "") + " --target_length 256"
     with pytest.raises(SettingsError, match=r"as run\.py has it where it is not given, does not fit"):
         call(words)
-    assert call(words, "--mask_ratio 0.6").settings["mask_ratio"] == 0.6
+    by_ratio = call(words, "--mask_ratio 0.6").settings
+    assert by_ratio["mask_ratio"] == 0.6
+    assert "mask_padding" not in by_ratio
 
 
 def test_translate__sound_files_have_no_folders_of_pt_files():

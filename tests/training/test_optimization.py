@@ -293,3 +293,28 @@ def test_make_schedule__follows_what_the_plan_settles_on():
             plan.settle(50, at=3)
     assert rates[:6] == pytest.approx([0.02, 0.04, 0.06, 1.6, 2.0, 2.0 * schedule_scale("cosine", 6, 5, 50)])
     assert rates[-1] == 0
+
+
+def test_make_schedule__a_warmup_may_override_the_falls_in_it():
+    settings = PretrainSettings(schedule="step", step_start=1, step_every=2, step_factor=0.5, fall_in_warmup=False)
+    plan = BatchPlan(length=10, batch_sizes=(5,), epochs=4)
+    schedule = make_schedule(settings, plan, optimizer(8.0), warmup=4)
+    rates = []
+    for _ in range(plan.steps):
+        rates.append(rate(schedule))
+        schedule.optimizer.step()
+        schedule.step()
+    # The fall of epoch 1 is over with the warm-up; that of epoch 3 holds.
+    assert rates == [0, 2, 4, 6, 8, 8, 4, 4]
+
+
+def test_plateau__falls_in_the_warmup_may_be_over_with_it():
+    schedule = Plateau(optimizer(2.0), warmup=2, patience=0, factor=0.5, fall_in_warmup=False)
+    rates = []
+    for value in (0.5, 0.4, 0.3, 0.2):
+        schedule.observe(value, greater=True)
+        schedule.optimizer.step()
+        schedule.step()
+        rates.append(rate(schedule))
+    # The second and the third come at step 1 and 2 of the warm-up's 2; the fourth holds.
+    assert rates == [1, 2, 2, 1]
