@@ -173,11 +173,27 @@ def test_pretrain__leaves_patch_and_parts_to_the_sound(store: Path, tmp_path: Pa
     result = pretrain(store, tmp_path / "run", **DEFAULT)
     assert "Patches of 32x4 mel bins x frames: clips unfold in time" in capsys.readouterr().err
     recorded = read_run_yaml(tmp_path / "run").settings
-    own = {"objective": "lejepa", "size": "mini", "patch": "32x4", "parts": 4, "kept": 0.5, "batches": "mixed"}
+    own = {
+        "objective": "lejepa",
+        "size": "auto",
+        "patch": "32x4",
+        "parts": 4,
+        "kept": 0.5,
+        "batches": "mixed",
+        "stem": 8,
+    }
     assert {name: recorded[name] for name in own} == own
     description = load_model(result.model).description
     assert description.objective["parts"] == 4
     assert description.encoder.patch == (32, 4)
+    assert description.encoder.stem == 8
+
+
+@pytest.mark.parametrize(("patch", "stem"), [("32x6", 0), ("8x8", 0)])
+def test_pretrain__takes_no_stem_for_other_patches(patch: str, stem: int, store: Path, tmp_path: Path):
+    result = pretrain(store, tmp_path / "run", **{**DEFAULT, "patch": patch, "max_steps": 1})
+    assert load_model(result.model).description.encoder.stem == stem
+    assert read_run_yaml(tmp_path / "run").settings["stem"] == stem
 
 
 def test_pretrain__goes_on_with_what_its_data_had_chosen(store: Path, tmp_path: Path):

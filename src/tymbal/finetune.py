@@ -352,7 +352,14 @@ def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSe
     patch = parse_patch(settings.patch)
     stride = patch if settings.stride is None else parse_patch(settings.stride, setting="stride")
     target = EncoderConfig(
-        width=width, depth=depth, heads=heads, mels=store.mels, frames=store.frames, patch=patch, stride=stride
+        width=width,
+        depth=depth,
+        heads=heads,
+        mels=store.mels,
+        frames=store.frames,
+        patch=patch,
+        stride=stride,
+        stem=settings.stem,
     )
     head = HeadChoice(
         labels=labels,

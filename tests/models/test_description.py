@@ -37,3 +37,12 @@ def test_own_grid__is_the_classifiers_or_the_objectives(facts: dict[str, Any], o
     assert description.own_grid == own
     assert description.own_parts == (1 if own == "rows" else int(own[-1]))
     assert ModelDescription.from_json(description.to_json()).own_grid == own
+
+
+def test_to_json__says_of_a_stem_only_where_there_is_one() -> None:
+    """Versions that know no stem go on reading models without one."""
+    assert "stem" not in DESCRIPTION.to_json()["encoder"]
+    stemmed = replace(DESCRIPTION, encoder=replace(CONFIG, stem=4))
+    assert stemmed.to_json()["encoder"]["stem"] == 4
+    for each in (DESCRIPTION, stemmed):
+        assert ModelDescription.from_json(each.to_json()) == each

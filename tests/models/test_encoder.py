@@ -45,6 +45,36 @@ def test_patchify__puts_mel_bins_before_frames():
     assert patches[0, 4, 16] == 16 * 32 + 17
 
 
+def test_stem__is_two_convolutions_before_the_patches():
+    encoder = small_encoder(patch=(16, 8), stride=(16, 8), frames=50, stem=3)
+    spectrogram = torch.randn(2, 50, 32)
+    picture = spectrogram[:, :48].transpose(1, 2).unsqueeze(1)  # the last two frames fill no patch
+    for convolution in (encoder.stem[0], encoder.stem[2]):
+        picture = F.gelu(F.conv2d(picture, convolution.weight, convolution.bias, stride=2, padding=1))
+    assert picture.shape == (2, 6, 8, 12)
+    seen = encoder.seen(spectrogram)
+    assert encoder.config.grid == (2, 6)
+    assert encoder.config.projected_area == seen.shape[2] == 4 * 2 * 6
+    # Patch 8 is row 1, column 2: bins 4 to 7 and frames 4 and 5 of the picture, its channels last.
+    torch.testing.assert_close(seen[0, 8].view(4, 2, 6), picture[0, :, 4:8, 4:6].permute(1, 2, 0))
+    assert encoder(spectrogram).tokens.shape == (2, PREFIX_TOKENS + 12, 32)
+
+
+def test_stem__sees_nothing_behind_a_patch():
+    encoder = small_encoder(patch=(32, 4), stride=(32, 4), stem=2)
+    spectrogram = torch.randn(1, 48, 32, requires_grad=True)
+    encoder.seen(spectrogram)[0, 5].sum().backward()
+    heard = spectrogram.grad[0].abs().sum(1).nonzero().flatten().tolist()
+    assert heard == list(range(17, 24))  # its own frames 20 to 23, and three before
+
+
+def test_stem__sides_of_patches_are_multiples_of_4():
+    with pytest.raises(SettingsError, match="a stem of 8 channels does not fit patches of 32x2 every 32x2"):
+        EncoderConfig(width=8, depth=1, heads=1, mels=32, patch=(32, 2), stride=(32, 2), stem=8)
+    with pytest.raises(SettingsError, match="a stem of -1 channels"):
+        EncoderConfig(width=8, depth=1, heads=1, stem=-1)
+
+
 def test_forward__equals_the_formula_written_out():
     encoder = small_encoder(depth=1, heads=2)
     spectrogram = torch.randn(2, 48, 32)

@@ -97,6 +97,8 @@ class ModelDescription:
             del values["encoder"]["attend_to_padding"]
         if self.embedding is None:
             del values["embedding"]
+        if not self.encoder.stem:
+            del values["encoder"]["stem"]
         return values
 
     @classmethod

@@ -103,10 +103,13 @@ def first_encoder(
         ModelError: The weights to start from cannot be read or do not fit.
     """
     width, depth, heads = settings.shape
-    patch = parse_patch(settings.patch)
-    config = EncoderConfig(width=width, depth=depth, heads=heads, mels=mels, frames=frames, patch=patch, stride=patch)
+    patch, stem = parse_patch(settings.patch), settings.stem or 0
+    config = EncoderConfig(
+        width=width, depth=depth, heads=heads, mels=mels, frames=frames, patch=patch, stride=patch, stem=stem
+    )
     if settings.from_ is None:
-        tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads")
+        also = f", a stem of {stem} channels" if stem else ""
+        tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads{also}")
         return SpectrogramEncoder(config), None
     encoder, report, origin = warm_start(
         settings.from_, config=config, keep_stride=keep_stride, source_heads=settings.heads

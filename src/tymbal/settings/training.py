@@ -32,7 +32,6 @@ class TrainingSettings:
         schedule: What the learning rate does after the warm-up: falls along a `cosine` or a line to 0, stays, falls in
             steps of some epochs, or falls whenever the validation metric stays on a plateau.
         warmup: Warm-up: a fraction of all steps below 1, a number of steps from 1 on.
-        fall_in_warmup: Whether falls of `step` and `plateau` hold that come during the warm-up; in SSAST they do not.
         step_start: Epochs after which the learning rate falls first, with `step`.
         step_every: Epochs between its falls, with `step`.
         step_factor: What it is multiplied by at each fall, with `step`.
@@ -82,7 +81,6 @@ class TrainingSettings:
     optimizer: Literal["adamw", "adam", "sgd"] = setting("adamw", group="optimizer")
     schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = setting("cosine", group="optimizer")
     warmup: float = setting(0.1, group="optimizer")
-    fall_in_warmup: bool = setting(True, group="optimizer", before=True)
     step_start: float = setting(10, group="optimizer")
     step_every: float = setting(5, group="optimizer")
     step_factor: float = setting(0.5, group="optimizer")
@@ -180,6 +178,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch: 16x16, or 128x4 for patches as high as the spectrogram. `auto` chooses by
             the sound: the latter where clips unfold in time, as words do; is that of the weights to start from.
+        stem: Channels of a convolutional stem before the patches, of encoders that start from random weights; 0 is
+            none. `None` is 8 for lejepa on patches as high as the spectrogram and 4 (8, 12, …) frames wide, else none.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
             evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours, beside
@@ -205,6 +205,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     depth: int | None = None
     heads: int | None = None
     patch: str = setting("auto", by_data=True, first=True)
+    stem: int | None = setting(None, by_data=True, before=0)
     train: str = setting("all", first=True)
     probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
     probe_every: float = setting(5.0, resumable=True, group="evaluation")
@@ -217,6 +218,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         SoundSettings.__post_init__(self)
         if self.patch != "auto":
             parse_patch(self.patch)
+        check((self.stem or 0) >= 0, "stem", self.stem, "0 or more")
         check(self.train == "all" or self.train.isdigit(), "train", self.train, "all or a number of blocks")
         check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
         check(self.snapshots >= 0, "snapshots", self.snapshots, "0 or more")
@@ -303,6 +305,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         depth: Blocks of the encoder, instead of the named size's.
         heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch, where the encoder starts from random weights.
+        stem: Channels of a convolutional stem before the patches, where it starts from random weights; 0 is none.
         stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
             the patch makes patches overlap.
         pooling: What the head sees: `mean` of the patch tokens, `all` the mean of patch and class tokens alike, `rows`
@@ -357,6 +360,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     depth: int | None = setting(None, group="encoder")
     heads: int | None = setting(None, group="encoder")
     patch: str = setting("16x16", group="encoder")
+    stem: int = setting(0, group="encoder")
     stride: str | None = setting(None, group="encoder")
     pooling: Literal["auto", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention"] = setting(
         "auto", first=True

@@ -110,6 +110,10 @@ def test_write__what_ssast_cannot_hold_is_refused(tmp_path):
     heads = SpectrogramEncoder(EncoderConfig(width=96, depth=1, heads=3, mels=32, frames=32))
     with pytest.raises(ModelError, match="heads of 64"):
         ssast.write(tmp_path / "a.pth", heads)
+    for changes, reason in (({"stem": 2}, "convolutional stem"), ({"attend_to_padding": False}, "attend to padding")):
+        config = EncoderConfig(width=64, depth=1, heads=1, mels=32, frames=32, **changes)
+        with pytest.raises(ModelError, match=f"SSAST cannot hold this model: .* {reason}"):
+            ssast.write(tmp_path / "a.pth", SpectrogramEncoder(config))
     assert list(tmp_path.iterdir()) == []
 
 

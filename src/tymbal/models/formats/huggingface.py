@@ -119,6 +119,8 @@ def obstacle(config: EncoderConfig, pooling: str | None) -> str | None:
     """Why transformers' AST classes cannot hold such a model, in words; `None` where they can."""
     if config.patch[0] != config.patch[1]:
         return f"its patches are {config.patch[0]}x{config.patch[1]}, and transformers' AST has square ones only"
+    if config.stem:
+        return "it has a convolutional stem, and transformers' AST has none"
     if not config.attend_to_padding:
         return "it does not attend to padding, and transformers' AST attends to all patches alike"
     if pooling not in (None, "cls"):

@@ -131,6 +131,9 @@ def write(
     config = encoder.config
     if config.heads != _heads(config.width) or not config.qkv_bias:
         raise ModelError("SSAST's attention has heads of 64 numbers and a bias, this model's has not", path=path)
+    if config.stem or not config.attend_to_padding:
+        what = "has a convolutional stem" if config.stem else "does not attend to padding"
+        raise ModelError(f"SSAST cannot hold this model: it {what}", path=path, advice="Convert it to tymbal or ONNX.")
     state = dict(encoder.state_dict())
     state["patch_projection.weight"] = state["patch_projection.weight"].reshape(-1, 1, *config.patch)
     names = expand(_ENCODER, config.depth)
