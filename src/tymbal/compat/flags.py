@@ -48,6 +48,7 @@ class Flag:
         kind: Reads its value.
         default: Its value if it is not given, as in `run.py`.
         short: Its short name.
+        also: Another long name of it.
         choices: Values that it may have.
     """
 
@@ -56,6 +57,7 @@ class Flag:
     kind: Callable[[str], Any] = _TEXT
     default: Any = None
     short: str | None = None
+    also: str | None = None
     choices: tuple[str, ...] | None = None
 
 
@@ -71,7 +73,7 @@ _THEIRS = (
     Flag("target_length", "frames of a spectrogram: shorter ones are padded, longer ones cut", _INT),
     Flag("num_mel_bins", "mel bins of a spectrogram", _INT, 128),
     Flag("exp_dir", "folder of the run"),
-    Flag("lr", "learning rate", _FLOAT, 1e-3),
+    Flag("lr", "learning rate", _FLOAT, 1e-3, also="learning_rate"),
     Flag("warmup", "warm up the learning rate in 1,000 steps; True or False", _switch, default=True),
     Flag("optim", "optimizer", _TEXT, "adam", choices=("sgd", "adam")),
     Flag("batch_size", "clips a batch and device", _INT, 12, "b"),
@@ -165,7 +167,8 @@ def _parser() -> _Parser:
     for title, flags in (("flags of run.py", _THEIRS), ("flags that it lacks", _OURS)):
         group = parser.add_argument_group(title)
         for flag in flags:
-            names = [f"--{flag.name}"] + ([f"-{flag.short}"] if flag.short else [])
+            names = [f"--{flag.name}", *([f"--{flag.also}"] if flag.also else [])]
+            names += [f"-{flag.short}"] if flag.short else []
             default = "" if flag.default in (None, "") else f" (default: {flag.default})"
             choices = None if flag.choices is None else [*flag.choices, *([None] if flag.default is None else [])]
             metavar = "{" + ",".join(flag.choices) + "}" if flag.choices else flag.name.rpartition("_")[2].upper()

@@ -51,7 +51,7 @@ from tymbal.progress import tell
 from tymbal.settings import SIZES, PtSettings
 from tymbal.training.callbacks import Evaluation
 from tymbal.training.records import read_metrics
-from tymbal.training.run_folder import RunResult
+from tymbal.training.run_folder import RunFolder, RunResult
 
 __all__ = [
     "BEST",
@@ -67,6 +67,10 @@ __all__ = [
 ]
 
 
+_BEFORE = {"fall_in_warmup": True, "mask_padding": False}
+"""What earlier versions did otherwise than the reference."""
+
+
 @quiet_except_rank_zero()
 def run(arguments: Sequence[str]) -> RunResult:
     """Does what `python run.py` with these arguments would.
@@ -80,11 +84,20 @@ def run(arguments: Sequence[str]) -> RunResult:
     """
     flags = parse(arguments)
     call = translate(flags, audio=_is_audio(flags))
+    _continue_as_begun(call)
     for remark in call.remarks if rank() == 0 else ():
         tell(remark, warning=True)
     if call.verb == "finetune":
         return finetune_as_there(flags, call)
     return _pretrain(flags, call)
+
+
+def _continue_as_begun(call: Call) -> None:
+    """Keeps what an earlier version did otherwise in a run that it began."""
+    begun = RunFolder(call.output).begun() or {}
+    for name, before in _BEFORE.items() if begun else ():
+        if name in call.settings:
+            call.settings[name] = begun.get(name, before)
 
 
 def _is_audio(flags: Flags) -> bool:

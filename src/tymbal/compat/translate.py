@@ -106,6 +106,7 @@ def _training(flags: Flags, remarks: list[str]) -> dict[str, Any]:
         "accumulate": flags.accumulate,
         "learning_rate": flags.lr,
         "warmup": _WARMUP if flags.warmup else 0,
+        "fall_in_warmup": False,
         "log_every": flags.n_print_steps,
         "workers": flags.num_workers or 0,
         "gradient_checkpointing": flags.gradient_checkpointing,
@@ -160,7 +161,9 @@ def _pretraining(flags: Flags, remarks: list[str]) -> dict[str, Any]:
     if flags.encode == "visible":
         remarks.append("--encode visible: the models/*.pth have heads that are not trained; ours have all")
     _check_masks(flags, patch)
-    masked = {"mask_count": flags.mask_patch} if flags.mask_ratio is None else {"mask_ratio": flags.mask_ratio}
+    # As many patches as are asked for, padding among them, as there; a ratio is ours, and of the sound.
+    exactly = {"mask_count": flags.mask_patch, "mask_padding": True}
+    masked = exactly if flags.mask_ratio is None else {"mask_ratio": flags.mask_ratio}
     return {
         "objective": flags.task.removeprefix("pretrain_"),
         "size": flags.model_size,

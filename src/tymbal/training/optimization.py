@@ -182,6 +182,7 @@ class Plateau(LambdaLR):
         warmup: Steps of the warm-up.
         patience: Evaluations without progress that are put up with.
         factor: Factor of the rate at each fall.
+        fall_in_warmup: Whether falls during the warm-up hold; else they are over with it, as in SSAST.
 
     Attributes:
         scale: Present factor of the rates.
@@ -189,11 +190,14 @@ class Plateau(LambdaLR):
         idle: Evaluations since then, or since the last fall.
     """
 
-    def __init__(self, optimizer: Optimizer, *, warmup: int, patience: int, factor: float) -> None:
+    def __init__(
+        self, optimizer: Optimizer, *, warmup: int, patience: int, factor: float, fall_in_warmup: bool = True
+    ) -> None:
         # All but the optimizer and the function is saved and loaded as the schedule's state.
         self.warmup = warmup
         self.patience = patience
         self.factor = factor
+        self.fall_in_warmup = fall_in_warmup
         self.scale = 1.0
         self.best: float | None = None
         self.idle = 0
@@ -218,6 +222,8 @@ class Plateau(LambdaLR):
         if self.idle <= self.patience:
             return
         self.idle = 0
+        if self.last_epoch <= self.warmup and not self.fall_in_warmup:
+            return
         self.scale *= self.factor
         rates = [rate * self._rate(self.last_epoch) for rate in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -248,10 +254,16 @@ def make_schedule(settings: TrainingSettings, plan: BatchPlan, optimizer: Optimi
 
     if settings.schedule == "plateau":
         patience, factor = settings.plateau_patience, settings.plateau_factor
-        return Plateau(optimizer, warmup=warmup, patience=patience, factor=factor)
+        lasting = settings.fall_in_warmup
+        return Plateau(optimizer, warmup=warmup, patience=patience, factor=factor, fall_in_warmup=lasting)
     if settings.schedule == "step":
         falls = step_scale(plan, start=settings.step_start, every=settings.step_every, factor=settings.step_factor)
-        return LambdaLR(optimizer, lambda step: falls(step) * warmup_scale(step, rising()))
+
+        def rate(step: int) -> float:
+            overridden = 1.0 if settings.fall_in_warmup else falls(min(step, rising()))
+            return falls(step) / overridden * warmup_scale(step, rising())
+
+        return LambdaLR(optimizer, rate)
     if plan.measured is not None:
         return LambdaLR(optimizer, lambda step: schedule_scale(settings.schedule, step, rising(), plan.steps))
     return None
