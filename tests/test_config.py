@@ -233,11 +233,12 @@ def test_old_name__of_a_setting_of_an_objective(name, tmp_path, capsys):
 def test_begun_before__is_what_a_run_of_an_earlier_version_did():
     cls = registry.run_settings("contrastive")
     old = {"projection_norm": False, "projection_parts": 0, "negatives": "all", "view_padding": "found"}
-    old |= {"probe_pooling": "mean", "stem": 0}
+    old |= {"probe_pooling": "mean", "stem": 0, "fall_in_warmup": True}
     assert config.begun_before(cls, {"temperature": 0.1}) == old
     today = config.to_mapping(cls())
     # What has not changed, and what the data decide.
-    assert config.begun_before(cls, today) == {"negatives": "all", "size": "auto", "patch": "auto", "stem": None}
+    same = {"negatives": "all", "fall_in_warmup": True}
+    assert config.begun_before(cls, today) == {**same, "size": "auto", "patch": "auto", "stem": None}
 
 
 def test_resolve__a_run_goes_on_as_it_was_begun():

@@ -32,6 +32,7 @@ class TrainingSettings:
         schedule: What the learning rate does after the warm-up: falls along a `cosine` or a line to 0, stays, falls in
             steps of some epochs, or falls whenever the validation metric stays on a plateau.
         warmup: Warm-up: a fraction of all steps below 1, a number of steps from 1 on.
+        fall_in_warmup: Whether falls of `step` and `plateau` hold that come during the warm-up; in SSAST they do not.
         step_start: Epochs after which the learning rate falls first, with `step`.
         step_every: Epochs between its falls, with `step`.
         step_factor: What it is multiplied by at each fall, with `step`.
@@ -81,6 +82,7 @@ class TrainingSettings:
     optimizer: Literal["adamw", "adam", "sgd"] = setting("adamw", group="optimizer")
     schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = setting("cosine", group="optimizer")
     warmup: float = setting(0.1, group="optimizer")
+    fall_in_warmup: bool = setting(True, group="optimizer", before=True)
     step_start: float = setting(10, group="optimizer")
     step_every: float = setting(5, group="optimizer")
     step_factor: float = setting(0.5, group="optimizer")
