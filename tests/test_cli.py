@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -190,3 +191,31 @@ def test_output__that_nobody_reads_to_its_end_is_no_mistake() -> None:
     done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, check=False, timeout=60)
     os.close(writes)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), ["Error: a/b: no space left on device", "Make room"]),
+        (PermissionError(errno.EACCES, "Permission denied", "a"), ["Error: a: permission denied", "rights"]),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 5000), ["…: file name too long", "a shorter path"]),
+        (OSError(errno.EIO, "Input/output error", "a", None, "b"), ["Error: b: input/output error", "run the same"]),
+        (MemoryError("Unable to allocate 9 GiB"), ["Error: there is not enough memory (Unable to allocate", "smaller"]),
+    ],
+)
+def test_main__what_the_system_refuses_is_told(
+    error: Exception, told: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setitem(vars(tymbal), "scan", refused)
+    assert main(["scan", "folder", "-o", "a.csv"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(each in said for each in told)
+    assert len(said) < 700
+
+
+def test_main__a_path_that_is_too_long_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prepare", "a" * 5000, "-o", "store"]) == 2
+    assert "file name too long" in capsys.readouterr().err

@@ -60,6 +60,9 @@ def test_from_mapping__yaml_takes_1e_4_for_text(tmp_path):
         ({"ratio": 0.5}, "Did you mean mask_ratio?"),
         ({"xyzzy": 1}, "Settings are: epochs, max_steps,"),
         ({"epochs": "many"}, "a.yaml: epochs is 'many', which is not a number"),
+        ({"epochs": float("inf")}, "a.yaml: epochs is inf, which is not a number"),
+        ({"epochs": "nan"}, "a.yaml: epochs is 'nan', which is not a number"),
+        ({"batch_size": float("inf")}, "a.yaml: batch_size is inf, which is not a whole number"),
         ({"batch_size": 8.5}, "a.yaml: batch_size is 8.5, which is not a whole number"),
         ({"batch_size": True}, "a.yaml: batch_size is True, which is not a whole number"),
         ({"compile": 1}, "a.yaml: compile is 1, which is not true or false"),
@@ -237,8 +240,8 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
     assert config.begun_before(cls, {"temperature": 0.1}) == old
     today = config.to_mapping(cls())
     # What has not changed, and what the data decide.
-    same = {"negatives": "all", "fall_in_warmup": True}
-    assert config.begun_before(cls, today) == {**same, "size": "auto", "patch": "auto", "stem": None}
+    same = {"negatives": "all", "size": "auto", "patch": "auto", "stem": None, "fall_in_warmup": True}
+    assert config.begun_before(cls, today) == same
 
 
 def test_resolve__a_run_goes_on_as_it_was_begun():

@@ -17,7 +17,7 @@ from typing import Any
 
 import tymbal
 from tymbal.cli_words import Argument, Flag, UsageError, Verb, flag_of, parse, setting_flags
-from tymbal.errors import SettingsError, TymbalError
+from tymbal.errors import SettingsError, TymbalError, system_error
 from tymbal.machine import check_companions
 from tymbal.progress import quietly, say
 from tymbal.stopping import RUN_AGAIN, Interrupted, Stopped, stop_at_once
@@ -289,8 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"Error: {error}", style="red")
         say(f"  Help: tymbal {'' if verb is None else f'{verb.name} '}--help")
         return 2
-    except TymbalError as error:
-        say(f"Error: {error}", style="red")
+    except (TymbalError, OSError, MemoryError) as error:
+        say(f"Error: {error if isinstance(error, TymbalError) else system_error(error)}", style="red")
         return 2
     except Stopped:
         return RUN_AGAIN

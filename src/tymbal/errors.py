@@ -1,11 +1,13 @@
 """One tree of errors. Every message says what is wrong, in which file, and what to do.
 
 The command line prints a `TymbalError` as it is, without a traceback, and ends with exit status 2: it is a user's
-mistake or a fact about the user's data. Anything else that escapes is a defect of Tymbal and keeps its traceback.
+mistake or a fact about the user's data. So is what the system refuses (`system_error`): a full disk, missing rights.
+Anything else that escapes is a defect of Tymbal and keeps its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -19,6 +21,7 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "TymbalError",
+    "system_error",
 ]
 
 
@@ -44,6 +47,44 @@ class TymbalError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Keyword-only arguments are lost by the default, and these errors travel between processes.
         return (_rebuild, (type(self), self.what, self.path, self.advice))
+
+
+def system_error(error: OSError | MemoryError) -> TymbalError:
+    """What the system refused, for a person: the file, the reason and what can be done.
+
+    Args:
+        error: What Python raised: a full disk, missing rights, an impossible path, too little memory.
+    """
+    if isinstance(error, MemoryError):
+        detail = f" ({error})" if str(error) else ""
+        return TymbalError(f"there is not enough memory{detail}", advice=_FOR_MEMORY)
+    reason = error.strerror or str(error) or type(error).__name__
+    place = next((each for each in (error.filename2, error.filename) if isinstance(each, str)), None)
+    if place is not None and len(place) > _LONGEST_PATH:
+        place = f"{place[:_LONGEST_PATH]}…"
+    advice = _FOR_ERRNO.get(error.errno or 0, "Look at the path, its permissions and the disk. Then run it again.")
+    return TymbalError(f"{reason[:1].lower()}{reason[1:]}", path=place, advice=advice)
+
+
+_LONGEST_PATH = 300
+_FOR_MEMORY = "Use a smaller batch, model or window, or a machine with more memory. The same command continues."
+_FULL = "Make room, or choose another folder for the output. Then run the same command again: it continues."
+_RIGHTS = "Give yourself the rights to it, or choose another place."
+_FOR_ERRNO = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: "It cannot be written to: choose another place.",
+    errno.ENAMETOOLONG: "Give a shorter path.",
+    errno.ELOOP: "A link leads back to itself: correct or remove it.",
+    errno.ENOTDIR: "A part of the path is a file, not a folder: choose another path.",
+    errno.EISDIR: "It is a folder, where a file is needed: choose another path.",
+    errno.ENOENT: "Correct the path.",
+    errno.EIO: "The disk or the network drive gave an error: look after it, then run the same command again.",
+    errno.EMFILE: "Too many files are open: raise the limit (ulimit -n), or use fewer workers.",
+}
+"""What to do, by what the system said."""
 
 
 def _rebuild(kind: type[TymbalError], what: str, path: str | None, advice: str | None) -> TymbalError:

@@ -7,6 +7,7 @@ Everything else of the wrong type is an error that says which setting, in which 
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 import os
 import types
@@ -95,7 +96,10 @@ def _float(value: Any) -> float:
     # YAML 1.1 reads 1e-4 as text, because it has no dot.
     if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
         raise TypeError
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):  # no setting means anything by infinity, and whole numbers have none
+        raise ValueError
+    return number
 
 
 def _int(value: Any) -> int:

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from tymbal.errors import ManifestError
-from tymbal.evaluation.labelled_clips import balanced_weights, class_weights, read_weights
+from tones import tone_store
+from tymbal.errors import ManifestError, StoreError
+from tymbal.evaluation.labelled_clips import balanced_weights, class_weights, labelled_clips, read_weights
 
 
 def test_class_weights__are_those_of_scikit_learn() -> None:
@@ -44,3 +46,12 @@ def test_read_weights__by_the_entries_of_the_list(tmp_path):
     weights.write_text("1\n-2\n3\n")
     with pytest.raises(ManifestError, match="below 0"):
         read_weights(weights, listed, [])
+
+
+def test_labelled_clips__a_store_without_labels_is_refused(tmp_path):
+    store = tone_store(tmp_path / "store", clips=4, validation=2)
+    place = store.index.schema.get_field_index("labels")
+    nothing = pa.array([[]] * len(store), store.index.schema.field("labels").type)
+    store.index = store.index.set_column(place, "labels", nothing)
+    with pytest.raises(StoreError, match="label"):
+        labelled_clips(store)

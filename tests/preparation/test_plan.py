@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -133,3 +134,9 @@ def test_plan__one_clip_in_so_many_of_every_split_and_class() -> None:
         ("/sound/1.wav", 14),
     ]
     assert plan_of(1.0, 3.0, every=2).seconds == 3.0
+
+
+@pytest.mark.parametrize("settings", [{"window": 1e12}, {"frames": 10**13}])
+def test_plan__a_clip_larger_than_the_memory_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="more than this machine's memory"):
+        plan_of(1.0, **settings)

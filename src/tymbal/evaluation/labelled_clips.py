@@ -128,7 +128,8 @@ def refuse_unlearned(labels: Sequence[str], *, path: str | Path) -> None:
 
 def _thinned(truth: NDArray[np.bool_], every: int) -> NDArray[np.int64]:
     """Positions of one clip in `every` of each first label, ascending, of [clips, labels]."""
-    first = np.where(truth.any(axis=1), truth.argmax(axis=1), -1)
+    none = np.full(len(truth), -1)
+    first = np.where(truth.any(axis=1), truth.argmax(axis=1), none) if truth.shape[1] else none
     parts = [np.flatnonzero(first == label)[::every] for label in np.unique(first)]
     return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
 

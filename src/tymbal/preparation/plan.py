@@ -14,6 +14,7 @@ from itertools import groupby
 
 from tymbal.audio.manifest import Clip, clip_id, place
 from tymbal.errors import SettingsError
+from tymbal.machine import memory
 from tymbal.settings import PrepareSettings
 
 __all__ = ["LONGEST_WINDOW", "Plan", "Window", "make_plan", "window_starts"]
@@ -183,6 +184,13 @@ def _frames(seconds: float, settings: PrepareSettings) -> int:
         raise SettingsError(
             f"window is {seconds:g} s, shorter than one frame of {settings.window_samples / settings.sample_rate:g} s",
             advice="Set a longer window, or a shorter frame_length.",
+        )
+    size = 2 * max(whole, settings.frames or 0) * settings.mel_bins  # of one spectrogram, float16
+    room = memory()
+    if room is not None and size > room:
+        raise SettingsError(
+            f"a clip of {seconds:,.6g} s is a spectrogram of {size / 1e9:,.3g} GB, more than this machine's memory",
+            advice="Set a shorter window; longer recordings become many clips.",
         )
     if settings.views:
         return settings.frames or whole

@@ -12,6 +12,10 @@ from tymbal.settings.fields import VIEWS, Recipe, check, check_pattern, setting
 __all__ = ["FeatureSettings", "PrepareSettings", "PtSettings", "ScanSettings", "SoundSettings"]
 
 
+HIGHEST_RATE = 10_000_000
+"""Highest sample rate in Hz: ten times that of recorders for ultrasound. More is a slip of the pen."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScanSettings:
     r"""Finding sound files and what they are.
@@ -92,7 +96,8 @@ class FeatureSettings:
 
     def __post_init__(self) -> None:
         FILTER_BANKS.check(self.filter_bank)
-        check(self.sample_rate >= 1000, "sample_rate", self.sample_rate, "1000 Hz or more")
+        rate = self.sample_rate
+        check(1000 <= rate <= HIGHEST_RATE, "sample_rate", rate, f"1,000 to {HIGHEST_RATE:,} Hz")
         check(self.mel_bins >= 4, "mel_bins", self.mel_bins, "4 or more")
         check(self.frame_shift > 0, "frame_shift", self.frame_shift, "a time in seconds above 0")
         check(self.frame_length > 0, "frame_length", self.frame_length, "a time in seconds above 0")

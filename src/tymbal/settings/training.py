@@ -362,7 +362,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     depth: int | None = setting(None, group="encoder")
     heads: int | None = setting(None, group="encoder")
     patch: str = setting("16x16", group="encoder")
-    stem: int = setting(0, group="encoder")
+    stem: int = setting(0, group="encoder", before=0)
     stride: str | None = setting(None, group="encoder")
     pooling: Literal["auto", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention"] = setting(
         "auto", first=True
