@@ -41,6 +41,7 @@ def pair_store(path: Path) -> PairStore:
     store = finish_store(
         path,
         shards=[(shard, entries)],
+        checksums=[writer.checksums],
         features=FEATURES,
         frames=FRAMES,
         views=2,

@@ -122,7 +122,7 @@ def test_open_data__nothing_is_an_error_when_it_is_opened(tmp_path: Path, capsys
 
 def test_open_data__damage_is_named(places: Path, tmp_path: Path) -> None:
     (tmp_path / "store.json").write_text("{]")
-    with pytest.raises(StoreError, match="is not JSON"):
+    with pytest.raises(StoreError, match="is damaged"):
         open_data(tmp_path, PtSettings()).has_rows  # noqa: B018
     (tmp_path / "notes.txt").write_text("")
     with pytest.raises(ManifestError):

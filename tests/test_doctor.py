@@ -65,7 +65,7 @@ def test_doctor__a_store_that_is_not_whole_is_a_finding(tmp_path: Path, what: st
         shard.write_bytes(content)
     path = tmp_path / ("other" if what == "nothing" else "store")
     result = tymbal.doctor(path, seconds=0, device="cpu")
-    said = {"shard": "bytes, not", "values": "row 0 holds values that are not finite", "nothing": "no such folder"}
+    said = {"shard": "bytes, not", "values": "row 0 of the shard is not what was written", "nothing": "no such folder"}
     assert any(said[what] in text and str(path) in text for text in result.advice)
     assert result.store == {}
 

@@ -256,9 +256,10 @@ class DataSource(Generic[Chosen]):
         source = self if settings.view_source in ("fresh", "spectrogram") else self._generated() or self
         source._copy_failures(run)
         if source.has_views and settings.view_source in ("auto", "generated"):
-            pairs = source.store()
-            if pairs.failures:
-                write_failures(run / FAILURES, pairs.failures)
+            if source.is_packed:
+                return source.store()
+            pairs = PairFileStore(source.path, failures_to=run / FAILURES)
+            write_failures(run / FAILURES, pairs.failures)
             return pairs
         usable = source.has_waveforms or source.has_sound
         if not usable or settings.view_source in ("generated", "spectrogram"):

@@ -28,16 +28,18 @@ from tymbal import config as configuration
 from tymbal.compute.device import choose_device, choose_precision, cpu_has_bf16, local_gpu
 from tymbal.config import versions
 from tymbal.data import dataset_of
-from tymbal.errors import TymbalError
+from tymbal.errors import StoreError, TymbalError
 from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import LOG_FLOOR, Normalisation
 from tymbal.machine import check_companions, cores, machine
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
 from tymbal.objectives.ssast import SSASTObjective, SSASTSettings
-from tymbal.progress import duration, tell
+from tymbal.progress import Progress, duration, tell
 from tymbal.settings import SIZES, DoctorSettings, FeatureSettings, PtSettings, parse_patch
 from tymbal.store.base import SpectrogramSource
+from tymbal.store.packed.packed_store import Store
+from tymbal.store.pairs.pair_store import PairFileStore
 from tymbal.training.optimization import parameter_groups
 
 if TYPE_CHECKING:
@@ -156,13 +158,13 @@ def _opened(path: str | Path | None, advice: list[str]) -> tuple[SpectrogramSour
     import numpy as np
 
     from tymbal.data import open_data
-    from tymbal.errors import StoreError
 
     if path is None:
         return None, {}
     try:
         data = open_data(path, PtSettings())
         store = data.store()
+        compared = _compared(store, advice)
         rows = np.unique(np.linspace(0, len(store) - 1, 64).astype(np.int64))
         broken = rows[~np.isfinite(store.gather(rows).astype(np.float32)).reshape(len(rows), -1).all(axis=1)]
     except StoreError as error:
@@ -182,8 +184,30 @@ def _opened(path: str | Path | None, advice: list[str]) -> tuple[SpectrogramSour
     return store, {
         "clips": clips,
         "size": f"{size / 1e9:,.2f} GB in {len(store.data_files):,} {places}",
-        "looked at": f"{len(rows)} clips, all finite",
+        "looked at": f"{len(rows)} clips, all finite; {compared}",
     }
+
+
+def _compared(store: SpectrogramSource, advice: list[str]) -> str:
+    """Reads all of a store and compares it with its checksums; gives in words what was found.
+
+    Raises:
+        StoreError: A shard is not what was written.
+    """
+    with Progress(len(store), "Reading all of it", unit="clips") as progress:
+        if isinstance(store, Store):
+            store.check_whole(progress)
+            return "no checksums, since an earlier version made it" if store.checksums is None else "checksums right"
+        if isinstance(store, PairFileStore):
+            for row in range(len(store)):
+                store.pair(row)
+                progress.advance()
+    if store.failures:
+        first = store.failures[0]
+        more = f"{len(store.failures):,} files cannot be used; the first: {first.file}: {first.reason}"
+        advice.append(str(StoreError(more, path=store.path, advice=first.advice)))
+        return f"{len(store.failures):,} files left out"
+    return "all files can be read"
 
 
 def _advice(settings: DoctorSettings, trial: Trial | None, epoch: float | None, free: int) -> list[str]:

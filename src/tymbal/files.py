@@ -11,13 +11,14 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import inspect
 import json
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -27,13 +28,21 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
+    "CHECKSUM",
+    "DAMAGED",
     "PARTIAL",
+    "checksum_of",
     "locked",
+    "parse_json",
     "partial_file",
+    "read_json",
     "replace_file",
     "replace_folder",
+    "set_aside",
     "sole_writer",
     "sync_folder",
+    "verified",
+    "with_checksum",
     "write_json",
     "write_text",
     "writing",
@@ -44,6 +53,12 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 PARTIAL = ".partial"
+
+DAMAGED = ".damaged"
+"""What the name of a file that was set aside ends in."""
+
+CHECKSUM = "checksum"
+"""The name under which JSON files carry a checksum of their other values."""
 
 _MANY = 1000
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -188,6 +203,68 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes indented JSON, whole or not at all. Non-finite numbers are refused: they are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON.
+
+    Raises:
+        ValueError: It is none, or nested too deeply, or no text.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no JSON, or nested too deeply.
+    """
+    return parse_json(path.read_bytes())
+
+
+def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds a checksum of values to them, by which `verified` notices any change."""
+    plain = {name: value for name, value in values.items() if name != CHECKSUM}
+    return {**plain, CHECKSUM: checksum_of(plain)}
+
+
+def verified(values: Any) -> dict[str, Any]:
+    """Values by name without their checksum, after a look at it; those of earlier versions have none.
+
+    Raises:
+        ValueError: They are others than when the checksum was made, or no values by name.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it holds no values by name")  # noqa: TRY004 - what is wrong is a file
+    plain = {name: value for name, value in values.items() if name != CHECKSUM}
+    if CHECKSUM in values and values[CHECKSUM] != checksum_of(plain):
+        raise ValueError("it is not what was written: its checksum differs")
+    return plain
+
+
+def checksum_of(value: Any) -> str:
+    """Hash of a value as JSON, whatever the order of its names: blake2b, 16 hexadecimal digits.
+
+    Raises:
+        ValueError: It is nested too deeply.
+    """
+    try:
+        text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what is damaged, so that it can be looked at and is in nobody's way; gives its new path."""
+    new = path.with_name(path.name + DAMAGED)
+    path.replace(new)
+    return new
 
 
 def sync_folder(path: str | os.PathLike[str]) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from tymbal.audio.sources import Listing, read_source
 from tymbal.config import resolve, to_keywords
 from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.files import locked
-from tymbal.preparation.build import Built, read_sidecar
+from tymbal.preparation.build import Built, Task, read_sidecar
 from tymbal.preparation.build_views import show_views
 from tymbal.preparation.clips import Header, list_clips, read_headers
 from tymbal.preparation.plan import Plan, make_plan
@@ -43,6 +43,7 @@ from tymbal.preparation.record import (
     nothing_left,
     read_failures,
 )
+from tymbal.preparation.repair import repair, set_damaged_aside
 from tymbal.preparation.task_pool import TaskPool, bytes_of, dask_executor, make_tasks, preview_task
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import (
@@ -162,6 +163,7 @@ def prepare(
         output = _default_output(chosen)
     store = Path(output).absolute()
     if not chosen.preview:
+        set_damaged_aside(store)
         check_output(store, chosen)
     if chosen.views and not is_complete(store):
         _check_augmentations(chosen)
@@ -184,6 +186,8 @@ def prepare(
         built: list[Built] = []
         if is_complete(store):
             tell(f"{store} is complete already")
+            with _writing(store):
+                repair(store, *make_tasks(store, plan, chosen), lambda build, tasks: _mended(crew, store, build, tasks))
         else:
             with _writing(store), _alone(store, chosen.part):
                 record.write(store)
@@ -352,6 +356,14 @@ def _build(crew: TaskPool, store: Path, plan: Plan, settings: PrepareSettings) -
     away = {failure.file: failure for shard in finished for failure in shard.failures if failure.is_away}
     check_reachable(list(away.values()), len(plan.files()), force=settings.force)
     return finished
+
+
+def _mended(crew: TaskPool, store: Path, build: Callable[[Task], Built], tasks: Sequence[Task]) -> Iterator[Built]:
+    """Builds tasks of a finished folder anew, which this process has for itself meanwhile."""
+    with _alone(store, None), Progress(sum(len(task.windows) for task in tasks), "Repairing", unit="clips") as progress:
+        for built in _alive(crew.run(build, tasks, parallel=len(tasks) > 1)):
+            progress.advance(built.windows)
+            yield built
 
 
 def _done(store: Path, number: int) -> Built | None:

@@ -10,12 +10,13 @@ import pytest
 from small_store import FRAMES, MELS
 
 from tymbal.errors import StoreError
+from tymbal.files import with_checksum
 from tymbal.store.packed.format import MappedShard
 from tymbal.store.packed.packed_store import Store
 
 
 def change(path: Path, **values: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    path.write_text(json.dumps(with_checksum({**json.loads(path.read_text()), **values})))
 
 
 def test_open__damaged_description(store: Store) -> None:
@@ -25,7 +26,7 @@ def test_open__damaged_description(store: Store) -> None:
     with pytest.raises(StoreError, match="schema 2, this version of Tymbal reads 1\n  Update"):
         Store.open(store.path)
     file.write_text(whole[: len(whole) // 2])
-    with pytest.raises(StoreError, match="is not JSON"):
+    with pytest.raises(StoreError, match="is damaged"):
         Store.open(store.path)
     file.write_text(whole)
     change(file, dtype="float32")

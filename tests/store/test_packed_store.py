@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -122,6 +123,11 @@ def test_open__damaged_index(store: Store, tmp_path: Path) -> None:
     index = store.path / "index.parquet"
     other = small_store(tmp_path / "other", rows=22)
     shutil.copy(other.path / "index.parquet", index)
+    with pytest.raises(StoreError, match=r"index.parquet: is not what was written: its checksum differs"):
+        Store.open(store.path)
+    description = json.loads((store.path / "store.json").read_text())
+    del description["checksum"], description["index_crc"]  # as earlier versions wrote it
+    (store.path / "store.json").write_text(json.dumps(description))
     with pytest.raises(StoreError, match=r"index has 22 spectrograms, the shards 23, store.json 23"):
         Store.open(store.path)
     index.write_bytes(b"PAR1")

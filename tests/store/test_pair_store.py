@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import tymbal
 from pairs import FEATURES, FRAMES, pair_store
+from tymbal.audio.failures import write_failures
 from tymbal.compat import PreGeneratedSpectrogramDataset
 from tymbal.errors import SettingsError, StoreError
 from tymbal.store.dataset import StoreDataset
@@ -80,7 +82,9 @@ def test_damage__is_left_out_and_named(folder: Path, tmp_path: Path, capsys: pyt
     kinds = [failure.reason.partition(":")[0] for failure in dataset.failures]
     assert kinds == ["missing", "unreadable", "wrong shape"]
     assert bad.name in capsys.readouterr().err.replace("\n", "")
-    with pytest.raises(StoreError, match="cannot be read"):
+    with pytest.raises(
+        StoreError, match=rf"{bad.name}: unreadable: it is damaged, or holds no pair of views\n  Copy it"
+    ):
         dataset[1]
     packed = tymbal.convert(folder, tmp_path / "packed")
     assert "9 packed pairs" in packed.summary()
@@ -101,3 +105,41 @@ def test_nothing__is_refused(tmp_path: Path) -> None:
     (tmp_path / "metadata.json").write_text("{]")
     with pytest.raises(StoreError, match="is damaged"):
         PreGeneratedSpectrogramDataset(tmp_path)
+
+
+def test_dataset__gives_float32_as_it_is_in_the_files(folder: Path) -> None:
+    entries = metadata(folder)["train"]
+    content = torch.load(entries[0]["file"], weights_only=True)
+    exact = {name: content[name] + 1 / 3 for name in ("view1", "view2")}
+    torch.save({**content, **exact}, entries[0]["file"])
+    del entries[0]["tymbal"]
+    view1, view2 = PreGeneratedSpectrogramDataset(entries)[0]
+    assert torch.equal(view1, exact["view1"])
+    assert torch.equal(view2, exact["view2"])
+
+
+def test_pairs__a_byte_that_has_changed_is_noticed(folder: Path) -> None:
+    source = PairFileStore(folder)
+    data = bytearray(source.files[0].read_bytes())
+    place = data.index(torch.load(source.files[0], weights_only=True)["view1"].numpy().tobytes()[:32])
+    data[place] ^= 1  # the last bit of a number
+    source.files[0].write_bytes(data)
+    assert source.pair(0) is None
+    assert source.failures[0].reason == "unreadable: it is not what was written: its checksum differs"
+
+
+def test_pairs__what_is_damaged_in_the_middle_is_appended_to_a_table(folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "failures.csv"
+    source = PairFileStore(folder, failures_to=table)
+    write_failures(table, source.failures)
+    source.files[3].write_bytes(b"")
+    source.files[4].write_bytes(source.files[4].read_bytes()[:300])
+    dataset = StoreDataset(source, source.rows())
+    for _ in range(2):
+        assert len(dataset.__getitems__(list(range(12)))["row"]) == 10
+    with table.open(newline="") as file:
+        rows = [(Path(row["file"]), row["reason"]) for row in csv.DictReader(file)]
+    assert rows == [
+        (source.files[3], "empty: it has no bytes"),
+        (source.files[4], "unreadable: it is damaged, or holds no pair of views"),
+    ]

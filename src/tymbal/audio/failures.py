@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from tymbal.errors import AudioError, TymbalError
 from tymbal.files import replace_file
 
-__all__ = ["ADVICE", "Failure", "Kind", "check_reachable", "problem", "write_failures"]
+__all__ = ["ADVICE", "Failure", "Kind", "append_failures", "check_reachable", "problem", "write_failures"]
 
 Kind = Literal["missing", "empty", "unreadable", "truncated", "not finite", "silent", "too short", "out of range"]
 
@@ -74,6 +76,7 @@ _AWAY = tuple(
     if hasattr(errno, name)
 )
 _FEW, _SHARE = 10, 0.1
+_COLUMNS = ("file", "reason", "advice")
 
 
 def check_reachable(failures: Sequence[Failure], total: int, *, force: bool = False) -> None:
@@ -102,9 +105,22 @@ def problem(kind: Kind, detail: str, path: str | os.PathLike[str] | None, *, adv
     return AudioError(f"{kind}: {detail}", path=path, advice=advice or ADVICE[kind])
 
 
+def append_failures(path: Path, failures: Iterable[Failure]) -> None:
+    """Appends failures to a `failures.csv`, each once; lines appear at once, since several processes may write."""
+    # Another process, or an earlier session, may have named them.
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    if not before:
+        writer.writerow(_COLUMNS)
+    writer.writerows((one.file, one.reason, one.advice) for one in failures if f"{one.file}," not in before)
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text.getvalue())
+
+
 def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) -> None:
     """Writes `failures.csv` (file, reason, advice), whole or not at all; without failures only its header."""
     with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("file", "reason", "advice"))
+        writer.writerow(_COLUMNS)
         writer.writerows((failure.file, failure.reason, failure.advice) for failure in failures)

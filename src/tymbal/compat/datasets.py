@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -234,8 +235,15 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
         """
         pairs = self.__getitems__([index])
         if not pairs:
-            raise StoreError("this pair cannot be read any more", path=self.source.path)
+            row = self._rows[index]
+            failure = next((one for one in self.failures if one.file == str(self._file(row))), None)
+            what = "this pair cannot be read any more" if failure is None else failure.reason
+            raise StoreError(what, path=self._file(row), advice=None if failure is None else failure.advice)
         return pairs[0]
+
+    def _file(self, row: int) -> Path:
+        """The file of a row; of a packed store its folder."""
+        return self.source.files[row] if isinstance(self.source, PairFileStore) else self.source.path
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
         """Pairs of a batch, without those whose file is damaged: DataLoader asks for whole batches so.
@@ -244,6 +252,11 @@ class PreGeneratedSpectrogramDataset(Dataset[tuple[Tensor, Tensor]]):
             StoreError: Not one of them can be read.
         """
         rows = [self._rows[index] for index in indices]
+        if isinstance(self.source, PairFileStore):  # as they are in their files, in float32
+            found = [pair for row in rows if (pair := self.source.pair(row)) is not None]
+            if not found and len(indices) > 1:
+                raise StoreError("not one pair of a batch can be read any more", path=self._file(rows[0]))
+            return [(first[None], second[None]) for first, second in found]
         try:
             pairs = torch.from_numpy(self.source.gather(rows))
         except DamagedRowsError as error:

@@ -9,27 +9,39 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tymbal.audio.decode import read, stream
 from tymbal.audio.failures import Failure, problem
 from tymbal.audio.readers import Waveform
-from tymbal.errors import AudioError
+from tymbal.errors import AudioError, StoreError
 from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import Moments
-from tymbal.files import write_text
+from tymbal.files import read_json, verified, with_checksum, write_text
 from tymbal.preparation.plan import Window
+from tymbal.progress import tell
 from tymbal.settings import FeatureSettings
-from tymbal.store.packed.format import Shard, shard_name
+from tymbal.store.packed.format import Shard, check_file, check_shard, shard_name
 from tymbal.store.packed.writer import Entry, ShardWriter, open_shard
 
-__all__ = ["Built", "Task", "build_shard", "check_waveform", "cut", "one_thread", "read_sidecar", "write_sidecar"]
+__all__ = [
+    "Built",
+    "Task",
+    "build_shard",
+    "check_waveform",
+    "check_whole",
+    "cut",
+    "one_thread",
+    "read_sidecar",
+    "write_sidecar",
+]
 
 _bank = lru_cache(maxsize=4)(filter_bank)
 
@@ -138,6 +150,7 @@ class Built:
         windows: Number of windows of the task.
         number: Number of the shard.
         files: Names and bytes of the files that it wrote instead of a shard.
+        checksums: CRC-32 of each row's bytes, or of each file's; none in sidecars of earlier versions.
     """
 
     shard: Shard
@@ -147,6 +160,7 @@ class Built:
     windows: int
     number: int
     files: tuple[tuple[str, int], ...] = ()
+    checksums: tuple[int, ...] = ()
 
 
 def build_shard(task: Task) -> Built:
@@ -162,7 +176,13 @@ def build_shard(task: Task) -> Built:
         path.unlink()
     size = path.stat().st_size if entries else 0
     built = Built(
-        Shard(name, len(entries), size), tuple(entries), writer.moments, tuple(failures), len(task.windows), task.number
+        Shard(name, len(entries), size),
+        tuple(entries),
+        writer.moments,
+        tuple(failures),
+        len(task.windows),
+        task.number,
+        checksums=tuple(writer.checksums),
     )
     write_sidecar(task.work, built)
     return built
@@ -177,17 +197,27 @@ def write_sidecar(work: str | Path, built: Built) -> None:
         "failures": [vars(failure) for failure in built.failures],
         "windows": built.windows,
         "files": built.files,
+        "checksums": built.checksums,
     }
-    write_text(_sidecar(work, built.number), json.dumps(value))
+    write_text(_sidecar(work, built.number), json.dumps(with_checksum(value)))
 
 
 def read_sidecar(store: Path, work: Path, number: int) -> Built | None:
-    """The outcome of a shard, or None if it is yet to be built."""
+    """The outcome of a shard, or None if it is yet to be built; what is damaged is named, and built again."""
+    path = _sidecar(work, number)
     try:
-        value = json.loads(_sidecar(work, number).read_text(encoding="utf-8"))
+        built = _built(verified(read_json(path)), number)
+        check_whole(store, built)
     except FileNotFoundError:
         return None
-    built = Built(
+    except (AttributeError, KeyError, TypeError, ValueError, StoreError) as error:
+        tell(f"Shard {number} is made again: {error}", warning=True)
+        return None
+    return built
+
+
+def _built(value: Mapping[str, Any], number: int) -> Built:
+    return Built(
         shard=Shard(**value["shard"]),
         entries=tuple(Entry(**{**entry, "labels": tuple(entry["labels"])}) for entry in value["entries"]),
         moments=Moments(**value["moments"]),
@@ -195,17 +225,20 @@ def read_sidecar(store: Path, work: Path, number: int) -> Built | None:
         windows=value["windows"],
         number=number,
         files=tuple((name, size) for name, size in value.get("files", ())),
+        checksums=tuple(value.get("checksums", ())),
     )
-    if not all(_is_whole(store / name, size) for name, size in built.files):
-        return None
-    path = store / built.shard.file
-    if built.shard.rows and not built.files and not _is_whole(path, built.shard.bytes):
-        return None
-    return built
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def check_whole(store: Path, built: Built) -> None:
+    """Reads what a task wrote, and compares it with its checksums, where there are any.
+
+    Raises:
+        StoreError: Something is missing or not what was written.
+    """
+    for place, (name, size) in enumerate(built.files):
+        check_file(store / name, size, built.checksums[place] if built.checksums else None)
+    if built.shard.rows and not built.files:
+        check_shard(store / built.shard.file, built.shard, built.checksums)
 
 
 def _sidecar(work: str | Path, number: int) -> Path:

@@ -6,6 +6,7 @@ depends on the plan alone, as everything that is drawn does.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -48,6 +49,7 @@ class ViewTask(Task):
         seed: Seed of what is drawn.
         waveforms: Keep waveforms instead of views.
         stems: Names of the files of each window, where each version goes to a file; else none.
+        only: Of these, the names of the files to write; all, if none are given.
     """
 
     samples: int = 0
@@ -57,6 +59,7 @@ class ViewTask(Task):
     seed: int = 42
     waveforms: bool = False
     stems: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
 
 
 def build_views(task: ViewTask) -> Built:
@@ -139,7 +142,15 @@ def _shard(task: ViewTask) -> Built:
     if not entries:
         path.unlink()
     shard = Shard(name, len(entries), path.stat().st_size if entries else 0)
-    return Built(shard, tuple(entries), writer.moments, tuple(failures), len(task.windows), task.number)
+    return Built(
+        shard,
+        tuple(entries),
+        writer.moments,
+        tuple(failures),
+        len(task.windows),
+        task.number,
+        checksums=tuple(writer.checksums),
+    )
 
 
 def _waves(task: ViewTask) -> Built:
@@ -157,7 +168,15 @@ def _waves(task: ViewTask) -> Built:
     if not entries:
         path.unlink()
     shard = Shard(name, len(entries), path.stat().st_size if entries else 0)
-    return Built(shard, tuple(entries), writer.moments, tuple(failures), len(task.windows), task.number)
+    return Built(
+        shard,
+        tuple(entries),
+        writer.moments,
+        tuple(failures),
+        len(task.windows),
+        task.number,
+        checksums=tuple(writer.checksums),
+    )
 
 
 def _files(task: ViewTask) -> Built:
@@ -166,18 +185,30 @@ def _files(task: ViewTask) -> Built:
     stems = dict(zip((window.id for window in task.windows), task.stems, strict=True))
     entries: list[Entry] = []
     failures: list[Failure] = []
-    files = []
+    files, checksums = [], []
     moments = Moments()
     for window, waveform, pairs in _pairs(task, failures):
+        if task.only and stems[window.id] not in task.only:
+            continue
         for version, pair in enumerate(pairs):
             written = write_pair(
                 Path(task.store), pair, stem=stems[window.id], version=version, split=window.split, source=window.file
             )
             files.append((written.relative_to(task.store).as_posix(), written.stat().st_size))
+            checksums.append(zlib.crc32(written.read_bytes()))
             entries.append(_entry(window, waveform, version, task))
             moments = moments.merge(Moments.of(pair))
     shard = Shard("", len(entries), sum(size for _, size in files))
-    return Built(shard, tuple(entries), moments, tuple(failures), len(task.windows), task.number, tuple(files))
+    return Built(
+        shard,
+        tuple(entries),
+        moments,
+        tuple(failures),
+        len(task.windows),
+        task.number,
+        tuple(files),
+        tuple(checksums),
+    )
 
 
 def _pairs(task: ViewTask, failures: list[Failure]) -> Iterator[tuple[Window, Waveform, npt.NDArray[np.float32]]]:

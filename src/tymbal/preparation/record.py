@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,16 +19,16 @@ from tymbal.audio.sources import Listing
 from tymbal.config import deciding, diff
 from tymbal.errors import AudioError, StoreError
 from tymbal.features.normalisation import Moments
-from tymbal.files import PARTIAL, write_json
+from tymbal.files import DAMAGED, PARTIAL, read_json, set_aside, verified, with_checksum, write_json
 from tymbal.preparation.build import Built
 from tymbal.preparation.clips import Listed
 from tymbal.preparation.plan import Plan
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PrepareSettings, ViewSettings
 from tymbal.store.packed.format import DESCRIPTION, INDEX, SHARDS, SPECTROGRAMS, WAVEFORMS, WORK, Description
-from tymbal.store.packed.packed_store import open_store
+from tymbal.store.packed.packed_store import read_index
 from tymbal.store.packed.writer import finish_store
-from tymbal.store.pairs.pair_files import METADATA, PART_METADATA, entry_of, read_metadata, write_metadata
+from tymbal.store.pairs.pair_files import METADATA, PART_METADATA, FileFacts, entry_of, read_metadata, write_metadata
 from tymbal.views.augmentation_config import augmentation_mapping, chosen_augmentation
 
 __all__ = [
@@ -78,11 +77,31 @@ class Record:
 
     @classmethod
     def read(cls, store: Path) -> Record | None:
-        """The record of a store that is not complete; None if it was not begun."""
+        """The record of a store that is not complete; None if it was not begun.
+
+        A damaged one is set aside with the outcomes of its shards: nothing says any more what they are of.
+        """
+        path = store / WORK / _RECORD
         try:
-            return cls(**json.loads((store / WORK / _RECORD).read_text(encoding="utf-8")))
+            return cls(**verified(read_json(path)))._checked()
         except FileNotFoundError:
             return None
+        except (TypeError, ValueError) as error:
+            for sidecar in (store / WORK).glob("[0-9]*.json"):
+                sidecar.unlink()
+            tell(f"{path} is damaged ({error}): all is made anew; {set_aside(path)} is as it was", warning=True)
+            return None
+
+    def _checked(self) -> Record:
+        """Itself.
+
+        Raises:
+            TypeError: It holds something else than the settings, files and failures of a preparation.
+        """
+        self.failures()
+        if not isinstance(self.settings, dict) or not isinstance(self.files, list):
+            raise TypeError("it holds no settings or files")
+        return self
 
     def failures(self) -> list[Failure]:
         """The files that could not be opened when it was begun."""
@@ -94,7 +113,7 @@ class Record:
 
     def write(self, store: Path) -> None:
         """Keeps the record until the store is complete."""
-        write_json(store / WORK / _RECORD, asdict(self))
+        write_json(store / WORK / _RECORD, with_checksum(asdict(self)))
 
 
 def check_output(store: Path, settings: PrepareSettings) -> None:
@@ -113,7 +132,8 @@ def check_output(store: Path, settings: PrepareSettings) -> None:
         _refuse_settings(record.settings, settings, store, "was begun")
     elif store.is_dir():
         ours = {WORK, SHARDS, INDEX, FAILURES, "train", "val", "test", *PART_METADATA}
-        strange = [path.name for path in store.iterdir() if path.name.removesuffix(PARTIAL) not in ours]
+        names = [path.name for path in store.iterdir() if not path.name.endswith(DAMAGED)]
+        strange = [name for name in names if name.removesuffix(PARTIAL) not in ours]
         if strange:
             raise StoreError(
                 f"is no store, and not empty: it holds {min(strange)}",
@@ -132,9 +152,10 @@ def check_same_plan(store: Path, record: Record) -> None:
         recorded = read_metadata(store)[1].get("tymbal", {})
         digest, files = recorded.get("plan"), set(recorded.get("files", ()))
     elif (store / DESCRIPTION).is_file():
-        opened = open_store(store)
-        digest = opened.description.provenance.get("plan")
-        files = {*pc.unique(opened.index["file"]).to_pylist(), *(failure.file for failure in read_failures(store))}
+        description = Description.read(store)
+        digest = description.provenance.get("plan")
+        index, _ = read_index(store, description)
+        files = {*pc.unique(index["file"]).to_pylist(), *(failure.file for failure in read_failures(store))}
     else:
         before = Record.read(store)
         if before is None:
@@ -170,8 +191,12 @@ def read_failures(store: Path) -> list[Failure]:
     path = store / FAILURES
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return [Failure(**row) for row in csv.DictReader(file)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [Failure(row["file"], row["reason"], row["advice"]) for row in csv.DictReader(file, restval="")]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        tell(f"{path} cannot be read ({error}): what was left out is not known", warning=True)
+        return []
 
 
 def _relevant(settings: PrepareSettings) -> dict[str, Any]:
@@ -283,6 +308,7 @@ def finish(
     finish_store(
         store,
         shards=[(shard.shard, shard.entries) for shard in built],
+        checksums=[shard.checksums for shard in built],
         features=record.features(),
         frames=plan.frames,
         views=2 if settings.views and not waveforms else 1,
@@ -305,9 +331,11 @@ def _finish_files(
 ) -> None:
     mels = settings.mel_bins
     entries = [
-        (entry.split, entry_of(named, file, entry, frames=plan.frames, mels=mels))
+        (entry.split, entry_of(named, FileFacts(name, size, crc), entry, frames=plan.frames, mels=mels))
         for shard in built
-        for entry, (file, _) in zip(shard.entries, shard.files, strict=True)
+        for entry, (name, size), crc in zip(
+            shard.entries, shard.files, shard.checksums or [None] * len(shard.files), strict=True
+        )
     ]
     metadata: dict[str, Any] = {
         "config": {

@@ -2,7 +2,7 @@
 
     store/
       store.json       schema version, features, shape, shards, statistics, settings, provenance; written last
-      index.parquet    one row a spectrogram, in the order of the shards
+      index.parquet    one row a spectrogram, in the order of the shards, with the CRC-32 of its bytes
       shards/00000.npy float16 [rows, frames, mels]; of a store of pairs of views [rows, 2, frames, mels];
                        of a store of waveforms int16 [rows, samples]
       failures.csv     what was left out, and why
@@ -21,12 +21,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import math
 import mmap
 import os
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -35,22 +36,27 @@ import pyarrow as pa
 
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.normalisation import LOG_FLOOR
-from tymbal.files import write_json
+from tymbal.files import read_json, verified, with_checksum, write_json
 from tymbal.settings import FeatureSettings
 
 __all__ = [
+    "CHECKSUMS",
     "DESCRIPTION",
     "INDEX",
     "INDEX_SCHEMA",
     "NPY_HEADER",
+    "REPAIR",
     "SCHEMA",
     "SHARDS",
     "SPECTROGRAMS",
     "WAVEFORMS",
     "WORK",
+    "DamagedStoreError",
     "Description",
     "MappedShard",
     "Shard",
+    "check_file",
+    "check_shard",
     "shard_name",
 ]
 
@@ -81,6 +87,14 @@ INDEX_SCHEMA = pa.schema(
 )
 """Columns of the index: `start` and `end` in seconds of the file, `frames` of real sound, `row` within the shard,
 `version` of the clip, null but for views."""
+
+
+class DamagedStoreError(StoreError):
+    """A store whose files are not what was written."""
+
+
+CHECKSUMS = "crc"
+"""The column of the index file, beside those of `INDEX_SCHEMA`, with the CRC-32 of each row's bytes."""
 
 
 def shard_name(number: int) -> str:
@@ -115,6 +129,7 @@ class Description:
         padding: Log-mel value behind the end of a short spectrogram.
         views: Spectrograms a row: 1, or 2 in a store of pairs of views.
         kind: `spectrograms` or `waveforms`.
+        index_crc: CRC-32 of the index; None in stores of earlier versions.
     """
 
     features: FeatureSettings | None
@@ -130,11 +145,11 @@ class Description:
     padding: float = LOG_FLOOR
     views: int = 1
     kind: str = SPECTROGRAMS
+    index_crc: int | None = None
 
     def write(self, store: Path) -> None:
         """Writes `store.json`, whole or not at all."""
-        write_json(
-            store / DESCRIPTION,
+        values = with_checksum(
             {
                 "schema": SCHEMA,
                 "features": None if self.features is None else dataclasses.asdict(self.features),
@@ -149,8 +164,10 @@ class Description:
                 "statistics": {"mean": self.mean, "std": self.std, "frames": self.real_frames},
                 "settings": self.settings,
                 "provenance": self.provenance,
-            },
+                **({} if self.index_crc is None else {"index_crc": self.index_crc}),
+            }
         )
+        write_json(store / DESCRIPTION, values)
 
     @classmethod
     def read(cls, store: Path) -> Description:
@@ -161,11 +178,13 @@ class Description:
         """
         path = store / DESCRIPTION
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            value = read_json(path)
         except (FileNotFoundError, NotADirectoryError):
             raise _no_store(store) from None
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error.strerror or error}", path=path) from error
         except ValueError as error:
-            raise StoreError(f"is not JSON: {error}", path=path, advice=_AGAIN) from None
+            raise DamagedStoreError(f"is damaged: {error}", path=path, advice=_AGAIN) from None
         schema = value.get("schema") if isinstance(value, dict) else None
         if schema != SCHEMA:
             newer = isinstance(schema, int) and schema > SCHEMA
@@ -175,9 +194,10 @@ class Description:
                 advice="Update Tymbal." if newer else _AGAIN,
             )
         try:
-            return cls._from_json(value)
-        except (KeyError, TypeError, ValueError, SettingsError) as error:
-            raise StoreError(f"is damaged: {type(error).__name__}: {error}", path=path, advice=_AGAIN) from error
+            return cls._from_json(verified(value))
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, SettingsError) as error:
+            what = error if type(error) is ValueError else f"{type(error).__name__}: {error}"
+            raise DamagedStoreError(f"is damaged: {what}", path=path, advice=_AGAIN) from error
 
     @classmethod
     def _from_json(cls, value: dict[str, Any]) -> Description:
@@ -185,6 +205,15 @@ class Description:
         if value["dtype"] != _DTYPES[kind]:
             raise ValueError(f"dtype is {value['dtype']!r}, not {_DTYPES[kind]}")
         statistics = value["statistics"]
+        for shard in value["shards"]:
+            place = PurePosixPath(str(shard["file"]).replace("\\", "/"))
+            if place.is_absolute() or ".." in place.parts or ":" in place.parts[0]:
+                raise ValueError(f"the shard {shard['file']!r} lies outside of the store")
+        numbers = [value["frames"], value["mels"], value.get("views", 1), *(shard["rows"] for shard in value["shards"])]
+        if not all(isinstance(each, int) and each > 0 for each in numbers):
+            raise ValueError("frames, mels, views and rows are whole numbers above 0")
+        if not all(math.isfinite(float(statistics[name])) for name in ("mean", "std")):
+            raise ValueError("its statistics are not finite")
         return cls(
             features=None if value["features"] is None else FeatureSettings(**value["features"]),
             frames=int(value["frames"]),
@@ -199,11 +228,15 @@ class Description:
             padding=float(value.get("padding", LOG_FLOOR)),
             views=int(value.get("views", 1)),
             kind=kind,
+            index_crc=value.get("index_crc"),
         )
 
 
 _DTYPES = {SPECTROGRAMS: "float16", WAVEFORMS: "int16"}
-_AGAIN = "Make the store again with `tymbal prepare`."
+_AGAIN = (
+    "Run the `tymbal prepare` command that made it again, or copy it again. If you have changed it yourself, take its "
+    "entry checksum out."
+)
 
 
 def _no_store(store: Path) -> StoreError:
@@ -220,7 +253,12 @@ def _no_store(store: Path) -> StoreError:
     )
 
 
-_READ_AGAIN = "Make the store again with `tymbal prepare`."
+REPAIR = "Run the `tymbal prepare` command that made it again: it repairs what is damaged. Or copy it again."
+"""What to do about a damaged store."""
+
+_ALTERED = "is not what was written: its checksum differs"
+_BLOCK = 1 << 22
+_READ_AGAIN = REPAIR
 _CAN_ASK = hasattr(os, "RWF_NOWAIT") and hasattr(os, "posix_fadvise")
 
 
@@ -243,7 +281,9 @@ class MappedShard:
         self._file = _open(path)
         try:
             _check_header(path, (rows, *shape), np.dtype(dtype))
-            self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+            self._bytes = NPY_HEADER + rows * self.row_bytes
+            self.check_length()
+            self._map = mmap.mmap(self._file, self._bytes, access=mmap.ACCESS_READ)
         except BaseException:
             os.close(self._file)
             raise
@@ -252,6 +292,18 @@ class MappedShard:
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.close(self._file)
+
+    def check_length(self) -> None:
+        """Looks whether the file is as long as it was: reading the map behind its end would kill the process.
+
+        Raises:
+            StoreError: It has become shorter.
+        """
+        if os.lseek(self._file, 0, os.SEEK_END) < self._bytes:
+            raise self._shorter()
+
+    def _shorter(self) -> StoreError:
+        return StoreError("has become shorter since it was opened", path=self.path, advice=REPAIR)
 
     def cached(self, row: int) -> bool:
         """Whether the first page of a row is in memory; True where the system cannot tell."""
@@ -284,12 +336,53 @@ class MappedShard:
             except OSError as error:
                 raise StoreError(f"cannot be read: {error.strerror}", path=self.path) from error
             if got == 0:
-                raise StoreError(
-                    "has become shorter since it was opened",
-                    path=self.path,
-                    advice="Make the store again with `tymbal prepare`.",
-                )
+                raise self._shorter()
             done += got
+
+
+def check_file(path: Path, size: int | None, crc: int | None) -> None:
+    """Compares a whole file with its size and CRC-32; None is not known. A file without bytes is damaged.
+
+    Raises:
+        StoreError: It is missing, or not what was written.
+    """
+    _check_size(path, size)
+    if crc is not None:
+        value = 0
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                value = zlib.crc32(block, value)
+        if value != crc:
+            raise DamagedStoreError(_ALTERED, path=path, advice=REPAIR)
+
+
+def check_shard(path: Path, shard: Shard, checksums: Sequence[int]) -> None:
+    """Compares a whole shard with its size and the CRC-32 of each row; of earlier versions with its size only.
+
+    Raises:
+        StoreError: It is missing, or not what was written.
+    """
+    _check_size(path, shard.bytes)
+    if not checksums:
+        return
+    if len(checksums) != shard.rows:
+        raise DamagedStoreError(f"has {shard.rows} rows and {len(checksums)} checksums", path=path, advice=REPAIR)
+    length = (shard.bytes - NPY_HEADER) // shard.rows
+    with path.open("rb") as file:
+        file.seek(NPY_HEADER)
+        for row, crc in enumerate(checksums):
+            if zlib.crc32(file.read(length)) != crc:
+                raise DamagedStoreError(f"row {row} of the shard {_ALTERED}", path=path, advice=REPAIR)
+
+
+def _check_size(path: Path, size: int | None) -> None:
+    try:
+        actual = path.stat().st_size if path.is_file() else None
+    except OSError as error:
+        raise StoreError(f"cannot be looked at: {error.strerror or error}", path=path) from error
+    if actual in (None, 0) or size not in (None, actual):
+        problem = "is missing" if actual is None else f"has {actual} bytes, not {size}"
+        raise DamagedStoreError(problem, path=path, advice=REPAIR)
 
 
 def _open(path: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,24 +19,29 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tymbal.errors import StoreError
+from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.format import (
+    CHECKSUMS,
     DESCRIPTION,
     INDEX,
     INDEX_SCHEMA,
+    REPAIR,
     SPECTROGRAMS,
     WAVEFORMS,
+    DamagedStoreError,
     Description,
     MappedShard,
+    check_shard,
 )
 from tymbal.store.parallel_copy import BufferPool, copy_in_parallel
 
-__all__ = ["FOR_CONTRASTIVE", "FULL_SCALE", "PairStore", "Store", "WaveStore", "open_store"]
+__all__ = ["FOR_CONTRASTIVE", "FULL_SCALE", "PairStore", "Store", "WaveStore", "open_store", "read_index"]
 
-_DAMAGED = "Make the store again with `tymbal prepare`."
 _ASKED = 2
 
 FOR_CONTRASTIVE = (
@@ -52,6 +58,8 @@ class Store(SpectrogramSource):
         description: The contents of `store.json`.
         index: One row a spectrogram: id, file, start, end, frames, labels, group, split, shard, row, version.
         views: Spectrograms a row.
+        checksums: CRC-32 of each row's bytes, [count]; None in stores of earlier versions. Each row is compared with
+            its own when a process first reads it.
     """
 
     views = 1
@@ -60,6 +68,8 @@ class Store(SpectrogramSource):
     def __init__(self, path: Path, description: Description, index: pa.Table) -> None:
         super().__init__(path, index, description)
         self.description = description
+        self.checksums: npt.NDArray[np.uint32] | None = None
+        self._verified = bytearray(len(self))
         self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
         self._shards: dict[int, MappedShard] = {}
         self._pool = BufferPool()
@@ -85,20 +95,25 @@ class Store(SpectrogramSource):
                 advice=FOR_CONTRASTIVE,
             )
         for shard in description.shards:
-            file = folder / shard.file
-            size = file.stat().st_size if file.is_file() else None
-            if size != shard.bytes:
-                problem = "is missing" if size is None else f"has {size} bytes, not {shard.bytes}"
-                raise StoreError(problem, path=file, advice=f"Copy the store again from where it came from. {_DAMAGED}")
-        index = _read_index(folder / INDEX)
+            check_shard(folder / shard.file, shard, ())
+        index, checksums = read_index(folder, description)
         rows = sum(shard.rows for shard in description.shards)
         if not index.num_rows == rows == description.count:
             raise StoreError(
                 f"the index has {index.num_rows} spectrograms, the shards {rows}, {DESCRIPTION} {description.count}",
                 path=folder,
-                advice=_DAMAGED,
+                advice=REPAIR,
             )
-        return cls(folder, description, index)
+        least, most = (pc.min_max(index["frames"])[which].as_py() or 0 for which in ("min", "max"))
+        if not 0 <= least <= most <= description.frames:
+            raise StoreError(
+                f"has spectrograms of {least} to {most} frames, {DESCRIPTION} says {description.frames}",
+                path=folder / INDEX,
+                advice=REPAIR,
+            )
+        store = cls(folder, description, index)
+        store.checksums = checksums
+        return store
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self).open, (self.path,))
@@ -153,8 +168,63 @@ class Store(SpectrogramSource):
                 shard.read(row, view[number * size : (number + 1) * size])
 
         view = out.reshape(-1).view(np.uint8).data
-        copy_in_parallel(copy if self._seem_cached(indices) else read, len(indices), size)
+        mapped = self._seem_cached(indices)
+        if mapped:
+            for shard in {shard for shard, _ in places}:
+                shard.check_length()
+        copy_in_parallel(copy if mapped else read, len(indices), size)
+        if self.checksums is not None:
+            self._verify(indices, view, size, places)
         return out
+
+    def _verify(
+        self, rows: list[int], values: memoryview, size: int, places: Sequence[tuple[MappedShard, int]]
+    ) -> None:
+        """Compares rows with their checksums that this process reads for the first time.
+
+        Raises:
+            StoreError: A row is not what was written.
+        """
+        fresh = [number for number, row in enumerate(rows) if not self._verified[row]]
+        if not fresh or self.checksums is None:
+            return
+        expected = self.checksums[[rows[number] for number in fresh]].tolist()
+        altered: list[int] = []
+
+        def check(start: int, stop: int) -> None:
+            for number, crc in zip(fresh[start:stop], expected[start:stop], strict=True):
+                if zlib.crc32(values[number * size : (number + 1) * size]) == crc:
+                    self._verified[rows[number]] = 1
+                else:
+                    altered.append(number)
+
+        copy_in_parallel(check, len(fresh), size)
+        if altered:
+            shard, row = places[min(altered)]
+            raise StoreError(
+                f"row {row} of the shard is not what was written: its checksum differs", path=shard.path, advice=REPAIR
+            )
+
+    def check_whole(self, progress: Progress | None = None) -> None:
+        """Reads all shards and compares them with their checksums; of stores of earlier versions only their sizes.
+
+        Args:
+            progress: Advances by the rows of each shard.
+
+        Raises:
+            StoreError: A shard is not what was written.
+        """
+        for number, shard in enumerate(self.description.shards):
+            check_shard(self.path / shard.file, shard, self.checksums_of(number))
+            if progress is not None:
+                progress.advance(shard.rows)
+
+    def checksums_of(self, number: int) -> Sequence[int]:
+        """The checksums of the rows of a shard; none in stores of earlier versions."""
+        if self.checksums is None:
+            return ()
+        checksums: list[int] = self.checksums[self._first_rows[number] : self._first_rows[number + 1]].tolist()
+        return checksums
 
     def announce(self, rows: npt.ArrayLike) -> None:
         """Tells the kernel which rows come next, so that it fetches what is not cached in the background.
@@ -200,20 +270,35 @@ class Store(SpectrogramSource):
         return shard
 
 
-def _read_index(path: Path) -> pa.Table:
+def read_index(folder: Path, description: Description) -> tuple[pa.Table, npt.NDArray[np.uint32] | None]:
+    """Reads the index of a store, and the checksums of its rows, where it has them.
+
+    Raises:
+        DamagedStoreError: It is missing, or not what was written.
+    """
+    path = folder / INDEX
     try:
-        index = pq.read_table(path)
+        content = path.read_bytes()
+        if description.index_crc is not None and zlib.crc32(content) != description.index_crc:
+            raise DamagedStoreError("is not what was written: its checksum differs", path=path, advice=REPAIR)
+        index = pq.read_table(pa.BufferReader(content))
     except FileNotFoundError:
-        raise StoreError("is missing", path=path, advice=_DAMAGED) from None
+        raise DamagedStoreError("is missing", path=path, advice=REPAIR) from None
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"cannot be read: {error}", path=path, advice=_DAMAGED) from error
+        raise DamagedStoreError(f"cannot be read: {error}", path=path, advice=REPAIR) from error
+    checksums = None
+    if CHECKSUMS in index.column_names:
+        checksums = index[CHECKSUMS].to_numpy().astype(np.uint32)
     if "version" not in index.column_names:
         # Stores older than views lack the column.
         index = index.append_column("version", pa.nulls(index.num_rows, pa.int32()))
     missing = [name for name in INDEX_SCHEMA.names if name not in index.column_names]
     if missing:
-        raise StoreError(f"has no column {', '.join(missing)}", path=path, advice=_DAMAGED)
-    return index.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks()
+        raise DamagedStoreError(f"has no column {', '.join(missing)}", path=path, advice=REPAIR)
+    try:
+        return index.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA).combine_chunks(), checksums
+    except pa.ArrowException as error:
+        raise DamagedStoreError(f"is damaged: {error}", path=path, advice=REPAIR) from error
 
 
 class PairStore(Store):

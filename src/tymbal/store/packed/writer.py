@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,7 +22,16 @@ from tymbal.errors import StoreError
 from tymbal.features.normalisation import LOG_FLOOR, Moments
 from tymbal.files import replace_file
 from tymbal.settings import FeatureSettings
-from tymbal.store.packed.format import INDEX, INDEX_SCHEMA, NPY_HEADER, SPECTROGRAMS, Description, Shard, shard_name
+from tymbal.store.packed.format import (
+    CHECKSUMS,
+    INDEX,
+    INDEX_SCHEMA,
+    NPY_HEADER,
+    SPECTROGRAMS,
+    Description,
+    Shard,
+    shard_name,
+)
 from tymbal.store.packed.packed_store import Store, open_store
 
 __all__ = ["Entry", "ShardWriter", "finish_store", "open_shard", "write_store"]
@@ -62,6 +73,7 @@ class ShardWriter:
     Attributes:
         rows: Spectrograms written so far.
         moments: Moments of all real frames written so far, as stored (float16).
+        checksums: CRC-32 of each row's bytes.
     """
 
     def __init__(
@@ -76,6 +88,7 @@ class ShardWriter:
     ) -> None:
         self.rows = 0
         self.moments = Moments()
+        self.checksums: list[int] = []
         self._file = file
         self._padding = padding
         self._row: npt.NDArray[Any] = np.full((views, frames, mels)[views == 1 :], padding, np.float16)
@@ -113,7 +126,9 @@ class ShardWriter:
         self.rows += 1
 
     def _write(self) -> None:
-        self._file.write(self._row.reshape(-1).view(np.uint8).data)
+        row = self._row.reshape(-1).view(np.uint8).data
+        self._file.write(row)
+        self.checksums.append(zlib.crc32(row))
         end = self._file.tell()
         if end - self._handed >= _BEHIND and hasattr(os, "posix_fadvise"):
             # Linux begins to write such pages and goes on; the sync at the end then finds little left to wait for.
@@ -162,6 +177,7 @@ def finish_store(
     path: str | os.PathLike[str],
     *,
     shards: Sequence[tuple[Shard, Sequence[Entry]]],
+    checksums: Sequence[Sequence[int]],
     features: FeatureSettings | None,
     frames: int,
     moments: Moments,
@@ -178,6 +194,7 @@ def finish_store(
     Args:
         path: The store.
         shards: Each shard with what it holds, in order; shards without rows are left out.
+        checksums: CRC-32 of the rows of each shard; of a shard of earlier versions none.
         features: How the spectrograms were computed; None if unknown.
         frames: Frames of a spectrogram, padding included.
         moments: Moments of all values of real frames.
@@ -201,8 +218,13 @@ def finish_store(
             columns["shard"].append(number)
             columns["row"].append(row)
     index = pa.table(columns, schema=INDEX_SCHEMA)
+    known = [crc for (shard, _), of_shard in zip(shards, checksums, strict=True) if shard.rows for crc in of_shard]
+    if len(known) == index.num_rows:
+        index = index.append_column(CHECKSUMS, pa.array(known, pa.uint32()))
+    content = BytesIO()
+    pq.write_table(index, content)
     with replace_file(store / INDEX) as aside:
-        pq.write_table(index, aside)
+        aside.write_bytes(content.getbuffer())
     Description(
         features=features,
         frames=frames,
@@ -215,6 +237,7 @@ def finish_store(
         padding=padding,
         views=views,
         kind=kind,
+        index_crc=zlib.crc32(content.getbuffer()),
         settings=dict(settings or {}),
         provenance={
             "tymbal": __version__,
@@ -254,6 +277,7 @@ def write_store(
     store = Path(path)
     mels = _mels(features, mels)
     shards: list[tuple[Shard, list[Entry]]] = []
+    checksums: list[list[int]] = []
     moments = Moments()
     rest = iter(spectrograms)
     while True:
@@ -269,9 +293,11 @@ def write_store(
             break
         moments = moments.merge(writer.moments)
         shards.append((Shard(name, len(entries), (store / name).stat().st_size), entries))
+        checksums.append(writer.checksums)
     return finish_store(
         store,
         shards=shards,
+        checksums=checksums,
         features=features,
         frames=frames,
         moments=moments,

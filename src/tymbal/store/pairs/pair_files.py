@@ -18,20 +18,23 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from tymbal.errors import StoreError
-from tymbal.files import partial_file, write_text
+from tymbal.files import partial_file, read_json, write_text
+from tymbal.store.packed.format import REPAIR, DamagedStoreError
 from tymbal.store.packed.writer import Entry
 
 __all__ = [
     "GENERATED",
     "METADATA",
     "PART_METADATA",
+    "FileFacts",
     "entry_of",
+    "file_facts",
     "metadata_files",
     "read_metadata",
     "resolve_file",
@@ -88,22 +91,47 @@ def write_pair(
     return path
 
 
-def entry_of(folder: str, file: str, entry: Entry, *, frames: int, mels: int) -> dict[str, Any]:
+class FileFacts(NamedTuple):
+    """What the metadata say of a file.
+
+    Attributes:
+        name: Its path within the folder, with slashes.
+        size: Its bytes; None in metadata of earlier versions.
+        crc: CRC-32 of its bytes; None in metadata of earlier versions.
+    """
+
+    name: str
+    size: int | None
+    crc: int | None
+
+
+def file_facts(entry: Mapping[str, Any]) -> FileFacts:
+    """The facts in an entry of the metadata."""
+    ours = entry.get("tymbal", {})
+    name = "/".join(str(entry["file"]).replace("\\", "/").split("/")[-2:])
+    return FileFacts(name, ours.get("bytes"), ours.get("crc"))
+
+
+def entry_of(folder: str, file: FileFacts, entry: Entry, *, frames: int, mels: int) -> dict[str, Any]:
     """The entry of a file in the metadata.
 
     Args:
         folder: The layout's folder, as the user named it.
-        file: The file's path within the folder, with slashes.
+        file: The file.
         entry: The index entry of the pair.
         frames: Frames of a view.
         mels: Its mel bins.
     """
     return {
-        "file": f"{Path(folder).as_posix()}/{file}",
-        "audio_name": Path(file).stem.rpartition("_v")[0],
+        "file": f"{Path(folder).as_posix()}/{file.name}",
+        "audio_name": Path(file.name).stem.rpartition("_v")[0],
         "version": entry.version,
         "shape": [1, mels, frames],
-        "tymbal": {name: value for name, value in asdict(entry).items() if name not in ("version", "frames")},
+        "tymbal": {
+            **{name: value for name, value in asdict(entry).items() if name not in ("version", "frames")},
+            "bytes": file.size,
+            "crc": file.crc,
+        },
     }
 
 
@@ -167,21 +195,36 @@ def read_metadata(path: str | os.PathLike[str]) -> tuple[dict[str, list[dict[str
     extras: dict[str, Any] = {}
     for file in files:
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
+            value = read_json(file)
             for name, item in value.items():
                 if isinstance(item, list):
                     lists[name] = [_checked(entry) for entry in item]
                 else:
                     extras[name] = item
+        except OSError as error:
+            raise StoreError(f"cannot be read: {error.strerror or error}", path=file) from error
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise StoreError(f"is damaged: {error}", path=file, advice="Write it again.") from error
+            raise DamagedStoreError(f"is damaged: {error}", path=file, advice=REPAIR) from error
     return lists, extras
 
 
 def _checked(entry: Any) -> dict[str, Any]:
-    if not isinstance(entry["file"], str):
+    """An entry of the right types.
+
+    Raises:
+        TypeError: It is something else.
+        ValueError: As `TypeError`.
+    """
+    given = dict(entry)
+    shape, ours = given.get("shape", ()), given.get("tymbal", {})
+    if not isinstance(given["file"], str) or "\0" in given["file"]:
         raise TypeError("an entry's file is no path")
-    return dict(entry)
+    if not isinstance(shape, Sequence) or not all(isinstance(each, int) and 0 < each < 1 << 24 for each in shape):
+        raise TypeError(f"the shape {shape!r} of {given['file']} is none")
+    if not isinstance(ours, Mapping) or not isinstance(ours.get("labels", []), list):
+        raise TypeError(f"the entry of {given['file']} is none")
+    int(given.get("version", 0))
+    return given
 
 
 def resolve_file(file: str, roots: Sequence[Path]) -> Path:

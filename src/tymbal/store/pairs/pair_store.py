@@ -6,8 +6,10 @@ and named then. Nothing takes its place.
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -20,7 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tymbal.audio.failures import Failure, write_failures
+from tymbal.audio.failures import Failure, append_failures, write_failures
 from tymbal.errors import SettingsError, StoreError
 from tymbal.features.normalisation import LOG_FLOOR, Moments
 from tymbal.files import replace_folder
@@ -31,7 +33,9 @@ from tymbal.store.dataset import readable_batches
 from tymbal.store.packed.format import INDEX_SCHEMA, Shard, shard_name
 from tymbal.store.packed.writer import Entry, finish_store, open_shard
 from tymbal.store.pairs.pair_files import (
+    FileFacts,
     entry_of,
+    file_facts,
     metadata_files,
     read_metadata,
     resolve_file,
@@ -50,32 +54,45 @@ _SAMPLE = 256
 _SPLITS = {"val": "validation"}
 
 
-def load_pair(path: Path, shape: tuple[int, int] | None = None) -> Tensor:
+def load_pair(path: Path, shape: tuple[int, int] | None = None, *, crc: int | None = None) -> tuple[Tensor, Tensor]:
     """Reads both views of a file.
 
     Args:
         path: The file.
         shape: Mel bins and frames that the views must have; None takes any.
+        crc: CRC-32 that its bytes must have; None takes any.
 
     Returns:
-        float32 [2, mels, frames].
+        The first and the second view, float32 [mels, frames] each.
 
     Raises:
         StoreError: It is missing, damaged or of another shape.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        pair = torch.stack([content[name].float().reshape(content[name].shape[-2:]) for name in ("view1", "view2")])
+        data = path.read_bytes()
     except FileNotFoundError:
-        raise StoreError("missing: there is no such file", path=path, advice=_ADVICE) from None
-    except DAMAGE as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "it is damaged, or holds no pair"
-        raise StoreError(f"unreadable: {why}", path=path, advice=_ADVICE) from None
-    if not bool(pair.isfinite().all()):
-        raise StoreError("not finite: some values are not finite numbers", path=path, advice=_ADVICE)
-    if shape is not None and pair.shape[1:] != shape:
-        raise StoreError(f"wrong shape: {list(pair.shape[1:])}, not {list(shape)}", path=path, advice=_ADVICE)
-    return pair
+        raise _failure("missing: there is no such file", path) from None
+    except OSError as error:
+        raise _failure(f"unreadable: {error.strerror or error}", path) from None
+    if not data:
+        raise _failure("empty: it has no bytes", path)
+    try:
+        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        first, second = (content[name].float().reshape(content[name].shape[-2:]) for name in ("view1", "view2"))
+    except DAMAGE:
+        raise _failure("unreadable: it is damaged, or holds no pair of views", path) from None
+    if first.shape != second.shape or (shape is not None and first.shape != shape):
+        raise _failure(f"wrong shape: {list(first.shape)} and {list(second.shape)}, not {list(shape or ())}", path)
+    # Of finite numbers below the largest by far, as logarithms of energies are, the sum is finite, too.
+    if not math.isfinite(float(first.sum() + second.sum())):
+        raise _failure("not finite: some values are not finite numbers", path)
+    if crc is not None and zlib.crc32(data) != crc:
+        raise _failure("unreadable: it is not what was written: its checksum differs", path)
+    return first, second
+
+
+def _failure(what: str, path: Path) -> StoreError:
+    return StoreError(what, path=path, advice=_ADVICE)
 
 
 @dataclass(frozen=True)
@@ -96,6 +113,7 @@ class PairFileStore(SpectrogramSource):
     Args:
         source: The folder, its metadata file, or a list of entries of metadata.
         root: The folder to search for files that are not where their entries say.
+        failures_to: The table to which files are appended that turn out to be damaged; None for none.
 
     Attributes:
         files: The file of each row.
@@ -110,8 +128,10 @@ class PairFileStore(SpectrogramSource):
         self,
         source: str | os.PathLike[str] | Sequence[Mapping[str, Any]],
         root: str | os.PathLike[str] | None = None,
+        failures_to: Path | None = None,
     ) -> None:
-        self._arguments = (source, root)
+        self._arguments = (source, root, failures_to)
+        self._failures_to: Path | None = None  # those of the beginning are listed by whoever opens the folder
         roots = [] if root is None else [Path(root)]
         if isinstance(source, str | os.PathLike):
             path = Path(source)
@@ -125,6 +145,7 @@ class PairFileStore(SpectrogramSource):
             entries = [(None, entry) for entry in source]
         self._failures: list[Failure] = []
         self.files: list[Path] = []
+        self._checksums: list[int | None] = []
         rows: list[dict[str, Any]] = []
         for split, entry in entries:
             file = resolve_file(entry["file"], roots)
@@ -132,6 +153,7 @@ class PairFileStore(SpectrogramSource):
                 self._leave_out(file, "missing: there is no such file")
                 continue
             self.files.append(file)
+            self._checksums.append(file_facts(entry).crc)
             rows.append(_row(entry, split, len(rows)))
         if not self.files:
             moved = "Has the folder moved? Then say where it is: root=FOLDER, or the folder instead of its list."
@@ -142,6 +164,7 @@ class PairFileStore(SpectrogramSource):
         self._damaged: set[int] = set()
         self._shape = self._find_shape(path, entries)
         facts = _Facts(frames=self._shape[1], mels=self._shape[0], features=_features(self._ours))
+        self._failures_to = failures_to
         super().__init__(path, pa.table(columns, schema=INDEX_SCHEMA), facts)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -199,28 +222,33 @@ class PairFileStore(SpectrogramSource):
             if pair is None:
                 bad.append(row)
             else:
-                target[...] = pair.transpose(1, 2).half().numpy()
+                for view, values in zip(target, pair, strict=True):
+                    torch.from_numpy(view).copy_(values.T)
         if bad:
             raise DamagedRowsError("some files of views cannot be read", rows=bad, path=self.path)
         return out
 
-    def pair(self, row: int) -> Tensor | None:
-        """Both views of a row, float32 [2, mels, frames]; None where its file is damaged, which is then named."""
+    def pair(self, row: int) -> tuple[Tensor, Tensor] | None:
+        """Both views of a row, float32 [mels, frames] each; None where its file is damaged, which is then named."""
         if row in self._damaged:
             return None
         try:
-            pair = load_pair(self.files[row], self._shape)
+            pair = load_pair(self.files[row], self._shape, crc=self._checksums[row])
         except StoreError as error:
             self._damaged.add(row)
             self._leave_out(self.files[row], error.what)
             return None
+        self._checksums[row] = None  # once is enough
         return pair
 
     def announce(self, rows: npt.ArrayLike) -> None:
         """Does nothing: files are read on request."""
 
     def _leave_out(self, file: Path, reason: str) -> None:
-        self._failures.append(Failure(str(file), reason, _ADVICE))
+        failure = Failure(str(file), reason, _ADVICE)
+        self._failures.append(failure)
+        if self._failures_to is not None:
+            append_failures(self._failures_to, [failure])
         tell(f"{file} is left out: {reason}", warning=True)
 
     def _find_shape(self, path: Path, entries: Iterable[tuple[str | None, Mapping[str, Any]]]) -> tuple[int, int]:
@@ -230,7 +258,7 @@ class PairFileStore(SpectrogramSource):
                 return int(entry["shape"][-2]), int(entry["shape"][-1])
         for file in self.files:
             try:
-                return tuple(load_pair(file).shape[1:])  # type: ignore[return-value]
+                return tuple(load_pair(file)[0].shape)  # type: ignore[return-value]
             except StoreError:
                 continue
         raise StoreError("not one file of views can be read", path=path)
@@ -250,7 +278,7 @@ class PairFileStore(SpectrogramSource):
         for row in range(0, len(self), max(len(self) // _SAMPLE, 1)):
             pair = self.pair(row)
             if pair is not None:
-                moments = moments.merge(Moments.of(pair.numpy()))
+                moments = moments.merge(Moments.of(torch.stack(pair).numpy()))
         return moments.mean, moments.std
 
 
@@ -298,8 +326,8 @@ def unpack_pairs(source: SpectrogramSource, output: str | os.PathLike[str]) -> i
         for row, entry, pair in _rows(source):
             stem, version = stems[clips[row]], entry.version or 0
             file = write_pair(aside, pair, stem=stem, version=version, split=entry.split, source=entry.file)
-            place = file.relative_to(aside).as_posix()
-            described = entry_of(os.fspath(output), place, entry, frames=source.frames, mels=source.mels)
+            facts = FileFacts(file.relative_to(aside).as_posix(), file.stat().st_size, zlib.crc32(file.read_bytes()))
+            described = entry_of(os.fspath(output), facts, entry, frames=source.frames, mels=source.mels)
             written.append((entry.split, described))
             progress.advance()
         features = source.features
@@ -326,6 +354,7 @@ def pack_pairs(source: SpectrogramSource, output: str | os.PathLike[str], *, sha
     """Writes pairs as a packed store, whole or not at all; gives how many. What is damaged is left out and named."""
     most = max(shard_mib * 2**20 // (4 * source.frames * source.mels), 1)
     shards: list[tuple[Shard, Sequence[Entry]]] = []
+    checksums: list[list[int]] = []
     moments = Moments()
     rows = _rows(source)
     with replace_folder(output) as aside, Progress(len(source), "Packing", unit="pairs") as progress:
@@ -341,9 +370,11 @@ def pack_pairs(source: SpectrogramSource, output: str | os.PathLike[str], *, sha
                     progress.advance()
             moments = moments.merge(writer.moments)
             shards.append((Shard(name, len(entries), (aside / name).stat().st_size), entries))
+            checksums.append(writer.checksums)
         finish_store(
             aside,
             shards=shards,
+            checksums=checksums,
             features=source.features,
             frames=source.frames,
             mels=source.mels,

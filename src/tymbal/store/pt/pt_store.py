@@ -10,7 +10,6 @@ Values are float16 until they are normalised, as in a packed store; those of flo
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import os
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tymbal.audio.failures import Failure
+from tymbal.audio.failures import Failure, append_failures
 from tymbal.errors import StoreError
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings
@@ -199,12 +198,7 @@ class PtStore(SpectrogramSource):
             tell(f"Left out from now on: {error}", warning=True)
         to = self._content.failures_to
         if fresh and to is not None:
-            # Another process, or an earlier session of the run, may have named them.
-            before = to.read_text(encoding="utf-8") if to.is_file() else ""
-            rows = [Failure.of(error, error.path or "") for error in fresh.values() if f"{error.path}," not in before]
-            # Lines behind the others, which appear at once: several processes may write.
-            with to.open("a", encoding="utf-8", newline="") as file:
-                csv.writer(file, lineterminator="\n").writerows((row.file, row.reason, row.advice) for row in rows)
+            append_failures(to, [Failure.of(error, error.path or "") for error in fresh.values()])
 
 
 def _other_shape(path: str, frames: int, recorded: int) -> StoreError:
