@@ -99,10 +99,10 @@ def test_help__of_an_objective_shows_its_settings_and_the_defaults_that_it_bring
 def test_help_all__shows_the_settings_of_every_objective(capsys):
     text = shown(capsys, "pretrain", "--help-all")
     assert headings(text)[-4:] == [
+        "With the objective lejepa",
+        "With the objective contrastive",
         "With the objectives joint, mpc, mpg",
         "With the objective reconstruction",
-        "With the objective contrastive",
-        "With the objective lejepa",
     ]
     assert {"temperature", "mask-ratio", "channels", "epochs"} <= set(flags(text))
     assert "[default: 100; 150 with reconstruction]" in text

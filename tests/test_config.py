@@ -254,6 +254,18 @@ def test_resolve__a_run_goes_on_as_it_was_begun():
     assert registry.resolve({"objective": "joint"}, begun=begun) == registry.resolve({"objective": "joint"})
 
 
+def test_resolve__minutes_alone_end_a_pretraining(tmp_path: Path):
+    assert registry.resolve({}).epochs == 100
+    assert registry.resolve({"max_minutes": 5}).epochs == 100_000
+    assert registry.resolve({"max_minutes": 5, "objective": "reconstruction"}).epochs == 100_000
+    assert registry.resolve({"max_minutes": 5, "epochs": 3}).epochs == 3
+    assert registry.resolve({"max_minutes": 5, "max_steps": 3}).epochs == 100
+    (tmp_path / "a.yaml").write_text("epochs: 7\n")
+    assert registry.resolve({"max_minutes": 5}, config=tmp_path / "a.yaml").epochs == 7
+    begun = config.to_mapping(registry.resolve({"epochs": 9}))
+    assert registry.resolve({"max_minutes": 5}, begun=begun).epochs == 9
+
+
 def test_old_name__stays_in_the_description_of_a_model():
     settings = registry.resolve({"objective": "reconstruction", "time_mask_width": 12})
     assert settings.describe_objective() == {

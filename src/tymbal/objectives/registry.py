@@ -31,14 +31,16 @@ from tymbal.values import convert
 __all__ = ["names", "resolve", "run_settings", "spec", "without_foreign"]
 
 _MODULES = {
+    "lejepa": "tymbal.objectives.lejepa",
+    "contrastive": "tymbal.objectives.contrastive",
     "joint": "tymbal.objectives.ssast",
     "mpc": "tymbal.objectives.ssast",
     "mpg": "tymbal.objectives.ssast",
     "reconstruction": "tymbal.objectives.reconstruction",
-    "contrastive": "tymbal.objectives.contrastive",
-    "lejepa": "tymbal.objectives.lejepa",
 }
 _GROUP = "tymbal.objectives"
+_ENDLESS = 100_000.0
+"""Epochs of a run that its minutes end."""
 
 PathLike = str | os.PathLike[str]
 
@@ -119,7 +121,16 @@ def resolve(
         given = _without_auto(run_settings(name), given)
         below = {_key(key): value for key, value in below.items()}
         below = {**configuration.begun_before(run_settings(name), recorded), **below}
+    below = {**_epochs_of_minutes({**below, **given}, begun), **below}
     return configuration.layered(run_settings(name), given, below, source=config)
+
+
+def _epochs_of_minutes(given: Mapping[str, Any], begun: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The epochs of a run of which only its minutes are given: as many as fit; those that it was begun with."""
+    keys = {_key(key) for key, value in given.items() if value is not None}
+    if "max_minutes" not in keys or keys & {"epochs", "max_steps"}:
+        return {}
+    return {"epochs": _ENDLESS if begun is None else begun.get("epochs", _ENDLESS)}
 
 
 def _without_auto(cls: type[PretrainSettings], given: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,9 @@ class TrainingSettings:
         epochs: Passes over the training clips.
         max_steps: Optimizer steps, instead of epochs.
         max_minutes: Train for this many minutes: the first steps are measured, and the run then has as many steps as
-            fit, at most those of `epochs`; learning rate and warm-up span them, also after a stop. What would take
-            longer after all is ended, with a final evaluation and a saved model. With `max_steps` the minutes only end
-            it.
+            fit, at most those of `epochs` (in pretraining only where those are given, too); learning rate and warm-up
+            span them, also after a stop. What would take longer after all is ended, with a final evaluation and a
+            saved model. With `max_steps` the minutes only end it.
         batch_size: Clips a step and device.
         batch_sizes: Clips a step and device by epoch, as in 1, 1, 2, 4, instead of one number; the last one holds on.
         accumulate: Batches whose gradients are added up before a step.
@@ -165,12 +165,12 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     (`tymbal.objectives.registry`).
 
     Attributes:
-        objective: What is learned: `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it,
-            `joint` does both (SSAST, Gong et al. 2022); `reconstruction` rebuilds the whole spectrogram from one with
-            masked stretches and bands, and brings other defaults along; `contrastive` tells the two views of each clip
-            from those of all others (SimCLR, Chen et al. 2020); `lejepa` makes views of a clip agree and spreads clips
-            like a standard normal (Balestriero & LeCun 2025). What each takes besides, and its defaults, shows for
-            example `tymbal pretrain --help lejepa`.
+        objective: What is learned: `lejepa` makes views of a clip agree and spreads clips like a standard normal
+            (Balestriero & LeCun 2025); `contrastive` tells the two views of each clip from those of all others (SimCLR,
+            Chen et al. 2020); `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it, `joint`
+            does both (SSAST, Gong et al. 2022); `reconstruction` rebuilds the whole spectrogram from one with masked
+            stretches and bands. What each takes besides, and its defaults, shows for example `tymbal pretrain --help
+            lejepa`.
         from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
             a script has saved of such an encoder.
         size: Named size of the encoder: mini 128/4/4, tiny 192/12/3, small 384/12/6, base 768/12/12
