@@ -165,7 +165,9 @@ def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
     from tymbal.evaluation.labelled_clips import refuse_unlearned
     from tymbal.preparation.clips import given_labels
 
-    labels = given_labels(source, PrepareSettings(label_csv=settings.label_csv))
+    labels = given_labels(
+        source, PrepareSettings(label_csv=settings.label_csv, label_separator=settings.label_separator)
+    )
     if labels.get("train"):
         refuse_unlearned(sorted(labels.get("validation", set()) - labels["train"]), path=str(source))
 

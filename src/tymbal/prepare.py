@@ -234,11 +234,12 @@ def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, setti
         tell(f"Of every class and split one clip in {every} is prepared")
     sound: Path | Listing = path
     if settings.data_val is not None:
-        sound = _with_validation(path, Path(settings.data_val))
+        sound = _with_validation(path, Path(settings.data_val), settings.label_separator)
     prepared = prepare(
         sound,
         run / "store",
         label_csv=settings.label_csv,
+        label_separator=settings.label_separator,
         validation=settings.validation,
         frames=settings.frames,
         longer="windows" if cut else "crop-start",
@@ -275,9 +276,12 @@ def _with_failures(prepared: PrepareResult, run: Path) -> Store:
     return prepared.store
 
 
-def _with_validation(train: Path, validation: Path) -> Listing:
+def _with_validation(train: Path, validation: Path, label_separator: str | None) -> Listing:
     """Joins two lists of sound files in one, as train and validation."""
-    parts = {"train": read_source(train), "validation": read_source(validation)}
+    parts = {
+        split: read_source(path, label_separator=label_separator)
+        for split, path in (("train", train), ("validation", validation))
+    }
     clips = [
         replace(clip, split=split, id=f"{split}/{clip.id}") for split, part in parts.items() for clip in part.clips
     ]

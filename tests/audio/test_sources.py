@@ -1,9 +1,12 @@
+import csv
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tymbal.audio.manifest import Clip, Manifest
 from tymbal.audio.sources import read_source, sound_files
 from tymbal.errors import ManifestError
 
@@ -168,6 +171,137 @@ def test_list__columns_without_meaning_are_told(touch):
     root = touch("a.wav")
     (root / "l.csv").write_text("path,weather,take\na.wav,1,2\n")
     assert read_source(root / "l.csv").notes == ["l.csv: columns without a meaning here were ignored: weather, take"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected", "says"),
+    [
+        (["owl;wren", "wren"], [("owl", "wren"), ("wren",)], None),
+        (["owl|wren", "crow"], [("owl", "wren"), ("crow",)], "'|' stands between labels, as in 'owl|wren'"),
+        (["owl,wren", "owl", "wren"], [("owl", "wren"), ("owl",), ("wren",)], "',' stands between labels"),
+        (["owl, wren", "crow"], [("owl, wren",), ("crow",)], "labels with commas were taken whole, as 'owl, wren'"),
+        (["owl; a|b", "wren"], [("owl", "a|b"), ("wren",)], None),
+        (['["owl", "wren"]', "['crow']"], [("owl", "wren"), ("crow",)], None),
+        (["[owl]", "[1, 2]"], [("[owl]",), ("1", "2")], None),
+    ],
+)
+def test_list__several_labels_in_a_cell(touch, cells, expected, says):
+    root = touch(*(f"{index}.wav" for index in range(len(cells))))
+    with (root / "l.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file", "label"], *([f"{index}.wav", cell] for index, cell in enumerate(cells))])
+    listing = read_source(root / "l.csv")
+    assert [clip.labels for clip in listing.clips] == expected
+    assert len(listing.notes) == (says is not None)
+    assert says is None or says in listing.notes[0]
+
+
+def test_list__separator_as_set(touch):
+    root = touch("a.wav", "b.wav")
+    (root / "l.csv").write_text("file,label\na.wav,owl/wren\nb.wav,crow;x\n")
+    listing = read_source(root / "l.csv", label_separator="/")
+    assert ([clip.labels for clip in listing.clips], listing.notes) == ([("owl", "wren"), ("crow;x",)], [])
+
+
+def test_list__our_manifest_has_semicolons_whatever_its_labels_hold(touch):
+    root = touch("a.wav", "b.wav")
+    clips = tuple(
+        Clip(str(root / f"{name}.wav"), labels=labels) for name, labels in (("a", ("x|y", "1,2")), ("b", ("x|y",)))
+    )
+    Manifest(clips, root).write(root / "m.csv")
+    listing = read_source(root / "m.csv")
+    assert ([clip.labels for clip in listing.clips], listing.notes) == ([("x|y", "1,2"), ("x|y",)], [])
+
+
+def test_list__parquet_of_lists_bytes_and_others(touch):
+    root = touch("a.wav", "b.wav")
+    table = pa.table({"file": [b"a.wav", b"b.wav"], "label": [["owl", "wren, big"], []], "group": [b"x", b"y"]})
+    pq.write_table(table, root / "l.parquet")
+    listing = read_source(root / "l.parquet")
+    assert [(clip.id, clip.labels, clip.group) for clip in listing.clips] == [
+        ("a.wav", ("owl", "wren, big"), "x"),
+        ("b.wav", (), "y"),
+    ]
+    pq.write_table(pa.table({"file": ["a.wav"], "label": [b"\xff\xfe"]}), root / "l.parquet")
+    with pytest.raises(ManifestError, match="label in row 1 is bytes that are no text"):
+        read_source(root / "l.parquet")
+    for label, says in (
+        ({"name": "owl"}, "a mapping of name"),
+        ([{"name": "owl"}], "a mapping of name"),
+        ([["owl"]], "a list"),
+    ):
+        (root / "l.json").write_text(json.dumps([{"file": "a.wav", "label": label}]))
+        with pytest.raises(ManifestError, match=f"label in row 1 is {says}"):
+            read_source(root / "l.json")
+    (root / "l.json").write_text(json.dumps([{"file": ["a.wav"], "label": "owl"}]))
+    with pytest.raises(ManifestError, match="file in row 1 is a list"):
+        read_source(root / "l.json")
+
+
+def test_list__hugging_face_audio(touch):
+    root = touch("a.wav")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for content in (None, b"RIFF\xff" * 10_000):
+        audio = {"bytes": content, "path": "a.wav"}
+        pq.write_table(pa.table({"audio": pa.array([audio], kind), "label": ["owl"]}), root / "l.parquet")
+        if content is None:
+            assert ids(read_source(root / "l.parquet")) == ["a.wav"]
+            continue
+        with pytest.raises(ManifestError, match="it holds the sounds themselves") as caught:
+            read_source(root / "l.parquet")
+        assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("file,label,label\na.wav,owl,\n", "the columns 'label' and 'label' have one meaning"),
+        ("file,Label,label\na.wav,owl,wren\n", "the columns 'Label' and 'label' have one meaning"),
+        ("file,class,species\na.wav,3,wren\n", "the columns 'class' and 'species' have one meaning"),
+        ("file,label,species\na.wav,3,wren\n", "the columns 'label' and 'species' have one meaning"),
+        ("path,filename\na.wav,b.wav\n", "the columns 'filename' and 'path' have one meaning"),
+        ("file,label\na.wav,owl,wren\n", "row 2 has 3 cells, and the header 2"),
+        ("file,start\n\n\na.wav,x\n", "start in row 4 is 'x'"),
+        ("\n\nfile,start\n\na.wav,x\n", "start in row 5 is 'x'"),
+        ('file,note,start\na.wav,"two\nlines",0\nb.wav,,x\n', "start in row 3 is 'x'"),
+    ],
+)
+def test_list__columns_and_rows_that_would_be_lost(touch, content, says):
+    root = touch("a.wav")
+    (root / "l.csv").write_text(content)
+    with pytest.raises(ManifestError, match=re.escape(says)):
+        read_source(root / "l.csv")
+
+
+def test_list__two_columns_that_say_the_same_and_our_own_beside_another(touch):
+    root = touch("a.wav")
+    (root / "l.csv").write_text("file,path,label,species,group,speaker\na.wav,/old/a.wav,owl,owl,g,s\n")
+    (clip,) = read_source(root / "l.csv").clips
+    assert (clip.id, clip.labels, clip.group) == ("a.wav", ("owl",), "g")
+
+
+RAVEN = "Selection\tView\tChannel\tBegin Time (s)\tEnd Time (s)\t"
+
+
+@pytest.mark.parametrize("name", ["l.txt", "l.tsv"])
+def test_list__raven_selection_table(touch, name):
+    root = touch("a.wav", "b.wav")
+    rows = [
+        "1\tWaveform 1\t1\t0.1\t0.5\ta.wav\t0.1\towl",
+        "1\tSpectrogram 1\t1\t0.1\t0.5\ta.wav\t0.1\towl",
+        "2\tSpectrogram 1\t1\t61.0\t61.5\tb.wav\t1.0\twren",
+    ]
+    (root / name).write_text("\n".join([RAVEN + "Begin File\tFile Offset (s)\tAnnotation", *rows]) + "\n")
+    clips = read_source(root / name).clips
+    assert [(clip.id, clip.labels) for clip in clips] == [("a.wav#0.1-0.5", ("owl",)), ("b.wav#1-1.5", ("wren",))]
+    (root / name).write_text(RAVEN + "Annotation\n1\tWaveform 1\t1\t0.1\t0.5\towl\n")
+    with pytest.raises(ManifestError, match="Raven selection table that does not say"):
+        read_source(root / name)
+
+
+def test_list__names_in_another_form(touch):
+    root = touch("in/caf\u00e9.wav")
+    (root / "l.csv").write_text("file\nin\\cafe\u0301.wav\n", "utf-8")
+    assert read_source(root / "l.csv").clips[0].file == str(root / "in/caf\u00e9.wav")
 
 
 def test_list__number_labels(touch):

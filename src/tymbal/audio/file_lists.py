@@ -1,17 +1,22 @@
 """Lists of sound files as other people write them: CSV, TSV, Parquet, JSON, JSON lines and plain text, to rows.
 
 A row is a mapping with Tymbal's own column names. Other names for the same thing are understood (`SYNONYMS`, compared
-without case, spaces and units); columns that mean nothing here are ignored, and `Table.ignored` says which.
+without case, spaces and units); columns that mean nothing here are ignored, and `Table.ignored` says which. Raven's
+selection tables are lists of the parts of files that they name.
+
+Several labels of a clip are a list (Parquet, JSON; in text as JSON or Python writes it), or have a separator between
+them: `;`, or what the labels themselves show, and that is said.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +63,8 @@ class Table:
         columns: Tymbal's names of the columns that the list has.
         ignored: Names of columns that mean nothing here.
         label_separator: The separator between labels in one text.
+        numbers: The number of each row as a person sees it; empty where they are numbered from 1.
+        notes: Remarks for the user about how it was read.
     """
 
     path: Path
@@ -65,13 +72,24 @@ class Table:
     columns: tuple[str, ...]
     ignored: tuple[str, ...] = ()
     label_separator: str = ";"
+    numbers: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def numbered(self) -> Iterator[tuple[int, Row]]:
+        """Rows with the numbers that a person sees: in a spreadsheet, the header is row 1."""
+        return zip(self.numbers or range(1, len(self.rows) + 1), self.rows, strict=True)
 
 
-def read_table(path: str | os.PathLike[str]) -> Table:
+def read_table(path: str | os.PathLike[str], *, label_separator: str | None = None) -> Table:
     """Reads a list of sound files, in the format that its suffix names.
 
+    Args:
+        path: The list.
+        label_separator: What stands between labels in one text. None tells it from the labels.
+
     Raises:
-        ManifestError: The list does not exist, is not of that format, is empty, or names no files.
+        ManifestError: The list does not exist, is not of that format, is empty, or names no files; or a cell is no
+            text or number, or two columns have one meaning.
     """
     path = Path(path)
     reader = _READERS.get(path.suffix.lower())
@@ -95,7 +113,95 @@ def read_table(path: str | os.PathLike[str]) -> Table:
         )
     if not table.rows:
         raise ManifestError("it lists no files", path=path, advice="Add a row for each file or clip.")
+    return _separated(_in_text(table), label_separator)
+
+
+def _in_text(table: Table) -> Table:
+    """The table with bytes decoded.
+
+    Raises:
+        ManifestError: A cell is a mapping, or a list where one value belongs.
+    """
+    kinds = {name: {type(row.get(name)) for row in table.rows} for name in table.columns}
+    odd = {name for name, types in kinds.items() if types & {dict, list, tuple, bytes}}
+    if not odd:
+        return table
+    rows: list[Row] = []
+    for number, row in table.numbered():
+        changed = {
+            name: _cell(row.get(name), column=name, many=name == "label", row=number, path=table.path) for name in odd
+        }
+        rows.append({**row, **changed})
+    return replace(table, rows=rows)
+
+
+def _cell(value: Any, *, column: str, many: bool, row: int, path: Path) -> Any:
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            value = "bytes that are no text"
+    elif isinstance(value, list | tuple) and many:
+        return [_cell(each, column=column, many=False, row=row, path=path) for each in value]
+    elif isinstance(value, dict):
+        if column == "file" and value.get("path") and value.get("bytes", b"") is None:
+            return value["path"]
+        value = f"a mapping of {', '.join(map(str, value))}"
+        if column == "file" and "bytes" in value:
+            raise ManifestError(
+                "it holds the sounds themselves, not the paths of files", path=path, advice=_WRITE_SOUNDS
+            )
+    elif isinstance(value, list | tuple):
+        value = "a list"
+    else:
+        return value
+    raise ManifestError(f"{column} in row {row} is {value}", path=path, advice="Write text or a number there.")
+
+
+_WRITE_SOUNDS = (
+    "Write each row's bytes to a file of its own, and the files' names to a column `file`: with datasets, "
+    "load_dataset(…).cast_column('audio', Audio(decode=False)), then open(name, 'wb').write(row['audio']['bytes'])."
+)
+
+
+def _separated(table: Table, separator: str | None) -> Table:
+    """The table with the separator of its labels, and a remark where it is not the usual one."""
+    if separator is not None:
+        return replace(table, label_separator=separator)
+    ours = {"hash", "id"} <= set(table.columns)
+    if ours or "label" not in table.columns or table.label_separator != ";":
+        return table
+    cells = {cell for cell in (row.get("label") for row in table.rows) if isinstance(cell, str)}
+    cells = {cell.strip() for cell in cells if not _as_list(cell)} - {""}
+    if any(";" in cell for cell in cells):
+        return table
+    for candidate in "|,":
+        several = sorted(cell for cell in cells if candidate in cell)
+        if not several:
+            continue
+        parts = {part.strip() for cell in several for part in cell.split(candidate)} - {""}
+        # A bar stands in no name; a comma does, unless what is beside it is a label by itself as well.
+        if candidate == "|" or parts <= cells:
+            note = f"{table.path.name}: {candidate!r} stands between labels, as in {several[0]!r}"
+            return replace(table, label_separator=candidate, notes=(*table.notes, f"{note} (label_separator)"))
+        note = f"{table.path.name}: labels with commas were taken whole, as {several[0]!r}: label_separator splits them"
+        return replace(table, notes=(*table.notes, note))
     return table
+
+
+def _as_list(cell: str) -> list[Any] | None:
+    """The list that a text is, as JSON or Python writes one; None where it is none of labels."""
+    cell = cell.strip()
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(cell)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list) and all(isinstance(each, str | int | float) for each in found):
+            return found
+    return None
 
 
 def text(value: Any) -> str | None:
@@ -131,7 +237,13 @@ def number(value: Any, *, column: str, row: int, path: Path) -> float | None:
 
 def names_of(value: Any, separator: str) -> tuple[str, ...]:
     """The labels in a cell: a list, or one text in which a separator stands between them."""
-    parts: Iterable[Any] = value if isinstance(value, list | tuple) else (text(value) or "").split(separator)
+    parts: Iterable[Any]
+    if isinstance(value, list | tuple):
+        parts = value
+    else:
+        cell = text(value) or ""
+        found = _as_list(cell)
+        parts = cell.split(separator) if found is None else found
     return tuple(dict.fromkeys(name for name in map(text, parts) if name is not None))
 
 
@@ -160,18 +272,42 @@ def table_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(names.values()) if len(set(names.values())) == len(names) else tuple(names)
 
 
-def _table(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]], **more: str) -> Table:
-    """Renames the columns of raw rows."""
+def _table(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]], **more: Any) -> Table:
+    """Renames the columns of raw rows.
+
+    Raises:
+        ManifestError: Two columns have one meaning.
+    """
     names = [name for name in names if name]
-    plain = {_plain(name): name for name in reversed(names)}
+    rows = list(rows)
+    plain: dict[str, str] = {}
+    for name in names:
+        if _plain(name) in plain and _is_known(name):
+            raise _two_columns(path, plain[_plain(name)], name)
+        plain.setdefault(_plain(name), name)
     matches: dict[str, str] = {}
     for column, synonyms in SYNONYMS.items():
-        match = next((plain[synonym] for synonym in synonyms if synonym in plain), None)
-        if match is not None:
-            matches[column] = match
+        own = [plain[synonym] for synonym in synonyms if synonym in plain]
+        for other in own[1:] if column == "label" or own[:1] != [plain.get(column)] else ():
+            if any(text(row.get(own[0])) != text(row.get(other)) for row in rows):
+                raise _two_columns(path, own[0], other)
+        if own:
+            matches[column] = own[0]
     renamed: list[Row] = [{column: row.get(name) for column, name in matches.items()} for row in rows]
     used = set(matches.values())
     return Table(path, renamed, tuple(matches), tuple(name for name in names if name not in used), **more)
+
+
+def _two_columns(path: Path, one: str, other: str) -> ManifestError:
+    return ManifestError(
+        f"the columns {one!r} and {other!r} have one meaning and differ",
+        path=path,
+        advice="Rename or delete one of them.",
+    )
+
+
+def _is_known(name: str) -> bool:
+    return any(_plain(name) in synonyms for synonyms in SYNONYMS.values())
 
 
 def _plain(name: str) -> str:
@@ -180,18 +316,63 @@ def _plain(name: str) -> str:
     return name.replace(" ", "_").replace("-", "_")
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, delimiter: str | None = None) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        start = file.readline()
+        start = next((line for line in file if line.strip()), "")
         file.seek(0)
         # Counted rather than sniffed: csv.Sniffer takes letters for separators in a file of one column.
-        delimiter = max(",;\t", key=start.count)
-        reader = csv.DictReader(file, delimiter=delimiter)
+        reader = csv.reader(file, delimiter=delimiter or max(",;\t", key=start.count))
         try:
-            names, rows = list(reader.fieldnames or ()), list(reader)
+            # Empty rows count: a spreadsheet shows them.
+            cells = [(number, row) for number, row in enumerate(reader, 1) if any(cell.strip() for cell in row)]
         except csv.Error as error:
             raise ManifestError(f"line {reader.line_num} is no CSV ({error})", path=path) from None
-    return _table(path, names, rows)
+    names = cells[0][1] if cells else []
+    for number, row in cells[1:]:
+        if any(cell.strip() for cell in row[len(names) :]):
+            raise ManifestError(
+                f"row {number} has {len(row)} cells, and the header {len(names)}",
+                path=path,
+                advice="Put quotation marks around a cell with a separator in it.",
+            )
+    rows = [dict(zip(reversed(names), reversed(_padded(row, len(names))), strict=True)) for _, row in cells[1:]]
+    numbers = tuple(number for number, _ in cells[1:])
+    if names[:1] == ["Selection"]:
+        return _raven(path, names, list(zip(numbers, rows, strict=True)))
+    return _table(path, names, rows, numbers=numbers)
+
+
+def _padded(row: list[str], length: int) -> list[str]:
+    return [*row[:length], *[""] * (length - len(row))]
+
+
+_RAVEN_LABELS = ("Label", "Common Name", "Species", "Annotation")
+
+
+def _raven(path: Path, names: list[str], rows: list[tuple[int, dict[str, str]]]) -> Table:
+    """Raven's selection table: parts of the files that it names; a spectrogram's row stands for all its views."""
+    label = next((name for name in _RAVEN_LABELS if name in names), None)
+    files = [name for name in ("Begin Path", "Begin File") if name in names]
+    if not files:
+        raise ManifestError(
+            "it is a Raven selection table that does not say of which sound files",
+            path=path,
+            advice="Add the measurements Begin File and File Offset in Raven, or write a list with the column file.",
+        )
+    rows = [(number, row) for number, row in rows if not row.get("View", "").startswith("Waveform")] or rows
+    parts: list[Row] = []
+    for index, row in rows:
+        begin, end = (
+            number(row.get(name), column=name, row=index, path=path) for name in ("Begin Time (s)", "End Time (s)")
+        )
+        start = number(row.get("File Offset (s)"), column="File Offset (s)", row=index, path=path)
+        start = begin if start is None else start
+        known = [row[name] for name in files if row[name]]
+        file = next((name for name in known if (path.parent / name).exists()), known[-1] if known else None)
+        stop = None if start is None or begin is None or end is None else round(start + end - begin, 6)
+        parts.append({"file": file, "start": start, "end": stop, "label": row[label] if label else None})
+    columns = ("file", "start", "end", *(["label"] if label else []))
+    return Table(path, parts, columns, numbers=tuple(index for index, _ in rows))
 
 
 def _read_parquet(path: Path) -> Table:
@@ -201,10 +382,23 @@ def _read_parquet(path: Path) -> Table:
     if not path.is_file():
         raise FileNotFoundError(2, os.strerror(2))
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        wanted = [name for name in names if _is_known(name)]
+        for name in wanted:
+            field = file.schema_arrow.field(name)
+            if pa.types.is_struct(field.type) and file.metadata.num_rows:
+                first = next(file.iter_batches(batch_size=1, columns=[name])).to_pylist()[0][name]
+                _cell(first, column=_meaning(name), many=False, row=1, path=path)  # before all of it is in memory
+        table = pq.read_table(path, columns=wanted)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ManifestError(f"it is no Parquet file ({error})", path=path, advice="Write it again.") from None
-    return _table(path, table.column_names, table.to_pylist())
+    return _table(path, names, table.to_pylist())
+
+
+def _meaning(name: str) -> str:
+    """Tymbal's name of a column."""
+    return next(column for column, synonyms in SYNONYMS.items() if _plain(name) in synonyms)
 
 
 def _read_json(path: Path) -> Table:
@@ -223,7 +417,8 @@ def _read_json(path: Path) -> Table:
 
 def _read_json_lines(path: Path) -> Table:
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return _objects(path, [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()])
+    numbers = tuple(number for number, line in enumerate(lines, 1) if line.strip())
+    return _objects(path, [_parse(lines[number - 1], path, number) for number in numbers], numbers=numbers)
 
 
 def _parse(content: str, path: Path, line: int | None = None) -> Any:
@@ -233,7 +428,7 @@ def _parse(content: str, path: Path, line: int | None = None) -> Any:
         raise ManifestError(f"line {line or error.lineno} is no JSON ({error.msg})", path=path) from None
 
 
-def _objects(path: Path, rows: list[Any], **more: str) -> Table:
+def _objects(path: Path, rows: list[Any], **more: Any) -> Table:
     for index, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ManifestError(f"entry {index} is no object", path=path, advice='Example: {"file": "a.wav"}')
@@ -242,6 +437,9 @@ def _objects(path: Path, rows: list[Any], **more: str) -> Table:
 
 
 def _read_lines(path: Path) -> Table:
+    with path.open(encoding="utf-8-sig") as file:
+        if file.readline().startswith("Selection\t"):
+            return _read_csv(path, "\t")
     return Table(path, [{"file": line} for line in _lines(path)], ("file",))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,13 +102,17 @@ class Manifest:
         return all(clip.hash is not None and clip.duration is not None for clip in self.clips)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+    def read(cls, path: str | os.PathLike[str], *, label_separator: str | None = None) -> Manifest:
         """Reads a manifest that `write` wrote, or any table that `tymbal.audio.file_lists` understands.
+
+        Args:
+            path: The table.
+            label_separator: What stands between labels in one text. None tells it from the labels.
 
         Raises:
             ManifestError: It is unreadable, names no files, or contradicts itself.
         """
-        return cls.of(read_table(path))
+        return cls.of(read_table(path, label_separator=label_separator))
 
     @classmethod
     def of(cls, table: Table, root: Path | None = None) -> Manifest:
@@ -124,10 +129,10 @@ class Manifest:
             ManifestError: A cell cannot be what its column says, or two rows of a clip contradict each other.
         """
         folder = Path(os.path.abspath(table.path)).parent  # noqa: PTH100 - links keep the user's names
-        files = [_file(row, index, table, folder) for index, row in _numbered(table)]
+        files = [_file(row, index, table, folder) for index, row in table.numbered()]
         root = root or _common_folder(files, folder)
         clips: dict[tuple[str, float, float | None], Clip] = {}
-        for file, (index, row) in zip(files, _numbered(table), strict=True):
+        for file, (index, row) in zip(files, table.numbered(), strict=True):
             clip = _clip(row, file, index, table, root)
             key = (clip.file, clip.start, clip.end)
             clips[key] = clip if key not in clips else _merged(clips[key], clip, index, table.path)
@@ -173,20 +178,23 @@ def relative_path(file: str, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 
-def _numbered(table: Table) -> Iterator[tuple[int, Row]]:
-    """Rows with the numbers that a person sees: the header of a spreadsheet is row 1."""
-    return enumerate(table.rows, 2 if table.path.suffix.lower() in (".csv", ".tsv") else 1)
-
-
 def _file(row: Row, index: int, table: Table, folder: Path) -> str:
     name = text(row["file"])
     if name is None:
         raise ManifestError(f"row {index} names no file", path=table.path, advice="Fill it in, or delete the row.")
     path = Path(name).expanduser()
     if not path.is_absolute():
-        here = folder / path
+        here = next((folder / form for form in _forms(name) if (folder / form).exists()), folder / path)
         path = path.absolute() if not here.exists() and path.exists() else here
     return os.path.normpath(path)
+
+
+def _forms(name: str) -> Iterator[str]:
+    """A path as it may be spelled elsewhere: with backslashes, or with other code points for the same letters."""
+    yield name
+    for form in ("NFC", "NFD"):
+        yield unicodedata.normalize(form, name)
+        yield unicodedata.normalize(form, name).replace("\\", "/")
 
 
 def _common_folder(files: list[str], folder: Path) -> Path:

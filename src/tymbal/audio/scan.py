@@ -83,7 +83,7 @@ def scan(
         AudioError: Not one file can be used.
     """
     chosen = resolve(ScanSettings, settings, config=config)
-    listing = read_source(source, label_csv=chosen.label_csv)
+    listing = read_source(source, label_csv=chosen.label_csv, label_separator=chosen.label_separator)
     if output is not None:
         _check_output(Path(output))
     clips, notes = _described(listing.clips, chosen, labelled=listing.labelled)

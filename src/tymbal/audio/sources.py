@@ -50,12 +50,18 @@ class Listing:
     failures: list[Failure] = field(default_factory=list)
 
 
-def read_source(source: str | os.PathLike[str] | Manifest | Listing, *, label_csv: str | None = None) -> Listing:
+def read_source(
+    source: str | os.PathLike[str] | Manifest | Listing,
+    *,
+    label_csv: str | None = None,
+    label_separator: str | None = None,
+) -> Listing:
     """Lists the clips of a folder, a list, one sound file, or a manifest.
 
     Args:
         source: One of these, or what this function has given.
         label_csv: SSAST's `index,mid,display_name` table; labels that are mids become display names.
+        label_separator: What stands between labels in one text of a list. None tells it from the labels.
 
     Raises:
         ManifestError: There is no such source, it is unreadable, or it lists nothing.
@@ -69,13 +75,13 @@ def read_source(source: str | os.PathLike[str] | Manifest | Listing, *, label_cs
         if not path.exists():
             raise ManifestError("there is no such folder or list", path=source, advice="Check the path.")
         if path.is_dir():
-            listing = _folder(path)
+            listing = _folder(path, label_separator)
         elif path.suffix.lower() in AUDIO_SUFFIXES:
             listing = Listing([_whole_file(str(path), path.parent)], path.parent)
         else:
-            table = read_table(path)
+            table = read_table(path, label_separator=label_separator)
             manifest = Manifest.of(table)
-            listing = Listing(list(manifest), manifest.root, "label" in table.columns, _ignored(table))
+            listing = Listing(list(manifest), manifest.root, "label" in table.columns, _notes(table))
     return listing if label_csv is None else _named(listing, label_csv)
 
 
@@ -118,9 +124,9 @@ def _whole_file(file: str, root: Path) -> Clip:
     return Clip(file, id=relative_path(file, root))
 
 
-def _folder(root: Path) -> Listing:
+def _folder(root: Path, label_separator: str | None) -> Listing:
     files, failures = sound_files(root)
-    tables, notes = _metadata(root)
+    tables, notes = _metadata(root, label_separator)
     if tables:
         return replace(_audio_folder(root, files, tables), failures=failures)
     if not files:
@@ -132,7 +138,7 @@ def _folder(root: Path) -> Listing:
     return Listing([_whole_file(file, root) for file in files], root, notes=notes, failures=failures)
 
 
-def _metadata(root: Path) -> tuple[list[Table], list[str]]:
+def _metadata(root: Path, label_separator: str | None) -> tuple[list[Table], list[str]]:
     """The metadata tables of a Hugging Face AudioFolder: in the folder itself, or in its split folders."""
     folders = [root, *(entry for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name.lower() in SPLITS)]
     paths = [folder / name for folder in folders for name in _METADATA if (folder / name).is_file()]
@@ -142,7 +148,7 @@ def _metadata(root: Path) -> tuple[list[Table], list[str]]:
             # Many data sets have some metadata.csv of their own.
             notes.append(f"{relative_path(str(path), root)} was not read: it has no column file_name")
             continue
-        tables.append(read_table(path))
+        tables.append(read_table(path, label_separator=label_separator))
     return tables, notes
 
 
@@ -151,7 +157,7 @@ def _audio_folder(root: Path, files: list[str], tables: list[Table]) -> Listing:
     for table in tables:
         split = None if table.path.parent == root else SPLITS[table.path.parent.name.lower()]
         clips += [clip if clip.split else replace(clip, split=split) for clip in Manifest.of(table, root)]
-    notes = [note for table in tables for note in _ignored(table)]
+    notes = [note for table in tables for note in _notes(table)]
     unlisted = set(files) - {clip.file for clip in clips}
     if unlisted:
         some = relative_path(min(unlisted), root)
@@ -161,10 +167,11 @@ def _audio_folder(root: Path, files: list[str], tables: list[Table]) -> Listing:
     return Listing(clips, root, any("label" in table.columns for table in tables), notes)
 
 
-def _ignored(table: Table) -> list[str]:
+def _notes(table: Table) -> list[str]:
     if not table.ignored:
-        return []
-    return [f"{table.path.name}: columns without a meaning here were ignored: {', '.join(table.ignored)}"]
+        return list(table.notes)
+    ignored = f"{table.path.name}: columns without a meaning here were ignored: {', '.join(table.ignored)}"
+    return [ignored, *table.notes]
 
 
 def _named(listing: Listing, label_csv: str) -> Listing:

@@ -68,11 +68,11 @@ def list_clips(
         ManifestError: The source cannot be read or contradicts itself.
         SettingsError: A setting does not fit the source.
     """
-    manifest = _scanned(source)
+    manifest = _scanned(source, settings)
     if manifest is not None:
         clips, notes = _completed(manifest, settings)
         return Listed(clips, _file_lengths(manifest), notes=notes)
-    listing = read_source(source, label_csv=settings.label_csv)
+    listing = read_source(source, label_csv=settings.label_csv, label_separator=settings.label_separator)
     clips, label_notes = label_clips(listing.clips, settings, labelled=listing.labelled)
     clips, group_notes = group_clips(clips, settings)
     clips = split_by_folders(clips)
@@ -118,9 +118,9 @@ def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSet
     Raises:
         ManifestError: As `list_clips`.
     """
-    clips: Iterable[Clip] | None = _scanned(source)
+    clips: Iterable[Clip] | None = _scanned(source, settings)
     if clips is None:
-        listing = read_source(source, label_csv=settings.label_csv)
+        listing = read_source(source, label_csv=settings.label_csv, label_separator=settings.label_separator)
         clips = split_by_folders(label_clips(listing.clips, settings, labelled=listing.labelled)[0])
     labels: dict[str | None, set[str]] = {}
     for clip in clips:
@@ -128,13 +128,13 @@ def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSet
     return labels
 
 
-def _scanned(source: str | os.PathLike[str] | Manifest | Listing) -> Manifest | None:
+def _scanned(source: str | os.PathLike[str] | Manifest | Listing, settings: PrepareSettings) -> Manifest | None:
     if isinstance(source, Listing):
         return None
     if isinstance(source, Manifest):
         manifest = source
     elif Path(source).suffix.lower() in (".csv", ".parquet") and Path(source).is_file():
-        manifest = Manifest.read(source)
+        manifest = Manifest.read(source, label_separator=settings.label_separator)
     else:
         return None
     return manifest if len(manifest) and manifest.scanned else None
@@ -142,7 +142,7 @@ def _scanned(source: str | os.PathLike[str] | Manifest | Listing) -> Manifest | 
 
 def _completed(manifest: Manifest, settings: PrepareSettings) -> tuple[list[Clip], list[str]]:
     """The clips of a scanned manifest, with what settings say where its columns are empty, and remarks."""
-    clips = read_source(manifest, label_csv=settings.label_csv).clips
+    clips = read_source(manifest, label_csv=settings.label_csv, label_separator=settings.label_separator).clips
     notes: list[str] = []
     if settings.label_pattern is not None or settings.labels in ("folder", "none"):
         clips, notes = label_clips(clips, settings, labelled=True)

@@ -201,8 +201,9 @@ def read_failures(store: Path) -> list[Failure]:
 
 def _relevant(settings: PrepareSettings) -> dict[str, Any]:
     given = deciding(settings)
-    if settings.every == 1:
-        del given["every"]  # stores of before know no such setting
+    for name, usual in (("every", 1), ("label_separator", None)):
+        if given[name] == usual:
+            del given[name]  # stores of before know no such setting
     if not settings.views:
         return {key: value for key, value in given.items() if key not in ViewSettings.__dataclass_fields__}
     # What a file of augmentations says, so that a change in it is seen, setting by setting.

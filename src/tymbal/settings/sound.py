@@ -25,6 +25,8 @@ class ScanSettings:
             two), else none. `folder` takes the outermost folder. A folder `A,B` stands for two labels.
         label_pattern: Regular expression on the path relative to the folder; its first group is the label of clips
             whose column is empty.
+        label_separator: What stands between several labels in one cell of a list. `None` is `;`, or `|` or `,` where
+            the labels show that it stands between them, which is said; lists in Parquet and JSON need none.
         label_csv: SSAST's `index,mid,display_name` table, for JSON lists whose labels are mids.
         group_pattern: Regular expression on the path; its first group names what must stay on one side of a split
             (a recording, a site, a speaker), for clips whose column is empty.
@@ -45,6 +47,7 @@ class ScanSettings:
 
     labels: Literal["auto", "folder", "column", "none"] = setting("auto", first=True)
     label_pattern: str | None = setting(None, first=True)
+    label_separator: str | None = None
     label_csv: str | None = setting(None, path=True)
     group_pattern: str | None = setting(None, first=True)
     split: Literal["auto", "clips", "groups", "keep", "none"] = setting("auto", first=True)
@@ -195,6 +198,7 @@ class PtSettings:
         data_val_dir: Folder of their `.pt` files. `None` looks in `data_dir`, then beside the list.
         validation: Fraction of the clips for validation, where no list or folder says.
         label_csv: SSAST's `index,mid,display_name` table, for lists whose labels are mids.
+        label_separator: What stands between several labels in one cell of a list, as in scanning.
         frames: Frames of a spectrogram: shorter files are padded, longer ones cut. `None` is the longest file's,
             at most 1024, rounded up to a multiple of 16.
         mel_bins: Mel bins of the files. `None` is 128.
@@ -213,6 +217,7 @@ class PtSettings:
     data_val_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
     validation: float = setting(0.1, aliases=("validation_fraction",), only_for=("pt", "sound"), first=True)
     label_csv: str | None = setting(None, path=True, only_for=("pt", "sound"))
+    label_separator: str | None = setting(None, only_for=("pt", "sound"), before=";")
     frames: int | None = setting(None, aliases=("target_length",), only_for=("pt", "sound"))
     mel_bins: int | None = setting(None, only_for=("pt", "sound"))
     layout: Literal["auto", "frames-mels", "mels-frames"] = setting("auto", only_for=("pt",))

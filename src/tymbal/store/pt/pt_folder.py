@@ -58,6 +58,7 @@ def open_pt(
     data_val_dir: str | os.PathLike[str] | None = None,
     validation_fraction: float = 0.0,
     label_csv: str | os.PathLike[str] | None = None,
+    label_separator: str | None = None,
     target_length: int | None = None,
     mel_bins: int | None = None,
     layout: str = "auto",
@@ -77,6 +78,7 @@ def open_pt(
         data_val_dir: Folder of their files. None looks in `data_dir`, then beside the list.
         validation_fraction: Fraction of the clips that is drawn for validation where nothing says which.
         label_csv: SSAST's `index,mid,display_name` table; the store's labels have its order.
+        label_separator: What stands between labels in one text of a list. None tells it from the labels.
         target_length: Frames of a spectrogram. None is the longest file's, at most 1024, rounded up to a multiple of
             16.
         mel_bins: Mel bins of the files. None is 128.
@@ -98,6 +100,7 @@ def open_pt(
         validation=validation,
         data_val_dir=data_val_dir,
         label_csv=label_csv,
+        label_separator=label_separator,
         validation_fraction=validation_fraction,
     )
     header = listing.header
@@ -153,6 +156,7 @@ def open_with(
         data_val_dir=settings.data_val_dir,
         validation_fraction=settings.validation,
         label_csv=settings.label_csv,
+        label_separator=settings.label_separator,
         target_length=settings.frames,
         mel_bins=settings.mel_bins,
         layout=settings.layout,

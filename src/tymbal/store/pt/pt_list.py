@@ -115,6 +115,7 @@ def list_pt(
     validation: str | os.PathLike[str] | None = None,
     data_val_dir: str | os.PathLike[str] | None = None,
     label_csv: str | os.PathLike[str] | None = None,
+    label_separator: str | None = None,
     validation_fraction: float = 0.0,
 ) -> PtListing:
     """Lists the `.pt` files of a list or a folder.
@@ -125,6 +126,7 @@ def list_pt(
         validation: List, or folder, of the clips to validate on.
         data_val_dir: Folder of their files. None looks in `data_dir`, then beside the list.
         label_csv: SSAST's `index,mid,display_name` table. Labels of the list are mids then, and become names.
+        label_separator: What stands between labels in one text of a list. None tells it from the labels.
         validation_fraction: Fraction of the clips that is drawn for validation where nothing says which.
 
     Raises:
@@ -146,7 +148,9 @@ def list_pt(
         if part.is_dir():
             files += _folder(part, split)
             continue
-        table = read_table(part)
+        table = read_table(part, label_separator=label_separator)
+        for note in table.notes:
+            tell(note)
         given = (data_val_dir, data_dir) if split == "validation" else (data_dir, None)
         listed = _listed(table, _data_folder(table, *given).absolute(), split)
         recorded, sources = _recorded(part)
@@ -212,13 +216,16 @@ def _listed(table: Table, folder: Path, split: str | None) -> list[PtFile]:
     """The files of a list."""
     path = table.path
     by_stem: dict[str, tuple[int, str]] = {}
+    again: list[str] = []
     files = []
     for index, row in enumerate(table.rows, 1):
         name = text(row["file"])
         if name is None:
             raise ManifestError(f"entry {index} names no file", path=path, advice="Fill it in, or delete the entry.")
         stem = stem_of(name)
-        if stem in by_stem:
+        if stem in by_stem and by_stem[stem][1] == name:
+            again.append(name)
+        elif stem in by_stem:
             first, other = by_stem[stem]
             raise ManifestError(
                 f"entries {first} ({other}) and {index} ({name}) have one stem: both would be {stem}{_ENDING}",
@@ -238,6 +245,9 @@ def _listed(table: Table, folder: Path, split: str | None) -> list[PtFile]:
                 split=_split(row, index, path) or split,
             )
         )
+    if again:
+        # Merged lists and oversampling have them.
+        tell(f"{path.name}: entries that stand there already count again: {len(again):,}, as {again[0]}")
     return files
 
 
@@ -357,7 +367,11 @@ def _warn_of_overlap(files: Sequence[PtFile]) -> None:
 
 
 def _drawn(files: Sequence[PtFile], fraction: float) -> list[PtFile]:
-    """The files with a split each; unless some are for validation, drawn by their names as in `prepare`."""
+    """The files with a split each; unless some are for validation, drawn by their names as in `prepare`.
+
+    Raises:
+        SettingsError: Some are, and the fraction is not the default.
+    """
     names = Counter(file.id for file in files)
     ids = [file.id if names[file.id] == 1 else file.path for file in files]
     clips = [Clip(file.path, group=file.group, split=file.split, id=id_) for file, id_ in zip(files, ids, strict=True)]
