@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -443,3 +444,24 @@ def test_prepare__nothing_that_can_be_used_begins_nothing(tmp_path: Path) -> Non
         tymbal.prepare(tmp_path / "sound", tmp_path / "store", **SMALL)
     write_wav(tmp_path / "sound" / "a.wav", 0.3)
     assert len(tymbal.prepare(tmp_path / "sound", tmp_path / "store", **SMALL).store) == 1
+
+
+def test_prepare__store_of_an_earlier_version_stays(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Labels with a bar between them were one class, and the group's pattern was passed over with a manifest."""
+    rows = "".join(f"frog/{number:02d}.wav,frog|toad\n" for number in range(1, 9, 2))
+    (folder / "list.csv").write_text("file,label\n" + rows)
+    store = tmp_path / "store"
+    tymbal.prepare(folder / "list.csv", store, label_separator=";", **SMALL)
+    description = json.loads((store / "store.json").read_text())
+    del description["provenance"]["reading"]
+    del description["settings"]["label_separator"]
+    (store / "store.json").write_text(json.dumps(description))
+    capsys.readouterr()
+    again = tymbal.prepare(folder / "list.csv", store, **SMALL).store
+    assert set(map(tuple, again.index["labels"].to_pylist())) == {("frog|toad",)}
+    assert "as an earlier version read its source" in " ".join(capsys.readouterr().err.split())
+    (folder / "list.csv").write_text("file,label\n" + rows + "cicada/00.wav,cicada\n")
+    with pytest.raises(StoreError, match="new: "):
+        tymbal.prepare(folder / "list.csv", store, **SMALL)

@@ -30,7 +30,7 @@ from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.files import locked
 from tymbal.preparation.build import Built, Task, read_sidecar
 from tymbal.preparation.build_views import show_views
-from tymbal.preparation.clips import Header, list_clips, read_headers
+from tymbal.preparation.clips import Header, Listed, list_clips, read_headers
 from tymbal.preparation.plan import Plan, make_plan
 from tymbal.preparation.record import (
     FAILURES,
@@ -42,6 +42,7 @@ from tymbal.preparation.record import (
     is_complete,
     nothing_left,
     read_failures,
+    was_read_otherwise,
 )
 from tymbal.preparation.repair import repair, set_damaged_aside
 from tymbal.preparation.task_pool import TaskPool, bytes_of, dask_executor, make_tasks, preview_task
@@ -171,11 +172,9 @@ def prepare(
         if chosen.executor == "dask" and executor is None:
             executor = stack.enter_context(dask_executor(chosen.scheduler))
         crew = stack.enter_context(TaskPool(executor, chosen.workers))
-        begun = None if chosen.preview or is_complete(store) else Record.read(store)
-        unopened = [] if begun is None else begun.failures()
-        listed = list_clips(source, chosen, lambda files: _headers(crew, files), unopened=unopened)
-        for note in listed.notes:
-            tell(note, warning=True)
+        listed = _listed(source, chosen, crew, store)
+        if listed is None:
+            return PrepareResult(Path(output), read_failures(store))
         plan = make_plan(listed.clips, listed.lengths, chosen)
         if chosen.preview:
             return _preview(store, plan, chosen)
@@ -208,6 +207,28 @@ def prepare(
     # Not before the lock is open: Windows deletes no file that is in use.
     shutil.rmtree(store / WORK, ignore_errors=True)
     return PrepareResult(Path(output), read_failures(store))
+
+
+def _listed(
+    source: str | os.PathLike[str] | Manifest | Listing, settings: PrepareSettings, crew: TaskPool, store: Path
+) -> Listed | None:
+    """The clips of a source; None where a store is complete that an earlier version made of it.
+
+    Raises:
+        SettingsError: A setting does not fit the source.
+    """
+    begun = None if settings.preview or is_complete(store) else Record.read(store)
+    unopened = [] if begun is None else begun.failures()
+    try:
+        listed = list_clips(source, settings, lambda files: _headers(crew, files), unopened=unopened)
+    except SettingsError:
+        if settings.preview or not was_read_otherwise(store):
+            raise
+        tell(f"{store} is complete already")  # an earlier version passed over such settings
+        return None
+    for note in listed.notes:
+        tell(note, warning=True)
+    return listed
 
 
 def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, settings: PtSettings) -> Store:

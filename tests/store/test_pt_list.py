@@ -75,9 +75,14 @@ def test_list__two_entries_with_one_stem_are_an_error_that_names_both(tmp_path):
     message = r"train.json: entries 1 \(/one/a.wav\) and 3 \(/two/a.flac\) have one stem: both would be a.pt"
     with pytest.raises(ManifestError, match=message):
         list_pt(source)
-    write(source, "/one/a.wav", "/one/a.wav")
-    with pytest.raises(ManifestError, match=r"entries 1 \(/one/a.wav\) and 2 \(/one/a.wav\)"):
-        list_pt(source)
+
+
+def test_list__an_entry_that_stands_there_twice_counts_twice(tmp_path, capsys):
+    source = write(tmp_path / "train.json", "/one/a.wav", "/one/b.wav", "/one/a.wav", "/one/a.wav")
+    touch(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert places(list_pt(source), tmp_path) == ["a.pt", "b.pt", "a.pt", "a.pt"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == "train.json: entries that stand there already count again: 2, as /one/a.wav"
 
 
 def test_list__an_entry_without_a_file(tmp_path):
@@ -169,7 +174,9 @@ def test_split__is_drawn_only_where_nothing_says_it(tmp_path, capsys):
     validation = write(tmp_path / "val.json", "3.wav")
     listing = list_pt(source, data_dir=tmp_path / "train", validation=validation, validation_fraction=0.5)
     assert [file.split for file in listing.files] == ["train"] * 20 + ["validation"]
-    assert "Files that are in training and in validation: 1, as " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Files that are in training and in validation: 1, as " in said
+    assert "validation=0.5 has no effect: other files are for validation already" in said
 
 
 def test_header__says_what_the_store_was(tmp_path):

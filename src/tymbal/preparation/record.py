@@ -41,10 +41,12 @@ __all__ = [
     "is_complete",
     "nothing_left",
     "read_failures",
+    "was_read_otherwise",
 ]
 
 FAILURES = "failures.csv"
 _RECORD = "plan.json"
+_READING = {"reading": 2}  # goes up where sources come to be read otherwise, so that what was made before stays
 _AGAIN = "Choose another output folder, or delete this one to begin anew."
 
 
@@ -163,6 +165,9 @@ def check_same_plan(store: Path, record: Record) -> None:
         digest, files = before.digest, set(before.files)
     if digest == record.digest:
         return
+    if was_read_otherwise(store) and files == set(record.files):
+        tell("It was made as an earlier version read its source (labels, groups, splits, lengths), and stays as it is")
+        return
     changes = [
         *_named("new", set(record.files) - files),
         *_named("gone", files - set(record.files)),
@@ -173,6 +178,13 @@ def check_same_plan(store: Path, record: Record) -> None:
     raise StoreError(
         "was begun from another source:" + "".join(f"\n    {line}" for line in changes), path=store, advice=_AGAIN
     )
+
+
+def was_read_otherwise(store: Path) -> bool:
+    """Whether a finished preparation is of a version that read some sources otherwise."""
+    if (store / METADATA).is_file():
+        return "reading" not in read_metadata(store)[1].get("tymbal", {})
+    return (store / DESCRIPTION).is_file() and "reading" not in Description.read(store).provenance
 
 
 def is_complete(store: Path) -> bool:
@@ -305,7 +317,14 @@ def finish(
         _finish_files(store, built, moments, named=named, plan=plan, record=record, settings=settings)
         return
     waveforms = settings.write == "waveforms"
-    samples = {"samples": round(plan.seconds * settings.sample_rate)} if waveforms else {}
+    provenance: dict[str, Any] = {
+        "source": record.source,
+        "plan": record.digest,
+        "window_seconds": plan.seconds,
+        **_READING,
+    }
+    if waveforms:
+        provenance["samples"] = round(plan.seconds * settings.sample_rate)
     finish_store(
         store,
         shards=[(shard.shard, shard.entries) for shard in built],
@@ -316,7 +335,7 @@ def finish(
         kind=WAVEFORMS if waveforms else SPECTROGRAMS,
         moments=moments,
         settings=record.settings,
-        provenance={"source": record.source, "plan": record.digest, "window_seconds": plan.seconds, **samples},
+        provenance=provenance,
     )
 
 
@@ -352,6 +371,7 @@ def _finish_files(
             "source": record.source,
             "plan": record.digest,
             "files": record.files,
+            **_READING,
             "features": asdict(record.features()),
             "statistics": {"mean": moments.mean, "std": moments.std},
         },

@@ -29,7 +29,7 @@ from tymbal.audio.file_lists import Row, Table, names_of, number, read_label_nam
 from tymbal.audio.manifest import SPLITS, Clip
 from tymbal.errors import ManifestError, SettingsError, StoreError
 from tymbal.progress import tell
-from tymbal.settings import FeatureSettings, ScanSettings
+from tymbal.settings import FeatureSettings, PtSettings, ScanSettings
 
 __all__ = ["HEADER", "UNSPLIT", "Header", "PtFile", "PtListing", "files_beside", "list_pt", "pt_files", "stem_of"]
 
@@ -367,11 +367,11 @@ def _warn_of_overlap(files: Sequence[PtFile]) -> None:
 
 
 def _drawn(files: Sequence[PtFile], fraction: float) -> list[PtFile]:
-    """The files with a split each; unless some are for validation, drawn by their names as in `prepare`.
-
-    Raises:
-        SettingsError: Some are, and the fraction is not the default.
-    """
+    """The files with a split each; unless some are for validation, drawn by their names as in `prepare`."""
+    if any(file.split == "validation" for file in files):
+        if fraction != PtSettings.validation:
+            tell(f"validation={fraction:g} has no effect: other files are for validation already", warning=True)
+        return [file._replace(split=file.split or "train") for file in files]
     names = Counter(file.id for file in files)
     ids = [file.id if names[file.id] == 1 else file.path for file in files]
     clips = [Clip(file.path, group=file.group, split=file.split, id=id_) for file, id_ in zip(files, ids, strict=True)]
