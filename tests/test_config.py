@@ -240,7 +240,14 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
     assert config.begun_before(cls, {"temperature": 0.1}) == old
     today = config.to_mapping(cls())
     # What has not changed, and what the data decide.
-    same = {"negatives": "all", "size": "auto", "patch": "auto", "stem": None, "fall_in_warmup": True, "label_separator": ";"}
+    same = {
+        "negatives": "all",
+        "size": "auto",
+        "patch": "auto",
+        "stem": None,
+        "fall_in_warmup": True,
+        "label_separator": ";",
+    }
     assert config.begun_before(cls, today) == same
 
 
