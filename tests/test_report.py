@@ -77,8 +77,25 @@ def test_report__a_contrastive_run_shows_its_clips(tmp_path: Path) -> None:
     tymbal.pretrain(tmp_path / "pairs", tmp_path / "run", **{**TINY, "objective": "contrastive", "epochs": 2})
     result = tymbal.report(tmp_path / "run", tmp_path / "page.html", **SMALL)
     text = result.output.read_text()
-    assert "Embeddings of the model" in text
-    assert text.count("Not shown") == 1  # nothing is rebuilt
+    assert text.index("Before the pretraining: embeddings by random weights") < text.index("After it: embeddings of")
+    assert "Not shown: the views of this run are made from waveforms" in text
+    assert text.count("Not shown") == 1
+
+
+@pytest.mark.parametrize("objective", ["lejepa", "contrastive"])
+def test_report__shows_views_and_what_the_encoder_is_shown(way: Path, tmp_path: Path, objective: str) -> None:
+    own = {"kept": 0.5, "kept_local": 0.2} if objective == "lejepa" else {"view_mask": "random"}
+    names = ("width", "depth", "heads", "patch", "device", "precision", "batch_size")
+    settings = {name: TINY[name] for name in names} | own
+    tymbal.pretrain(way / "store", tmp_path / "run", objective=objective, max_steps=4, **settings)
+    text = tymbal.report(tmp_path / "run", tmp_path / "page.html", **{**SMALL, "rebuilt": 2}).output.read_text()
+    assert text.count('class="triptych views"') == 2
+    views = ("global view 1", "global view 2", "local view 1") if objective == "lejepa" else ("view 1", "view 2")
+    assert all(text.count(f"<figcaption>{name}</figcaption>") == 2 for name in views)
+    shares = [int(share) for share in re.findall(r"(\d+)% of it are shown", text)]
+    assert len(shares) == 2 * 2 * len(views)  # captions and alternative texts
+    assert all(10 <= share <= 80 for share in shares)
+    assert "finding the other view of a clip" in text
 
 
 def test_report__pretraining_shows_what_was_rebuilt_at_each_checkpoint(way: Path, tmp_path: Path) -> None:

@@ -13,16 +13,31 @@ import soundfile as sf
 from tymbal.audio.manifest import Clip, Manifest
 from tymbal.demo.outcome import Report, Scores, Search, count_events, join_clips
 from tymbal.demo.wingbeats import Event
+from tymbal.evaluation.selection import Verdict
 
+VERDICT = Verdict(
+    figure="accuracy",
+    reader="logistic",
+    pooling="grid:4",
+    model=0.82,
+    against="plain",
+    against_pooling="clip:4",
+    best=0.70,
+    margin=0.03,
+    groups=None,
+)
 SCORES = Scores(
     figure="accuracy",
     clips=400,
     classes=9,
-    baseline=(0.70, 0.60),
+    plain_line="clip:4",
+    plain=(0.70, 0.60),
     random=(0.65, 0.40),
     pretrained=(0.82, 0.71),
+    beside=(0.84, 0.70),
     tuned_random=0.72,
     tuned_pretrained=0.90,
+    verdict=VERDICT,
 )
 REPORT = Report(
     held_out="clips of another device",
@@ -38,33 +53,42 @@ REPORT = Report(
 def test_text__pretraining_wins():
     text = REPORT.text(Path("demo"))
     assert "Told apart: 400 clips of another device, 9 classes. accuracy in %:" in text
-    assert "Pretraining pays here." in text
-    assert "17.0 points (± 6.0) ahead of the one with random weights," in text
-    assert "840 steps in 2 min 10 s, 26,880 clips seen. It tells 31 % of the masked patches apart." in text
+    assert "best plain line (clip:4)                  70.0        60.0" in text
+    assert "  and plain line side by side             84.0        70.0" in text
+    assert VERDICT.text() in text
+    assert VERDICT.text().startswith("Pretraining pays here: the model reads 82.0 %")
+    assert "Fine-tuned, it is 18.0 points (± 5.3) ahead of what begins with random weights." in text
+    assert "840 steps in 2 min 10 s, 26,880 clips seen. Of 31 % of the held-out clips it finds the other view" in text
     assert "15 of 17 events" in text
     assert "Of 40 windows without any, 3 were false alarms." in text
     assert "That is little" not in text
 
 
-def test_text__pretraining_loses_and_says_why():
-    losing = dataclasses.replace(SCORES, pretrained=(0.55, 0.5))
+def test_text__pretraining_loses_and_says_so():
+    losing = dataclasses.replace(SCORES, pretrained=(0.55, 0.5), verdict=dataclasses.replace(VERDICT, model=0.55))
     text = dataclasses.replace(REPORT, scores=losing).text(Path("demo"))
-    assert "Pretraining does not pay here, so far." in text
-    assert "15.0 points (± 6.6) behind the plain baseline" in text
-    assert "That is little" in text
+    assert "Pretraining does not pay here: the model reads 55.0 %" in text
+    assert "-15.0 points, 95 % margin ± 3.0" in text
+    assert "That is little time" in text
 
 
 def test_text__what_so_few_clips_cannot_tell():
-    few = dataclasses.replace(SCORES, clips=40)
+    verdict = dataclasses.replace(VERDICT, margin=0.18)
+    few = dataclasses.replace(SCORES, clips=40, tuned_random=0.8, verdict=verdict)
     text = dataclasses.replace(REPORT, scores=few).text(Path("demo"))
-    assert "Pretraining seems to pay here, but so few clips cannot prove it." in text
-    assert "12.0 points (± 18.5, may be chance) ahead of the plain baseline" in text
+    assert "No clear gain by pretraining here" in text
+    assert "10.0 points (± 15.5, may be chance) ahead of what begins with random weights" in text
 
 
 def test_text__level_is_neither_ahead_nor_behind():
-    level = dataclasses.replace(SCORES, pretrained=SCORES.random)
+    level = dataclasses.replace(SCORES, tuned_pretrained=SCORES.tuned_random)
     text = dataclasses.replace(REPORT, scores=level).text(Path("demo"))
-    assert "0.0 points (± 6.6, may be chance) level with the one with random weights" in text
+    assert "0.0 points (± 6.2, may be chance) level with what begins with random weights" in text
+
+
+def test_text__nothing_to_compare_with():
+    text = dataclasses.replace(REPORT, scores=dataclasses.replace(SCORES, verdict=None)).text(Path("demo"))
+    assert "No comparison could be made." in text
 
 
 def test_text__without_labels_it_says_how_to_give_some(tmp_path, monkeypatch):

@@ -21,9 +21,8 @@ TINY = replace(
     known=2,
     recording=9,
     encoder={"width": 16, "depth": 1, "heads": 1},
-    batch_size=8,
-    pretraining=10 * 8 * 56,
-    finetuning=10 * 8 * 56,
+    pretraining_minutes=0.05,
+    finetuning=10 * 32 * 56,
 )
 
 

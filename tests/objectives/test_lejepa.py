@@ -109,6 +109,33 @@ def test_objective__draws_by_epoch_in_training_only() -> None:
     assert float(module(**inputs)["loss"].detach()) == float(module(**later)["loss"].detach())
 
 
+def test_shown__is_what_the_encoder_sees_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views, their length and their visible patches are those of a training step of that epoch."""
+    module, clips = objective(kept=0.5, kept_local=0.2), batch()
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    forward = SpectrogramEncoder.forward
+
+    def watched(self: SpectrogramEncoder, x: torch.Tensor, **how: Any) -> Any:
+        given.append((x.detach().clone(), how["visible"].clone()))
+        return forward(self, x, **how)
+
+    monkeypatch.setattr(SpectrogramEncoder, "forward", watched)
+    module.train()(**{**clips, "epoch": torch.full((8,), 2)})
+    normalised = module.normalisation(clips["spectrogram"], clips["frames"])
+    shown = module.eval().shown(normalised, clips["frames"], clips["row"], epoch=2)
+    assert list(shown) == ["global view 1", "global view 2", "local view 1"]
+    views = torch.cat([x for x, _ in given]).view(3, 8, 24, 16)
+    for view, expected in zip(shown.values(), views, strict=True):
+        torch.testing.assert_close(torch.from_numpy(view.values), expected)
+    for view, visible in zip(shown.values(), (*given[0][1].split(8), given[1][1]), strict=True):
+        seen = ~torch.from_numpy(view.hidden)
+        for place in range(8):  # patches are as high as the spectrogram, and two frames long
+            frames = torch.zeros(24, dtype=torch.bool)
+            for patch in visible[place].tolist():
+                frames[2 * patch : 2 * patch + 2] = True
+            assert torch.equal(seen[place], frames[:, None].expand(-1, 16))
+
+
 def test_objective__gives_every_parameter_a_gradient_and_learns() -> None:
     module = objective(sigreg_weight=0.2).train()
     asked = batch(32, seed=9)

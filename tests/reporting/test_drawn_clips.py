@@ -101,8 +101,9 @@ def test_embedding_map__groups_lie_apart_in_their_own_colours(tmp_path: Path) ->
     vectors = np.zeros((12, 3))
     vectors[:, :2] = (np.repeat([0.0, 10.0, 20.0], 4) + 0.1 * np.arange(12))[:, None]
     vectors[:, 2] = 0.01 * (-1.0) ** np.arange(12)
-    text = embedding_map(vectors, clips, rows, ReportSettings(map="pca", sounds=0), what="Numbers")
-    assert "Numbers, laid out by the two principal components: 12 of 12 clips." in text
+    text = embedding_map({"Numbers": vectors}, clips, rows, ReportSettings(map="pca", sounds=0))
+    assert "12 of 12 clips, laid out by the two principal components." in text
+    assert "Numbers. 100% of the clips have a nearest neighbour of their label." in text
     across = {}
     for group in range(3):
         inside = text.split(f'<g data-group="{group}"')[1].split("</g>")[0]
@@ -118,15 +119,15 @@ def test_embedding_map__groups_lie_apart_in_their_own_colours(tmp_path: Path) ->
 @pytest.mark.parametrize("method", ["tsne", "pca"])
 def test_embedding_map__is_the_same_each_time(tmp_path: Path, method: str) -> None:
     clips, vectors = clips_of(tmp_path), np.random.default_rng(0).normal(size=(12, 5))
-    drawn = [embedding_map(vectors, clips, np.arange(12), ReportSettings(map=method), what="") for _ in range(2)]
+    drawn = [embedding_map({"": vectors}, clips, np.arange(12), ReportSettings(map=method)) for _ in range(2)]
     assert drawn[0] == drawn[1]
 
 
 def test_embedding_map__of_too_few_clips_is_not_shown(tmp_path: Path) -> None:
     with pytest.raises(NotShownError, match="7 clips are too few"):
-        embedding_map(np.zeros((7, 3)), clips_of(tmp_path), np.arange(7), ReportSettings(), what="")
+        embedding_map({"": np.zeros((7, 3))}, clips_of(tmp_path), np.arange(7), ReportSettings())
 
 
 def test_embedding_map__vectors_that_are_all_the_same_lie_on_one_place(tmp_path: Path) -> None:
-    text = embedding_map(np.ones((9, 3)), clips_of(tmp_path), np.arange(9), ReportSettings(), what="")
+    text = embedding_map({"": np.ones((9, 3))}, clips_of(tmp_path), np.arange(9), ReportSettings())
     assert "nan" not in text

@@ -19,6 +19,7 @@ from tymbal.progress import duration
 
 if TYPE_CHECKING:
     from tymbal.audio.manifest import Manifest
+    from tymbal.evaluation.selection import Verdict
 
 __all__ = ["Report", "Scores", "Search", "count_events", "join_clips"]
 
@@ -31,35 +32,37 @@ class Scores:
         figure: `accuracy`, or `mAP` where clips have several labels.
         clips: Number of clips that were classified.
         classes: Number of labels.
-        baseline: Mean and spread of the spectrogram, logistic regression and nearest neighbours.
+        plain_line: Which plain line was chosen.
+        plain: The best plain line, read by a linear classifier and by nearest neighbours.
         random: Embeddings of an encoder with random weights, likewise.
         pretrained: Embeddings of the pretrained encoder, likewise.
+        beside: These and the plain line side by side, likewise.
         tuned_random: Fine-tuned from random weights.
         tuned_pretrained: Fine-tuned from the pretrained ones.
+        verdict: The pretrained encoder beside the better of plain line and random weights; None where nothing tells.
     """
 
     figure: str
     clips: int
     classes: int
-    baseline: tuple[float, float]
+    plain_line: str
+    plain: tuple[float, float]
     random: tuple[float, float]
     pretrained: tuple[float, float]
+    beside: tuple[float, float]
     tuned_random: float
     tuned_pretrained: float
+    verdict: Verdict | None
 
-    def difference(self, one: float, other: float) -> tuple[float, float]:
-        """By how many points `one` is ahead of `other`, and the margin (95 %) that so many clips leave."""
+    @property
+    def tuned_difference(self) -> tuple[float, float]:
+        """By how many points fine-tuning from the pretrained weights is ahead, and the margin (95 %) of so many clips.
+
+        The clips are taken as drawn for each of both anew, which makes the margin wider than it is.
+        """
+        one, other = self.tuned_pretrained, self.tuned_random
         margin = 196 * math.sqrt((one * (1 - one) + other * (1 - other)) / self.clips)
         return 100 * (one - other), margin
-
-    def verdict(self) -> str:
-        """Whether the pretrained encoder is ahead of both the random one and the baseline, as far as this shows."""
-        gains = [self.difference(self.pretrained[0], other[0]) for other in (self.random, self.baseline)]
-        if all(points > margin for points, margin in gains):
-            return "Pretraining pays here."
-        if all(points > 0 for points, _ in gains):
-            return "Pretraining seems to pay here, but so few clips cannot prove it."
-        return "Pretraining does not pay here, so far."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +73,7 @@ class Report:
         held_out: Description of the held-out clips.
         steps: Steps of pretraining.
         clips_seen: Clips seen in them, each time it was seen.
-        task: Accuracy in telling the masked patches from each other, on held-out clips.
+        task: Of how many held-out clips the objective found the other view among those of a batch.
         seconds: Seconds of each step of the demo.
         scores: How well clips are classified; None without labels.
         found: Figures of the search for the recording's events; None without labels.
@@ -94,9 +97,10 @@ class Report:
             return "There are no labels, so nothing could be classified: see below how to give some."
         scores = self.scores
         rows: list[tuple[str, float, float | None]] = [
-            ("plain baseline: mean and spread", *scores.baseline),
+            (f"best plain line ({scores.plain_line})", *scores.plain),
             ("encoder, random weights", *scores.random),
             (f"encoder, pretrained for {self._minutes()}", *scores.pretrained),
+            ("  and plain line side by side", *scores.beside),
             ("fine-tuned from random weights", scores.tuned_random, None),
             ("fine-tuned from the pretrained", scores.tuned_pretrained, None),
         ]
@@ -110,25 +114,17 @@ class Report:
 
     def _meaning(self) -> str:
         spent = f"{self.steps:,} steps in {self._minutes()}, {self.clips_seen:,} clips seen"
-        task = "" if self.task is None else f" It tells {100 * self.task:.0f} % of the masked patches apart."
+        task = ""
+        if self.task is not None:
+            task = f" Of {100 * self.task:.0f} % of the held-out clips it finds the other view among a batch of them."
         if self.scores is None:
             return f"Pretraining: {spent}.{task}"
-        scores = self.scores
-        to_random, to_baseline = (
-            scores.difference(scores.pretrained[0], o[0]) for o in (scores.random, scores.baseline)
-        )
-        tuned = scores.difference(scores.tuned_pretrained, scores.tuned_random)
-        lines = [
-            f"{scores.verdict()} Read by a linear classifier, the pretrained encoder is",
-            f"  {_points(*to_random)} the one with random weights,",
-            f"  {_points(*to_baseline)} the plain baseline;",
-            f"fine-tuned, it is\n  {_points(*tuned)} the one with random weights.",
-            f"It had {spent}.{task}",
-        ]
-        if scores.verdict() != "Pretraining pays here.":
-            lines.append(
-                "That is little: such encoders are trained for hours to days. The first command below goes on."
-            )
+        verdict = self.scores.verdict
+        lines = ["No comparison could be made." if verdict is None else verdict.text()]
+        lines.append(f"Fine-tuned, it is {_points(*self.scores.tuned_difference)} what begins with random weights.")
+        lines.append(f"It had {spent}.{task}")
+        if verdict is None or not verdict.pays:
+            lines.append("That is little time: the first command below goes on.")
         return "\n".join(lines)
 
     def _searched(self) -> str:
@@ -160,9 +156,7 @@ class Report:
             return "  " + shlex.join(["tymbal", *map(str, words)])
 
         lines = [f"To go on (all of this took {duration(sum(self.seconds.values()))})"]
-        lines.append(
-            command("pretrain", folder / "store", "-o", folder / "longer", "--size", "tiny", "--max-minutes", "60")
-        )
+        lines.append(command("pretrain", folder / "store", "-o", folder / "longer", "--max-minutes", "60"))
         if self.scores is None:
             lines.append("  tymbal demo --data FOLDER --label-pattern '([a-z]+)_'    where file names hold the label")
         else:
@@ -177,7 +171,7 @@ class Report:
 def _points(points: float, margin: float) -> str:
     side = "level with" if abs(points) < 0.05 else "ahead of" if points > 0 else "behind"
     sure = "" if abs(points) > margin else ", may be chance"
-    return f"{abs(points):4.1f} points (± {margin:.1f}{sure}) {side}"
+    return f"{abs(points):.1f} points (± {margin:.1f}{sure}) {side}"
 
 
 @dataclass(frozen=True)

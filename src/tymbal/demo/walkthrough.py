@@ -4,8 +4,8 @@
     tymbal demo --data recordings       on your own sound
 
 It does nothing that the verbs do not do: every step is shown as the command that repeats it. Run again after a stop, it
-continues. The figures at the end are those of minutes on an ordinary computer, beside what any encoder must beat; where
-pretraining loses, it says so.
+continues. The figures at the end are those of minutes on an ordinary computer and of the verbs' defaults, beside what
+any encoder must beat; where pretraining loses, it says so.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ __all__ = ["FULL", "SHORT", "DemoResult", "Plan", "demo"]
 _MOST_CLIPS = 2000
 _MOST_SECONDS = 7200
 _SEED = 42
+_BATCH = 32
 _NEVER = 1000  # epochs: more than any run has
 
 
@@ -99,7 +100,7 @@ def demo(
     report = Report(
         held_out=held_out,
         steps=run.steps,
-        clips_seen=run.steps * plan.batch_size,
+        clips_seen=run.steps * _BATCH,
         task=run.metrics.get("eval_acc"),
         seconds=walk.seconds,
         scores=scores,
@@ -195,54 +196,49 @@ def _prepare(walk: _Walk, plan: Plan, manifest: Manifest) -> Store:
 
 
 def _pretrain(walk: _Walk, plan: Plan, store: Store) -> RunResult:
-    steps = plan.steps(plan.pretraining, _patches(store))
-    run = walk.step(
-        "pretrain",
-        store.path,
-        output="pretrained",
-        **plan.encoder,
-        batch_size=plan.batch_size,
-        max_steps=steps,
-        max_minutes=plan.pretraining_minutes,
-        learning_rate=1e-3,
-        eval_every=max(1, round(steps * plan.batch_size / len(store.rows("train")) / 4)),
-    )
+    run = walk.step("pretrain", store.path, output="pretrained", max_minutes=plan.pretraining_minutes, **plan.encoder)
     return cast("RunResult", run)
 
 
 def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
     """Probe, and fine-tuning from the pretrained and from random weights, with equal settings."""
+    from tymbal.models.folder import load_model
+
     probed: ProbeResult = walk.step("probe", walk.folder / "pretrained", store.path, output="probe.csv")
     steps = plan.steps(plan.finetuning, _patches(store))
     # One evaluation, at the end: the best of several on the very clips that are reported would flatter.
     settings: dict[str, Any] = {
-        "batch_size": plan.batch_size,
+        "batch_size": _BATCH,
         "max_steps": steps,
         "max_minutes": plan.finetuning_minutes,
         "eval_every": _NEVER,
-        "learning_rate": 5e-4,
-        "pooling": "rows",
     }
     tuned: RunResult = walk.step(
         "finetune", store.path, output="classifier", from_=str(walk.folder / "pretrained"), **settings
     )
+    shape = load_model(walk.folder / "pretrained").description.encoder
+    alike = {"width": shape.width, "depth": shape.depth, "heads": shape.heads, "patch": "{}x{}".format(*shape.patch)}
     untaught: RunResult = walk.step(
-        "finetune", store.path, output="from-random", name="from-random", **plan.encoder, **settings
+        "finetune", store.path, output="from-random", name="from-random", **alike, **settings
     )
     figure = "mAP" if probed.multilabel else "accuracy"
 
-    def read(features: str) -> tuple[float, float]:
-        return probed.figure(features), probed.figure(features, reader="knn")
+    def read(features: str, pooling: str | None = "grid") -> tuple[float, float]:
+        linear, neighbours = (probed.figure(features, pooling=pooling, reader=each) for each in ("logistic", "knn"))
+        return linear, neighbours
 
     return Scores(
         figure=figure,
         clips=probed.validation,
         classes=len(probed.classes),
-        baseline=read("baseline"),
+        plain_line=next(row.pooling for row in probed.rows if row.features == "plain"),
+        plain=read("plain", None),
         random=read("random"),
         pretrained=read("model"),
+        beside=read("model+plain"),
         tuned_random=untaught.metrics[f"eval_{figure}"],
         tuned_pretrained=tuned.metrics[f"eval_{figure}"],
+        verdict=probed.verdict,
     )
 
 
@@ -286,19 +282,17 @@ def _patches(store: Store) -> int:
 class Plan:
     """How much is done.
 
-    Steps are counted in patches, so that clips of any length take the same time; the minutes are for computers that
-    are slower than expected.
+    Steps of fine-tuning are counted in patches, so that clips of any length take the same time; its minutes are for
+    computers that are slower than expected.
 
     Attributes:
         each: Synthetic clips of each species and device; twice as many of the one that is held out.
         known: How many of them are labelled.
         recording: Seconds of the recording that is searched.
         window: Longest clip in seconds.
-        encoder: Width, depth and heads.
-        batch_size: Clips a step.
-        pretraining: Patches that are seen in pretraining.
+        encoder: Settings of the encoder; without any, all is as by default.
         finetuning: Patches that are seen in each of the two fine-tunings.
-        pretraining_minutes: Pretraining stops after this many.
+        pretraining_minutes: Pretraining has this many.
         finetuning_minutes: Each fine-tuning stops after this many.
     """
 
@@ -307,15 +301,13 @@ class Plan:
     recording: float
     window: float
     encoder: dict[str, Any]
-    batch_size: int
-    pretraining: int
     finetuning: int
     pretraining_minutes: float
     finetuning_minutes: float
 
     def steps(self, patches_seen: int, patches: int) -> int:
         """Steps in which batches of clips with so many patches add up to what is to be seen."""
-        return max(10, round(patches_seen / (patches * self.batch_size)))
+        return max(10, round(patches_seen / (patches * _BATCH)))
 
 
 FULL = Plan(
@@ -323,9 +315,7 @@ FULL = Plan(
     known=5,
     recording=90,
     window=2.0,
-    encoder={"width": 128, "depth": 4, "heads": 4},
-    batch_size=32,
-    pretraining=1_600_000,
+    encoder={},
     finetuning=250_000,
     pretraining_minutes=2.75,
     finetuning_minutes=0.75,
@@ -335,7 +325,6 @@ SHORT = replace(
     each=8,
     known=3,
     recording=30,
-    pretraining=100_000,
     finetuning=50_000,
     pretraining_minutes=0.5,
     finetuning_minutes=0.25,

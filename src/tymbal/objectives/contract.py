@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from tymbal.features.normalisation import Normalisation
-    from tymbal.models.encoder import SpectrogramEncoder
+    from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
     from tymbal.store.base import SpectrogramSource
 
 __all__ = [
@@ -36,6 +36,8 @@ __all__ = [
     "RebuildingObjective",
     "Rebuilt",
     "Trainable",
+    "View",
+    "ViewingObjective",
     "compares_clips",
     "continue_heads",
     "load_heads",
@@ -127,6 +129,54 @@ class RebuildingObjective(Objective, Protocol):
             frames: Real frames of each clip, int64 [clips].
             row: Number of each clip in its store, int64 [clips].
         """
+
+
+class ViewingObjective(Objective, Protocol):
+    """An objective that compares views of a clip, which can be drawn.
+
+    Attributes:
+        normalisation: How spectrograms are normalised for the encoder.
+    """
+
+    normalisation: Normalisation
+
+    def shown(self, spectrogram: Tensor, frames: Tensor, row: Tensor, *, epoch: int = 0) -> dict[str, View]:
+        """Draws the views that the encoder is shown of clips; in evaluation mode.
+
+        Args:
+            spectrogram: Normalised, [clips, frames, mels].
+            frames: Real frames of each clip, int64 [clips].
+            row: Number of each clip in its store, int64 [clips].
+            epoch: The epoch of the training that they are drawn for.
+        """
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of some clips.
+
+    Attributes:
+        values: Normalised spectrograms, float32 [clips, frames, mels].
+        frames: Frames of sound in each, int64 [clips].
+        hidden: The values that the encoder does not see, bool [clips, frames, mels].
+    """
+
+    values: NDArray[np.float32]
+    frames: NDArray[np.int64]
+    hidden: NDArray[np.bool_]
+
+    @classmethod
+    def from_tensors(cls, values: Tensor, frames: Tensor, visible: Tensor | None, config: EncoderConfig) -> Self:
+        """From tensors on any device; `visible` numbers the patches that are seen, [clips, visible], None is all."""
+        spectrograms: NDArray[np.float32] = values.float().cpu().numpy()
+        hidden: NDArray[np.bool_] = (values.isnan() | (visible is not None)).cpu().numpy()
+        if visible is not None:
+            columns = config.grid_of(values.shape[1])[1]
+            for place, patches in enumerate(visible.tolist()):
+                for patch in patches:
+                    low, first = patch // columns * config.stride[0], patch % columns * config.stride[1]
+                    hidden[place, first : first + config.patch[1], low : low + config.patch[0]] = False
+        return cls(spectrograms, frames.cpu().numpy(), hidden)
 
 
 @dataclass(frozen=True)

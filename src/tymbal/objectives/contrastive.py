@@ -45,7 +45,7 @@ from tymbal.errors import SettingsError
 from tymbal.features.normalisation import LOG_FLOOR, Normalisation
 from tymbal.models.classifier import pool_cells
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
-from tymbal.objectives.contract import ObjectiveSpec, load_heads
+from tymbal.objectives.contract import ObjectiveSpec, View, load_heads
 from tymbal.objectives.lejepa import visible_patches
 from tymbal.progress import tell
 from tymbal.randomness import EVALUATION, bits, fold
@@ -358,7 +358,17 @@ class ContrastiveObjective(nn.Module):
         if self.training and views.mix > 0:
             others, lengths = gather_batch(clips), gather_batch(frames)
             first = 0 if len(others) == len(clips) else rank() * len(clips)
-        keys = self._keys(row, epoch)
+        return self._views_of(clips, frames, self._keys(row, epoch), views, (others, lengths, first))
+
+    def _views_of(
+        self,
+        clips: Tensor,
+        frames: Tensor,
+        keys: Tensor,
+        views: SpectrogramViews,
+        others: tuple[Tensor, Tensor, int],
+    ) -> tuple[Tensor, Tensor]:
+        """Two views of each of some normalised clips, as `_drawn`; with those laid over them, and their place there."""
         drawn, ends = spectrogram_views(
             clips,
             frames,
@@ -366,12 +376,35 @@ class ContrastiveObjective(nn.Module):
             views,
             padding=(self.normalisation.padding - self.normalisation.mean) / (2 * self.normalisation.std),
             scale=2 * self.normalisation.std,
-            others=(others, lengths),
-            first=first,
+            others=others[:2],
+            first=others[2],
         )
         heard = torch.arange(drawn.shape[1], device=drawn.device) < ends[:, None]
         pairs = drawn.view(2, -1, *drawn.shape[1:]).transpose(0, 1)
         return pairs, heard.view(2, -1, heard.shape[1]).transpose(0, 1)
+
+    @torch.no_grad()
+    def shown(self, spectrogram: Tensor, frames: Tensor, row: Tensor, *, epoch: int = 0) -> dict[str, View]:
+        """As of `tymbal.objectives.contract.ViewingObjective`.
+
+        Raises:
+            SettingsError: The views are not drawn from spectrograms, but of a store of pairs or of the waveform.
+        """
+        if self.views is None:
+            raise SettingsError(
+                "the views of this objective are made from the waveform",
+                advice="Look at them with: tymbal prepare --preview.",
+            )
+        epochs = torch.full_like(row, epoch)
+        keys = fold(self.seed, epochs, row)
+        drawn, heard = self._views_of(spectrogram, frames, keys, self.views, (spectrogram, frames, 0))
+        config, views = self.encoder.config, {}
+        for view in range(2):
+            grid = config.grid_of(drawn.shape[2])
+            columns = heard[:, view].unfold(1, config.patch[1], config.stride[1]).any(2)[:, : grid[1]]
+            visible = self._visible(keys, columns, grid, view)
+            views[f"view {view + 1}"] = View.from_tensors(drawn[:, view], heard[:, view].sum(1), visible, config)
+        return views
 
     def _keys(self, row: Tensor, epoch: Tensor) -> Tensor:
         return fold(self.seed, epoch if self.training else torch.full_like(epoch, EVALUATION), row)
@@ -389,7 +422,7 @@ class ContrastiveObjective(nn.Module):
         grid = self.encoder.config.grid_of(views.shape[1])
         patch, stride = self.encoder.config.patch[1], self.encoder.config.stride[1]
         columns = heard.unfold(1, patch, stride).any(2)[:, : grid[1]]
-        visible = self._visible(row, epoch, columns, grid, view)
+        visible = self._visible(self._keys(row, epoch), columns, grid, view)
         tokens = self.encoder(x, visible=visible).tokens[:, PREFIX_TOKENS:].float()
         if self.parts:
             return self._cells(tokens, columns, grid, visible)
@@ -400,11 +433,10 @@ class ContrastiveObjective(nn.Module):
         weight = torch.where(weight.any(1, keepdim=True), weight, 1.0).unsqueeze(2)
         return cast(Tensor, (tokens * weight).sum(1) / weight.sum(1))
 
-    def _visible(self, row: Tensor, epoch: Tensor, columns: Tensor, grid: tuple[int, int], view: int) -> Tensor | None:
+    def _visible(self, keys: Tensor, columns: Tensor, grid: tuple[int, int], view: int) -> Tensor | None:
         """Numbers of the patches that the encoder sees, int64 [batch, visible]; None is all."""
         if self.mask == "none":
             return None
-        keys = self._keys(row, epoch)
         if self.mask == "crossed":
             return crossed_masks(keys, grid, ratio=self.mask_ratio, heard=columns)[view]
         return visible_patches(fold(keys, view), columns.repeat(1, grid[0]), min(self._shown, grid[0] * grid[1]))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -30,7 +30,7 @@ from tymbal.compute.processes import gather_batch, rank
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import pool_cells
 from tymbal.models.encoder import PREFIX_TOKENS, STEM_STRIDE, SpectrogramEncoder
-from tymbal.objectives.contract import ObjectiveSpec, load_heads
+from tymbal.objectives.contract import ObjectiveSpec, View, load_heads
 from tymbal.randomness import BITS, EVALUATION, bits, fold, uniform
 from tymbal.settings import DataChoice, PretrainSettings
 from tymbal.settings.augmentation import SpectrogramViews
@@ -73,6 +73,8 @@ class LeJEPASettings(PretrainSettings):
         attend_to_padding: Whether tokens attend to patches behind the end of a short clip. `None` is: where clips fill
             their window to nine tenths or more on average, so that stock transformers computes the same.
     """
+
+    compares_views: ClassVar[bool] = True
 
     objective: Literal["lejepa"] = "lejepa"
     augmentations: str | None = setting(None, path=True, describes_model=False)
@@ -246,15 +248,35 @@ class LeJEPAObjective(nn.Module):
         )
         return drawn, ends, drawn_keys
 
+    @torch.no_grad()
+    def shown(self, spectrogram: Tensor, frames: Tensor, row: Tensor, *, epoch: int = 0) -> dict[str, View]:
+        """As of `tymbal.objectives.contract.ViewingObjective`; clips are laid over each other in the order given."""
+        keys = fold(self.seed, torch.full_like(row, epoch), row)
+        globals_, locals_ = self.settings.global_views, self.settings.local_views
+        views: dict[str, View] = {}
+        for number in range(globals_ + locals_):
+            shown = self._shown[0 if number < globals_ else 1]
+            drawn, ends, _, visible = self._visible(spectrogram, frames, keys, range(number, number + 1), shown)
+            place = number + 1 if number < globals_ else number + 1 - globals_
+            name = f"{'global' if number < globals_ else 'local'} view {place}"
+            views[name] = View.from_tensors(drawn, ends, visible, self.encoder.config)
+        return views
+
+    @torch.no_grad()
+    def _visible(
+        self, clips: Tensor, frames: Tensor, keys: Tensor, views: range, shown: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Some views, their frames of sound, their columns with sound, and the patches that are seen of each."""
+        drawn, ends, drawn_keys = self.draw_views(clips, frames, keys, views)
+        grid = self.encoder.config.grid_of(drawn.shape[1])
+        columns = self.encoder.config.real_columns(ends, grid[1])
+        heard = torch.arange(grid[1], device=columns.device) < columns[:, None]
+        return drawn, ends, columns, visible_patches(drawn_keys, heard.repeat(1, grid[0]), shown)
+
     def _pooled(self, clips: Tensor, frames: Tensor, keys: Tensor, views: range, shown: int) -> Tensor:
         """Cells of the visible tokens of some views of each clip, [views, batch, rows x parts x width]."""
-        with torch.no_grad():
-            drawn, ends, drawn_keys = self.draw_views(clips, frames, keys, views)
-            config = self.encoder.config
-            grid = config.grid_of(drawn.shape[1])
-            columns = config.real_columns(ends, grid[1])
-            heard = torch.arange(grid[1], device=columns.device) < columns[:, None]
-            visible = visible_patches(drawn_keys, heard.repeat(1, grid[0]), shown)
+        drawn, ends, columns, visible = self._visible(clips, frames, keys, views, shown)
+        grid = self.encoder.config.grid_of(drawn.shape[1])
         tokens = self.encoder(drawn, visible=visible, frames=ends).tokens[:, PREFIX_TOKENS:]
         cells = pool_cells(tokens, grid=grid, parts=self.parts, real_columns=columns, patches=visible)
         return cells.view(len(views), len(keys), -1)

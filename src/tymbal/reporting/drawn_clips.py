@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import PurePath
 
@@ -96,16 +97,15 @@ def choose_rows(clips: Clips, *, most: int, seed: int) -> NDArray[np.int64]:
 
 
 def embedding_map(
-    vectors: NDArray[np.floating], clips: Clips, rows: NDArray[np.int64], settings: ReportSettings, *, what: str
+    vectors: Mapping[str, NDArray[np.floating]], clips: Clips, rows: NDArray[np.int64], settings: ReportSettings
 ) -> str:
-    """A map of clips.
+    """A map of clips, or several of the same ones.
 
     Args:
-        vectors: An embedding of each, [rows, dimensions].
+        vectors: An embedding of each clip, [rows, dimensions], by its description in words; a map each.
         clips: The clips.
         rows: Their rows in the store.
         settings: How to lay out, and how many get a sound.
-        what: Description of the embeddings, in words.
 
     Raises:
         NotShownError: There are too few clips.
@@ -113,7 +113,7 @@ def embedding_map(
     if len(rows) < _FEWEST:
         raise NotShownError(f"{len(rows)} clips are too few for a map")
     with threadpool_limits(1):  # more threads wait for each other, on a busy machine for a minute
-        plane = _plane(vectors, method=settings.map, seed=settings.seed)
+        planes = {what: _plane(values, method=settings.map, seed=settings.seed) for what, values in vectors.items()}
     labels = [(clips.labels(row) or [""])[0] for row in rows.tolist()]
     counted = Counter(label for label in labels if label)
     # In the order of the alphabet, so that maps of the same clips have the same colours.
@@ -121,19 +121,25 @@ def embedding_map(
     groups = {name: place for place, name in enumerate(names)}
     shown = names + ([_OTHER] if len(counted) > len(names) else [])
     players = _players(clips, rows, labels, most=settings.sounds)
-    points = [
-        Point(
-            float(x),
-            float(y),
-            groups.get(label, len(names)) if label else -1,
-            f"{label or 'no label'}, {clips.name(row)}",
-            players[row][0] if row in players else "",
-        )
-        for (x, y), label, row in zip(plane, labels, rows.tolist(), strict=True)
-    ]
-    drawing = scatter(points, groups=shown, title=f"Map of {len(rows)} clips")
-    lead = f"{what}, laid out by {_NAMES[settings.map]}: {len(rows):,} of {len(clips.store):,} clips. What lies near "
-    lead += "sounds alike to it; distances between far groups mean little. A label of the legend shows its clips alone."
+    drawn = []
+    for what, plane in planes.items():
+        points = [
+            Point(
+                float(x),
+                float(y),
+                groups.get(label, len(names)) if label else -1,
+                f"{label or 'no label'}, {clips.name(row)}",
+                players[row][0] if row in players else "",
+            )
+            for (x, y), label, row in zip(plane, labels, rows.tolist(), strict=True)
+        ]
+        near = _same_label(vectors[what], labels)
+        text = what + ("." if near is None else f". {near:.0%} of the clips have a nearest neighbour of their label.")
+        drawing = scatter(points, groups=shown, title=f"{what}: map of {len(rows)} clips")
+        drawn.append(f"<div><p>{escape(text)}</p>{drawing}</div>")
+    drawing = drawn[0] if len(drawn) == 1 else f'<div class="maps">{"".join(drawn)}</div>'
+    lead = f"{len(rows):,} of {len(clips.store):,} clips, laid out by {_NAMES[settings.map]}. What lies near sounds "
+    lead += "alike to it; distances between far groups mean little. A label of the legend shows its clips alone."
     if not players:
         return f"<p>{escape(lead)}</p>{drawing}"
     lead += " Points with a rim play their sound."
@@ -141,6 +147,20 @@ def embedding_map(
     listed = (card("", player, texts[row], path=clips.name(row)) for row, (_, player) in players.items())
     below = details(f"The {len(players)} sounds of the map", cards(listed))
     return f'<p>{escape(lead)}</p>{drawing}<div class="screen">{below}</div>'
+
+
+def _same_label(vectors: NDArray[np.floating], labels: Sequence[str]) -> float | None:
+    """The share of labelled clips whose nearest labelled neighbour, by cosine, has the same label; None without."""
+    known = np.flatnonzero([bool(label) for label in labels])
+    if len(known) < _FEWEST or len({labels[place] for place in known.tolist()}) < 2:
+        return None
+    values = np.asarray(vectors, np.float64)[known]
+    values = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-9)
+    values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)
+    likeness = values @ values.T
+    np.fill_diagonal(likeness, -np.inf)
+    names = np.array(labels)[known]
+    return float(np.mean(names == names[likeness.argmax(axis=1)]))
 
 
 def _plane(vectors: NDArray[np.floating], *, method: str, seed: int) -> NDArray[np.float64]:

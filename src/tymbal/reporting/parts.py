@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from tymbal import config as configuration
 from tymbal.compute.device import choose_device
@@ -25,13 +27,21 @@ from tymbal.inference.encoding import FrozenEncoder
 from tymbal.inference.predictions import detections_path, is_annotations
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
-from tymbal.pages.page import Part, Section, details, section, table, tiles
+from tymbal.objectives import registry
+from tymbal.pages.page import NotShownError, Part, Section, details, section, table, tiles
 from tymbal.pages.players import Sounds
 from tymbal.reporting.classifier_part import by_class, confusion, mistakes
 from tymbal.reporting.drawn_clips import Clips, choose_rows, embedding_map
 from tymbal.reporting.predictions_part import Predictions
 from tymbal.reporting.probes_part import Probes
-from tymbal.reporting.run_part import learning_curves, rebuilt_from_checkpoints, rebuilt_in_course, run_tiles, speed
+from tymbal.reporting.run_part import (
+    learning_curves,
+    rebuilt_from_checkpoints,
+    rebuilt_in_course,
+    run_tiles,
+    shown_views,
+    speed,
+)
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.settings import PtSettings, ReportSettings
 from tymbal.store.base import SpectrogramSource
@@ -98,7 +108,7 @@ def _store_part(source: SpectrogramSource, settings: ReportSettings, context: Pa
         rows = choose_rows(mapped, most=settings.map_clips, seed=settings.seed)
         what = "Mean and spread of the mel bins (no model has a part in it)"
         rows, moments = baseline_features(store, rows)
-        return embedding_map(moments, mapped, rows, settings, what=what)
+        return embedding_map({what: moments}, mapped, rows, settings)
 
     sections = [
         section("Labels", lambda: balance(store)),
@@ -132,16 +142,25 @@ def _run_part(path: Path, record: RunFile, settings: ReportSettings, context: Pa
 
 
 def _rebuilt(run: _Run, logged: list[dict[str, Any]]) -> list[Section]:
+    def some() -> NDArray[np.int64]:
+        splits = set(run.store.index["split"].to_pylist())
+        rows = run.store.rows("validation" if "validation" in splits else None)
+        return np.sort(np.random.default_rng(run.settings.seed).permutation(rows)[: run.settings.rebuilt])
+
     def draw() -> str:
         folder = RunFolder(run.path).rebuilt
         if folder.is_dir():
             return rebuilt_in_course(folder, most=run.settings.rebuilt)
-        store = run.store
-        splits = set(store.index["split"].to_pylist())
-        rows = store.rows("validation" if "validation" in splits else None)
-        some = np.random.default_rng(run.settings.seed).permutation(rows)[: run.settings.rebuilt]
-        return rebuilt_from_checkpoints(run.path, run.clips, np.sort(some), logged)
+        return rebuilt_from_checkpoints(run.path, run.clips, some(), logged)
 
+    def views() -> str:
+        if run.source.views != 1 or run.source.samples is not None:
+            raise NotShownError("the views of this run are made from waveforms: tymbal prepare --preview shows them")
+        return shown_views(load_model(run.path), run.clips, some())
+
+    name = run.record.settings.get("objective")
+    if name in registry.names() and registry.spec(name).settings.compares_views:
+        return [section("Views", views)]
     return [section("Hidden and rebuilt", draw)]
 
 
@@ -210,8 +229,8 @@ class _Run:
     context: PageContext
 
     @cached_property
-    def store(self) -> SpectrogramSource:
-        """The clips that the run learned from."""
+    def source(self) -> SpectrogramSource:
+        """The clips that the run learned from, as they are kept: spectrograms, pairs of views, or waveforms."""
         given = self.settings.data or self.record.arguments.get("store") or self.record.arguments.get("source")
         # A folder that holds run and store may have moved as a whole.
         places = [self.path / "store"]
@@ -220,7 +239,7 @@ class _Run:
         for place in places:
             data = open_data(place, PtSettings())
             if place.is_dir() and data.is_packed:
-                return data.store().singles()
+                return data.store()
         if given is None or not Path(given).exists():
             raise StoreError(
                 "the clips of the run are not there any more", path=given, advice="Say where they are: --data STORE."
@@ -235,8 +254,13 @@ class _Run:
         )
         data = open_data(given, chosen)
         if data.has_views:
-            return data.store().singles()
+            return data.store()
         return data.spectrograms(self.scratch, load_model(self.path).description.features)
+
+    @cached_property
+    def store(self) -> SpectrogramSource:
+        """These clips, a spectrogram each."""
+        return self.source.singles()
 
     @cached_property
     def clips(self) -> Clips:
@@ -269,10 +293,19 @@ class _Run:
         )
         pooling = loaded.description.embedding or "mean"
         embeddings = frozen.embed(self.store, rows, poolings=[pooling])
-        drawn = embedding_map(
-            embeddings.values[pooling, None], mapped, embeddings.rows, self.settings, what="Embeddings of the model"
-        )
-        return _with_remark(drawn, mapped)
+        vectors = {"Embeddings of the model": embeddings.values[pooling, None]}
+        if self.record.verb == "pretrain" and self.record.settings.get("from_") is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.settings.seed)
+                frozen.encoder = SpectrogramEncoder(encoder.config).to(frozen.device).eval()
+            before = frozen.embed(self.store, embeddings.rows, poolings=[pooling])
+            kept = np.isin(embeddings.rows, before.rows)
+            vectors = {
+                "Before the pretraining: embeddings by random weights": before.values[pooling, None],
+                "After it: embeddings of the model": embeddings.values[pooling, None][kept],
+            }
+            embeddings = before
+        return _with_remark(embedding_map(vectors, mapped, embeddings.rows, self.settings), mapped)
 
 
 def _part(kind: str, path: Path, figures: Mapping[str, str], sections: list[Section]) -> Part:

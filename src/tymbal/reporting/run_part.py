@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
@@ -21,7 +22,7 @@ from tymbal.evaluation.snapshots import can_rebuild, read_snapshots, rebuilt_by
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model
 from tymbal.objectives import registry
-from tymbal.objectives.contract import RebuildingObjective, Rebuilt
+from tymbal.objectives.contract import Objective, RebuildingObjective, Rebuilt, View, ViewingObjective
 from tymbal.pages.charts import Line, lines
 from tymbal.pages.page import NotShownError, note, table
 from tymbal.pages.pictures import limits, spectrogram
@@ -31,7 +32,7 @@ from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import normalised_batches
 from tymbal.training.checkpoints import Checkpoints, verify
 
-__all__ = ["learning_curves", "rebuilt_from_checkpoints", "rebuilt_in_course", "run_tiles", "speed"]
+__all__ = ["learning_curves", "rebuilt_from_checkpoints", "rebuilt_in_course", "run_tiles", "shown_views", "speed"]
 
 _TITLES = {
     "loss": "loss",
@@ -52,6 +53,13 @@ _TITLES = {
     "learning_rate": "learning rate",
     "grad_norm": "norm of the gradient",
 }
+_OF_VIEWS = {
+    "acc": "finding the other view of a clip: share that is right",
+    "icc": "intraclass correlation of views",
+    "agreement": "distance of the views of a clip",
+    "sigreg": "distance from a standard normal (SIGReg)",
+}
+"""Figures of objectives that compare views."""
 _SHORT = {"acc": "patches identified", "nce": "cross entropy", "mse": "squared error", "mAP": "mAP"}
 _LEVELS = {"random_": "random weights", "plain_": "the best plain line"}
 """What a probe during the training is compared with: what stands in its figure's name, and what it is called."""
@@ -91,10 +99,11 @@ def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
     order = sorted(known, key=lambda name: ([*_TITLES, name].index(name), name))
     order.sort(key=lambda name: name in _LAST)
     once = [name for name in order if max(map(len, known[name].values())) == 1]
-    charts = [_chart(name, known[name]) for name in order if name not in once]
+    titles = _titles(known)
+    charts = [_chart(titles.get(name, name.replace("_", " ")), known[name]) for name in order if name not in once]
     remark = f"Values that are not finite are left out of {', '.join(sorted(bad))}." if bad else ""
     single = [
-        (_TITLES.get(name, name.replace("_", " ")), side, f"{points[0][1]:.4g}", f"{points[0][0]:.1f}")
+        (titles.get(name, name.replace("_", " ")), side, f"{points[0][1]:.4g}", f"{points[0][0]:.1f}")
         for name in once
         for side, points in known[name].items()
     ]
@@ -104,14 +113,18 @@ def learning_curves(logged: Sequence[Mapping[str, Any]]) -> str:
     return warnings + drawn + listed + (note(remark, warning=True) if remark else "")
 
 
-def _chart(name: str, sides: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+def _titles(figures: Collection[str]) -> dict[str, str]:
+    """What figures are called, by their names; that of `acc` depends on what is told from what."""
+    return _TITLES | (_OF_VIEWS if {"agreement", "alignment"} & set(figures) else {})
+
+
+def _chart(title: str, sides: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     names = {"validation": "the model"} if set(sides) & set(_LEVELS.values()) else {}
     drawn = [
         Line(names.get(side, side), [x for x, _ in sides[side]], [y for _, y in sides[side]], dots=side == "validation")
         for side in ("training", "validation", *_LEVELS.values())
         if sides.get(side)
     ]
-    title = _TITLES.get(name, name.replace("_", " "))
     if len(drawn) == 1 and drawn[0].name == "validation":
         title += " (validation)"
     return lines(drawn, title=title, x_label="epoch")
@@ -148,11 +161,12 @@ def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | N
     figures: Mapping[str, Any] = (
         result["metrics"] if result else evaluated[-1] if evaluated else logged[-1] if logged else {}
     )
+    of_views = bool({"eval_agreement", "eval_alignment"} & set(figures))
     leading = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "nce", "mse", "loss")
     for name in [name for name in leading if figures.get(f"eval_{name}") is not None][:4]:
         value = figures[f"eval_{name}"]
         share = name in ("accuracy", "balanced_accuracy", "mAP", "f1", "acc")
-        title = _SHORT.get(name, _TITLES.get(name, name))
+        title = "other view found" if name == "acc" and of_views else _SHORT.get(name, _TITLES.get(name, name))
         shown[f"{title}, validation"] = f"{100 * value:.1f} %" if share else f"{value:.4g}"
     if logged:
         shown["steps"] = f"{logged[-1]['step']:,}"
@@ -283,8 +297,58 @@ def _clip(drawn: _Drawn) -> str:
     return f'{head}<div class="{kind}" style="--columns:{columns}">{"".join(figures)}</div>'
 
 
-def _objective(loaded: LoadedModel, data: SpectrogramSource) -> RebuildingObjective:
-    """The objective that the model was pretrained by, without the weights beside the encoder."""
+def shown_views(loaded: LoadedModel, clips: Clips, rows: NDArray[np.int64]) -> str:
+    """Clips, the views that were drawn of them in the first epoch, and what the encoder was shown of these.
+
+    Args:
+        loaded: The model of the run.
+        clips: The run's clips.
+        rows: Which of them to show; they are laid over each other.
+
+    Raises:
+        NotShownError: The objective draws no views that could be drawn here.
+        SettingsError: Its views are made from the waveform.
+    """
+    objective = _built(loaded, clips.store)
+    if not hasattr(objective, "shown"):
+        raise NotShownError("the objective of this run draws no views")
+    viewing = cast(ViewingObjective, objective)
+    batch = next(
+        normalised_batches(clips.store, rows, normalisation=viewing.normalisation, batch_size=max(len(rows), 1)), None
+    )
+    if batch is None:
+        raise NotShownError("not one of the clips can be read any more")
+    views = viewing.shown(batch.x, batch.frames, torch.from_numpy(batch.rows))
+    lead = "Views of a clip differ in pitch, tempo and colour, and have some of another clip laid over them. These are "
+    lead += "of the first epoch: above whole, below what the encoder is shown of them; what is grey it never sees. "
+    lead += "What it makes of all views of a clip shall be alike, and of other clips different."
+    drawn = []
+    for place, row in enumerate(batch.rows.tolist()):
+        label = ", ".join(clips.labels(row))
+        name = clips.name(row) + (f" ({label})" if label else "")
+        drawn.append(_viewed(name, batch.x[place, : int(batch.frames[place])].numpy(), views, place))
+    return f"<p>{escape(lead)}</p>{''.join(drawn)}"
+
+
+def _viewed(name: str, clip: NDArray[np.float32], views: Mapping[str, View], place: int) -> str:
+    between = limits(clip)
+
+    def figure(values: NDArray[np.float32], caption: str, cover: NDArray[np.bool_] | None = None) -> str:
+        picture = spectrogram(values, alt=f"{caption}: {name}", between=between, hidden=cover)
+        return f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
+
+    whole, seen = [figure(clip, "the clip")], ["<figure></figure>"]
+    for title, view in views.items():
+        length = int(view.frames[place])
+        values, hidden = view.values[place, :length], view.hidden[place, :length]
+        whole.append(figure(values, title))
+        seen.append(figure(values, f"{1 - hidden.mean():.0%} of it are shown", hidden))
+    head = f'<p class="soft"><span class="path">{escape(name)}</span></p>'
+    return f'{head}<div class="triptych views" style="--columns:{len(whole)}">{"".join([*whole, *seen])}</div>'
+
+
+def _built(loaded: LoadedModel, data: SpectrogramSource) -> Objective:
+    """The objective that the model was pretrained by, without the weights beside the encoder, in evaluation mode."""
     how = loaded.description.objective
     if not isinstance(loaded.module, SpectrogramEncoder) or how is None:
         raise NotShownError("the model was not pretrained by this run")
@@ -292,12 +356,19 @@ def _objective(loaded: LoadedModel, data: SpectrogramSource) -> RebuildingObject
     if name not in registry.names():
         raise NotShownError(f"the objective {name} is not installed")
     spec = registry.spec(name)
-    seed = loaded.description.provenance.get("settings", {}).get("seed", 42)
-    settings = from_mapping(spec.settings, {**with_todays_names(spec.settings, how), "seed": seed})
-    objective = spec.build(loaded.module, data, loaded.description.normalisation, settings)
+    recorded = loaded.description.provenance.get("settings", {})
+    own = {field.name: recorded[field.name] for field in fields(spec.settings) if field.name in recorded}
+    settings = from_mapping(spec.settings, {**own, **with_todays_names(spec.settings, how)})
+    return spec.build(loaded.module, data, loaded.description.normalisation, settings).eval()
+
+
+def _objective(loaded: LoadedModel, data: SpectrogramSource) -> RebuildingObjective:
+    """As `_built`, an objective that rebuilds."""
+    objective = _built(loaded, data)
     if not can_rebuild(objective):
+        name = (loaded.description.objective or {}).get("objective")
         raise NotShownError(f"there is nothing hidden and rebuilt with the objective {name}")
-    return objective.eval()
+    return objective
 
 
 def _states(run: Path, objective: RebuildingObjective, loaded: LoadedModel) -> Iterator[int | None]:

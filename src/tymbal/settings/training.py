@@ -196,6 +196,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     verb: ClassVar[str] = "pretrain"
     group = "encoder"
     recipes: ClassVar[tuple[Recipe, ...]] = ()
+    compares_views: ClassVar[bool] = False
 
     batch_size: int = 32
     learning_rate: float = 1e-3
@@ -279,6 +280,7 @@ class ViewPairSettings(PretrainSettings):
             is configs/audio_augmentation_config.yaml if that exists, else the defaults.
     """
 
+    compares_views: ClassVar[bool] = True
     draws_views: ClassVar[bool] = False
     """Whether the objective draws views from single spectrograms by itself, where it is given those."""
 
