@@ -45,7 +45,7 @@ from tymbal.preparation.record import (
     was_read_otherwise,
 )
 from tymbal.preparation.repair import repair, set_damaged_aside
-from tymbal.preparation.task_pool import TaskPool, bytes_of, dask_executor, make_tasks, preview_task
+from tymbal.preparation.task_pool import TaskPool, bytes_of, bytes_present, dask_executor, make_tasks, preview_task
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import (
     FeatureSettings,
@@ -370,7 +370,8 @@ def _build(crew: TaskPool, store: Path, plan: Plan, settings: PrepareSettings) -
     total = sum(len(task.windows) for task in tasks)
     tasks = [task for task in tasks if built[task.number] is None]
     if settings.views:
-        check_space(store, sum(map(bytes_of, tasks)), force=settings.force)
+        needed = sum(map(bytes_of, tasks)) - bytes_present(store, tasks)
+        check_space(store, max(needed, 0), force=settings.force)
     sound = (total - done) * plan.seconds * max(settings.views, 1)
     with Progress(total, "Preparing", unit="clips", done=done) as progress:
         for shard in _alive(crew.run(build, tasks, parallel=sound > _MUCH_SOUND and len(tasks) > 1)):

@@ -96,7 +96,10 @@ def _float(value: Any) -> float:
     # YAML 1.1 reads 1e-4 as text, because it has no dot.
     if isinstance(value, bool) or not isinstance(value, numbers.Real | str):
         raise TypeError
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        raise ValueError from None
     if not math.isfinite(number):  # no setting means anything by infinity, and whole numbers have none
         raise ValueError
     return number

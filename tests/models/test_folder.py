@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 
 from tymbal.errors import ModelError
+from tymbal.files import with_checksum
 from tymbal.models import folder as module_folder
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
@@ -172,7 +174,10 @@ def test_load_model__a_damaged_or_newer_folder_is_an_error(tmp_path):
         load_model(folder)
     changed = {**config["tymbal"], "encoder": {**config["tymbal"]["encoder"], "depth": 2}}
     (folder / "config.json").write_text(json.dumps({**config, "tymbal": changed}))
-    with pytest.raises(ModelError, match=r"12 missing \(blocks\.1\."):
+    with pytest.raises(ModelError, match=r"config.json: the model's description is damaged: its checksum differs"):
+        load_model(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "tymbal": with_checksum(changed)}))
+    with pytest.raises(ModelError, match=r"the weights have 1 blocks, their description 2"):
         load_model(folder)
     (folder / "config.json").write_text('{"model_type": "tymbal"}')
     with pytest.raises(ModelError, match="missing or damaged"):
@@ -225,3 +230,127 @@ def test_save_model__normalisation_by_clip_and_pooling_without_padding_come_back
     assert "those of each clip's own sound" in (tmp_path / "model" / "README.md").read_text()
     preprocessor = json.loads((tmp_path / "model" / "preprocessor_config.json").read_text())
     assert (preprocessor["mean"], preprocessor["normalize_by"]) == (None, "clip")  # not by fixed numbers, as stock ones
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "objective.safetensors"])
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.999])
+def test_load_model__a_byte_that_has_changed_is_noticed(tmp_path, name, place):
+    folder = tmp_path / "model"
+    save_model(folder, SpectrogramEncoder(CONFIG), describe(), objective_state={"gpred.0.bias": torch.ones(900)})
+    data = bytearray((folder / name).read_bytes())
+    data[int(place * (len(data) - 1))] ^= 2
+    (folder / name).write_bytes(data)
+    with pytest.raises(ModelError, match=rf"{name}: (the weights are damaged|it holds)|do not fit|unknown|nothing"):
+        load_model(folder)
+
+
+def test_save_model__files_are_readable_as_the_umask_says(tmp_path):
+    save_model(tmp_path / "model", SpectrogramEncoder(CONFIG), describe())
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()}
+    assert modes == {(tmp_path / "model" / "config.json").stat().st_mode & 0o777}
+
+
+def test_load_model__weights_of_earlier_versions_have_no_checksum(tmp_path):
+    encoder = SpectrogramEncoder(CONFIG)
+    save_model(tmp_path / "model", encoder, describe())
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    del config["tymbal"]["checksum"], config["tymbal"]["config_checksum"]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    weights = tmp_path / "model" / "model.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load(weights.read_bytes()), weights, metadata={"format": "pt"})
+    assert same(load_model(tmp_path / "model").module, encoder)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("encoder", {"width": 0}, "must be 1 or more"),
+        ("encoder", {"width": "wide"}, "width is 'wide'"),
+        ("encoder", {"depth": 10**9}, "the weights have 1 blocks, their description 1000000000"),
+        ("encoder", {"width": 1 << 20, "heads": 1}, "do not fit"),
+        ("encoder", {"frames": 10**12}, "do not fit"),
+        ("encoder", {"patch": [16]}, "two numbers each"),
+        ("encoder", {"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+        ("encoder", {"dropout": -1}, "dropout of an encoder"),
+        ("encoder", {"unheard": 1}, "unknown entry unheard"),
+        ("features", {"sample_rate": -3}, "sample_rate"),
+        ("features", {"mel_bins": None}, "mel_bins is None"),
+        ("features", {"frame_length": 1e9}, "beyond all measure"),
+        ("", {"mean": float("nan")}, "mean is nan"),
+        ("", {"mean": float("inf")}, "mean is inf"),
+        ("", {"std": 0.0}, "std of the model is 0"),
+        ("", {"std": -1.0}, "std of the model is -1"),
+        ("", {"padding": []}, "padding is"),
+        ("", {"labels": "frog"}, "labels is no list"),
+        ("", {"labels": [["frog"]]}, "labels is"),
+        ("", {"encoder": 3}, "damaged"),
+        ("", {"provenance": 7}, "damaged"),
+    ],
+)
+def test_load_model__a_description_from_a_stranger_is_checked_before_memory_is_taken(tmp_path, part, change, said):
+    folder = tmp_path / "model"
+    save_model(folder, SpectrogramEncoder(CONFIG), describe())
+    config = json.loads((folder / "config.json").read_text())
+    ours = {name: value for name, value in config["tymbal"].items() if "checksum" not in name}
+    ours = {**ours, part: {**ours[part], **change}} if part else {**ours, **change}
+    (folder / "config.json").write_text(json.dumps({"model_type": "tymbal", "tymbal": ours}))
+    weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    own = {f"encoder.{name}": value for name, value in SpectrogramEncoder(CONFIG).state_dict().items()}
+    assert weights
+    safetensors.torch.save_file(own, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=said):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"hidden_size": 0}, "hidden_size is 0"),
+        ({"hidden_size": 1.5}, "hidden_size is 1.5"),
+        ({"hidden_size": 10**10}, "hidden_size is 1e"),
+        ({"hidden_size": 10**400}, "hidden_size is"),
+        ({"num_hidden_layers": 10**7}, "the weights have 1 blocks"),
+        ({"num_attention_heads": "many"}, "num_attention_heads is 'many'"),
+        ({"num_attention_heads": 5}, "not a multiple of its 5 heads"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is nan"),
+        ({"layer_norm_eps": 0}, "must be above 0"),
+        ({"patch_size": []}, "patch_size is empty"),
+        ({"patch_size": None}, "patch_size is None"),
+        ({"id2label": 3}, "id2label"),
+        ({"hidden_dropout_prob": 2}, "dropout"),
+        ({"max_length": 1 << 23}, "do not fit"),
+    ],
+)
+def test_load_model__a_configuration_of_transformers_from_a_stranger(tmp_path, change, said):
+    folder = tmp_path / "model"
+    save_model(folder, SpectrogramEncoder(CONFIG), describe())
+    config = json.loads((folder / "config.json").read_text())
+    del config["tymbal"]
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match=said):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("content", [None, "{}"])
+def test_load_model__what_numbers_depend_on_and_no_file_says_is_told(tmp_path, content, capsys):
+    folder = tmp_path / "model"
+    save_model(folder, SpectrogramEncoder(CONFIG), describe())
+    config = json.loads((folder / "config.json").read_text())
+    del config["tymbal"], config["num_attention_heads"], config["hidden_size"]
+    config |= {"hidden_size": 32, "num_attention_heads": 2}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    if content is not None:
+        (folder / "preprocessor_config.json").write_text(content)
+    assert load_model(folder).description.mean == pytest.approx(-4.2677393)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "which does not tell: 16 kHz, AudioSet's mean and standard deviation" in said
+
+
+def test_load_model__numbers_that_were_changed_in_the_extractor_are_told(tmp_path, capsys):
+    folder = tmp_path / "model"
+    save_model(folder, SpectrogramEncoder(CONFIG), describe())
+    preprocessor = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**preprocessor, "mean": -6.75}))
+    assert load_model(folder).description.mean == -6.75
+    assert "says mean -6.75, the model -6.25" in " ".join(capsys.readouterr().err.split())

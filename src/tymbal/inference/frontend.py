@@ -201,18 +201,34 @@ class Embedder:
             x: Normalised, on the device, [batch, frames, mels].
             frames: Frames of real sound, int64 [batch].
         """
-        return cast(NDArray[np.float32], self.encode(x, frames).pooled(self._pooling).cpu().numpy())
+        values = cast(NDArray[np.float32], self.encode(x, frames).pooled(self._pooling).cpu().numpy())
+        return _finite(values, "embeddings")
 
     def seconds(self, x: Tensor, frames: Tensor) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """One embedding a second, [batch, seconds, dimensions], and which seconds hold sound, [batch, seconds]."""
         encoded = self.encode(x, frames)
         centres = column_seconds(self.encoder.config, self.description.features, encoded.grid[1])
         values, real = encoded.seconds(self._pooling, centres.to(self.device, torch.float32))
+        _finite(values[real].cpu().numpy(), "embeddings")
         return values.cpu().numpy(), real.cpu().numpy()
 
     def encode(self, x: Tensor, frames: Tensor) -> Encoded:
         """Tokens of normalised spectrograms, for other ways of pooling."""
         return encode(self.encoder, x, frames, layer=self._layer, skip_padding=self._skip, dtype=self._dtype)
+
+
+def _finite(values: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+    """The values themselves.
+
+    Raises:
+        ModelError: Some are not finite numbers.
+    """
+    if not np.isfinite(values).all():
+        raise ModelError(
+            f"its {what} are not finite numbers",
+            advice="Use --precision float32. If that does not help, its weights or its mean and std are damaged.",
+        )
+    return values
 
 
 class ComputeSettings(Protocol):

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from tymbal.errors import ModelError, TymbalError
+from tymbal.errors import ModelError, SettingsError, TymbalError
 from tymbal.features.normalisation import LOG_FLOOR, Normalisation, NormalizeBy
 from tymbal.models.classifier import GRIDS
 from tymbal.models.encoder import EncoderConfig
 from tymbal.settings import FeatureSettings, FinetuneSettings, PretrainSettings
+from tymbal.values import convert
 
 if TYPE_CHECKING:
     from tymbal.store.base import SpectrogramSource
+
+Shape = TypeVar("Shape", EncoderConfig, FeatureSettings)
 
 __all__ = ["AUDIOSET_MEAN", "AUDIOSET_STD", "SCHEMA", "ModelDescription", "features_of", "normalisation_of"]
 
 SCHEMA = 1
 """Version of the description in a model folder. It goes up when older readers would misunderstand it."""
+
+_LONGEST_FRAME, _MOST_MELS = 1 << 22, 1 << 14
+_ANY_LENGTH: dict[Any, Any] = {tuple[int, int]: tuple[int, ...]}
 
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 """Statistics of AudioSet's log-mel values, with which AST and SSAST were pretrained."""
@@ -62,6 +69,18 @@ class ModelDescription:
     objective: dict[str, Any] | None = None
     embedding: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std", "padding"):
+            if not math.isfinite(getattr(self, name)):
+                raise SettingsError(f"{name} of the model is {getattr(self, name)}, and not a finite number")
+        if self.std <= 0:
+            raise SettingsError(f"std of the model is {self.std:g}, and not above 0")
+        if self.features.window_samples > _LONGEST_FRAME or self.features.mel_bins > _MOST_MELS:
+            raise SettingsError(
+                f"its frames of {self.features.window_samples:,} samples and {self.features.mel_bins:,} mel bins are "
+                "beyond all measure"
+            )
 
     @property
     def normalisation(self) -> Normalisation:
@@ -120,14 +139,34 @@ class ModelDescription:
                 path=path,
                 advice="Upgrade Tymbal: pip install -U tymbal",
             )
-        known = {item.name for item in fields(cls)}
+        known = get_type_hints(cls)
         try:
-            given["encoder"] = EncoderConfig(**given["encoder"])
-            given["features"] = FeatureSettings(**given["features"])
-            given["labels"] = tuple(given.get("labels", ()))
-            return cls(**{name: value for name, value in given.items() if name in known})
-        except (KeyError, TypeError, TymbalError) as error:
-            raise ModelError(f"the model's description is damaged: {error!r}", path=path) from error
+            nested = {"encoder": EncoderConfig, "features": FeatureSettings}
+            parts: dict[str, Any] = {name: _typed(kind, given.pop(name)) for name, kind in nested.items()}
+            parts |= {
+                "objective": given.pop("objective", None),
+                "provenance": dict(given.pop("provenance", None) or {}),
+            }
+            rest = {name: convert(value, known[name], key=name) for name, value in given.items() if name in known}
+            return cls(**parts, **rest)
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, TymbalError) as error:
+            what = error.what if isinstance(error, TymbalError) else repr(error)
+            raise ModelError(f"the model's description is damaged: {what}", path=path) from error
+
+
+def _typed(kind: type[Shape], values: Mapping[str, Any]) -> Shape:
+    """A dataclass of values, each of which is of its annotation.
+
+    Raises:
+        SettingsError: One is not.
+        TypeError: A name is not known.
+    """
+    hints = get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise TypeError(f"unknown entry {unknown[0]}")
+    kinds = {name: _ANY_LENGTH.get(hint, hint) for name, hint in hints.items()}
+    return kind(**{name: convert(value, kinds[name], key=name) for name, value in values.items()})
 
 
 def features_of(store: SpectrogramSource, origin: ModelDescription | None = None) -> FeatureSettings:

@@ -18,6 +18,7 @@ patch, too, mel bins come before frames. Both are the order of SSAST and Hugging
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -92,6 +93,12 @@ class EncoderConfig:
         # Tuples come back from JSON as lists, and a frozen dataclass with lists cannot be hashed or compared.
         object.__setattr__(self, "patch", tuple(self.patch))
         object.__setattr__(self, "stride", tuple(self.stride))
+        if len(self.patch) != 2 or len(self.stride) != 2:
+            raise SettingsError("patch and stride of an encoder are two numbers each")
+        if not (0 < self.mlp_ratio < math.inf and 0 < self.layer_norm_eps < math.inf):
+            raise SettingsError("mlp_ratio and layer_norm_eps of an encoder must be above 0")
+        if not (0 <= self.dropout < 1 and 0 <= self.attention_dropout < 1):
+            raise SettingsError("dropout of an encoder is a fraction from 0 to below 1")
         if min(self.width, self.depth, self.heads, *self.patch, *self.stride) < 1:
             raise SettingsError("width, depth, heads, patch and stride of an encoder must be 1 or more")
         if self.width % self.heads:

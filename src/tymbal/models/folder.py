@@ -19,15 +19,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tymbal.errors import ModelError
-from tymbal.files import replace_folder, write_json, write_text
+from tymbal.files import checksum_of, replace_folder, verified, with_checksum, write_json, write_text
 from tymbal.models.card import model_card
 from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier
-from tymbal.models.description import ModelDescription
+from tymbal.models.description import SCHEMA, ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.formats import huggingface, scripts
 from tymbal.models.formats import huggingface as extractor
@@ -36,6 +37,7 @@ from tymbal.models.weights import (
     LOOSE_WEIGHTS,
     PICKLES,
     Checkpoint,
+    check_fit,
     fill,
     read_json,
     read_weights,
@@ -59,6 +61,7 @@ CHECKPOINT_MANIFEST = "manifest.json"
 """The file that makes a folder a checkpoint of a run, see `tymbal.training.checkpoints`."""
 
 _OWN_TYPE = "tymbal"
+_CONFIG = "config_checksum"
 _MASK_TOKEN = "encoder.mask_token"  # noqa: S105 - no password
 
 
@@ -106,7 +109,8 @@ def save_model(
     if obstacle is None and encoder is module:
         objective[_MASK_TOKEN] = encoder.mask_token  # AST has no place for it
     with replace_folder(folder) as aside:
-        write_json(aside / "config.json", {**config, "tymbal": description.to_json()})
+        ours = with_checksum({**description.to_json(), _CONFIG: checksum_of(config)})
+        write_json(aside / "config.json", {**config, "tymbal": ours})
         write_weights(aside / "model.safetensors", state)
         if objective:
             write_weights(aside / "objective.safetensors", objective)
@@ -142,7 +146,7 @@ def load_model(
     """
     checkpoint = open_checkpoint(source, stride=stride, pooling=pooling, heads=heads)
     assumed = checkpoint.description.provenance.get("assumed")
-    if checkpoint.door == "script" and assumed:
+    if assumed:
         tell(f"Assumed of {source}, which does not tell: {assumed}")
     return LoadedModel(build(checkpoint, path=str(source)), checkpoint.description, checkpoint.objective)
 
@@ -154,16 +158,40 @@ def build(checkpoint: Checkpoint, *, path: str) -> SpectrogramEncoder | Spectrog
         ModelError: Where a weight is missing, unknown or of another shape.
     """
     description, tensors = checkpoint.description, dict(checkpoint.encoder)
+    _check_depth(description, tensors, path=path)
+    with torch.device("meta"):  # sizes are compared before memory is taken for them
+        shape = SpectrogramEncoder(description.encoder)
+    mask = {"mask_token": torch.empty(1, 1, description.encoder.width, device="meta"), **tensors}
+    check_fit(shape, mask, path=path)
     # A model that never masked has no mask token; zero is as good a start as any, and the same each time.
     tensors.setdefault("mask_token", torch.zeros(1, 1, description.encoder.width))
     encoder = SpectrogramEncoder(description.encoder)
     fill(encoder, tensors, path=path)
     if not checkpoint.head:
         return encoder.eval()
+    rows = len(checkpoint.head.get("head.bias", ()))
+    if rows != len(description.labels):
+        raise ModelError(
+            f"the head has {rows} rows of weights, its description {len(description.labels)} labels",
+            path=path,
+            advice="The file is damaged, or its configuration belongs to other weights.",
+        )
     classifier = classifier_of(encoder, description)
     head = {name: value for name, value in classifier.state_dict().items() if name.startswith("encoder.")}
     fill(classifier, {**head, **checkpoint.head}, path=path)
     return classifier.eval()
+
+
+def _check_depth(description: ModelDescription, tensors: Mapping[str, Tensor], *, path: str) -> None:
+    """Raises unless there are weights for as many blocks as are described."""
+    numbers = [int(match[1]) for match in map(re.compile(r"blocks\.(\d{1,9})\.").match, tensors) if match]
+    blocks = max(numbers, default=-1) + 1
+    if blocks != description.encoder.depth:
+        raise ModelError(
+            f"the weights have {blocks} blocks, their description {description.encoder.depth}",
+            path=path,
+            advice="The file is damaged, or its configuration belongs to other weights.",
+        )
 
 
 def classifier_of(encoder: SpectrogramEncoder, description: ModelDescription) -> SpectrogramClassifier:
@@ -245,6 +273,7 @@ def _locate_in(folder: Path) -> Path:
 
 def _read_folder(folder: Path, *, name: str) -> Checkpoint:
     config = read_json(folder / "config.json")
+    _check_config(config, folder / "config.json")
     kind = config.get("model_type")
     if kind == huggingface.MODEL_TYPE:
         checkpoint = huggingface.read(folder, name=name)
@@ -267,6 +296,30 @@ def _read_folder(folder: Path, *, name: str) -> Checkpoint:
             checkpoint.encoder["mask_token"] = objective.pop(_MASK_TOKEN)
         checkpoint.objective.update(objective)
     return checkpoint
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    """Compares a configuration with its checksums; what transformers or a user changed outside of ours is remarked on.
+
+    Raises:
+        ModelError: Our description is not what was written.
+    """
+    ours = config.get("tymbal")
+    if not isinstance(ours, Mapping) or ours.get("schema") != SCHEMA:  # which is reported in its place
+        return
+    try:
+        verified(dict(ours))
+    except ValueError:
+        raise ModelError(
+            "the model's description is damaged: its checksum differs",
+            path=path,
+            advice="Copy the file again. If you have changed it yourself, take the entry checksum out of it.",
+        ) from None
+    others = {name: value for name, value in config.items() if name != "tymbal"}
+    if _CONFIG in ours and "transformers_version" not in config and ours[_CONFIG] != checksum_of(others):
+        tell(
+            f"{path} was changed since it was written, beside what Tymbal describes: it is taken as it is", warning=True
+        )
 
 
 def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: ModelDescription) -> SpectrogramEncoder:

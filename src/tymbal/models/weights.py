@@ -7,8 +7,8 @@ read from it (`weights_only=True`); a file that wants more is refused. safetenso
 from __future__ import annotations
 
 import hashlib
-import json
 import pickle
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +20,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tymbal.errors import ModelError
+from tymbal.files import parse_json
 from tymbal.models.description import ModelDescription
+from tymbal.store.pt.pt_file import DAMAGE
 
 __all__ = [
     "LOOSE_WEIGHTS",
     "PICKLES",
     "Checkpoint",
+    "check_fit",
     "fill",
     "fingerprint",
     "read_json",
@@ -36,6 +39,8 @@ __all__ = [
 
 LOOSE_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.pth")
 """Names under which scripts save weights into a folder, without a configuration."""
+
+_CHECKSUM = "tymbal_crc32"
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 """Endings of files that torch.save wrote."""
@@ -100,7 +105,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelError: Where it cannot be read or holds something else than values by name.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"it cannot be read: {error}", path=path, advice="Copy the model folder again.") from error
     if not isinstance(values, dict):
@@ -109,9 +114,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file as `transformers` does, from tensors on any device."""
+    """Writes a safetensors file as `transformers` does, with a checksum, from tensors on any device."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    safetensors.torch.save_file(plain, path, metadata={"format": "pt"})
+    # Through memory: safetensors makes its files readable for their owner alone, and does not say why it fails.
+    path.write_bytes(safetensors.torch.save(plain, metadata={"format": "pt", _CHECKSUM: _checksum_of(plain)}))
+
+
+def _checksum_of(tensors: Mapping[str, Tensor]) -> str:
+    """CRC-32 of names, types, shapes and values of tensors on the CPU, as 8 hexadecimal digits."""
+    value = 0
+    for name, tensor in sorted(tensors.items()):
+        value = zlib.crc32(f"{name} {tensor.dtype} {list(tensor.shape)}".encode(), value)
+        value = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, value)
+    return f"{value:08x}"
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None:
@@ -119,6 +134,16 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None
 
     Raises:
         ModelError: Where names are missing, unknown or of another shape; it names the first of each.
+    """
+    check_fit(module, tensors, path=path)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None:
+    """Compares names and shapes of weights with those of a module, which may be on the device `meta`.
+
+    Raises:
+        ModelError: As `fill`.
     """
     own = module.state_dict()
     shapes = [
@@ -138,16 +163,26 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, path: str) -> None
             path=path,
             advice="The file is damaged, or its configuration belongs to other weights.",
         )
-    module.load_state_dict(dict(tensors))
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
     try:
         # Through memory, not mapped: a mapped file cannot be replaced on Windows while the model lives.
         # Sorted, because safetensors gives them in another order each time.
-        return dict(sorted(safetensors.torch.load(path.read_bytes()).items()))
-    except SafetensorError as error:
+        content = path.read_bytes()
+        tensors = dict(sorted(safetensors.torch.load(content).items()))
+        facts = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {})
+    except OSError as error:
+        raise ModelError(f"the weights cannot be read: {error.strerror or error}", path=path) from error
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError, MemoryError) as error:
         raise ModelError(f"the weights are damaged: {error}", path=path, advice="Copy the file again.") from error
+    if facts.get(_CHECKSUM, "") not in ("", _checksum_of(tensors)):
+        raise ModelError(
+            "the weights are damaged: they are not what was written, their checksum differs",
+            path=path,
+            advice="Copy the file again.",
+        )
+    return tensors
 
 
 def _read_pickle(path: Path) -> dict[str, Any]:
@@ -160,7 +195,7 @@ def _read_pickle(path: Path) -> dict[str, Any]:
             advice="Where you trust its origin, open it in a script of your own and save only its state dict, "
             "best as safetensors.",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGE as error:
         raise ModelError(f"the weights cannot be read: {error}", path=path, advice="Copy the file again.") from error
     return dict(values) if isinstance(values, Mapping) else {}
 

@@ -28,7 +28,7 @@ from tymbal.stopping import shielded, survive_in_worker
 from tymbal.store.packed.format import WORK
 from tymbal.store.pairs.pair_files import split_folder
 
-__all__ = ["Build", "TaskPool", "bytes_of", "dask_executor", "make_tasks", "preview_task"]
+__all__ = ["Build", "TaskPool", "bytes_of", "bytes_present", "dask_executor", "make_tasks", "preview_task"]
 
 Build = Callable[[Any], Built]
 
@@ -114,6 +114,14 @@ def bytes_of(task: Task) -> int:
         return len(task.windows) * task.samples * 2
     rows = len(task.windows) * task.versions
     return rows * (8 * values + _PT_OVERHEAD if task.stems else 4 * values)
+
+
+def bytes_present(store: Path, tasks: Iterable[Task]) -> int:
+    """Bytes of those `.pt` files of tasks that exist already: they are replaced one by one."""
+    stems = {stem for task in tasks if isinstance(task, ViewTask) for stem in task.stems}
+    folders = [folder for folder in store.iterdir() if folder.is_dir()] if stems and store.is_dir() else []
+    files = (file for folder in folders for file in os.scandir(folder) if file.name.endswith(".pt"))
+    return sum(file.stat().st_size for file in files if file.name.rpartition("_v")[0] in stems)
 
 
 def _named(window: Window, is_only: bool) -> str:

@@ -25,13 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tymbal.errors import ModelError
+from tymbal.errors import ModelError, SettingsError
 from tymbal.features.bank import filter_bank
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import AUDIOSET_MEAN, AUDIOSET_STD, ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.weights import Checkpoint, read_json, read_weights
+from tymbal.progress import tell
 from tymbal.settings import FeatureSettings
+from tymbal.values import convert
 
 __all__ = [
     "MODEL_TYPE",
@@ -78,6 +80,9 @@ def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dic
     renamed = {names[name]: value for name, value in tensors.items() if name in names}
     return renamed, tuple(name for name in tensors if name not in names)
 
+
+_COPY = "Copy the folder again, or correct it."
+_LARGEST = 1 << 24
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 
@@ -273,6 +278,8 @@ def describe(
         ModelError: Where the model has parts that ours has not.
     """
     names = config.get("id2label") or {}
+    if not isinstance(names, Mapping):
+        raise ModelError("its configuration is damaged: id2label names no labels", path=path, advice=_COPY)
     known: dict[str, Any] = {
         "encoder": _encoder_config(config, path=path),
         "labels": tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(labels)),
@@ -281,21 +288,59 @@ def describe(
     }
     if preprocessor is not None and preprocessor.get("mean", AUDIOSET_MEAN) is not None:  # null in our own extractor's
         normalised = preprocessor.get("do_normalize", True)
-        known["mean"] = float(preprocessor.get("mean", AUDIOSET_MEAN)) if normalised else 0.0
-        known["std"] = float(preprocessor.get("std", AUDIOSET_STD)) if normalised else 0.5
-    if "tymbal" in config:
-        return replace(ModelDescription.from_json(config["tymbal"], path=path), **known)
-    extractor = preprocessor or {}
-    features = FeatureSettings(
-        sample_rate=int(extractor.get("sampling_rate", 16_000)),
-        mel_bins=int(extractor.get("num_mel_bins", known["encoder"].mels)),
-    )
-    return ModelDescription(
-        **{"mean": AUDIOSET_MEAN, "std": AUDIOSET_STD, **known},
-        features=features,
-        padding=0.0,
-        provenance={"from": f"Hugging Face checkpoint {path}"},
-    )
+        known["mean"] = _number(preprocessor, "mean", AUDIOSET_MEAN, path=path) if normalised else 0.0
+        known["std"] = _number(preprocessor, "std", AUDIOSET_STD, path=path) if normalised else 0.5
+    try:
+        if "tymbal" in config:
+            ours = ModelDescription.from_json(config["tymbal"], path=path)
+            _remark(ours, known, path)
+            return replace(ours, **known)
+        extractor = preprocessor or {}
+        features = FeatureSettings(
+            sample_rate=_whole(extractor, "sampling_rate", 16_000, path=path),
+            mel_bins=_whole(extractor, "num_mel_bins", known["encoder"].mels, path=path),
+        )
+        assumed = _assumed(config, extractor)
+        return ModelDescription(
+            **{"mean": AUDIOSET_MEAN, "std": AUDIOSET_STD, **known},
+            features=features,
+            padding=0.0,
+            provenance={"from": f"Hugging Face checkpoint {path}"} | ({"assumed": assumed} if assumed else {}),
+        )
+    except SettingsError as error:
+        raise ModelError(f"its configuration is damaged: {error.what}", path=path, advice=_COPY) from error
+
+
+def _assumed(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> str:
+    """What numbers depend on and neither file says, in words."""
+    assumed = [] if "num_attention_heads" in config else ["attention heads: 12"]
+    if "sampling_rate" not in preprocessor:
+        assumed.append("16 kHz")
+    if preprocessor.get("do_normalize", True) and not {"mean", "std"} <= set(preprocessor):
+        assumed.append("AudioSet's mean and standard deviation")
+    return ", ".join(assumed)
+
+
+def _remark(ours: ModelDescription, known: Mapping[str, Any], path: str) -> None:
+    """Remarks on numbers of transformers' own files that are others than those that were saved with them."""
+    for name in ("mean", "std"):
+        value = known.get(name, getattr(ours, name))
+        if value != getattr(ours, name):
+            tell(f"{path}: {PREPROCESSOR} says {name} {value:g}, the model {getattr(ours, name):g}: the first holds")
+
+
+def _number(values: Mapping[str, Any], name: str, default: float, *, path: str) -> float:
+    try:
+        return float(convert(values.get(name, default), float, key=name))
+    except SettingsError as error:
+        raise ModelError(f"its configuration is damaged: {error.what}", path=path, advice=_COPY) from None
+
+
+def _whole(values: Mapping[str, Any], name: str, default: int, *, path: str) -> int:
+    number = _number(values, name, default, path=path)
+    if not (number.is_integer() and 1 <= number <= _LARGEST):
+        raise ModelError(f"its configuration is damaged: {name} is {number:g}", path=path, advice=_COPY)
+    return int(number)
 
 
 def _encoder_config(config: Mapping[str, Any], *, path: str) -> EncoderConfig:
@@ -303,22 +348,34 @@ def _encoder_config(config: Mapping[str, Any], *, path: str) -> EncoderConfig:
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
         raise ModelError(f"its activation is {activation!r}, which is not supported: gelu only", path=path)
+
+    def whole(name: str, default: int) -> int:
+        return _whole(config, name, default, path=path)
+
     patch = config.get("patch_size", 16)
-    width = int(config.get("hidden_size", 768))
-    return EncoderConfig(
-        width=width,
-        depth=int(config.get("num_hidden_layers", 12)),
-        heads=int(config.get("num_attention_heads", 12)),
-        mels=int(config.get("num_mel_bins", 128)),
-        frames=int(config.get("max_length", 1024)),
-        patch=(patch, patch) if isinstance(patch, int) else (int(patch[0]), int(patch[1])),
-        stride=(int(config.get("frequency_stride", 10)), int(config.get("time_stride", 10))),
-        mlp_ratio=int(config.get("intermediate_size", 3072)) / width,
-        layer_norm_eps=float(config.get("layer_norm_eps", 1e-12)),
-        qkv_bias=bool(config.get("qkv_bias", True)),
-        dropout=float(config.get("hidden_dropout_prob", 0.0)),
-        attention_dropout=float(config.get("attention_probs_dropout_prob", 0.0)),
-    )
+    if isinstance(patch, list | tuple):
+        sides = [_whole({"patch_size": side}, "patch_size", 16, path=path) for side in patch]
+    else:
+        sides = [whole("patch_size", 16)] * 2
+    width = whole("hidden_size", 768)
+    try:
+        return EncoderConfig(
+            width=width,
+            depth=whole("num_hidden_layers", 12),
+            heads=whole("num_attention_heads", 12),
+            mels=whole("num_mel_bins", 128),
+            frames=whole("max_length", 1024),
+            patch=(sides[0], sides[-1]),
+            stride=(whole("frequency_stride", 10), whole("time_stride", 10)),
+            mlp_ratio=whole("intermediate_size", 3072) / width,
+            layer_norm_eps=_number(config, "layer_norm_eps", 1e-12, path=path),
+            qkv_bias=bool(config.get("qkv_bias", True)),
+            dropout=_number(config, "hidden_dropout_prob", 0.0, path=path),
+            attention_dropout=_number(config, "attention_probs_dropout_prob", 0.0, path=path),
+        )
+    except (SettingsError, IndexError) as error:
+        what = error.what if isinstance(error, SettingsError) else "patch_size is empty"
+        raise ModelError(f"its configuration is damaged: {what}", path=path, advice=_COPY) from error
 
 
 def _on_disk(name: str) -> str:
