@@ -111,3 +111,9 @@ def test_setting_flags__are_settings_older_names_and_switches():
     ).keys()
     assert setting_flags(ScanSettings)["--no-stratify"] == Flag("--no-stratify", "stratify", bool, value=False)
     assert "--no-seed" not in setting_flags(ScanSettings)
+
+
+def test_parse__a_value_that_begins_with_a_hyphen() -> None:
+    assert read("--name=-_(a)") == {"name": "-_(a)"}
+    with pytest.raises(UsageError, match=r"--name needs a value; one that begins with - is written --name=-_\(a\)"):
+        read("--name", "-_(a)")

@@ -246,7 +246,6 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
         "patch": "auto",
         "stem": None,
         "fall_in_warmup": True,
-        "label_separator": ";",
     }
     assert config.begun_before(cls, today) == same
 

@@ -167,7 +167,12 @@ def parse(
         if is_switch(flag.kind):
             read = _switch(flag, value if equals else None)
         else:
-            read = _read([value] if equals else list(_values(rest, flag)), flag)
+            given = [value] if equals else list(_values(rest, flag))
+            if not given and rest and rest[0].partition("=")[0] not in known and _item_kind(flag.kind) is None:
+                raise UsageError(
+                    f"{flag.shown} needs a value; one that begins with - is written {flag.shown}={rest[0]}"
+                )
+            read = _read(given, flag)
         if flag.key in values and not isinstance(read, tuple):
             raise UsageError(f"Parameter {flag.shown} specified multiple times.")
         values[flag.key] = (*values.get(flag.key, ()), *read) if isinstance(read, tuple) else read

@@ -166,13 +166,20 @@ def _opened(path: str | Path | None, advice: list[str]) -> tuple[SpectrogramSour
         store = data.store()
         compared = _compared(store, advice)
         rows = np.unique(np.linspace(0, len(store) - 1, 64).astype(np.int64))
-        broken = rows[~np.isfinite(store.gather(rows).astype(np.float32)).reshape(len(rows), -1).all(axis=1)]
+        values = store.gather(rows).astype(np.float32)
+        broken = rows[~np.isfinite(values).reshape(len(rows), -1).all(axis=1)]
     except StoreError as error:
         advice.append(str(error))
         return None, {}
     if len(broken):
         advice.append(f"{path}: row {broken[0]} holds values that are not finite. Prepare the store again.")
         return None, {}
+    silent = 0 if store.samples is not None else int((values.reshape(-1, store.mels).max(axis=0) < _NOTHING).sum())
+    if silent * 10 >= store.mels:
+        advice.append(
+            f"{silent} of {store.mels} mel bins hold nothing in any of {len(rows)} clips: the sound ends below them. "
+            "tymbal scan says which --sample-rate and --mel-bins fit the files."
+        )
     size = sum(file.stat().st_size for file in store.data_files)
     places = "shards, none missing or cut short" if data.is_packed else "files"
     shape = f"{store.frames} frames x {store.mels} mel bins"
@@ -305,6 +312,7 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(existing).free
 
 
+_NOTHING = LOG_FLOOR + 1.0  # in log energy: a bin of an empty spectrum
 _SHARES = {"features": 0.15, "loading": 0.15, "step": 0.7}
 _CLIP_SECONDS = 10.0
 _LONGEST_STEP = 3.0

@@ -191,3 +191,22 @@ def test_scan__says_what_is_odd_about_good_files(write, tmp_path):
         f"its channels cancel each other in the mean: the loudest one is read alone; 1 file, as {tmp_path}/sound/a.wav",
         f"several sounds lie one behind the other in it: read one after the other; 1 file, as {joined}",
     ]
+
+
+def test_scan__says_that_much_of_a_spectrogram_would_be_constant(write, tmp_path):
+    for rate in (2000, 16_000):
+        write(f"{rate}/a.wav", tone(1.0, rate), rate)
+    said = scan(tmp_path / "2000").summary().split("Worth knowing")[1]
+    assert "83 of 128 mel bins are constant in sound of 2,000 Hz at a sample rate of 16,000 Hz" in said
+    assert "--sample-rate 2000 --mel-bins 80 --frame-length 0.05 would fill all" in said
+    assert "constant" not in scan(tmp_path / "16000").summary()
+
+
+def test_scan__lists_all_labels(write, tmp_path):
+    for index in range(14):
+        write(f"sound/bird{index:02d}/a.wav", tone(0.3, 16_000, seed=index))
+    summary = scan(tmp_path / "sound").summary()
+    listed = " ".join(summary.split())
+    assert all(f"bird{index:02d} (1)" in listed for index in range(14))
+    assert "more" not in summary.split("labels")[1].split("split")[0]
+    assert max(map(len, summary.splitlines()[2:])) <= 120

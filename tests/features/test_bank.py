@@ -4,6 +4,7 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,34 @@ def test_other_programs__compute_kaldis_only() -> None:
     assert filter_bank(KALDI).extractor() == {
         "frame_length": 400, "frame_shift": 160, "low_frequency": 20.0, "high_frequency": 8000.0
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "rate", "constant", "fits"),
+    [
+        (FeatureSettings(), 2000, 83, "--sample-rate 2000 --mel-bins 80 --frame-length 0.05"),
+        (FeatureSettings(), 8000, 30, "--sample-rate 8000 --mel-bins 80"),
+        (FeatureSettings(), 44_100, 0, None),
+        (FeatureSettings(filter_bank="librosa", sample_rate=22_050), 8000, 37, "--sample-rate 8000 --mel-bins 128"),
+    ],
+)
+def test_remark_on__settings_that_fill_all_bins(
+    settings: FeatureSettings, rate: int, constant: int, fits: str | None
+) -> None:
+    weights = filter_bank(settings).mel_weights()
+    filled = weights[:, : int(rate / settings.sample_rate * (weights.shape[1] - 1)) + 1].sum(dim=1) > 0
+    assert settings.constant_bins(rate) == int((weights.sum(dim=1) > 0).sum() - filled.sum()) == constant
+    remark = settings.remark_on([rate, rate, 48_000])
+    assert (remark is None) == (fits is None)
+    if remark is not None and fits is not None:
+        assert f"{constant} of 128 mel bins are constant" in remark
+        assert remark.endswith(f"{fits} would fill all")
+        words = fits.split()
+        given = dict(zip(words[::2], words[1::2], strict=True))
+        fitting = replace(
+            settings,
+            sample_rate=rate,
+            mel_bins=int(given["--mel-bins"]),
+            frame_length=float(given.get("--frame-length", settings.frame_length)),
+        )
+        assert (filter_bank(fitting).mel_weights().sum(dim=1) > 0).all()

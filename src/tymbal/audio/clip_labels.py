@@ -242,7 +242,7 @@ def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
         if asked and any(one.split != other.split for one, other in zip(kept, _drawn(clips, settings), strict=True)):
             raise SettingsError(
                 f"{asked[0]} is set, and the list or its folders already say otherwise which clips are for validation",
-                advice=f"Leave out {asked[0]}; `tymbal prepare` splits anew with split=groups or split=clips.",
+                advice=f"Leave out {asked[0]}; tymbal prepare --split groups (or clips) splits anew.",
             )
         return kept
     return _drawn(clips, settings)

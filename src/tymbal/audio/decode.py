@@ -257,7 +257,7 @@ def _parts(source: Source) -> tuple[list[tuple[Source, Container]], set[str]]:
 
 def _reader(source: Source, container: Container) -> Reader:
     if container.guessed:
-        return AvReader(source)
+        return AvReader(source, container.seconds)
     try:
         reader = SoundfileReader(source)
     except SoundfileTrouble:

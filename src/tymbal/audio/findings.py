@@ -6,6 +6,7 @@ Nothing is changed or dropped because of a finding; it says what the user may wa
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,11 +52,11 @@ def find(clips: Sequence[Clip], notes: Iterable[str] = ()) -> list[Finding]:
     groups = [group for group in _by(clips, lambda clip: clip.group).values() if _straddles(group)]
     if groups:
         names = _some(sorted(group[0].group or "" for group in groups))
-        text = f"groups lie on both sides of the split ({names}): split=groups keeps them together"
+        text = f"groups lie on both sides of the split ({names}): --split groups keeps them together"
         findings.append(_finding("group straddles", text, groups))
     parts = [group for group in _by(clips, lambda clip: clip.file).values() if _straddles(group)]
     if parts:
-        text = "parts of one file lie on both sides of the split: split=auto keeps them together"
+        text = "parts of one file lie on both sides of the split: --split auto keeps them together"
         findings.append(_finding("file straddles", text, parts))
     return findings + _gaps(clips)
 
@@ -139,7 +140,9 @@ def _some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (" …" if len(names) > most else "")
 
 
-_MOST = 12  # labels or rates that are listed
+_MOST = 12  # rates and the like that are listed
+_MOST_LABELS = 200
+_WIDTH = 110
 
 
 def summarise(
@@ -176,7 +179,7 @@ def _facts(manifest: Manifest) -> Iterable[str]:
     yield f"  channels     {_table(kinds.most_common())}"
     labels = Counter(label for clip in manifest for label in clip.labels)
     if labels:
-        yield f"  labels       {len(labels)}: {_table(labels.most_common())}"
+        yield from _wrapped(f"  labels       {len(labels)}: {_table(labels.most_common(), most=_MOST_LABELS)}")
     groups = {clip.group for clip in manifest if clip.group is not None}
     if groups:
         yield f"  groups       {len(groups):,}"
@@ -186,12 +189,16 @@ def _facts(manifest: Manifest) -> Iterable[str]:
         yield f"  split        {_table(sides)}"
 
 
-def _table(counts: Iterable[tuple[str, int]]) -> str:
+def _table(counts: Iterable[tuple[str, int]], most: int = _MOST) -> str:
     counts = list(counts)
     if len(counts) == 1:
         return counts[0][0]
-    shown = ", ".join(f"{name} ({count:,})" for name, count in counts[:_MOST])
-    return shown if len(counts) <= _MOST else f"{shown} and {len(counts) - _MOST} more"
+    shown = ", ".join(f"{name} ({count:,})" for name, count in counts[:most])
+    return shown if len(counts) <= most else f"{shown} and {len(counts) - most} more"
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, _WIDTH, subsequent_indent=" " * 15, break_long_words=False, break_on_hyphens=False)
 
 
 def _failures(failures: Sequence[Failure]) -> Iterable[str]:

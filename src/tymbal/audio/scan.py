@@ -32,7 +32,7 @@ from tymbal.errors import AudioError, ManifestError
 from tymbal.files import written_alone
 from tymbal.machine import cores
 from tymbal.progress import Progress
-from tymbal.settings import ScanSettings
+from tymbal.settings import FeatureSettings, ScanSettings
 
 __all__ = ["ScanResult", "scan"]
 
@@ -95,7 +95,9 @@ def scan(
     if not good:
         raise _nothing_left(failures, source)
     manifest = Manifest(tuple(assign_splits(good, chosen)), listing.root)
-    findings = find(manifest.clips, [*listing.notes, *notes, *remarked(_remarks(reports.values()))])
+    rates = FeatureSettings().remark_on([clip.sample_rate for clip in manifest if clip.sample_rate])
+    remarks = [*remarked(_remarks(reports.values())), *([rates] if rates else [])]
+    findings = find(manifest.clips, [*listing.notes, *notes, *remarks])
     if output is not None:
         manifest.write(output)
         write_failures(Path(output).with_name("failures.csv"), failures)

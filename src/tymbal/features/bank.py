@@ -92,6 +92,21 @@ class FilterBank(ABC):
         low, high = self.mel_of(settings.low_freq), self.mel_of(settings.high_freq or settings.sample_rate / 2)
         return (self.mel_of(hertz) - low) / (high - low) * (settings.mel_bins + 1) - 1
 
+    def constant_bins(self, hertz: float) -> int:
+        """Mel bins that say nothing of sound that ends at a frequency: above it, or narrower than the transform's bins.
+
+        Args:
+            hertz: Half the rate at which the sound was recorded.
+        """
+        rate = self.settings.sample_rate
+        spacing = rate / (1 << (self.window_samples - 1).bit_length())
+        highest = min(hertz, self.settings.high_freq or rate / 2)
+        filled: set[int] = set()
+        for step in range(1, int(highest / spacing) + 1):
+            place = self.bin_at(step * spacing)
+            filled |= {math.floor(place), math.ceil(place)}
+        return self.settings.mel_bins - len(filled & set(range(self.settings.mel_bins)))
+
     @abstractmethod
     def mel_weights(self) -> Tensor:
         """Weights of the bins of the energy spectrum in each mel bin: float32 [mels, bins].

@@ -71,6 +71,7 @@ def list_clips(
     manifest = _scanned(source, settings)
     if manifest is not None:
         clips, notes = _completed(manifest, settings)
+        notes += _about_rates(settings, [clip.sample_rate for clip in clips if clip.sample_rate])
         return Listed(clips, _file_lengths(manifest), notes=notes)
     listing = read_source(source, label_csv=settings.label_csv, label_separator=settings.label_separator)
     clips, label_notes = label_clips(listing.clips, settings, labelled=listing.labelled)
@@ -97,8 +98,20 @@ def list_clips(
         clips=_split(good, headers, settings),
         lengths={file: header.seconds for file, header in headers.items()},
         failures=[*listing.failures, *(failures[file] for file in files if file in failures)],
-        notes=[*listing.notes, *label_notes, *group_notes, *remarked(remarks), *_staying(stay)],
+        notes=[
+            *listing.notes,
+            *label_notes,
+            *group_notes,
+            *remarked(remarks),
+            *_about_rates(settings, [header.rate for header in headers.values()]),
+            *_staying(stay),
+        ],
     )
+
+
+def _about_rates(settings: PrepareSettings, rates: Sequence[int]) -> list[str]:
+    remark = settings.remark_on(rates)
+    return [] if remark is None else [remark]
 
 
 def _staying(files: Iterable[str]) -> list[str]:
@@ -151,7 +164,9 @@ def _completed(manifest: Manifest, settings: PrepareSettings) -> tuple[list[Clip
     if settings.split != "auto" or split_settings(settings):
         clips = assign_splits(clips, settings)
     elif not any(clip.split for clip in clips):
-        notes.append("the manifest gives no split, so none is made: split=groups, split=clips or validation makes one")
+        notes.append(
+            "the manifest gives no split, so none is made: --split groups, --split clips or --validation makes one"
+        )
     return clips, notes
 
 
@@ -185,12 +200,14 @@ class Header:
         seconds: Its length.
         fingerprint: Hash of its size, first and last 16 KiB: files with the same bytes have the same one.
         remarks: What is unusual about it although nothing is lost.
+        rate: Its sample rate in Hz.
     """
 
     file: str
     seconds: float
     fingerprint: str
     remarks: tuple[str, ...] = ()
+    rate: int = 0
 
 
 def read_headers(files: Sequence[str]) -> list[Header | Failure]:
@@ -201,7 +218,7 @@ def read_headers(files: Sequence[str]) -> list[Header | Failure]:
 def _read(file: str) -> Header | Failure:
     try:
         found = info(file)
-        return Header(file, found.duration, _fingerprint(file), found.remarks)
+        return Header(file, found.duration, _fingerprint(file), found.remarks, found.sample_rate)
     except AudioError as error:
         return Failure.of(error, file)
     except OSError as error:

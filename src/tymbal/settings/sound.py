@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from tymbal.plugins import FILTER_BANKS
@@ -138,6 +140,54 @@ class FeatureSettings:
     def samples_of(self, frames: int) -> int:
         """Fewest samples that give `frames` frames."""
         return int(self._bank.samples_of(frames))
+
+    def constant_bins(self, rate: int) -> int:
+        """Mel bins that are constant in sound of a rate in Hz and would not be in sound of these settings' own."""
+        bank = self._bank
+        return int(bank.constant_bins(rate / 2) - bank.constant_bins(self.sample_rate / 2))
+
+    def remark_on(self, rates: Iterable[int]) -> str | None:
+        """A remark, with settings that fit, where much of a spectrogram would be constant.
+
+        Args:
+            rates: The sample rate of each sound file in Hz.
+        """
+        counts = Counter(rates)
+        if not counts:
+            return None
+        rate, _ = counts.most_common(1)[0]
+        constant = self.constant_bins(rate) if rate < self.sample_rate else 0
+        if constant * 10 < self.mel_bins:
+            return None
+        fits = self._fitting(rate)
+        flags = f"--sample-rate {rate} --mel-bins {fits.mel_bins}"
+        if fits.frame_length != self.frame_length:
+            flags += f" --frame-length {fits.frame_length:g}"
+        return (
+            f"{constant} of {self.mel_bins} mel bins are constant in sound of {rate:,} Hz at a sample rate of "
+            f"{self.sample_rate:,} Hz: {flags} would fill all"
+        )
+
+    def _fitting(self, rate: int) -> FeatureSettings:
+        """As many mel bins as sound of a rate can fill, in frames as short as these if that leaves half of them."""
+        best = None
+        for frames in (1, 2, 4, 8):
+            for mels in range(self.mel_bins, 0, -16):
+                made = replace(
+                    self.features(),
+                    sample_rate=rate,
+                    mel_bins=max(mels, 4),
+                    frame_length=self.frame_length * frames,
+                    high_freq=0.0,
+                    low_freq=min(self.low_freq, rate / 8),
+                )
+                if not made._bank.constant_bins(rate / 2):
+                    break
+            if best is None or made.mel_bins > best.mel_bins:
+                best = made
+            if best.mel_bins * 2 >= self.mel_bins or self.filter_bank != "kaldi":
+                break
+        return best or self.features()
 
 
 @dataclass(frozen=True, kw_only=True)
