@@ -52,6 +52,35 @@ def test_probe__all_layers_are_those_that_are_read_one_by_one(tmp_path: Path) ->
         probe(model, store, layer=1, layers="all")
 
 
+def test_probe__a_learned_mix_of_layers_beside_the_last(tmp_path: Path) -> None:
+    """Random weights are mixed, too, with weights of their own; the mix stands for the model in the verdict."""
+    model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
+    result = probe(model, store, tmp_path / "out.json", layer="mix", pooling=("grid",), folds=2, **QUICK)
+    rows = [row for row in result.rows if row.reader == "logistic"]
+    assert [(row.features, row.layer) for row in rows] == [
+        ("baseline", None),
+        ("plain", None),
+        ("random", None),
+        ("random", "mix"),
+        ("random+plain", "mix"),
+        ("model", None),
+        ("model", "mix"),
+        ("model+plain", "mix"),
+    ]
+    mixes = {row.features: row.layer_weights for row in rows if row.layer == "mix"}
+    assert all(len(weights) == 3 and sum(weights) == pytest.approx(1) for weights in mixes.values())
+    assert mixes["model"] != mixes["random"]
+    written = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["layer_weights"] for row in written if row["layer"] == "mix" and row["features"] == "model"] == [
+        list(mixes["model"])
+    ] * 2
+    assert result.verdict is not None
+    assert (
+        result.verdict.model
+        == next(row for row in rows if row.layer == "mix" and row.features == "model").figures["accuracy"]
+    )
+
+
 def test_probe__few_shots_have_a_mean_and_a_spread_over_draws(tmp_path: Path) -> None:
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
     result = probe(model, store, shots=(1, 5), draws=4, random=False, **QUICK)

@@ -18,7 +18,7 @@ READERS = ("logistic", "ridge", "knn", "attentive")
 """What can read, in the order of the table."""
 
 
-_NESTED = ("figures", "chosen_from", "each", "scores", "truth", "marks", "asked")
+_NESTED = ("figures", "chosen_from", "layer_weights", "each", "scores", "truth", "marks", "asked")
 """Fields of a row that no single cell of a table holds."""
 
 
@@ -37,7 +37,8 @@ class ProbeRow:
         strength: scikit-learn's C, for ridge its penalty, chosen inside the training clips; None for knn.
         figures: Accuracy, balanced accuracy and F1, or mAP and ROC AUC where clips have several labels.
         layer: Blocks that the tokens went through; None is all and the final norm, `both` the middle and that side by
-            side.
+            side, `mix` a learned sum of all.
+        layer_weights: What each layer weighs in that sum, from the embedded patches to the last one; empty for others.
         shots: Clips of each class that were learned from; None is all.
         repeats: Folds or draws that the figures are means of.
         spread: Standard deviation of the leading figure over these; None for one.
@@ -58,6 +59,7 @@ class ProbeRow:
     strength: float | None
     figures: dict[str, float]
     layer: int | str | None = None
+    layer_weights: tuple[float, ...] = ()
     shots: int | None = None
     repeats: int = 1
     spread: float | None = None
@@ -79,8 +81,9 @@ class ProbeRow:
         return {**{key: value for key, value in row.items() if key not in _NESTED}, **self.figures}
 
     def nested(self) -> dict[str, Any]:
-        """As `flat`, with what was chosen from."""
-        return {**self.flat(), **({"chosen_from": dict(self.chosen_from)} if self.chosen_from else {})}
+        """As `flat`, with what was chosen from, and what layers weigh."""
+        weights = {"layer_weights": list(self.layer_weights)} if self.layer_weights else {}
+        return {**self.flat(), **({"chosen_from": dict(self.chosen_from)} if self.chosen_from else {}), **weights}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +222,7 @@ def aggregate(repeats: Sequence[Sequence[ProbeRow]], *, folds: bool) -> list[Pro
                 strength=rows[0].strength if same else None,
                 chosen_from=_mean_figures([row.chosen_from for row in rows]),
                 each=each,
+                layer_weights=tuple(np.mean([row.layer_weights for row in rows], axis=0).tolist()),
                 scores=None,
                 truth=None,
                 marks=np.concatenate(marks) if folds and len(marks) == len(rows) else None,

@@ -19,7 +19,7 @@ from tymbal.evaluation.attentive import fit_attentive
 from tymbal.evaluation.baseline import MOMENTS, PARTS, PREFERRED, coarser, plain_features
 from tymbal.evaluation.embedding_cache import Tokens, embed_with_cache, write_tokens
 from tymbal.evaluation.labelled_clips import LabelledClips
-from tymbal.evaluation.linear import grouped_folds
+from tymbal.evaluation.linear import grouped_folds, mix_layers
 from tymbal.evaluation.probe_tasks import READERS, ProbeRow, ProbeTask, aggregate, draw_shots
 from tymbal.evaluation.selection import Choice, Verdict, choose, judge
 from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
@@ -66,12 +66,14 @@ class _Block:
         rows: The rows that could be read, [clips].
         ways: By name, the features, [clips, dimensions].
         preferred: The way that is kept unless another is clearly better.
+        layers: The same of several layers whose learned sum is read; empty for others.
     """
 
     title: str
     rows: NDArray[np.int64]
     ways: Mapping[str, NDArray[np.float32]]
     preferred: str
+    layers: tuple[Mapping[str, NDArray[np.float32]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
                 table += probes.on_features(line, progress)
     if "attentive" in settings.readers:
         for name, encoder in encoders.items():
-            table += _attentive_probes(encoder, store, probes, name=name, layers=layers)
+            tokens = [None] if settings.layer == "mix" else layers
+            table += _attentive_probes(encoder, store, probes, name=name, layers=tokens)
     ordered = sorted(table, key=lambda row: _ORDER.index(row.features))
     verdict = judge(ordered, groups=probes.groups, multilabel=clips.multilabel, readers=READERS)
     return ProbeRun(tuple(ordered), clips.among(probes.rows[probes.readable]), verdict)
@@ -181,11 +184,15 @@ def _encoder_lines(
             names = next(iter(of_layers.values()))
             sides = list(of_layers.values())
             of_layers["both"] = {way: np.concatenate([side[way] for side in sides], axis=1) for way in names}
+        mixed = tuple(of_layers.values())
+        if settings.layer == "mix":
+            of_layers = {None: of_layers[None], "mix": of_layers[None]}
         for layer, ways in of_layers.items():
             preferred = next(iter(ways))
             if how == "grid":
                 preferred = f"grid:{max(parts for parts in PARTS if parts <= own_parts and f'grid:{parts}' in ways)}"
-            block = _Block(f"{name} {how} {layer}", embedded.rows, ways, preferred)
+            title = f"{name} {how} {None if layer == 'mix' else layer}"  # parts are chosen by the last layer
+            block = _Block(title, embedded.rows, ways, preferred, mixed if layer == "mix" else ())
             lines.append(_Line(name, (block,), layer))
     return lines
 
@@ -198,8 +205,12 @@ def _grids(values: NDArray[np.float32], finest: str, config: EncoderConfig) -> d
 
 
 def _beside(lines: Sequence[_Line]) -> _Line:
-    """The line of an encoder that is read side by side with the plain line: a grid, and the last layer or both."""
-    return max(lines, key=lambda line: (len(line.blocks[0].ways) > 1, line.layer == "both", line.layer is None))
+    """The line of an encoder that is read side by side with the plain line: a grid, and the last layer, both or mix."""
+
+    def rank(line: _Line) -> tuple[bool, bool, bool]:
+        return len(line.blocks[0].ways) > 1, line.layer in ("both", "mix"), line.layer is None
+
+    return max(lines, key=rank)
 
 
 class _Probes:
@@ -240,10 +251,16 @@ class _Probes:
 
         def read(task: ProbeTask, inside: NDArray[np.int64], outside: NDArray[np.int64]) -> list[ProbeRow]:
             sides: list[NDArray[np.float32]] = []
+            weights: tuple[float, ...] = ()
             choices: list[Choice] = []
             for block, place in zip(line.blocks, places, strict=True):
                 choices.append(self._choose(block, place[inside], task, inside))
-                sides.append(block.ways[choices[-1].name][place[np.concatenate([inside, outside])]])
+                way, among = choices[-1].name, place[np.concatenate([inside, outside])]
+                if block.layers:
+                    mixed, weights = self._mix([layer[way][among] for layer in block.layers], task)
+                    sides.append(mixed)
+                else:
+                    sides.append(block.ways[way][among])
             features = sides[0] if len(sides) == 1 else np.concatenate(sides, axis=1)
             pooling = "+".join(choice.name for choice in choices)
             key = hashlib.blake2b(features.tobytes(), person=b"%d" % len(inside)).digest()
@@ -252,9 +269,14 @@ class _Probes:
             rows = [replace(row, features=line.name, pooling=pooling) for row in self._fits[key]]
             progress.advance()
             chosen_from = choices[0].figures if len(choices) == 1 else {}
-            return [replace(row, chosen_from=chosen_from) for row in rows]
+            return [replace(row, chosen_from=chosen_from, layer_weights=weights) for row in rows]
 
         return self._run(read, places, line.layer)
+
+    @staticmethod
+    def _mix(layers: Sequence[NDArray[np.float32]], task: ProbeTask) -> tuple[NDArray[np.float32], tuple[float, ...]]:
+        mixed, weights = mix_layers(layers, task.train, len(task.train), multilabel=task.multilabel)
+        return mixed.astype(np.float32), weights
 
     def _choose(self, block: _Block, places: NDArray[np.int64], task: ProbeTask, inside: NDArray[np.int64]) -> Choice:
         """The way in which a block is read, chosen inside the clips of a task; once for the same clips."""

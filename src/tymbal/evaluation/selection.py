@@ -6,9 +6,9 @@ The largest of several such figures is often the largest by chance: where one de
 objective knows how many parts it compared), another is taken only where it reads more than a standard error better.
 
 The lines are not picked by the figures that they reach on the clips that are asked: the model is read by the first
-reader, by the grid where there is one, from both layers where both were read or else the last one; random weights in
-the same way; the plain line was chosen inside the clips to learn from. Only the better of the two others is picked by
-its figure, which is to the model's disadvantage.
+reader, by the grid where there is one, from both layers or their learned mix where these were read, or else the last
+one; random weights in the same way; the plain line was chosen inside the clips to learn from. Only the better of the
+two others is picked by its figure, which is to the model's disadvantage.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def judge(
 def _line(rows: Sequence[ProbeRow], features: str, reader: str) -> ProbeRow | None:
     """The line of features that stands for them, without a look at its figure."""
     among = [row for row in rows if row.features == features and row.reader == reader and row.shots is None]
-    return max(among, key=lambda row: (row.is_grid, row.layer == "both", row.layer is None), default=None)
+    return max(among, key=lambda row: (row.is_grid, row.layer in ("both", "mix"), row.layer is None), default=None)
 
 
 def _margin(model: ProbeRow, other: ProbeRow, groups: Sequence[str] | None) -> Margin | None:

@@ -28,7 +28,8 @@ class ProbeSettings(PtSettings):
             pass.
         layer: Blocks to go through; 0 is the embedded patches. `None` (or `last`) is all of them and the final norm;
             `all` reads every layer, from the embedded patches on, beside that; `both` the middle layer, that, and the
-            two side by side.
+            two side by side; `mix` that, and a weighted sum of all layers, each standardised, whose weights are learned
+            inside the training clips.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
         neighbours: Neighbours that vote.
         shots: Also learn from so few clips of each class: `1 5 10 50`.
@@ -65,8 +66,8 @@ class ProbeSettings(PtSettings):
         super().__post_init__()
         check(len(self.readers) >= 1, "readers", self.readers, "one reader or more")
         check(len(self.pooling) >= 1, "pooling", self.pooling, "one way of pooling or more")
-        good = self.layer in (None, "last", "all", "both") or self.layer.isdecimal()
-        check(good, "layer", self.layer, "last, both, all, or a number of 0 or more")
+        good = self.layer in (None, "last", "all", "both", "mix") or self.layer.isdecimal()
+        check(good, "layer", self.layer, "last, both, mix, all, or a number of 0 or more")
         check(min(self.shots, default=1) >= 1, "shots", self.shots, "numbers of 1 or more")
         check(self.draws >= 1, "draws", self.draws, "1 or more")
         check(self.folds is None or self.folds >= 2, "folds", self.folds, "2 or more")
@@ -79,6 +80,8 @@ class ProbeSettings(PtSettings):
             return [*range(depth + 1), None]
         if self.layer == "both":
             return [depth // 2, None]
+        if self.layer == "mix":  # the last block without its norm would be there twice
+            return [*range(depth), None]
         return [None if self.layer in (None, "last") else int(self.layer)]
 
 
