@@ -244,7 +244,7 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
         "negatives": "all",
         "size": "auto",
         "patch": "auto",
-        "stem": None,
+        "stem": 0,
         "fall_in_warmup": True,
     }
     assert config.begun_before(cls, today) == same

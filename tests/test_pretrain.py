@@ -84,9 +84,7 @@ def test_pretrain__starts_from_an_earlier_run_with_its_heads(run: Path, store: P
     assert all(value.equal(state[name]) for name, value in after.module.state_dict().items())
     assert all(value.equal(before.objective_state[name]) for name, value in after.objective_state.items())
     with pytest.raises(ModelError, match="made with other spectrograms"):
-        other = make_store(tmp_path / "other").path
-        description = other / "store.json"
-        description.write_text(description.read_text().replace('"sample_rate": 16000', '"sample_rate": 8000'))
+        other = make_store(tmp_path / "other", sample_rate=8000).path
         pretrain(other, tmp_path / "misfit", from_=str(run), **SHORT)
 
 
@@ -180,20 +178,11 @@ def test_pretrain__leaves_patch_and_parts_to_the_sound(store: Path, tmp_path: Pa
         "parts": 4,
         "kept": 0.5,
         "batches": "mixed",
-        "stem": 8,
     }
     assert {name: recorded[name] for name in own} == own
     description = load_model(result.model).description
     assert description.objective["parts"] == 4
     assert description.encoder.patch == (32, 4)
-    assert description.encoder.stem == 8
-
-
-@pytest.mark.parametrize(("patch", "stem"), [("32x6", 0), ("8x8", 0)])
-def test_pretrain__takes_no_stem_for_other_patches(patch: str, stem: int, store: Path, tmp_path: Path):
-    result = pretrain(store, tmp_path / "run", **{**DEFAULT, "patch": patch, "max_steps": 1})
-    assert load_model(result.model).description.encoder.stem == stem
-    assert read_run_yaml(tmp_path / "run").settings["stem"] == stem
 
 
 def test_pretrain__goes_on_with_what_its_data_had_chosen(store: Path, tmp_path: Path):

@@ -32,7 +32,9 @@ TINY: dict[str, Any] = {
 """Settings of a pretraining of 19 steps, evaluated and saved after steps 5, 10, 14 and 19."""
 
 
-def make_store(folder: Path, *, train: int = 37, validation: int = 8, split: str | None = "train") -> Store:
+def make_store(
+    folder: Path, *, train: int = 37, validation: int = 8, split: str | None = "train", sample_rate: int = 16_000
+) -> Store:
     """Ridges that glide up or down at a clip's own speed: masked patches can be told from their neighbours."""
     random = np.random.default_rng(0)
     mel, time = np.arange(MELS)[None, :], np.arange(FRAMES)[:, None]
@@ -46,5 +48,5 @@ def make_store(folder: Path, *, train: int = 37, validation: int = 8, split: str
         Entry(id=str(number), file=f"{number}.wav", start=0.0, end=0.3, frames=FRAMES, split=split)
         for number, split in enumerate(splits)
     ]
-    features = FeatureSettings(mel_bins=MELS)
+    features = FeatureSettings(mel_bins=MELS, sample_rate=sample_rate)
     return write_store(folder, [(clip(), entry) for entry in entries], features=features, frames=FRAMES)

@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = ["pretrain"]
 
-_FILLING = 2
-"""Batches that a group has to fill for batches of one group each."""
+_FILLING, _GROUPS = 2, 10
+"""Batches that a group has to fill, and groups that have to do so, for batches of one group each: of a few speakers an
+encoder learns each by itself, and not what they have in common."""
 
 
 @quiet_except_rank_zero()
@@ -185,7 +186,7 @@ def _fitted(settings: PretrainSettings, store: SpectrogramSource, rows: NDArray[
     numbers = store.group_numbers()
     counts = np.zeros(1) if numbers is None else np.bincount(numbers[rows])
     filling = counts[counts >= _FILLING * max(settings.batch_size, *settings.batch_sizes, 1)]
-    grouped = len(filling) > 1 and 2 * filling.sum() >= len(rows)
+    grouped = len(filling) >= _GROUPS and 2 * filling.sum() >= len(rows)
     height = is_full_height(patch, store.mels)
     return settings.fitted(DataChoice(size=size, patch=patch, full_height=height, grouped=bool(grouped)))
 

@@ -103,7 +103,7 @@ def first_encoder(
         ModelError: The weights to start from cannot be read or do not fit.
     """
     width, depth, heads = settings.shape
-    patch, stem = parse_patch(settings.patch), settings.stem or 0
+    patch, stem = parse_patch(settings.patch), settings.stem
     config = EncoderConfig(
         width=width, depth=depth, heads=heads, mels=mels, frames=frames, patch=patch, stride=patch, stem=stem
     )

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from tymbal.compute.processes import gather_batch, rank
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import pool_cells
-from tymbal.models.encoder import PREFIX_TOKENS, STEM_STRIDE, SpectrogramEncoder
+from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.objectives.contract import ObjectiveSpec, View, load_heads
 from tymbal.randomness import BITS, EVALUATION, bits, fold, uniform
 from tymbal.settings import DataChoice, PretrainSettings
 from tymbal.settings.augmentation import SpectrogramViews
-from tymbal.settings.fields import check, parse_patch, setting
+from tymbal.settings.fields import check, setting
 from tymbal.store.base import SpectrogramSource
 from tymbal.views.augmentation_config import read_augmentation
 from tymbal.views.spectrogram_views import spectrogram_views
@@ -43,9 +43,9 @@ __all__ = ["OBJECTIVE", "LeJEPAObjective", "LeJEPASettings", "sigreg", "visible_
 
 _VISIBLE, _DIRECTIONS = 63, 64  # streams of random numbers
 _FILLED = 0.9
-_OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4, "stem": 8}
-_OF_SQUARES: dict[str, Any] = {"kept": 0.25, "kept_local": 0.1, "parts": 1, "stem": 0}
-"""What is seen of a view and compared, and the stem, of patches as high as the spectrogram and of others."""
+_OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4}
+_OF_SQUARES: dict[str, Any] = {"kept": 0.25, "kept_local": 0.1, "parts": 1}
+"""What is seen of a view and compared, of patches as high as the spectrogram and of others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,6 @@ class LeJEPASettings(PretrainSettings):
         settings = PretrainSettings.fitted(self, choice)
         defaults = _OF_COLUMNS if choice.full_height else _OF_SQUARES
         own = {name: value for name, value in defaults.items() if getattr(self, name) is None}
-        if self.stem is None and any(side % STEM_STRIDE for side in parse_patch(settings.patch)):
-            own["stem"] = 0
         if self.batches == "auto":
             own["batches"] = "group" if choice.grouped else "mixed"
         return replace(settings, **own)

@@ -180,8 +180,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
         patch: Mel bins x frames of a patch: 16x16, or 128x4 for patches as high as the spectrogram. `auto` chooses by
             the sound: the latter where clips unfold in time, as words do; is that of the weights to start from.
-        stem: Channels of a convolutional stem before the patches, of encoders that start from random weights; 0 is
-            none. `None` is 8 for lejepa on patches as high as the spectrogram and 4 (8, 12, …) frames wide, else none.
+        stem: Channels of a convolutional stem before the patches, where weights are drawn anew; 0 is none.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
             evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours, beside
@@ -208,7 +207,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     depth: int | None = None
     heads: int | None = None
     patch: str = setting("auto", by_data=True, first=True)
-    stem: int | None = setting(None, by_data=True, before=0)
+    stem: int = setting(0, before=0)
     train: str = setting("all", first=True)
     probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
     probe_every: float = setting(5.0, resumable=True, group="evaluation")
@@ -221,7 +220,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         SoundSettings.__post_init__(self)
         if self.patch != "auto":
             parse_patch(self.patch)
-        check((self.stem or 0) >= 0, "stem", self.stem, "0 or more")
+        check(self.stem >= 0, "stem", self.stem, "0 or more")
         check(self.train == "all" or self.train.isdigit(), "train", self.train, "all or a number of blocks")
         check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
         check(self.snapshots >= 0, "snapshots", self.snapshots, "0 or more")
