@@ -19,5 +19,5 @@ def test_probe__layers_that_are_read(layer: str | int | None, read: list[int | N
 
 @pytest.mark.parametrize("layer", ["first", "-1", -1, "1.5", ""])
 def test_probe__no_such_layer(layer: str | int):
-    with pytest.raises(SettingsError, match="which is not last, both, all, or a number of 0 or more"):
+    with pytest.raises(SettingsError, match="which is not last, both, mix, all, or a number of 0 or more"):
         config.from_mapping(ProbeSettings, {"layer": layer})
