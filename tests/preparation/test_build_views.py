@@ -29,6 +29,7 @@ from tymbal.preparation import build
 from tymbal.preparation import build_views as views
 from tymbal.preparation import record as space
 from tymbal.settings import FeatureSettings
+from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.store.packed.packed_store import PairStore
 
 RATE = 8000
@@ -322,10 +323,31 @@ def test_preview__shows_clips_beside_their_views(mode: str, sound: Path, store: 
     assert result.path == tmp_path / "out-preview"
     assert not (tmp_path / "out").exists()
     page = (result.path / "index.html").read_text()
-    assert page.count("<img") == page.count("<audio") == 6 * (1 + 2 * 2)
+    assert page.count("<audio") == 6 * (1 + 2 * 2)
+    assert page.count("<img") == 6 * (1 + 2 * 2) + 6 * (1 + 4)  # and those drawn from spectrograms
     assert "semitones" in page
     assert ("made sample by sample" in page) == (mode == "spectral")
     assert sorted(path.name for path in result.path.iterdir()) == ["index.html", "pairs.png"]
     with Image.open(result.path / "pairs.png") as picture:
         assert picture.size == (5 * (2 * 32 + 8) + 8, 24 + 6 * (24 + 2 * 16 + 8))
     assert "index.html" in result.summary()
+
+
+def test_preview__without_views_shows_those_drawn_from_spectrograms(sound: Path, tmp_path: Path) -> None:
+    """They follow the file: where nothing is drawn, a view is the clip."""
+    pictures = {}
+    for name, strengths in (("still", dict.fromkeys(SpectrogramViews.__dataclass_fields__, 0)), ("drawn", {})):
+        file = tmp_path / f"{name}.yaml"
+        still = {key: value for key, value in strengths.items() if key != "knots"}
+        file.write_text(json.dumps({"spectrogram_views": still}))
+        settings = {key: value for key, value in SMALL.items() if key != "views"}
+        result = tymbal.prepare(sound, tmp_path / name, preview=True, augmentations=file, **settings)
+        page = (result.path / "index.html").read_text()
+        assert "<audio" not in page
+        pictures[name] = re.findall(r'data:image/png;base64,([^"]*)"', page)
+    assert len(pictures["still"]) == len(pictures["drawn"]) == 6 * (1 + 4)
+    for place in range(0, 30, 5):
+        clip, *views = pictures["still"][place : place + 5]
+        assert views == [clip] * 4
+        clip, *views = pictures["drawn"][place : place + 5]
+        assert len({clip, *views}) == 5

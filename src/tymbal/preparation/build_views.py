@@ -124,7 +124,9 @@ def show_views(task: ViewTask, folder: Path) -> tuple[Failure, ...]:
     sounds = list(_sounds(task, failures))
     if sounds:
         names = [window.id for window, _ in sounds]
-        write_preview(folder, maker, _stacked(sounds, task.samples), names, versions=task.versions, seed=task.seed)
+        lengths = [min(len(waveform), task.samples) for _, waveform in sounds]
+        stacked = _stacked(sounds, task.samples)
+        write_preview(folder, maker, stacked, names, versions=task.versions, seed=task.seed, lengths=lengths)
     return tuple(failures)
 
 

@@ -93,16 +93,17 @@ def make_tasks(store: Path, plan: Plan, settings: PrepareSettings) -> tuple[Buil
 
 
 def preview_task(store: Path, plan: Plan, settings: PrepareSettings) -> ViewTask:
-    """Some windows of a plan, spread over all, in some versions, or one of each strategy."""
+    """Some windows of a plan, spread over all, in some versions, or one of each strategy; in none without views."""
     from tymbal.views.augmentation_config import chosen_augmentation
 
     count = min(len(plan.windows), _SHOWN)
     windows = tuple(plan.windows[place * len(plan.windows) // count] for place in range(count))
     few = replace(plan, windows=windows, by_split=False, shard_rows=count)
     versions = max(_VERSIONS_SHOWN, min(len(chosen_augmentation(settings).strategies), _STRATEGIES_SHOWN))
-    shown = replace(settings, part=None, write="store", views=min(settings.views, versions))
+    shown = replace(settings, part=None, write="store", views=max(min(settings.views, versions), 1))
     _, tasks = make_tasks(store, few, shown)
-    return cast(ViewTask, tasks[0])
+    task = cast(ViewTask, tasks[0])
+    return task if settings.views else replace(task, versions=0)
 
 
 def bytes_of(task: Task) -> int:

@@ -378,7 +378,8 @@ class ViewSettings:
             training makes fresh views each epoch.
         part: Only a part of the work: `train`, `val`, or `3/8` for the third of eight parts. The same command without
             it does what is missing, checks and completes.
-        preview: Only show some clips beside their views, to see and hear, as a page in the folder OUTPUT-preview.
+        preview: Only show some clips beside their views, to see and hear, as a page in the folder OUTPUT-preview; and
+            beside those that pretraining draws from spectrograms, which need no `views`.
         force: Go on although the disk seems too small, or many files cannot be reached.
     """
 
@@ -405,7 +406,7 @@ class ViewSettings:
             good = self.part in ("train", "val") or (numbers and 1 <= int(numbers[1]) <= int(numbers[2]))
             check(bool(good), "part", self.part, "train, val, or K/N with K from 1 to N")
         if not self.views:
-            for name in ("augmentations", "num_waveform_augs", "num_spectrogram_augs", "part"):
+            refused = ("num_waveform_augs", "num_spectrogram_augs", "part")
+            for name in refused if self.preview else ("augmentations", *refused):
                 check(getattr(self, name) is None, name, getattr(self, name), "left out where there are no views")
-            check(not self.preview, "preview", self.preview, "left out where there are no views")
             check(self.write == "store", "write", self.write, "store where there are no views")
