@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
+import random
+import re
 import resource
 import statistics
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch.utils.flop_counter import FlopCounterMode
+
 import tymbal
+from tymbal.demo.wingbeats import HELD_OUT, write_clips
+from tymbal.objectives.lejepa import LeJEPAObjective
 
 __all__ = [
     "DATA",
+    "SETS",
     "Data",
     "Figures",
+    "LearningSet",
     "accuracies",
     "chosen_data",
+    "few",
     "keep_arguments",
     "machine",
-    "prepared",
     "processor_seconds",
     "some_of",
+    "spread",
+    "step_figures",
 ]
 
 
@@ -66,6 +78,79 @@ DATA = {
 }
 
 
+@dataclass(frozen=True)
+class LearningSet:
+    """A data set of `learning.py`: who is asked about was never heard with a label.
+
+    Attributes:
+        title: Its name in the tables.
+        clips: Its clips from the folders of data and of output; the split says who is asked (validation).
+        prepare: Settings of `tymbal.prepare` beside those of the clips.
+        every: One training clip in so many keeps its label.
+        folds: Into how many folds, whose numbers begin the file names, labelled clips fall; None for one split.
+    """
+
+    title: str
+    clips: Callable[[Path, Path], tymbal.Manifest]
+    prepare: dict[str, Any] = field(default_factory=dict)
+    every: int = 1
+    folds: int | None = None
+
+    def manifest(self, data: Path, output: Path, clips: int | None = None) -> tymbal.Manifest:
+        """All clips, or about so many; of the training clips, those that count as unlabelled have no label."""
+        whole = self.clips(data, output)
+        ordered = sorted(whole.clips, key=lambda clip: clip.id)
+        ordered = ordered[:: max(1, len(ordered) // clips)] if clips else ordered
+        training = [clip.id for clip in ordered if clip.split == "train" and clip.labels]
+        labelled = set(training[:: self.every])
+        kept = tuple(clip if clip.split != "train" or clip.id in labelled else clip.but(labels=()) for clip in ordered)
+        return tymbal.Manifest(kept, whole.root)
+
+
+def _digits(data: Path, _output: Path) -> tymbal.Manifest:
+    patterns = {key: value for key, value in DATA["digits"].prepare.items() if key.endswith("pattern")}
+    return tymbal.scan(data / "fsdd", **patterns).manifest
+
+
+def _arabic(data: Path, _output: Path) -> tymbal.Manifest:
+    listed = tymbal.Manifest.read(data / "arabic_commands" / "manifest.csv")
+    sides = {"test": "validation", "validation": "train", "train": "train"}
+    return tymbal.Manifest(tuple(clip.but(split=sides[clip.split or "train"]) for clip in listed), listed.root)
+
+
+def _esc10(data: Path, _output: Path) -> tymbal.Manifest:
+    found = tymbal.scan(data / "esc10", group_pattern=r"/(\d-\d+)-", split="none").manifest
+    return tymbal.Manifest(tuple(clip.but(split="train") for clip in found), found.root)
+
+
+def _wingbeats(_data: Path, output: Path) -> tymbal.Manifest:
+    folder = output / "clips"
+    if not folder.exists():
+        write_clips(folder, each=30, known=5, seed=42)
+    patterns = {"label_pattern": "known/([a-z_]+)/", "group_pattern": "/([a-z]+)-"}
+    return tymbal.scan(folder, **patterns, validation_pattern=f"/{HELD_OUT.name}-").manifest
+
+
+SETS = {
+    "digits": LearningSet("digits", _digits, {"window": 1.12, "frames": 112, "longer": "crop-start"}, every=3),
+    "arabic": LearningSet("Arabic commands", _arabic, {"window": 1.0}, every=6),
+    "esc10": LearningSet("ESC-10", _esc10, {"window": 5.0, "frames": 512}, folds=5),
+    "wingbeats": LearningSet("wingbeats", _wingbeats, {"window": 1.2}),
+}
+
+
+def few(clips: list[tymbal.Clip], count: int | None, draw: int) -> list[tymbal.Clip]:
+    """So many clips of each label, drawn by a number; more of them hold the fewer. None is all."""
+    if count is None:
+        return clips
+    kept: list[tymbal.Clip] = []
+    for label in sorted({label for clip in clips for label in clip.labels}):
+        of_class = sorted((clip for clip in clips if label in clip.labels), key=lambda clip: clip.id)
+        random.Random(f"{draw} {label}").shuffle(of_class)
+        kept += of_class[:count]
+    return kept
+
+
 class Figures:
     """The figures so far, one JSON object a line; a figure that is there is not computed again."""
 
@@ -87,7 +172,8 @@ class Figures:
         self.rows.append(row)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        print(f"{row['data']:>7} seed {row['seed']}  {row['cell']:<28} {row['accuracy']:6.1%}", file=sys.stderr)
+        figure = f"{row['accuracy']:6.1%}" if "accuracy" in row else ""
+        print(f"{row['data']:>9} seed {row['seed']}  {row['cell']:<34} {figure}", file=sys.stderr, flush=True)
 
 
 def chosen_data(folder: Path, only: str | None) -> list[str]:
@@ -99,17 +185,6 @@ def chosen_data(folder: Path, only: str | None) -> list[str]:
     return [name for name in names if name not in missing]
 
 
-def prepared(name: str, data: Path, output: Path, clips: int | None) -> Path:
-    """The plain spectrograms of a data set below `data`, of all or of about `clips`, in a store below `output`."""
-    settings = DATA[name].prepare
-    source = data / DATA[name].folder
-    if clips:
-        patterns = {key: value for key, value in settings.items() if key.endswith("pattern")}
-        some_of(source, clips, patterns).write(output / "manifest.csv")
-        source = output / "manifest.csv"
-    return tymbal.prepare(source, output / "store", **settings).store.path
-
-
 def some_of(folder: Path, count: int | None, patterns: dict[str, Any]) -> tymbal.Manifest:
     """About `count` clips of a folder, every n-th one, or all; `patterns` are settings of scanning."""
     manifest = tymbal.scan(folder, **patterns).manifest
@@ -117,16 +192,20 @@ def some_of(folder: Path, count: int | None, patterns: dict[str, Any]) -> tymbal
     return tymbal.Manifest(manifest.clips[::step], manifest.root)
 
 
+def spread(values: list[float]) -> str:
+    """Mean and, of several, standard deviation; in percent."""
+    if not values:
+        return ""
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.1f}{deviation}"
+
+
 def accuracies(names: list[str], figures: Figures, figure: str = "accuracy") -> Iterator[str]:
     """A table as markdown, a row a cell: mean and standard deviation over the seeds, in percent."""
     yield f"| {figure}, % | " + " | ".join(DATA[name].title for name in names) + " |"
     yield "|---|" + "---:|" * len(names)
     for cell in dict.fromkeys(row["cell"] for row in figures.rows if figure in row):
-        found = []
-        for name in names:
-            values = [100 * row[figure] for row in figures.have(data=name, cell=cell) if figure in row]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            found.append(f"{statistics.fmean(values):.1f}{spread}" if values else "")
+        found = [spread([row[figure] for row in figures.have(data=name, cell=cell) if figure in row]) for name in names]
         yield f"| {cell} | " + " | ".join(found) + " |"
 
 
@@ -143,6 +222,53 @@ def processor_seconds() -> float:
     """Processor seconds of this process and of its children so far."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def step_figures(pretrain: Callable[[], None]) -> dict[str, float]:
+    """Watches the steps of a pretraining by LeJEPA.
+
+    Args:
+        pretrain: Runs it for some steps.
+
+    Returns:
+        Median processor seconds of a step (`each`); which share of them views take (`views`); and the arithmetic of
+        the forward pass, over that of the blocks and the projection of patches, which the visible tokens alone pass
+        (`arithmetic`).
+    """
+    began: list[float] = []
+    views: list[float] = []
+    totals: list[float] = []
+    draw, forward = LeJEPAObjective.draw_views, LeJEPAObjective.forward
+
+    def timed_draw(objective: LeJEPAObjective, *given: Any) -> Any:
+        start = time.process_time()
+        drawn = draw(objective, *given)
+        views[-1] += time.process_time() - start
+        return drawn
+
+    def timed_forward(objective: LeJEPAObjective, *given: Any, **batch: Any) -> Any:
+        views.append(0.0)
+        if not objective.training:
+            computed = forward(objective, *given, **batch)
+            views.pop()
+            return computed
+        began.append(time.process_time())
+        if totals:
+            return forward(objective, *given, **batch)
+        with FlopCounterMode(display=False) as counter:
+            computed = forward(objective, *given, **batch)
+        seen = r"(^|\.)(blocks\.\d+|patch_projection)$"
+        counts = {name: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+        totals.append(counter.get_total_flops() / sum(n for name, n in counts.items() if re.search(seen, name)))
+        return computed
+
+    try:
+        LeJEPAObjective.draw_views, LeJEPAObjective.forward = timed_draw, timed_forward  # type: ignore[method-assign]
+        pretrain()
+    finally:
+        LeJEPAObjective.draw_views, LeJEPAObjective.forward = draw, forward  # type: ignore[method-assign]
+    each = statistics.median(after - before for before, after in itertools.pairwise(began[2:]))
+    return {"each": each, "views": statistics.median(views[2:]) / each, "arithmetic": totals[0]}
 
 
 def keep_arguments(arguments: argparse.Namespace, free: tuple[str, ...] = ()) -> None:

