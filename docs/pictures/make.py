@@ -30,8 +30,8 @@ import tymbal
 from tymbal.audio.decode import info, read
 from tymbal.demo.wingbeats import BACKGROUND
 from tymbal.features.kaldi import KaldiFbank
-from tymbal.objectives.masks import make_masks
-from tymbal.randomness import fold
+from tymbal.models.folder import load_model
+from tymbal.reporting.run_part import built_objective
 from tymbal.settings import FeatureSettings
 from tymbal.store.packed.packed_store import Store
 
@@ -52,7 +52,7 @@ def main() -> None:
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     figure = plt.figure(figsize=(10, 5.6), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.15))
-    draw_clip(top, Store.open(arguments.demo / "store"))
+    draw_clip(top, arguments.demo)
     draw_recording(bottom, arguments.demo)
     figure.savefig(arguments.output, dpi=150)
     # A palette is a fifth of the size, and nobody sees the difference.
@@ -63,12 +63,12 @@ def main() -> None:
 
 
 def photograph(page: Path, output: Path) -> None:
-    """A part of the report: what was rebuilt of one clip, and the map."""
+    """A part of the report: views of one clip, what the encoder is shown of them, and the map before and after."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         print(f"no Chromium is here: {output} stays as it is")
         return
-    shown = ", ".join(f"#pretraining-pretrained{name}" for name in ("", "-hidden-and-rebuilt", "-map-of-the-clips"))
+    shown = ", ".join(f"#pretraining-pretrained{name}" for name in ("", "-views", "-map-of-the-clips"))
     hidden = "header, nav, .tiles, main section { display: none }"
     others = ".triptych ~ .soft, .triptych ~ .triptych { display: none }"
     only = f"<style>{hidden} {shown} {{ display: block }} {others}</style></head>"
@@ -134,27 +134,34 @@ def take_explorer(url: str, recording: Path, output: Path, *, at: float) -> None
         browser.picture(output)
 
 
-def draw_clip(figure: mpl.figure.SubFigure, store: Store) -> None:
-    """One clip as it is, and as the encoder sees it."""
+def draw_clip(figure: mpl.figure.SubFigure, demo: Path) -> None:
+    """One clip as it is, a view of it, and what the encoder is shown of views."""
+    store = Store.open(demo / "store")
     files = store.index["file"].to_pylist()
-    row = next(i for i, file in enumerate(files) if f"{SPECIES}/{DEVICE}-" in Path(file).as_posix())
-    picture = store.gather(np.array([row]))[0].astype(np.float32).T
-    grid = (store.mels // 16, store.frames // 16)
-    count = round(0.75 * grid[0] * grid[1])
-    masks = make_masks(fold(4, torch.tensor([row])), grid, kind="cluster", count=count)
-    hidden = np.kron(masks.mask[0].reshape(grid).numpy(), np.ones((16, 16), bool))
-    seconds = store.frames * store.features.frame_shift
-    limits = np.percentile(picture, (5, 99.8))
-    for axes, title, shown in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("A wingbeat as a spectrogram", "What the encoder is shown of it in pretraining"),
-        (picture, np.ma.array(picture, mask=hidden)),
-        strict=True,
-    ):
+    rows = np.array([row for row, file in enumerate(files) if f"/{DEVICE}-" in Path(file).as_posix()])
+    row = next(row for row in rows if SPECIES in Path(files[row]).parts)
+    chosen = np.concatenate([[row], rows[rows != row][:7]])  # the others are laid over it
+    loaded = load_model(demo / "pretrained")
+    objective = built_objective(loaded, store)
+    spectrograms = torch.from_numpy(store.gather(chosen).astype(np.float32))
+    frames = torch.from_numpy(store.real_frames[chosen].astype(np.int64))
+    clips = loaded.description.normalisation(spectrograms, frames)
+    views = objective.shown(clips, frames, torch.from_numpy(chosen))
+    first, last = views["global view 1"], views["local view 1"]
+    seconds = store.features.frame_shift
+    limits = np.percentile(clips[0].numpy(), (5, 99.8))
+    shown = {
+        "A wingbeat as a spectrogram": (clips[0].numpy(), None, int(frames[0])),
+        "A view of it": (first.values[0], None, int(first.frames[0])),
+        "What the encoder is shown of it": (first.values[0], first.hidden[0], int(first.frames[0])),
+        "… and of a local view": (last.values[0], last.hidden[0], int(last.frames[0])),
+    }
+    for axes, (title, (values, hidden, length)) in zip(figure.subplots(1, 4, sharey=True), shown.items(), strict=True):
+        picture = values[:length].T if hidden is None else np.ma.array(values[:length].T, mask=hidden[:length].T)
         axes.set_facecolor(HIDDEN)
         axes.imshow(
-            shown, origin="lower", aspect="auto", cmap=COLOURS, vmin=limits[0], vmax=limits[1],
-            extent=(0, seconds, 0, store.mels),
+            picture, origin="lower", aspect="auto", cmap=COLOURS, vmin=limits[0], vmax=limits[1],
+            extent=(0, length * seconds, 0, store.mels),
         )  # fmt: skip
         axes.set(title=title, xlabel="seconds")
     figure.axes[0].set_ylabel("mel bin")

@@ -32,7 +32,15 @@ from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import normalised_batches
 from tymbal.training.checkpoints import Checkpoints, verify
 
-__all__ = ["learning_curves", "rebuilt_from_checkpoints", "rebuilt_in_course", "run_tiles", "shown_views", "speed"]
+__all__ = [
+    "built_objective",
+    "learning_curves",
+    "rebuilt_from_checkpoints",
+    "rebuilt_in_course",
+    "run_tiles",
+    "shown_views",
+    "speed",
+]
 
 _TITLES = {
     "loss": "loss",
@@ -309,7 +317,7 @@ def shown_views(loaded: LoadedModel, clips: Clips, rows: NDArray[np.int64]) -> s
         NotShownError: The objective draws no views that could be drawn here.
         SettingsError: Its views are made from the waveform.
     """
-    objective = _built(loaded, clips.store)
+    objective = built_objective(loaded, clips.store)
     if not hasattr(objective, "shown"):
         raise NotShownError("the objective of this run draws no views")
     viewing = cast(ViewingObjective, objective)
@@ -347,7 +355,7 @@ def _viewed(name: str, clip: NDArray[np.float32], views: Mapping[str, View], pla
     return f'{head}<div class="triptych views" style="--columns:{len(whole)}">{"".join([*whole, *seen])}</div>'
 
 
-def _built(loaded: LoadedModel, data: SpectrogramSource) -> Objective:
+def built_objective(loaded: LoadedModel, data: SpectrogramSource) -> Objective:
     """The objective that the model was pretrained by, without the weights beside the encoder, in evaluation mode."""
     how = loaded.description.objective
     if not isinstance(loaded.module, SpectrogramEncoder) or how is None:
@@ -363,8 +371,8 @@ def _built(loaded: LoadedModel, data: SpectrogramSource) -> Objective:
 
 
 def _objective(loaded: LoadedModel, data: SpectrogramSource) -> RebuildingObjective:
-    """As `_built`, an objective that rebuilds."""
-    objective = _built(loaded, data)
+    """As `built_objective`, an objective that rebuilds."""
+    objective = built_objective(loaded, data)
     if not can_rebuild(objective):
         name = (loaded.description.objective or {}).get("objective")
         raise NotShownError(f"there is nothing hidden and rebuilt with the objective {name}")
