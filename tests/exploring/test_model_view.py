@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from small_model import small_model
 from tones import RATE, tone
 from tymbal.audio.decode import read
 from tymbal.errors import AudioError
+from tymbal.exploring import drawing
 from tymbal.exploring.model_view import ModelView, attention, likeness, readers
 from tymbal.features.bank import filter_bank
 from tymbal.inference.frontend import Embedder, Scorer
 from tymbal.inference.streaming import Window, cut_for, windows
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model
+from tymbal.objectives.lejepa import LeJEPASettings
 
 LABELS = ("high", "low", "middle")
 
@@ -53,6 +56,21 @@ def test_look__is_the_window_as_the_model_sees_it(tmp_path: Path) -> None:
     for shares in look.attention.values():
         assert shares.shape == (2, 4)
         assert 0.3 < shares.sum() < 1
+
+
+def test_look__has_the_views_of_a_pretraining_that_draws_some(tmp_path: Path) -> None:
+    file = recording(tmp_path)
+    assert view(tmp_path).look(file, 1).views == {}
+    loaded = load_model(tmp_path / "model")
+    objective = LeJEPASettings(parts=1, kept=0.5, kept_local=0.25).describe_objective()
+    changed = replace(loaded, description=replace(loaded.description, objective=objective))
+    look = ModelView(Embedder(changed), cut_for(loaded.description)).look(file, 1)
+    assert list(look.views) == ["global view 1", "global view 2", "local view 1"]
+    seen = [1 - each.hidden.mean() for each in look.views.values()]
+    assert seen == [0.5, 0.5, 0.25]  # of two rows and four columns of patches
+    page = drawing.views(look)
+    assert page.count("<img") == 6
+    assert page.count("of it are shown</figcaption>") == 3
 
 
 def test_look__shows_no_padding(tmp_path: Path) -> None:

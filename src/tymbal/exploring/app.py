@@ -243,6 +243,10 @@ class _Answers:
         return [drawn, drawing.token_map(look, self.view, kind=kind, patch=patch)]
 
     def _neighbours(self, look: Look) -> str:
+        """What stands below: the neighbours of the window, and its views."""
+        return self._nearest(look) + drawing.views(look)
+
+    def _nearest(self, look: Look) -> str:
         title = "<h2>Neighbours <small>of this window</small></h2>"
         if self.library is None:
             return title + note("There is nothing to compare with. Give it too: tymbal explore MODEL STORE")

@@ -22,7 +22,7 @@ from tymbal.pages.page import note, words
 from tymbal.pages.pictures import image, limits, overlay, spectrogram
 from tymbal.pages.players import Sounds
 
-__all__ = ["MAPS", "cards", "recording", "scores", "token_map", "window"]
+__all__ = ["MAPS", "cards", "recording", "scores", "token_map", "views", "window"]
 
 MAPS = {
     "like": "Like the chosen patch",
@@ -181,6 +181,24 @@ def _lines(survey: Survey, values: NDArray[np.float32], labels: Sequence[str], c
         below=f'<div class="below">{legend([labels[label] for label in strongest])}{rest}</div>',
         tall=False,
     )
+
+
+def views(look: Look) -> str:
+    """Views of the window as the model's pretraining draws them, and what it is shown of each; empty without any."""
+    if not look.views:
+        return ""
+    between = limits(np.concatenate([view.values[0, : int(view.frames[0])] for view in look.views.values()]))
+    figures = []
+    for name, view in look.views.items():
+        length = int(view.frames[0])
+        values, hidden = view.values[0, :length], view.hidden[0, :length]
+        for cover, caption in ((None, name), (hidden, f"{1 - hidden.mean():.0%} of it are shown")):
+            picture = spectrogram(values, alt=f"{name}: {caption}", between=between, hidden=cover)
+            figures.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
+    meaning = "Whole, and what the encoder is shown of them: what it makes of all of them shall be alike. In training "
+    meaning += "another clip is laid over them, too."
+    title = "<h2>Views <small>of this window, as the pretraining draws them</small></h2>"
+    return f'{title}<p class="soft">{escape(meaning)}</p><div class="drawn">{"".join(figures)}</div>'
 
 
 def cards(neighbours: Sequence[Neighbour], library: Library, view: ModelView) -> str:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -21,11 +21,15 @@ from torch import Tensor, nn
 
 from tymbal.audio.decode import info, stream
 from tymbal.audio.failures import problem
+from tymbal.config import from_mapping, with_todays_names
 from tymbal.exploring.downsample import Downsampler
 from tymbal.features.bank import filter_bank
 from tymbal.inference.frontend import Embedder, Scorer
 from tymbal.inference.streaming import Cut, Window, windows
 from tymbal.models.encoder import Block, SpectrogramEncoder
+from tymbal.objectives.contract import View
+from tymbal.objectives.lejepa import LeJEPAObjective, LeJEPASettings
+from tymbal.settings.augmentation import SpectrogramViews
 
 __all__ = ["MOST_TOKENS", "Attention", "Look", "ModelView", "Survey", "attention", "likeness", "readers"]
 
@@ -49,6 +53,7 @@ class Look:
         attention: Shares of attention of these patches by kind (`last`, `rollout`), [rows, columns] each; empty where
             the window has too many patches.
         scores: Scores of the labels, [labels]; None of an encoder.
+        views: Views of it as its pretraining draws them, by name; empty of models that were pretrained in another way.
     """
 
     start: float
@@ -60,6 +65,7 @@ class Look:
     embedding: NDArray[np.float32]
     attention: dict[str, NDArray[np.float32]]
     scores: NDArray[np.float32] | None
+    views: Mapping[str, View] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,23 @@ class ModelView:
             embedding=self._embedder.clips(x, frames)[0],
             attention=self._attention(x, encoded.grid, columns),
             scores=None if self._scorer is None else self._scorer([window], length=self.cut.length)[0],
+            views=self._views(x, frames),
         )
+
+    def _views(self, x: Tensor, frames: Tensor) -> dict[str, View]:
+        """Views of LeJEPA, with nothing laid over them; by the settings that the model's description keeps."""
+        how = self._embedder.description.objective or {}
+        if how.get("objective") != "lejepa":
+            return {}
+        settings = from_mapping(LeJEPASettings, with_todays_names(LeJEPASettings, how))
+        objective = LeJEPAObjective(
+            self._embedder.encoder,
+            normalisation=self._embedder.description.normalisation,
+            settings=settings,
+            views=SpectrogramViews().times(settings.view_strength),
+            frames=float(frames[0]),
+        )
+        return objective.eval().shown(x, frames, torch.zeros_like(frames))
 
     def _attention(self, x: Tensor, grid: tuple[int, int], columns: int) -> dict[str, NDArray[np.float32]]:
         encoder = self._embedder.encoder
