@@ -18,7 +18,7 @@ import torch
 
 from small_model import small_model
 from tones import FEATURES, FRAMES, PITCHES, RATE, tone, tone_store
-from tymbal import convert, embed, similar
+from tymbal import convert, embed, scan, similar
 from tymbal.errors import AudioError, ModelError, SettingsError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.inference.encoding import FrozenEncoder
@@ -190,7 +190,7 @@ def test_embed__bad_files_are_named_and_the_rest_done(encoder: Path, nights: Pat
     result = embed(encoder, nights, tmp_path / "out.parquet", **CPU)
     assert result.rows == 9
     assert "1 file could not be read" in result.summary()
-    assert "text.wav" in (tmp_path / "failures.csv").read_text()
+    assert "text.wav" in (tmp_path / "out.parquet.failures.csv").read_text()
     with pytest.raises(AudioError, match=r"none of 1 recordings could be read; the first: .*text\.wav"):
         embed(encoder, nights / "text.wav", tmp_path / "none.parquet", **CPU)
     assert not (tmp_path / "none.parquet").exists()
@@ -306,3 +306,11 @@ def test_embed__what_a_store_refuses(encoder: Path, tmp_path: Path):
         embed(other, tmp_path / "store", tmp_path / "out.parquet", **CPU)
     with pytest.raises(SettingsError, match="does not tell its format"):
         embed(encoder, tmp_path / "store", tmp_path / "out.txt", **CPU)
+
+
+def test_embed__what_another_verb_left_out_stays_named(encoder: Path, nights: Path, tmp_path: Path):
+    (nights / "text.wav").write_text("this is no sound")
+    scan(nights, tmp_path / "out.csv", workers=1)
+    (nights / "text.wav").unlink()
+    embed(encoder, nights, tmp_path / "out.parquet", **CPU)
+    assert "text.wav" in (tmp_path / "out.failures.csv").read_text()

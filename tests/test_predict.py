@@ -142,7 +142,7 @@ def test_predict__bad_files_are_named_and_the_rest_done(classifier: Path, tmp_pa
     files = [tmp_path / "absent.wav", tmp_path / "text.wav", short, broken, good]
     result = predict(classifier, files, tmp_path / "out.csv", top=1, **CPU)
     assert result.files == 1
-    rows = table(tmp_path / "failures.csv")
+    rows = table(tmp_path / "out.failures.csv")
     assert [Path(row["file"]).name for row in rows] == ["absent.wav", "text.wav", "short.wav", "broken.wav"]
     assert rows[2]["reason"] == "too short: 0.01 s, less than one frame"
     assert "4 files could not be read, or not to their end" in result.summary()
@@ -150,7 +150,7 @@ def test_predict__bad_files_are_named_and_the_rest_done(classifier: Path, tmp_pa
     assert len([row for row in table(tmp_path / "out.csv") if row["file"] == str(good)]) == 1
     # A later run without failures does not leave the old table behind.
     predict(classifier, good, tmp_path / "out.csv", **CPU)
-    assert table(tmp_path / "failures.csv") == []
+    assert table(tmp_path / "out.failures.csv") == []
 
 
 def test_predict__nothing_readable_writes_no_table(classifier: Path, tmp_path: Path) -> None:
@@ -322,7 +322,7 @@ def test_predict__killed_it_continues_to_the_same_tables(classifier: Path, tmp_p
         assert found == expected
         assert scores[0] == pytest.approx(scores[1], abs=1e-5)
     assert result.files == 7
-    assert [Path(row["file"]).name for row in table(tmp_path / "failures.csv")] == ["4.wav"]
+    assert [Path(row["file"]).name for row in table(tmp_path / "out.failures.csv")] == ["4.wav"]
     assert not unfinished.exists()
 
 

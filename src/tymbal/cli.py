@@ -94,7 +94,7 @@ _TABLE = (
         text="See what is in a folder of sound: durations, rates, labels, duplicates, damaged files.",
         arguments=(
             Argument(name="source", text="Folder of sound files, or a list of them (CSV, Parquet, JSON, text)."),
-            _output("Write the manifest here (.csv or .parquet), with failures.csv beside it."),
+            _output("Write the manifest here (.csv or .parquet), with NAME.failures.csv beside it."),
         ),
         learns=False,
         heading=_WAY,

@@ -5,7 +5,7 @@
     tymbal embed run store -o clips.parquet
 
 Recordings may have any length, and memory does not grow with them or their number; those that cannot be read are named
-in `failures.csv`. What is stopped continues where it was. `tymbal similar` searches in a `.parquet` file.
+in `NAME.failures.csv`. What is stopped continues where it was. `tymbal similar` searches in a `.parquet` file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
-from tymbal.audio.failures import Failure
+from tymbal.audio.failures import Failure, failures_beside
 from tymbal.progress import counted
 from tymbal.settings import EmbedSettings
 
@@ -122,7 +122,7 @@ def embed(
         failures=source.failures,
         write=write,
     )
-    finished = run_job(job, output, failures_file=output.with_name("failures.csv"))
+    finished = run_job(job, output, failures_file=failures_beside(output))
     return EmbedResult(
         output=output,
         written=kind.files(output),

@@ -39,7 +39,7 @@ def test_scan__names_every_trouble(folder, tmp_path):
     }  # fmt: skip
     assert [finding.kind for finding in result.findings] == ["duplicates", "label conflict"]
     assert len(result.manifest) == 11
-    with (tmp_path / "out" / "failures.csv").open(newline="") as file:
+    with (tmp_path / "out" / "m.failures.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["file"]: row["reason"].partition(":")[0] for row in rows} == {
         failure.file: failure.kind for failure in result.failures
@@ -65,7 +65,7 @@ def test_scan__summary_is_for_people(folder, tmp_path):
         "exact copies of another file: 1, as robin/copy.wav = wren/0.wav",
         "Left out: 7 files",
         f"empty             1   {folder}/wren/empty.wav: the file has no bytes",
-        f"Written: {tmp_path}/m.parquet and {tmp_path}/failures.csv",
+        f"Written: {tmp_path}/m.parquet and {tmp_path}/m.parquet.failures.csv",
     ):
         assert line in text
 
@@ -109,7 +109,7 @@ def test_scan__name_that_is_not_utf8(write, tmp_path):
     shutil.copy(good, tmp_path / "a" / b"caf\xe9.wav".decode(errors="surrogateescape"))
     result = scan(tmp_path / "a", tmp_path / "m.csv")
     assert [failure.reason for failure in result.failures] == ["unreadable: its name is not UTF-8"]
-    assert "caf\\udce9.wav" in (tmp_path / "failures.csv").read_text()
+    assert "caf\\udce9.wav" in (tmp_path / "m.failures.csv").read_text()
     assert "caf" in result.summary().encode().decode()
 
 

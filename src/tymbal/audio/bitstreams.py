@@ -258,8 +258,9 @@ def _mpeg(file: BinaryIO, size: int, head: bytes) -> Container:
     # libmpg123 complains on stderr of a number of bytes that is off by more than this.
     length = end - start
     counted = 0 < frames >= found - 1 and abs(length - (promised or length)) <= 0.01 * length
-    if counted and size - end > 0.005 * length:
-        return Container(spans=(Span(0, end),))
+    if counted and (start or size - end > 0.005 * length):
+        # libmpg123 complains of tags, too, and takes what lies behind for a part of the stream.
+        return Container(spans=(Span(start, min(end, size)),))
     return Container(
         guessed=not counted,
         counted=counted,

@@ -35,7 +35,9 @@ _SLACK = 64  # bytes: some writers count their header as data
 _MUCH = 1024  # bytes behind the promised end from which on they are looked at
 _STREAMED = 0x7FFF0000  # sizes from here on are what programs write that do not know the size yet
 _WRAP = 1 << 32
+_PLAIN = (1, 3, 6, 7)  # PCM, floating point, A-law and mu-law by their number in WAV and W64
 _MAX_CHUNKS = 10_000
+_EXTENSIBLE = 0xFFFE
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
@@ -136,7 +138,7 @@ class _Chunks:
             name, length = struct.unpack(self.form, raw)
             length -= head if self.inclusive else 0
             yield name, at + head, length
-            if length < 0:
+            if not 0 <= length < _WRAP * _WRAP // 4:
                 return
             at += head + length
 
@@ -240,8 +242,9 @@ def _riff(file: BinaryIO, size: int, head: bytes) -> Container:
 
 def _riff_data(file: BinaryIO, size: int, data: tuple[int, int], form: bytes, chunks: _Chunks) -> Container:
     order = chunks.form[0]
-    coding, _, _, _, block = struct.unpack(order + "HHIIH", form[:14])
-    plain = coding in (1, 3, 6, 7, 0xFFFE)
+    block = struct.unpack(order + "H", form[12:14])[0]
+    coding = _coding(form, order)
+    plain = coding in _PLAIN
     start, end = data
     slack = _SLACK if plain else max(FRAME, block)  # a last block that was not finished
     if end > size + slack:
@@ -253,6 +256,14 @@ def _riff_data(file: BinaryIO, size: int, data: tuple[int, int], form: bytes, ch
 
     # libsndfile believes the header's count of samples, which encoders of MPEG audio round up.
     return replace(_behind(file, size, end, mended, chunks), guessed=coding in (0x50, 0x55))
+
+
+def _coding(form: bytes, order: str) -> int:
+    """The number of a coding in a chunk `fmt `; in an extensible one it begins the GUID of the subformat."""
+    if len(form) < 2:
+        return 0
+    coding: int = struct.unpack(order + "H", form[:2])[0]
+    return int(struct.unpack(order + "H", form[24:26])[0]) if coding == _EXTENSIBLE and len(form) >= 26 else coding
 
 
 def _riff_header(form: bytes, length: int, order: str) -> bytes:
@@ -303,12 +314,18 @@ def _w64(file: BinaryIO, size: int, head: bytes) -> Container:
     whole = struct.unpack("<Q", head[16:24])[0]
     if whole > size + _SLACK:
         return _promised(whole, size)
+    plain = True
     for name, body, length in _W64.walk(file, 40):
+        if name[:4] == b"fmt ":
+            file.seek(body)
+            plain = _coding(file.read(40), "<") in _PLAIN
         if name[:4] == b"data":
             if body + length > size + _SLACK:
                 return _promised(body + length, size)
             file.seek(0)
-            return _behind(file, size, body + max(length, 0), partial(_w64_mended, file.read(body)), _W64)
+            found = _behind(file, size, body + max(length, 0), partial(_w64_mended, file.read(body)), _W64)
+            # libsndfile takes some codings in W64 for PCM.
+            return replace(found, guessed=not plain)
     return Container(truncated="it ends before any sound begins")
 
 

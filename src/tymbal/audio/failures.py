@@ -17,7 +17,16 @@ from typing import Literal, get_args
 from tymbal.errors import AudioError, TymbalError
 from tymbal.files import replace_file
 
-__all__ = ["ADVICE", "Failure", "Kind", "append_failures", "check_reachable", "problem", "write_failures"]
+__all__ = [
+    "ADVICE",
+    "Failure",
+    "Kind",
+    "append_failures",
+    "check_reachable",
+    "failures_beside",
+    "problem",
+    "write_failures",
+]
 
 Kind = Literal["missing", "empty", "unreadable", "truncated", "not finite", "silent", "too short", "out of range"]
 
@@ -116,6 +125,11 @@ def append_failures(path: Path, failures: Iterable[Failure]) -> None:
     writer.writerows((one.file, one.reason, one.advice) for one in failures if f"{one.file}," not in before)
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(text.getvalue())
+
+
+def failures_beside(output: Path) -> Path:
+    """The table of what was left out of an output that is a file, beside it: no other output's."""
+    return output.with_name(f"{output.stem if output.suffix == '.csv' else output.name}.failures.csv")
 
 
 def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tymbal.audio.failures import Failure
+from tymbal.audio.failures import Failure, failures_beside
 from tymbal.audio.manifest import Clip, Manifest, place
 from tymbal.progress import duration
 
@@ -155,7 +155,7 @@ def summarise(
     if failures:
         lines += ["", f"Left out: {_count(len(failures), 'file')}", *_failures(failures)]
     if output is not None:
-        where = f" and {output.with_name('failures.csv')}" if failures else ""
+        where = f" and {failures_beside(output)}" if failures else ""
         lines += ["", f"Written: {output}{where}"]
     return "\n".join(lines)
 

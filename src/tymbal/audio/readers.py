@@ -48,6 +48,7 @@ _FRAMES_A_BYTE = 5000  # FLAC packs 65,535 frames of silence into 14 bytes; no f
 _BLOCKED = ("MPEG", "ADPCM", "GSM", "G72")  # codings whose last block may hold less than it has room for
 _BLOCK_SLACK = 3 * 1152  # decoders differ in how they treat the first and the last block of a compressed file
 _AV_SLACK = 0.1  # seconds: durations in a container are rounded and include or exclude the encoder's delay
+_AV_FRAMES = 2 * 1152  # samples, for the same reason, where the rate is low
 _AV_COUNTED = ("flac",)  # containers that tell the number of samples
 _AV_TIMED = ("mov", "matroska", "asf", "wav", "aiff", "w64", "flv")  # containers that tell a duration
 _AV_PREROLL = 0.25  # seconds decoded before the requested place, for decoders that depend on the packets before
@@ -227,7 +228,7 @@ class AvReader:
         self.format = f"{name}/{self._stream.codec_context.name}".upper()
         promised = self._promised_seconds(name)
         self._promised = None if promised is None else round(promised * self.sample_rate)
-        self._slack = 0 if name in _AV_COUNTED else round(_AV_SLACK * self.sample_rate)
+        self._slack = 0 if name in _AV_COUNTED else max(round(_AV_SLACK * self.sample_rate), _AV_FRAMES)
         self.frames: int | None = self._promised if name in (*_AV_COUNTED, "mov") else None
         self._seekable = name == "mov" and first.pts is not None and first.time_base is not None
         _check_header(self, source)

@@ -2,7 +2,7 @@
 
     tymbal scan recordings -o manifest.csv
 
-Files that cannot be used are named in `failures.csv` beside the manifest and left out of it; nothing takes their place.
+Files that cannot be used are named in `manifest.failures.csv` beside it and left out of it; nothing takes their place.
 Duplicates and what straddles the split are findings: reported, not changed.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 
 from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders
 from tymbal.audio.decode import DISAGREEMENT
-from tymbal.audio.failures import ADVICE, Failure, write_failures
+from tymbal.audio.failures import ADVICE, Failure, failures_beside, write_failures
 from tymbal.audio.findings import Finding, find, remarked, summarise
 from tymbal.audio.inspect import FileReport, inspect
 from tymbal.audio.manifest import Clip, Manifest
@@ -73,7 +73,8 @@ def scan(
 
     Args:
         source: A folder, a list (CSV, TSV, Parquet, JSON, JSON lines, text), one sound file, or a manifest.
-        output: Where to write the manifest (.csv or .parquet), with `failures.csv` beside it. None writes nothing.
+        output: Where to write the manifest (.csv or .parquet), with what was left out beside it, in
+            `NAME.failures.csv`. None writes nothing.
         config: A YAML file with settings; those given here override it.
         **settings: See `tymbal.settings.ScanSettings`.
 
@@ -100,7 +101,7 @@ def scan(
     findings = find(manifest.clips, [*listing.notes, *notes, *remarks])
     if output is not None:
         manifest.write(output)
-        write_failures(Path(output).with_name("failures.csv"), failures)
+        write_failures(failures_beside(Path(output)), failures)
     return ScanResult(manifest, failures, findings, None if output is None else Path(output))
 
 
@@ -117,7 +118,7 @@ def _check_output(output: Path) -> None:
         raise ManifestError(
             "a manifest is written as .csv or .parquet", path=output, advice="Give the output one of these suffixes."
         )
-    if output.name == "failures.csv":
+    if output.name.endswith("failures.csv"):
         raise ManifestError("this name is for the files that are left out", path=output, advice="Take manifest.csv.")
 
 

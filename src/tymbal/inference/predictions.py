@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from tymbal.audio.clip_labels import when
 from tymbal.audio.decode import sample_rate_of
+from tymbal.audio.failures import failures_beside
 from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
 from tymbal.inference.annotations import DETECTED, Annotation, annotation_files
@@ -93,7 +94,7 @@ def output_format(output: Path, settings: PredictSettings, recordings: Sequence[
 def failures_path(output: Path, kind: RowFormat) -> Path:
     """The path of the list of failures: beside a file, in a folder."""
     in_folder = kind.per_recording and not kind.fits(output)
-    return output / "failures.csv" if in_folder else output.with_name("failures.csv")
+    return output / "failures.csv" if in_folder else failures_beside(output)
 
 
 @dataclass(frozen=True)

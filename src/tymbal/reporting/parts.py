@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from tymbal import config as configuration
+from tymbal.audio.failures import failures_beside
 from tymbal.compute.device import choose_device
 from tymbal.config import RUN_FILE, RunFile
 from tymbal.data import open_data
@@ -183,7 +184,11 @@ def _predictions_part(predictions: Predictions, settings: ReportSettings, contex
         return drawn + _remark(sounds)
 
     other = detections_path(predictions.path) if predictions.of_windows else None
-    failures = predictions.path / _FAILURES if predictions.path.is_dir() else predictions.path.with_name(_FAILURES)
+    failures = predictions.path / _FAILURES
+    if not predictions.path.is_dir():
+        older = predictions.path.with_name(_FAILURES)  # an earlier version's, for all outputs of a folder
+        own = failures_beside(predictions.path)
+        failures = older if older.is_file() and not own.is_file() else own
     sections = [
         section("Labels", predictions.labels),
         *([] if other is None else [section("Detections", lambda: Predictions.read(other).labels())]),
