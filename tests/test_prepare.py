@@ -456,7 +456,7 @@ def test_prepare__store_of_an_earlier_version_stays(
     tymbal.prepare(folder / "list.csv", store, label_separator=";", **SMALL)
     description = json.loads((store / "store.json").read_text())
     del description["provenance"]["reading"]
-    del description["settings"]["label_separator"]
+    del description["settings"]["label_separator"], description["checksum"]
     (store / "store.json").write_text(json.dumps(description))
     capsys.readouterr()
     again = tymbal.prepare(folder / "list.csv", store, **SMALL).store
@@ -465,3 +465,15 @@ def test_prepare__store_of_an_earlier_version_stays(
     (folder / "list.csv").write_text("file,label\n" + rows + "cicada/00.wav,cicada\n")
     with pytest.raises(StoreError, match="new: "):
         tymbal.prepare(folder / "list.csv", store, **SMALL)
+
+
+def test_prepare__channels_that_cancel_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    wave = np.random.default_rng(0).normal(0, 0.1, RATE)
+    (tmp_path / "sound").mkdir()
+    soundfile.write(tmp_path / "sound" / "a.wav", np.stack([wave, -wave], axis=1), RATE, subtype="FLOAT")
+    store = tymbal.prepare(tmp_path / "sound", tmp_path / "store", mel_bins=16, workers=1).store
+    soundfile.write(tmp_path / "mono.wav", wave, RATE, subtype="FLOAT")
+    mono = tymbal.prepare(tmp_path / "mono.wav", tmp_path / "mono", mel_bins=16, workers=1).store
+    np.testing.assert_array_equal(store.gather([0]), mono.gather([0]))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "its channels cancel each other in the mean: the loudest one is read alone; 1 file, as" in said

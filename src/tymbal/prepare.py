@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tymbal.audio.failures import Failure, check_reachable
+from tymbal.audio.findings import remarked
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import Listing, read_source
 from tymbal.config import resolve, to_keywords
@@ -66,6 +67,7 @@ Result = TypeVar("Result")
 
 _HEADERS_AT_ONCE = 64
 
+_ANY_LEVEL = -10_000.0  # dB, which is 0: nothing is below it
 _SPLIT_PARTS = ("train", "val")
 
 _MANY_FILES = 512
@@ -191,6 +193,7 @@ def prepare(
             with _writing(store), _alone(store, chosen.part):
                 record.write(store)
                 built = _build(crew, store, plan, chosen)
+                _tell_remarks(built)
                 if chosen.part is None or (chosen.part in _SPLIT_PARTS and chosen.write == "pt"):
                     finish(
                         store,
@@ -231,6 +234,14 @@ def _listed(
     return listed
 
 
+def _tell_remarks(built: Sequence[Built]) -> None:
+    remarks: dict[str, list[str]] = {}
+    for remark, file in dict.fromkeys(pair for shard in built for pair in shard.remarks):
+        remarks.setdefault(remark, []).append(file)
+    for note in remarked(remarks):
+        tell(note, warning=True)
+
+
 def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, settings: PtSettings) -> Store:
     """Prepares spectrograms of sound into `run/store`.
 
@@ -248,6 +259,8 @@ def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, setti
         if settings.sample_rate is not None:
             keywords["sample_rate"] = settings.sample_rate
         keywords |= {"window": settings.window, "group_pattern": settings.group_pattern}
+        if settings.silence == "keep":
+            keywords["silence_db"] = _ANY_LEVEL
         # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
         cut = cut or settings.window is not None or "window" in recipe_defaults(settings)
     every = settings.every if isinstance(settings, TrainingSettings) else 1

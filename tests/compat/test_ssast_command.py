@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 import tymbal
@@ -187,14 +188,18 @@ def test_two_processes__pretrain_and_fine_tune_by_the_same_command(data, tmp_pat
 
 def test_pretrain__sound_files_are_prepared_once_and_padded_as_there(shared, tmp_path, capsys):
     files = digit_files(shared, per_digit=1)[:10]
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000, np.float32), 8000)
+    files.append(tmp_path / "silent.wav")  # counts in SSAST's scores
     listed = tmp_path / "train.json"
     listed.write_text(json.dumps({"data": [{"wav": str(file)} for file in files]}))
     words = PRETRAIN.replace("--dataset precomputed", "").replace("--n-epochs 5", "--n-epochs 1")
     text = f"--data-train {listed} --exp-dir {tmp_path / 'exp'} {words}".replace("{data}", str(tmp_path))
     assert main(["ssast", *text.split()]) == 0
-    assert "a tenth of the training clips is drawn" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a tenth of the training clips is drawn" in said
+    assert f"it is silent, and is kept; 1 file, as {files[-1]}" in said
     store = tymbal.Store.open(tmp_path / "exp" / "store")
-    assert (len(store), store.frames, store.mels) == (10, 64, 128)
+    assert (len(store), store.frames, store.mels) == (11, 64, 128)
     assert tymbal.load_model(tmp_path / "exp").description.padding == 0
 
 

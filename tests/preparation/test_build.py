@@ -48,7 +48,7 @@ def test_cut__clip_that_ends_before_its_window(recording: Path) -> None:
 def test_cut__decodes_nothing_twice(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     streamed: list[tuple[float, float | None]] = []
 
-    def counting(path: str, *, sample_rate: int, block: float, start: float, end: float | None):
+    def counting(path: str, *, sample_rate: int, block: float, start: float, end: float | None, **_: object):
         streamed.append((start, end))
         return decode.stream(path, sample_rate=sample_rate, block=block, start=start, end=end)
 
@@ -62,7 +62,7 @@ def test_cut__decodes_nothing_twice(recording: Path, monkeypatch: pytest.MonkeyP
 def test_cut__seeks_over_long_gaps(recording: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read_parts: list[tuple[float, float | None]] = []
 
-    def counting(path: str, *, sample_rate: int, start: float, end: float | None):
+    def counting(path: str, *, sample_rate: int, start: float, end: float | None, **_: object):
         read_parts.append((start, end))
         return decode.read(path, sample_rate=sample_rate, start=start, end=end)
 

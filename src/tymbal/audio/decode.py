@@ -81,7 +81,12 @@ def sample_rate_of(path: PathLike) -> int:
 
 
 def read(
-    path: PathLike, *, sample_rate: int | None = None, start: float = 0.0, end: float | None = None
+    path: PathLike,
+    *,
+    sample_rate: int | None = None,
+    start: float = 0.0,
+    end: float | None = None,
+    remarks: set[str] | None = None,
 ) -> tuple[Waveform, int]:
     """Reads a sound file, or a part of one.
 
@@ -93,6 +98,7 @@ def read(
         sample_rate: Target rate in Hz; None keeps the file's own.
         start: First second to read.
         end: Second before which to stop; None reads to the end.
+        remarks: To be filled with what is unusual about the sound although nothing of it is lost.
 
     Returns:
         The waveform, mono float32 [samples], and its rate in Hz.
@@ -105,6 +111,8 @@ def read(
     with opened.reader as reader:
         part = _Part.of(reader, sample_rate, start, end)
         blocks = list(_native(opened, part.first, part.stop_context))
+        if remarks is not None:
+            remarks |= reader.remarks
     waveform = _finite(blocks[0] if len(blocks) == 1 else np.concatenate(blocks or [_SILENCE]), path)
     _check_got(part, len(waveform), path)
     waveform = resample(waveform, part.source_rate, part.rate)
@@ -115,7 +123,13 @@ def read(
 
 
 def stream(
-    path: PathLike, *, sample_rate: int | None = None, block: float = 10.0, start: float = 0.0, end: float | None = None
+    path: PathLike,
+    *,
+    sample_rate: int | None = None,
+    block: float = 10.0,
+    start: float = 0.0,
+    end: float | None = None,
+    remarks: set[str] | None = None,
 ) -> Iterator[Waveform]:
     """Reads a file of any length in blocks, in memory that does not grow with it.
 
@@ -128,6 +142,7 @@ def stream(
         block: Seconds of a block; the last one may be shorter.
         start: First second to read.
         end: Second before which to stop; None reads to the end.
+        remarks: As in `read`, filled as far as blocks were read.
 
     Yields:
         Mono float32 [round(block * sample_rate)].
@@ -142,7 +157,10 @@ def stream(
         length = max(1, round(block * part.rate))
         counted = _Counted(opened, part)
         resampled = resample_stream(counted.blocks(), part.source_rate, part.rate)
-        yield from _regular(_cut(resampled, part.skip, part.length), length)
+        for regular in _regular(_cut(resampled, part.skip, part.length), length):
+            if remarks is not None:
+                remarks |= reader.remarks
+            yield regular
     _check_got(part, counted.frames, path)
 
 

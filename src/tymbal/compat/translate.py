@@ -121,9 +121,9 @@ def _data(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, Any]:
         remarks.append("--data-val is not given: a tenth of the training clips is drawn to validate on")
     if flags.dataset_mean is None or flags.dataset_std is None:
         remarks.append("--dataset_mean or --dataset_std is not given, and will be that of the data or of the weights")
-    folders = {} if audio else {"data_dir": flags.data_dir, "data_val_dir": flags.data_val_dir}
+    folders = {"data_dir": flags.data_dir, "data_val_dir": flags.data_val_dir}
     return {
-        **folders,
+        **({"silence": "keep"} if audio else folders),
         "data_val": flags.data_val,
         "frames": flags.target_length,
         "mel_bins": flags.num_mel_bins,

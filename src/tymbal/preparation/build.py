@@ -20,7 +20,7 @@ import numpy as np
 
 from tymbal.audio.decode import read, stream
 from tymbal.audio.failures import Failure, problem
-from tymbal.audio.readers import Waveform
+from tymbal.audio.readers import CANCELLED, Waveform
 from tymbal.errors import AudioError, StoreError
 from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import Moments
@@ -45,23 +45,30 @@ __all__ = [
 
 _bank = lru_cache(maxsize=4)(filter_bank)
 
+SILENT = "it is silent, and is kept"
+"""A remark on a file of which silence is asked for."""
+
+_SILENT = 2e-5  # from the lowest to the highest sample: what is silent where nothing else is asked for
 _BLOCK = 30.0
 _SKIP = 30.0
 
 
-def cut(windows: Sequence[Window], *, sample_rate: int, samples: int) -> Iterator[Waveform]:
+def cut(
+    windows: Sequence[Window], *, sample_rate: int, samples: int, remarks: set[str] | None = None
+) -> Iterator[Waveform]:
     """Yields one waveform a window.
 
     Args:
         windows: Windows of one file, ascending by start.
         sample_rate: Target rate in Hz.
         samples: Samples of a window; windows that the end of the file or clip cuts off are shorter.
+        remarks: To be filled with what is unusual about the sound although nothing of it is lost.
 
     Raises:
         AudioError: The file cannot be used, or breaks off; the windows yielded before were good.
     """
     for run in _runs(windows, samples / sample_rate):
-        yield from _cut_run(run, sample_rate, samples)
+        yield from _cut_run(run, sample_rate, samples, remarks)
 
 
 def _runs(windows: Sequence[Window], seconds: float) -> Iterator[list[Window]]:
@@ -75,15 +82,15 @@ def _runs(windows: Sequence[Window], seconds: float) -> Iterator[list[Window]]:
     yield run
 
 
-def _cut_run(windows: Sequence[Window], sample_rate: int, samples: int) -> Iterator[Waveform]:
+def _cut_run(windows: Sequence[Window], sample_rate: int, samples: int, remarks: set[str] | None) -> Iterator[Waveform]:
     begin = windows[0].start
     ends = [window.end for window in windows]
     end = None if None in ends else max(end for end in ends if end is not None)
     blocks: Iterable[Waveform]
     if windows[-1].start - begin + samples / sample_rate <= _BLOCK:
-        blocks = [read(windows[0].file, sample_rate=sample_rate, start=begin, end=end)[0]]
+        blocks = [read(windows[0].file, sample_rate=sample_rate, start=begin, end=end, remarks=remarks)[0]]
     else:
-        blocks = stream(windows[0].file, sample_rate=sample_rate, block=_BLOCK, start=begin, end=end)
+        blocks = stream(windows[0].file, sample_rate=sample_rate, block=_BLOCK, start=begin, end=end, remarks=remarks)
     tape = _Tape(blocks)
     for window in windows:
         first = round((window.start - begin) * sample_rate)
@@ -151,6 +158,7 @@ class Built:
         number: Number of the shard.
         files: Names and bytes of the files that it wrote instead of a shard.
         checksums: CRC-32 of each row's bytes, or of each file's; none in sidecars of earlier versions.
+        remarks: What is unusual about files although nothing of them is lost: remark and file.
     """
 
     shard: Shard
@@ -161,6 +169,7 @@ class Built:
     number: int
     files: tuple[tuple[str, int], ...] = ()
     checksums: tuple[int, ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 def build_shard(task: Task) -> Built:
@@ -169,9 +178,11 @@ def build_shard(task: Task) -> Built:
     path = Path(task.store) / name
     entries: list[Entry] = []
     failures: list[Failure] = []
+    remarks: list[tuple[str, str]] = []
     with one_thread(), open_shard(path, frames=task.frames, mels=task.features.mel_bins) as writer:
-        for _, windows in groupby(task.windows, key=lambda window: window.file):
-            _append_file(writer, tuple(windows), task, entries, failures)
+        for file, windows in groupby(task.windows, key=lambda window: window.file):
+            found = _append_file(writer, tuple(windows), task, entries, failures)
+            remarks += [(remark, file) for remark in sorted(found)]
     if not entries:
         path.unlink()
     size = path.stat().st_size if entries else 0
@@ -183,6 +194,7 @@ def build_shard(task: Task) -> Built:
         len(task.windows),
         task.number,
         checksums=tuple(writer.checksums),
+        remarks=tuple(remarks),
     )
     write_sidecar(task.work, built)
     return built
@@ -198,6 +210,7 @@ def write_sidecar(work: str | Path, built: Built) -> None:
         "windows": built.windows,
         "files": built.files,
         "checksums": built.checksums,
+        "remarks": built.remarks,
     }
     write_text(_sidecar(work, built.number), json.dumps(with_checksum(value)))
 
@@ -226,6 +239,7 @@ def _built(value: Mapping[str, Any], number: int) -> Built:
         number=number,
         files=tuple((name, size) for name, size in value.get("files", ())),
         checksums=tuple(value.get("checksums", ())),
+        remarks=tuple((remark, file) for remark, file in value.get("remarks", ())),
     )
 
 
@@ -247,21 +261,22 @@ def _sidecar(work: str | Path, number: int) -> Path:
 
 def _append_file(
     writer: ShardWriter, windows: Sequence[Window], task: Task, entries: list[Entry], failures: list[Failure]
-) -> None:
-    """Adds the windows of one file; what fails is named, and the rest goes on."""
+) -> set[str]:
+    """Adds the windows of one file; what fails is named, and the rest goes on. Gives what is unusual about the rest."""
     # Whoever only hands out the work is spared the seconds that this import takes.
     import torch
 
     features = task.features
     samples = features.samples_of(task.frames)
-    waveforms = cut(windows, sample_rate=features.sample_rate, samples=samples)
+    remarks: set[str] = set()
+    waveforms = cut(windows, sample_rate=features.sample_rate, samples=samples, remarks=remarks)
     for window in windows:
         try:
             waveform = next(waveforms)
         except AudioError as error:
             # Nothing behind this place can be read either.
             failures.append(Failure.of(error, window.file))
-            return
+            return remarks & {CANCELLED, SILENT}
         try:
             check_waveform(waveform, window, task)
         except AudioError as error:
@@ -283,6 +298,10 @@ def _append_file(
                 split=window.split,
             )
         )
+        if np.ptp(waveform) < _SILENT:
+            remarks.add(SILENT)
+    # What headers show was said when they were read.
+    return remarks & {CANCELLED, SILENT}
 
 
 def check_waveform(waveform: Waveform, window: Window, task: Task) -> None:

@@ -293,6 +293,7 @@ class SoundSettings:
             16000.
         group_pattern: Regular expression on the path; its first group names what must stay on one side of the split (a
             recording, a site, a speaker).
+        silence: Whether silent clips are left out and named, or kept, as SSAST does.
     """
 
     group = "sound"
@@ -300,6 +301,7 @@ class SoundSettings:
     window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), first=True)
     sample_rate: int | None = setting(None, only_for=("sound",))
     group_pattern: str | None = setting(None, only_for=("sound",))
+    silence: Literal["leave-out", "keep"] = setting("leave-out", only_for=("sound",))
 
     def __post_init__(self) -> None:
         seconds, rate = self.window, self.sample_rate
