@@ -236,7 +236,7 @@ def test_old_name__of_a_setting_of_an_objective(name, tmp_path, capsys):
 def test_begun_before__is_what_a_run_of_an_earlier_version_did():
     cls = registry.run_settings("contrastive")
     old = {"projection_norm": False, "projection_parts": 0, "negatives": "all", "view_padding": "found"}
-    old |= {"probe_pooling": "mean", "stem": 0, "fall_in_warmup": True, "label_separator": ";"}
+    old |= {"probe_pooling": "mean", "stem": 0, "fall_in_warmup": True, "label_separator": ";", "silence": "leave-out"}
     assert config.begun_before(cls, {"temperature": 0.1}) == old
     today = config.to_mapping(cls())
     # What has not changed, and what the data decide.
@@ -246,6 +246,7 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
         "patch": "auto",
         "stem": 0,
         "fall_in_warmup": True,
+        "silence": "leave-out",
     }
     assert config.begun_before(cls, today) == same
 

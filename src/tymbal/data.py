@@ -163,8 +163,9 @@ class DataSource(Generic[Chosen]):
             SettingsError: The user gave such settings, and not a recipe.
         """
         settings = self._settings
-        names = [field.name for field in fields(settings) if nature(settings, field.name).only_for == ("sound",)]
-        sound_only = [name for name in names if getattr(settings, name) is not None]
+        only = (field for field in fields(settings) if nature(settings, field.name).only_for == ("sound",))
+        defaults: dict[str, Any] = {field.name: field.default for field in only}
+        sound_only = [name for name, default in defaults.items() if getattr(settings, name) != default]
         if not sound_only or not self.exists or self.has_sound:
             return settings
         by_recipe = recipe_defaults(settings)
@@ -174,8 +175,7 @@ class DataSource(Generic[Chosen]):
                 f"{chosen[0]} is for sound: {self.path} holds spectrograms, whose clips are made",
                 advice=f"Leave out {' and '.join(chosen)}, or give the folder of sound.",
             )
-        without: dict[str, Any] = dict.fromkeys(names)
-        return replace(settings, **without)
+        return replace(settings, **defaults)
 
     def store(self) -> SpectrogramSource:
         """Opens the rows as they are: spectrograms, pairs of views or waveforms.

@@ -301,7 +301,7 @@ class SoundSettings:
     window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), first=True)
     sample_rate: int | None = setting(None, only_for=("sound",))
     group_pattern: str | None = setting(None, only_for=("sound",))
-    silence: Literal["leave-out", "keep"] = setting("leave-out", only_for=("sound",))
+    silence: Literal["leave-out", "keep"] = setting("leave-out", only_for=("sound",), before="leave-out")
 
     def __post_init__(self) -> None:
         seconds, rate = self.window, self.sample_rate
