@@ -18,8 +18,6 @@ from tymbal.evaluation.labelled_clips import labelled_clips
 from tymbal.evaluation.watch import LabelProbe, Watch, alarms, mean_cosine, rank_me, undisturbed
 from tymbal.inference.encoding import FrozenEncoder
 from tymbal.objectives import registry
-from tymbal.settings import PretrainSettings
-from tymbal.settings.fields import nature
 from tymbal.training.records import read_metrics
 
 ACC = ("acc", True)
@@ -119,7 +117,9 @@ def test_label_probe__reads_as_the_objective_compares_and_random_weights_alike(t
 
 
 def test_label_probe__of_an_older_run_reads_as_it_did(tmp_path: Path) -> None:
-    assert nature(PretrainSettings, "probe_pooling").before == "mean"
+    begun = {"objective": "lejepa", "probe_every": 5.0}  # as recorded before there was a choice
+    assert registry.resolve({"objective": "lejepa"}, begun=begun).probe_pooling == "mean"
+    assert registry.resolve({"objective": "lejepa"}).probe_pooling == "grid"
     store, loaded = tone_store(tmp_path / "store", clips=8), load_model(small_model(tmp_path / "model"))
     settings = registry.resolve({"probe_data": str(store.path), "probe_pooling": "mean"})
     opened = LabelProbe.open(settings, loaded.description)
