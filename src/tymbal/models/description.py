@@ -127,7 +127,7 @@ class ModelDescription:
         Raises:
             ModelError: Where it is of a newer schema or incomplete.
         """
-        given = dict(values)
+        given = dict(values) if isinstance(values, Mapping) else {}
         schema = given.pop("schema", None)
         if not isinstance(schema, int):
             raise ModelError(
@@ -143,6 +143,8 @@ class ModelDescription:
         try:
             nested = {"encoder": EncoderConfig, "features": FeatureSettings}
             parts: dict[str, Any] = {name: _typed(kind, given.pop(name)) for name, kind in nested.items()}
+            if not isinstance(given.get("labels", []), list | tuple):
+                raise TypeError("labels is no list")
             parts |= {
                 "objective": given.pop("objective", None),
                 "provenance": dict(given.pop("provenance", None) or {}),
