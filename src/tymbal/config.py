@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
 import platform
 import typing
@@ -246,6 +247,11 @@ def read_yaml(path: PathLike) -> dict[str, Any]:
         raise SettingsError(f"the configuration file cannot be read ({error})", path=path) from error
     try:
         value = yaml.safe_load(text)
+        json.dumps(value, default=str)  # not possible where it holds itself
+    except RecursionError:
+        raise SettingsError("the configuration is nested too deeply", path=path) from None
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"the configuration cannot be read ({error})", path=path) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"

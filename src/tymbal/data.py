@@ -10,7 +10,6 @@ properties tell the rest: labels, splits, views, waveforms, statistics.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from tymbal.audio.file_lists import read_table
 from tymbal.audio.sources import AUDIO_SUFFIXES, sound_files
 from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
+from tymbal.files import read_json
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, TrainingSettings, ViewPairSettings
 from tymbal.settings.fields import nature, recipe_defaults
@@ -380,7 +380,7 @@ def _lists_pairs(file: Path) -> bool:
         if _LISTS_PAIRS.search(opened.read(_HEAD)):
             return True
     try:
-        json.loads(file.read_bytes())
+        read_json(file)
     except ValueError:
         return True
     return False

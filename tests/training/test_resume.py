@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from training_setup import TINY, make_store
 from tymbal.errors import CheckpointError, SettingsError
 from tymbal.pretrain import pretrain
+from tymbal.training import session
 from tymbal.training.checkpoints import Checkpoints, verify
 
 
@@ -165,3 +166,34 @@ def test_resume__never_and_always(whole: Path, store: Path, tmp_path: Path):
         pretrain(store, whole, resume=False, **TINY)
     with pytest.raises(CheckpointError, match="no run to resume"):
         pretrain(store, tmp_path / "new", resume=True, **TINY)
+
+
+def test_resume__of_another_run_takes_its_best_checkpoint_and_figures_along(whole: Path, store: Path, tmp_path: Path):
+    other, run = tmp_path / "other", tmp_path / "new"
+    shutil.copytree(whole, other)
+    first = min(other.glob("checkpoints/*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    result = pretrain(store, run, resume=first, **TINY)
+    assert_same(run, whole)
+    assert figures(run) == figures(whole)
+    assert result.best_step == json.loads((whole / "result.json").read_text())["best_step"]
+    session._take_along(first, Checkpoints(tmp_path / "third" / "checkpoints"), best=19)
+    assert verify(tmp_path / "third" / "checkpoints" / "checkpoint-19")["step"] == 19
+    assert (tmp_path / "third" / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a":' * 100_000, b'{"ended": 3}'])
+def test_resume__a_damaged_result_is_written_again(content: bytes, whole: Path, store: Path, tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    before = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_bytes(content)
+    pretrain(store, run, **TINY)
+    assert "result.json is damaged" in " ".join(capsys.readouterr().err.split())
+    after = json.loads((run / "result.json").read_text())
+    assert (after["steps"], after["best_step"]) == (before["steps"], before["best_step"])
+    assert_same(run, whole)
+    (run / "result.json").write_bytes(content)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(CheckpointError, match=r"result.json: is damaged .* no checkpoints"):
+        pretrain(store, run, **TINY)
+    assert_same(run, whole)

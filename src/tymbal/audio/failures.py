@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from tymbal.errors import AudioError, TymbalError
+from tymbal.errors import AudioError, ManifestError, TymbalError
 from tymbal.files import replace_file
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "check_reachable",
     "failures_beside",
     "problem",
+    "read_failures",
     "write_failures",
 ]
 
@@ -117,7 +118,7 @@ def problem(kind: Kind, detail: str, path: str | os.PathLike[str] | None, *, adv
 def append_failures(path: Path, failures: Iterable[Failure]) -> None:
     """Appends failures to a `failures.csv`, each once; lines appear at once, since several processes may write."""
     # Another process, or an earlier session, may have named them.
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     if not before:
@@ -130,6 +131,22 @@ def append_failures(path: Path, failures: Iterable[Failure]) -> None:
 def failures_beside(output: Path) -> Path:
     """The table of what was left out of an output that is a file, beside it: no other output's."""
     return output.with_name(f"{output.stem if output.suffix == '.csv' else output.name}.failures.csv")
+
+
+def read_failures(path: Path) -> list[Failure]:
+    """Reads a `failures.csv`.
+
+    Raises:
+        ManifestError: It cannot be read, or is none.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [
+                Failure(row["file"], row["reason"], row.get("advice") or "") for row in csv.DictReader(file, restval="")
+            ]
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        what = "it has no column file or reason" if isinstance(error, KeyError) else str(error)
+        raise ManifestError(f"cannot be read ({what}): what was left out is not known", path=path) from None
 
 
 def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tymbal.errors import ManifestError
+from tymbal.files import parse_json
 
 __all__ = [
     "SYNONYMS",
@@ -423,9 +424,11 @@ def _read_json_lines(path: Path) -> Table:
 
 def _parse(content: str, path: Path, line: int | None = None) -> Any:
     try:
-        return json.loads(content)
+        return parse_json(content)
     except json.JSONDecodeError as error:
         raise ManifestError(f"line {line or error.lineno} is no JSON ({error.msg})", path=path) from None
+    except ValueError as error:  # nested too deeply, or a number of thousands of digits
+        raise ManifestError(f"cannot be read: {error}", path=path) from None
 
 
 def _objects(path: Path, rows: list[Any], **more: Any) -> Table:

@@ -10,7 +10,6 @@ any encoder must beat; where pretraining loses, it says so.
 
 from __future__ import annotations
 
-import json
 import random
 import shlex
 import time
@@ -22,7 +21,7 @@ import tymbal
 from tymbal.demo.outcome import Report, Scores, Search, count_events, join_clips
 from tymbal.demo.wingbeats import BACKGROUND, DEVICES, HELD_OUT, write_clips, write_recording
 from tymbal.errors import SettingsError
-from tymbal.files import write_json, write_text, written_alone
+from tymbal.files import read_json, write_json, write_text, written_alone
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings
 
@@ -111,6 +110,14 @@ def demo(
     return DemoResult(folder=walk.folder, report=report)
 
 
+def _seconds_before(path: Path) -> dict[str, float]:
+    """Seconds of earlier sessions by step; none where there were none, or nothing can be read."""
+    try:
+        return {str(name): float(value) for name, value in read_json(path).items()}
+    except (AttributeError, OSError, TypeError, ValueError):
+        return {}
+
+
 class _Walk:
     """Runs one step after the other: prints its command, runs it, and records its time.
 
@@ -121,7 +128,7 @@ class _Walk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = folder / "seconds.json"
-        self.seconds: dict[str, float] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        self.seconds: dict[str, float] = _seconds_before(self._file)
 
     def step(self, verb: str, *arguments: Any, output: str, name: str | None = None, **settings: Any) -> Any:
         """Runs a verb.

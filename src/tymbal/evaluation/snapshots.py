@@ -28,7 +28,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import TypeIs, override
 
 from tymbal.evaluation.watch import undisturbed
-from tymbal.files import replace_file
+from tymbal.files import parse_json, replace_file
 from tymbal.objectives.contract import RebuildingObjective, Rebuilt
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import NormalisedBatch, normalised_batches
@@ -164,7 +164,7 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
     for path in _files(folder).values():
         try:
             with safe_open(path, "np") as file:
-                facts = json.loads((file.metadata() or {})["tymbal"])
+                facts = parse_json((file.metadata() or {})["tymbal"])
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
             rebuilt = Rebuilt(
                 true=values["true"].astype(np.float32),
@@ -176,7 +176,7 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
             names = tuple((file, float(start)) for file, start in facts["names"])
             rows = tuple(values["rows"].tolist())
             snapshots.append(Snapshot(facts["step"], facts["epoch"], rows, names, values["frames"], rebuilt))
-        except (OSError, KeyError, ValueError, SafetensorError):
+        except (OSError, AttributeError, KeyError, TypeError, ValueError, SafetensorError):
             continue
     return snapshots
 

@@ -6,7 +6,6 @@ the schema under `tymbal`, so that a search embeds its example alike.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tymbal.errors import SettingsError, StoreError
-from tymbal.files import replace_file, write_json
+from tymbal.files import parse_json, read_json, replace_file, write_json
 from tymbal.inference.spool import CHUNK_BYTES
 from tymbal.inference.tables import EMBEDDING, RECORD_KEY, vectors
 from tymbal.progress import Progress
@@ -42,13 +41,15 @@ def read_record(path: Path) -> dict[str, Any]:
         raise StoreError("there is no such file of embeddings", path=path, advice=advice)
     try:
         schema = pq.read_schema(path)
-    except pa.ArrowInvalid:
+    except (OSError, pa.ArrowException):
         raise StoreError("this is no Parquet file", path=path, advice=advice) from None
     recorded = (schema.metadata or {}).get(RECORD_KEY)
     if recorded is None or EMBEDDING not in schema.names:
         raise StoreError("these are no embeddings of tymbal embed", path=path, advice=advice)
-    record: dict[str, Any] = json.loads(recorded)
-    return record
+    try:
+        return dict(parse_json(recorded))
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"is damaged: {error}", path=path, advice="Embed again.") from None
 
 
 def read_embeddings(path: Path) -> Iterator[pa.RecordBatch]:
@@ -104,7 +105,7 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> N
         ) from None
     saved, facts = path.with_name(f"{path.name}.usearch"), path.with_name(f"{path.name}.usearch.json")
     stamp = {"size": path.stat().st_size, "changed": path.stat().st_mtime_ns, "embeddings": read_record(path)}
-    if not (saved.is_file() and facts.is_file() and json.loads(facts.read_text(encoding="utf-8")) == stamp):
+    if not (saved.is_file() and _is(facts, stamp)):
         facts.unlink(missing_ok=True)
         _build(Index, path, saved, dimensions=len(query))
         write_json(facts, stamp)
@@ -112,6 +113,14 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> N
     index.view(str(saved))
     matches = index.search(_unit(query), top)
     return np.asarray(matches.keys, np.int64), (1 - np.asarray(matches.distances)).astype(np.float32)
+
+
+def _is(path: Path, value: Any) -> bool:
+    """Whether a JSON file holds a value."""
+    try:
+        return bool(read_json(path) == value)
+    except (OSError, ValueError):
+        return False
 
 
 def rows_of(path: Path, rows: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -32,12 +32,24 @@ from numpy.typing import NDArray
 from tymbal.audio.failures import Failure
 from tymbal.config import diff
 from tymbal.errors import SettingsError
-from tymbal.files import PARTIAL, locked, replace_file, write_json
+from tymbal.files import (
+    PARTIAL,
+    checksum_of,
+    locked,
+    parse_json,
+    read_json,
+    replace_file,
+    set_aside,
+    verified,
+    with_checksum,
+    write_json,
+)
+from tymbal.progress import tell
 
 __all__ = ["CHUNK_BYTES", "ITEM", "Item", "Outcome", "PartReader", "RowBuffer", "Spool"]
 
 _SECONDS = 20.0  # after which a part is closed: the most that a kill can cost beside the current item
-_KEY = "tymbal"
+_KEY, _CHECKSUM_KEY, _RECORD_KEY = "tymbal", "tymbal_checksum", b"tymbal_record"
 _OPEN = 8
 
 
@@ -142,8 +154,9 @@ class Spool:
 
     def _continue_or_begin(self) -> None:
         path = self.folder / "record.json"
-        if path.is_file():
-            changes = diff(json.loads(path.read_text(encoding="utf-8")), self._record)
+        recorded = self._recorded(path)
+        if recorded is not None:
+            changes = diff(recorded, self._record)
             if changes:
                 lines = "".join(f"\n    {line}" for line in changes)
                 raise SettingsError(
@@ -152,9 +165,42 @@ class Spool:
                     advice="Choose another output, or delete this folder to begin anew.",
                 )
         else:
-            write_json(path, self._record)
+            write_json(path, with_checksum(self._record))
+        for part in self._parts():
+            self._check(part)
         for partial in self.folder.glob(f"*{PARTIAL}"):
             partial.unlink()
+
+    def _recorded(self, path: Path) -> dict[str, Any] | None:
+        """What the unfinished run was begun with; None where there is none, or where its record is damaged.
+
+        Its parts say by a hash what they were begun with, too.
+        """
+        try:
+            return verified(read_json(path))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            tell(f"{path} is damaged ({error}) and written again; {set_aside(path)} is as it was", warning=True)
+            return None
+
+    def _check(self, part: Path) -> None:
+        """Reads a part to its end, and sets it aside if it is damaged or of another run: it is computed again."""
+        try:
+            with pq.ParquetFile(part, page_checksum_verification=True) as file:
+                self._check_facts(file)
+                for _ in file.iter_batches(batch_size=8192):
+                    pass
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, RecursionError) as error:
+            tell(f"{part} is damaged and computed again ({error}); {set_aside(part)} is as it was", warning=True)
+
+    def _check_facts(self, file: pq.ParquetFile) -> None:
+        if not file.schema_arrow.equals(self._schema):
+            raise ValueError("it has other columns")
+        _outcomes(file)
+        begun = json.loads((file.metadata.metadata or {}).get(_RECORD_KEY, b"null"))
+        if begun not in (None, checksum_of(self._record)):
+            raise ValueError("it is of another run")
 
     def remove(self) -> None:
         """Deletes the folder: the output is written. To be called outside of the context, where the lock is open."""
@@ -221,7 +267,8 @@ class Spool:
         parts = self._parts()
         number = 1 + int(parts[-1].stem) if parts else 0
         aside = self._part.enter_context(replace_file(self.folder / f"{number:05d}.parquet"))
-        self._writer = self._part.enter_context(pq.ParquetWriter(aside, self._schema, compression="zstd"))
+        writer = pq.ParquetWriter(aside, self._schema, compression="zstd", write_page_checksum=True)
+        self._writer = self._part.enter_context(writer)
         self._opened = time.monotonic()
 
     def _write_buffer(self) -> None:
@@ -237,15 +284,19 @@ class Spool:
             return
         self._write_buffer()
         self._steady = False
-        outcomes = json.dumps([asdict(outcome) for outcome in self._outcomes])
-        self._writer.add_key_value_metadata({_KEY: outcomes})
+        outcomes = [asdict(outcome) for outcome in self._outcomes]
+        facts = {_KEY: outcomes, _CHECKSUM_KEY: checksum_of(outcomes), _RECORD_KEY.decode(): checksum_of(self._record)}
+        self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
         self._part.close()
         self._writer, self._outcomes = None, []
         self._steady = True
 
 
 def _outcomes(file: pq.ParquetFile) -> list[Outcome]:
-    recorded = json.loads((file.metadata.metadata or {})[_KEY.encode()])
+    facts = file.metadata.metadata or {}
+    recorded = parse_json(facts[_KEY.encode()])
+    if json.loads(facts.get(_CHECKSUM_KEY.encode(), b"null")) not in (None, checksum_of(recorded)):
+        raise ValueError("its outcomes are not what was written")
     return [
         Outcome(**{**one, "stamp": one["stamp"] and tuple(one["stamp"]), "left_out": tuple(one.get("left_out", ()))})
         for one in recorded

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from tymbal.errors import SettingsError
-from tymbal.files import replace_file
+from tymbal.files import parse_json, replace_file
 from tymbal.inference.spool import CHUNK_BYTES
 from tymbal.plugins import TABLE_FORMATS
 
@@ -352,7 +352,7 @@ class Json(RowFormat):
     def read(self, path: Path) -> Iterator[dict[str, Any]]:
         """Reads an array of objects, or a single one."""
         with path.open(encoding="utf-8-sig", newline="") as file:
-            content = json.load(file)
+            content = parse_json(file.read())
         for row in content if isinstance(content, list) else [content]:
             yield _mapping(row)
 
@@ -381,7 +381,7 @@ class JsonLines(RowFormat):
                 for text in file:
                     line += 1
                     if text.strip():
-                        yield _mapping(json.loads(text))
+                        yield _mapping(parse_json(text))
             except ValueError as error:
                 raise ValueError(f"line {line}: {error}" if line else str(error)) from None
 

@@ -143,8 +143,7 @@ class ModelDescription:
         try:
             nested = {"encoder": EncoderConfig, "features": FeatureSettings}
             parts: dict[str, Any] = {name: _typed(kind, given.pop(name)) for name, kind in nested.items()}
-            if not isinstance(given.get("labels", []), list | tuple):
-                raise TypeError("labels is no list")
+            given["labels"] = _listed(given.get("labels", ()))
             parts |= {
                 "objective": given.pop("objective", None),
                 "provenance": dict(given.pop("provenance", None) or {}),
@@ -154,6 +153,13 @@ class ModelDescription:
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, TymbalError) as error:
             what = error.what if isinstance(error, TymbalError) else repr(error)
             raise ModelError(f"the model's description is damaged: {what}", path=path) from error
+
+
+def _listed(labels: Any) -> tuple[Any, ...]:
+    """Labels as a tuple, which a text is not."""
+    if not isinstance(labels, list | tuple):
+        raise TypeError("labels is no list")
+    return tuple(labels)
 
 
 def _typed(kind: type[Shape], values: Mapping[str, Any]) -> Shape:

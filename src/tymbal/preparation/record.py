@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,11 +12,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from tymbal.audio import failures as tables
 from tymbal.audio.failures import Failure, write_failures
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import Listing
 from tymbal.config import deciding, diff
-from tymbal.errors import AudioError, StoreError
+from tymbal.errors import AudioError, ManifestError, StoreError
 from tymbal.features.normalisation import Moments
 from tymbal.files import DAMAGED, PARTIAL, read_json, set_aside, verified, with_checksum, write_json
 from tymbal.preparation.build import Built
@@ -204,10 +204,9 @@ def read_failures(store: Path) -> list[Failure]:
     if not path.is_file():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [Failure(row["file"], row["reason"], row["advice"]) for row in csv.DictReader(file, restval="")]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        tell(f"{path} cannot be read ({error}): what was left out is not known", warning=True)
+        return tables.read_failures(path)
+    except ManifestError as error:
+        tell(str(error), warning=True)
         return []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -47,7 +46,7 @@ from tymbal.reporting.store_part import balance, copies, examples, left_out, len
 from tymbal.settings import PtSettings, ReportSettings
 from tymbal.store.base import SpectrogramSource
 from tymbal.training.records import read_metrics
-from tymbal.training.run_folder import RunFolder
+from tymbal.training.run_folder import RunFolder, read_result
 
 __all__ = ["PageContext", "part_of"]
 
@@ -126,7 +125,10 @@ def _store_part(source: SpectrogramSource, settings: ReportSettings, context: Pa
 def _run_part(path: Path, record: RunFile, settings: ReportSettings, context: PageContext) -> Part:
     logged = read_metrics(path / "metrics.jsonl")
     result = path / "result.json"
-    ended = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else None
+    try:
+        ended = read_result(result) if result.is_file() else None
+    except ValueError as error:
+        raise SettingsError(f"is damaged ({error})", path=result, advice="Run the training's command again.") from None
     with tempfile.TemporaryDirectory(prefix="tymbal-report-") as folder:
         run = _Run(path, record, settings, Path(folder), context)
         own = (_classified if record.verb == "finetune" else _rebuilt)(run, logged)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -13,6 +12,7 @@ import numpy as np
 
 from tymbal.errors import SettingsError
 from tymbal.evaluation.probe_tasks import READERS
+from tymbal.files import read_json
 from tymbal.pages.charts import Line, bar, lines
 from tymbal.pages.page import NotShownError, details, words
 from tymbal.reporting.classifier_part import confusion_matrix
@@ -44,7 +44,7 @@ class Probes:
             SettingsError: It is no JSON.
         """
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = read_json(path)
         except (OSError, ValueError) as error:
             raise SettingsError(f"cannot be read: {error}", path=path) from None
         is_probe = isinstance(facts, dict) and {"rows", "classes", "model"} <= set(facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tymbal.audio.failures import Failure
+from tymbal.audio.failures import read_failures
 from tymbal.pages.charts import bar, histogram
 from tymbal.pages.page import NotShownError, cards, details, note, table, words
 from tymbal.reporting.drawn_clips import Clips
@@ -173,11 +172,11 @@ def left_out(path: Path) -> str:
 
     Raises:
         NotShownError: There is no such file.
+        ManifestError: It cannot be read.
     """
     if not path.is_file():
         raise NotShownError("there is no failures.csv", path=path.parent)
-    with path.open(newline="", encoding="utf-8") as file:
-        failures = [Failure(row["file"], row["reason"], row.get("advice") or "") for row in csv.DictReader(file)]
+    failures = read_failures(path)
     if not failures:
         return "<p>Nothing was left out.</p>"
     kinds = Counter(failure.kind for failure in failures)

@@ -9,7 +9,6 @@ folder is renamed into place. A checkpoint that is resumed from is first checked
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tymbal.errors import CheckpointError
-from tymbal.files import PARTIAL, replace_folder, write_json
+from tymbal.files import PARTIAL, read_json, replace_folder, verified, with_checksum, write_json
 from tymbal.models.folder import CHECKPOINT_MANIFEST as MANIFEST
 from tymbal.models.weights import PICKLES, weights_in
 from tymbal.progress import tell
@@ -75,7 +74,8 @@ class Checkpoints:
                 for file in sorted(partial.rglob("*"))
                 if file.is_file()
             }
-            write_json(partial / MANIFEST, {"schema": _SCHEMA, "step": step, **facts, "files": files})
+            facts = with_checksum({"schema": _SCHEMA, "step": step, **facts, "files": files})
+            write_json(partial / MANIFEST, facts)
         self.aside.rmdir()
 
     def rotate(self, best: int | None) -> None:
@@ -147,20 +147,23 @@ def verify(path: Path) -> dict[str, Any]:
         CheckpointError: A file is missing, or has another size or content than when it was written.
     """
     try:
-        manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        manifest = verified(read_json(path / MANIFEST))
+        files = {str(name): (int(entry["size"]), str(entry["hash"])) for name, entry in manifest["files"].items()}
         complete = all(name in files for name in _NEEDED) and any(name.startswith("rng_state") for name in files)
-    except FileNotFoundError:
+        complete = complete and isinstance(manifest["step"], int) and isinstance(manifest["plan"], dict)
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError("the checkpoint has no manifest: it was not written to its end", path=path) from None
-    except (ValueError, KeyError, TypeError):
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", path=path / MANIFEST) from error
+    except (AttributeError, ValueError, KeyError, TypeError):
         raise CheckpointError("the checkpoint's manifest is damaged", path=path / MANIFEST) from None
     if not complete:
         raise CheckpointError("the checkpoint lacks a part of the training state", path=path)
-    for name, entry in files.items():
+    for name, (size, digest) in files.items():
         file = path / name
         if not file.is_file():
             raise CheckpointError(f"the checkpoint lacks {name}", path=path)
-        if file.stat().st_size != entry["size"] or _hash(file) != entry["hash"]:
+        if file.stat().st_size != size or _hash(file) != digest:
             raise CheckpointError(f"the checkpoint's {name} is not what was written", path=path)
     return manifest
 

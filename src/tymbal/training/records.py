@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from tymbal.files import write_text
+from tymbal.files import parse_json, write_text
 from tymbal.training.batches import BatchPlan
 
 __all__ = [
@@ -115,7 +115,7 @@ class MetricsFile(TrainerCallback):
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file; an absent file has none, and a torn line is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     return [line for line in map(_parsed, lines) if line is not None]
 
 
@@ -151,10 +151,15 @@ def _finite(value: Any) -> Any:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         return None
-    return value if isinstance(value, dict) and "step" in value else None
+    if not isinstance(value, dict) or not {"step", "epoch", "seconds"} <= set(value):
+        return None
+    whole = isinstance(value["step"], int) and all(
+        isinstance(each, int | float) or (each is None and name not in _PLACE) for name, each in value.items()
+    )
+    return value if whole else None
 
 
 def _in_words(value: Any) -> str:
@@ -194,9 +199,14 @@ class ClassDetails(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        rows = list(csv.reader(io.StringIO(text, newline="")))
-        write_text(self._path, _as_csv(rows[:1] + [row for row in rows[1:] if int(row[0]) <= state.global_step]))
+        text = self._path.read_text(encoding="utf-8", errors="replace") if self._path.exists() else ""
+        try:
+            rows = list(csv.reader(io.StringIO(text, newline="")))
+        except csv.Error:
+            rows = []
+        whole = rows[:1] if rows and tuple(rows[0][: len(_CLASS_PLACE)]) == _CLASS_PLACE else []
+        past = [row for row in rows[1:] if whole and len(row) == len(whole[0]) and row[0].isdecimal()]
+        write_text(self._path, _as_csv([*whole, *(row for row in past if int(row[0]) <= state.global_step)]))
 
     @override
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -19,7 +19,6 @@ with what differs. Those that do not (`resumable` in `tymbal.settings`) may chan
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -28,13 +27,14 @@ from typing import Any
 
 from tymbal import config
 from tymbal.errors import CheckpointError, SettingsError
-from tymbal.files import write_json, write_text
+from tymbal.files import read_json, set_aside, verified, with_checksum, write_json, write_text
 from tymbal.objectives import registry
+from tymbal.progress import tell
 from tymbal.settings import PretrainSettings, TrainingSettings
 from tymbal.settings.fields import names_that
 from tymbal.training.records import HEADER, is_figure, log_line, read_metrics
 
-__all__ = ["Resume", "RunFolder", "RunResult"]
+__all__ = ["Resume", "RunFolder", "RunResult", "read_result"]
 
 Resume = bool | str | os.PathLike[str]
 
@@ -174,12 +174,14 @@ class RunFolder:
         write_text(self.log, HEADER + "".join(map(log_line, lines)) + f"\n{result.summary()}\n")
         write_json(
             self.path / "result.json",
-            {
-                "ended": result.ended,
-                "steps": result.steps,
-                "best_step": result.best_step,
-                "metrics": result.metrics,
-            },
+            with_checksum(
+                {
+                    "ended": result.ended,
+                    "steps": result.steps,
+                    "best_step": result.best_step,
+                    "metrics": result.metrics,
+                }
+            ),
         )
 
     def _check(self, verb: str, arguments: Mapping[str, Any], settings: TrainingSettings, *, resume: Resume) -> None:
@@ -213,11 +215,35 @@ class RunFolder:
         file = self.path / "result.json"
         if not (file.exists() and (self.model / "config.json").exists()):
             return None
-        recorded = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            recorded = read_result(file)
+        except ValueError as error:
+            if not any(self.checkpoints.glob("checkpoint-*")):
+                raise CheckpointError(
+                    f"is damaged ({error}), and there are no checkpoints to write it again from",
+                    path=file,
+                    advice="The model is as it was. Delete this file to train anew, or choose another folder.",
+                ) from None
+            tell(f"{file} is damaged ({error}) and written again; {set_aside(file)} is as it was", warning=True)
+            return None
         used = config.read_run_yaml(self.path).settings.get("max_minutes")
         if recorded["ended"] == "minutes" and used != settings.max_minutes:
             return None
         return RunResult(run=self.path, model=self.model, **recorded)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a `result.json`: ended, steps, best_step, metrics.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    values = verified(read_json(path))
+    kinds = {"ended": str, "steps": int, "best_step": int, "metrics": dict}
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            raise ValueError(f"{name} is {values.get(name)!r}")  # noqa: TRY004 - what is wrong is a file
+    return {name: values[name] for name in kinds}
 
 
 _OTHER_FOLDER = "Choose another output folder, or delete this one."

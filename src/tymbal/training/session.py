@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from tymbal import config
 from tymbal.compute.device import choose_device
 from tymbal.compute.processes import init_process_group, on_rank_zero, processes, rank
 from tymbal.errors import CheckpointError, SettingsError
+from tymbal.files import read_json, replace_file, replace_folder
 from tymbal.objectives.contract import Trainable
 from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
@@ -232,7 +233,9 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
             advice="Continue it with the same store, as many processes, and the same batch size; or begin a new run.",
         )
     tell(f"Continuing from step {manifest['step']:,} of {recorded['steps']:,}")
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    state = read_json(path / _STATE)
+    if path.resolve().parent != checkpoints.folder.resolve():
+        _take_along(path, checkpoints, best=state["best_global_step"])
     callbacks = {name: entry["attributes"] for name, entry in state["stateful_callbacks"].items()}
     return ResumePoint(
         checkpoint=path,
@@ -243,6 +246,25 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
         measured=measured,
         steps=recorded["steps"] if measured else None,
     )
+
+
+def _take_along(path: Path, checkpoints: Checkpoints, *, best: int | None) -> None:
+    """Copies what a new run needs of the run whose checkpoint it goes on from: its best checkpoint, and its figures."""
+    other, run = path.resolve().parent, checkpoints.folder.parent
+    for name in ("metrics.jsonl", "classes.csv"):
+        if (other.parent / name).is_file() and not (run / name).exists():
+            with replace_file(run / name) as aside:
+                shutil.copyfile(other.parent / name, aside)
+    if best is None or checkpoints.path(best).exists():
+        return
+    source = path if path.name == checkpoints.path(best).name else other / checkpoints.path(best).name
+    try:
+        verify(source)
+    except CheckpointError:
+        tell(f"The best checkpoint so far, of step {best:,}, is not beside {path}: it cannot be kept", warning=True)
+        return
+    with replace_folder(checkpoints.path(best)) as aside:
+        shutil.copytree(source, aside, dirs_exist_ok=True)
 
 
 def _verified(path: Path, checkpoints: Checkpoints) -> dict[str, Any]:

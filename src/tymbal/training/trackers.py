@@ -11,7 +11,6 @@ run that it began, whose number the run folder keeps (`mlflow.json`, `wandb.json
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import os
 import time
@@ -24,7 +23,7 @@ from typing_extensions import override
 
 from tymbal import config
 from tymbal.errors import SettingsError
-from tymbal.files import write_json
+from tymbal.files import read_json, write_json
 from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
 from tymbal.training.run_folder import RunFolder
@@ -128,9 +127,9 @@ class _MLflow(TrainerCallback):
         from mlflow.exceptions import MlflowException
 
         try:
-            run = str(json.loads(self._record.read_text(encoding="utf-8"))["run_id"])
+            run = str(read_json(self._record)["run_id"])
             self._client.update_run(run, status="RUNNING")
-        except (OSError, ValueError, KeyError, MlflowException):
+        except (OSError, TypeError, ValueError, KeyError, MlflowException):
             return None
         return run
 
@@ -194,8 +193,8 @@ class _WandB(WandbCallback):
     def _recorded(self) -> str | None:
         """The number of the run that an earlier session began."""
         try:
-            return str(json.loads(self._record.read_text(encoding="utf-8"))["run_id"])
-        except (OSError, ValueError, KeyError):
+            return str(read_json(self._record)["run_id"])
+        except (OSError, TypeError, ValueError, KeyError):
             return None
 
 

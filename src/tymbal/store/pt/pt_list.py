@@ -15,7 +15,6 @@ Lists that `tymbal convert` wrote carry more, which SSAST does not look at: see 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import Counter
@@ -28,6 +27,7 @@ from tymbal.audio.clip_labels import assign_splits
 from tymbal.audio.file_lists import Row, Table, names_of, number, read_label_names, read_table, text
 from tymbal.audio.manifest import SPLITS, Clip
 from tymbal.errors import ManifestError, SettingsError, StoreError
+from tymbal.files import parse_json
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PtSettings, ScanSettings
 
@@ -326,7 +326,7 @@ def _recorded(path: Path) -> tuple[Header, dict[int, str]]:
     """Reads a list of ours: its header, and sound files whose names are not those of their `.pt` files."""
     if path.suffix.lower() != ".json":
         return Header(), {}
-    content = json.loads(path.read_text(encoding="utf-8-sig"))
+    content = parse_json(path.read_text(encoding="utf-8-sig"))
     recorded = content.get(HEADER) if isinstance(content, Mapping) else None
     if not isinstance(recorded, Mapping):
         return Header(), {}
