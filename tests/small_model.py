@@ -35,8 +35,14 @@ def small_model(
     )
     if labels:
         module = SpectrogramClassifier(
-            module, len(labels), pooling=pooling or "mean", skip_padding=description.skip_padding
+            module,
+            len(labels),
+            pooling=pooling or "mean",
+            skip_padding=description.skip_padding,
+            standardise=description.standardise,
         )
+        if description.standardise:
+            module.head_norm.begin(torch.randn(20, len(module.head_norm.mean)) * 0.3 + 0.1)
     with torch.no_grad():
         for value in module.parameters():
             if value.ndim > 1:

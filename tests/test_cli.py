@@ -14,7 +14,7 @@ import pytest
 import tymbal
 from tymbal import config
 from tymbal.cli import main
-from tymbal.errors import AudioError
+from tymbal.errors import AudioError, SettingsError
 from tymbal.settings import FinetuneSettings, PrepareSettings
 
 
@@ -53,7 +53,8 @@ def test_verb__lists_may_have_commas(monkeypatch, tmp_path, sizes):
     monkeypatch.setitem(vars(tymbal), "finetune", lambda *a, **k: calls.append(k) or SimpleNamespace(summary=str))
     (tmp_path / "a.yaml").write_text("report-to: [tensorboard, wandb]\n")
     assert main(["finetune", "sounds", "-o", "run", "--batch-sizes", *sizes, "-c", str(tmp_path / "a.yaml")]) == 0
-    settings = config.from_mapping(FinetuneSettings, {k: v for k, v in calls[0].items() if k != "resume"})
+    given = {k: v for k, v in calls[0].items() if k not in ("resume", "config")}
+    settings = config.resolve(FinetuneSettings, given, config=calls[0]["config"])
     assert (settings.batch_sizes, settings.report_to) == ((1, 1, 2, 4), ("tensorboard", "wandb"))
 
 
@@ -74,8 +75,9 @@ def test_verb__takes_older_names_of_settings(monkeypatch, capsys):
         "clip_seconds is now called window; the old name still works\n"
         "validation_fraction is now called validation; the old name still works\n"
     )
-    assert main(["finetune", "sounds", "-o", "run", "--clip-seconds", "2", "--window", "3"]) == 2
-    assert "clip_seconds and window are one setting" in capsys.readouterr().err
+    assert main(["finetune", "sounds", "-o", "run", "--clip-seconds", "2", "--window", "3"]) == 0
+    with pytest.raises(SettingsError, match="clip_seconds and window are one setting"):
+        config.resolve(FinetuneSettings, {k: v for k, v in calls[1].items() if k != "resume"})
 
 
 def test_verb__optimizer_flags_reach_the_settings(monkeypatch):

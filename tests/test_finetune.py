@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -429,3 +430,163 @@ def test_finetune__classes_of_a_table(tmp_path: Path) -> None:
     table.write_text("index,mid,display_name\n0,/m/3,middle\n1,/m/1,low\n")
     with pytest.raises(StoreError, match=r"not in the table of classes: high"):
         finetune(folder, tmp_path / "other", **settings)
+
+
+def lejepa_model(path: Path, **facts: object) -> Path:
+    """An encoder that says how many parts of the time its pretraining compared."""
+    config = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=FRAMES, patch=(8, 8), stride=(8, 8))
+    torch.manual_seed(5)
+    known = {"objective": {"objective": "lejepa", "parts": 2}, "provenance": {"verb": "pretrain"}, **facts}
+    description = ModelDescription(
+        encoder=config, features=FEATURES, mean=-7.0, std=4.0, padding=LOG_FLOOR, normalize="clip", **known
+    )
+    save_model(path, SpectrogramEncoder(config), description)
+    return path
+
+
+def small(**changes: object) -> dict[str, object]:
+    """Settings that leave the recipe's alone."""
+    return {"batch_size": 12, "device": "cpu", "precision": "float32", "report_to": (), **changes}
+
+
+def figures_of(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k and "runtime" not in k} for line in lines]
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_finetune__from_what_was_pretrained_begins_as_a_probe_and_never_ends_below_it(
+    multilabel: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = lejepa_model(tmp_path / "model")
+    store = tone_store(tmp_path / "store", clips=12, validation=4, multilabel=multilabel)
+    result = finetune(
+        tmp_path / "store", tmp_path / "run", from_=source, learning_rate=3.0, max_steps=4, eval_steps=4, **small()
+    )
+    assert "The head begins as a logistic regression on 24 clips" in " ".join(capsys.readouterr().err.split())
+    loaded = load_model(result.run)
+    description = loaded.description
+    assert (description.pooling, description.standardise, description.skip_padding) == ("grid2", True, True)
+    # At this rate all that is trained is lost: the probe is the model, as it was before the first step.
+    figure = "eval_mAP" if multilabel else "eval_accuracy"
+    evaluated = [line for line in figures_of(result.run) if figure in line]
+    assert [line["step"] for line in evaluated] == [0, 4]
+    assert evaluated[0][figure] > evaluated[1][figure]
+    assert result.best_step == 0 and result.metrics[figure] == evaluated[0][figure]
+    before, after = load_model(source).module.state_dict(), loaded.module.encoder.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    rows = store.rows("validation")
+    frames = torch.from_numpy(store.real_frames[rows].astype(np.int64))
+    with torch.no_grad():
+        x = description.normalisation(torch.from_numpy(store.gather(rows)), frames)
+        logits = loaded.module(x, frames=frames).numpy()
+    truth = store.label_matrix(rows) > 0
+    if multilabel:
+        expected = metrics.average_precision_score(truth, logits, average="macro")
+    else:
+        expected = (logits.argmax(1) == truth.argmax(1)).mean()
+    assert evaluated[0][figure] == pytest.approx(expected, abs=0.01)
+    with (result.run / "classes.csv").open(newline="") as file:
+        assert {int(row["step"]) for row in csv.DictReader(file)} == {0, 4}
+    assert (result.run / "confusion.csv").exists()
+    predict(result.run, tone_folder(tmp_path / "sound", clips=1), tmp_path / "scores.csv", device="cpu")
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 1 + 6 * 3
+
+
+def test_finetune__goes_on_from_the_probe_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tymbal.training.trainer import TymbalTrainer
+
+    settings = small(
+        from_=lejepa_model(tmp_path / "model"), epochs=3, learning_rate=3e-3, schedule="plateau", patience=5
+    )
+    tone_store(tmp_path / "store", clips=12, validation=4)
+    whole = finetune(tmp_path / "store", tmp_path / "whole", **settings)
+    original = TymbalTrainer.compute_loss
+    for killed_at in (1, 4):  # with the checkpoint of step 0, and with that of the first epoch
+        calls = iter(range(1, 100))
+
+        def failing(self: TymbalTrainer, *args: Any, calls: Any = calls, at: int = killed_at, **kwargs: Any) -> Any:
+            if next(calls) == at:
+                raise KeyboardInterrupt
+            return original(self, *args, **kwargs)
+
+        run = tmp_path / f"killed{killed_at}"
+        with monkeypatch.context() as patch:
+            patch.setattr(TymbalTrainer, "compute_loss", failing)
+            with pytest.raises(KeyboardInterrupt):
+                finetune(tmp_path / "store", run, **settings)
+        killed = finetune(tmp_path / "store", run, **settings)
+        assert figures_of(run) == figures_of(whole.run)
+        ours, theirs = (load_file(each.model / "model.safetensors") for each in (killed, whole))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("facts", "given", "expected"),
+    [
+        ({}, {}, ("lp-ft", "grid2", 1e-3)),
+        ({"objective": {"objective": "joint"}}, {}, ("lp-ft", "chosen", 1e-3)),
+        ({"provenance": {}}, {}, ("none", "mean", 1e-4)),
+        ({}, {"pooling": "rows", "learning_rate": 1e-2}, ("lp-ft", "rows", 1e-2)),
+        ({}, {"recipe": "none"}, ("none", "mean", 1e-4)),
+        (None, {}, ("scratch", "chosen", 1e-3)),
+        (None, {"width": 256, "depth": 1, "heads": 4}, ("scratch", "chosen", 5e-4)),
+    ],
+)
+def test_finetune__takes_the_recipe_that_suits_its_start(
+    facts: dict[str, object] | None,
+    given: dict[str, object],
+    expected: tuple[str, str, float],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe, pooling, rate = expected
+    source = None if facts is None else lejepa_model(tmp_path / "model", **facts)
+    tone_store(tmp_path / "store", clips=8, validation=2)
+    settings = small(from_=source, max_steps=1, **given)
+    result = finetune(tmp_path / "store", tmp_path / "run", **settings)
+    recorded = config.read_run_yaml(tmp_path / "run").settings
+    assert (recorded["recipe"], recorded["learning_rate"]) == (recipe, rate)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("which reads the training clips best" in said) == (pooling == "chosen")
+    used = load_model(result.run).description
+    assert used.standardise == (recipe != "none")
+    if pooling == "chosen":
+        assert recorded["pooling"] == used.pooling in ("rows", "grid2", "grid4", "grid8")
+        if source is None:
+            assert recorded["patch"] in ("16x4", "16x16")
+    else:
+        assert used.pooling == pooling
+    # The same command finds it finished, also where what it started from is gone.
+    if source is not None:
+        shutil.rmtree(source)
+    (tmp_path / "store" / "store.json").unlink()
+    again = finetune(tmp_path / "store", tmp_path / "run", **settings)
+    assert again.metrics == result.metrics
+
+
+def test_finetune__few_clips_make_steps_enough_unless_epochs_are_given(tmp_path: Path) -> None:
+    source = lejepa_model(tmp_path / "model")
+    tone_store(tmp_path / "store", clips=3, validation=1)  # 6 to learn from
+    long = finetune(tmp_path / "store", tmp_path / "long", from_=source, min_steps=30, **small())
+    assert long.steps == 30
+    evaluated = [line["step"] for line in figures_of(long.run) if "eval_loss" in line]
+    assert evaluated == [0, *range(3, 31, 3)]
+    short = finetune(tmp_path / "store", tmp_path / "short", from_=source, epochs=4, **small())
+    assert short.steps == 2
+    assert config.read_run_yaml(tmp_path / "short").settings["min_steps"] == 0
+
+
+def test_finetune__a_head_that_standardises_is_taken_over_and_not_for_cls(tmp_path: Path) -> None:
+    source = lejepa_model(tmp_path / "model")
+    tone_store(tmp_path / "store", clips=8, validation=2)
+    first = finetune(tmp_path / "store", tmp_path / "first", from_=source, max_steps=2, **small())
+    second = finetune(
+        tmp_path / "store", tmp_path / "second", from_=first.run, max_steps=1, **small(learning_rate=1e-9)
+    )
+    ours, theirs = (load_file(each.model / "model.safetensors") for each in (second, first))
+    assert torch.equal(ours["head.weight"], theirs["head.weight"])
+    assert load_model(second.run).description.standardise
+    third = finetune(tmp_path / "store", tmp_path / "third", from_=source, pooling="cls", max_steps=1, **small())
+    assert not load_model(third.run).description.standardise
+    assert json.loads((third.model / "config.json").read_text())["model_type"] == "audio-spectrogram-transformer"

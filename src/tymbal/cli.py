@@ -381,14 +381,14 @@ def _recorded(verb: Verb, file: Path) -> dict[str, Any]:
 def _settings(verb: Verb, given: Mapping[str, Any], file: Path | None) -> dict[str, Any]:
     """Resolves all settings of a verb: those given override those of a file, these recipes and defaults.
 
-    Pretraining does that itself, since its defaults depend on the run that it continues.
+    Verbs that learn do that themselves, since their defaults depend on the run that they continue.
     """
     from tymbal import config
 
     cls = config.settings_of(verb.name)
     if cls is None or (not given and file is None):
         return {}
-    if verb.name == "pretrain":
+    if verb.learns:
         return dict(given) if file is None else {**given, "config": file}
     return config.to_keywords(config.resolve(cls, given, config=file))
 

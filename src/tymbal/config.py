@@ -86,18 +86,33 @@ class RunFile:
     machine: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def resolve(cls: type[Settings], keywords: Mapping[str, Any], *, config: PathLike | None = None) -> Settings:
+def resolve(
+    cls: type[Settings],
+    keywords: Mapping[str, Any],
+    *,
+    config: PathLike | None = None,
+    begun: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Settings:
     """Builds the settings of a verb from its keyword arguments and, under them, a configuration file and a recipe.
 
     Args:
         cls: One of the dataclasses of `tymbal.settings`.
         keywords: The values that the caller gave explicitly.
         config: A YAML file in one of the three forms above, or a run folder.
+        begun: What the run that is to be continued has recorded; None where there is none. Where an earlier version
+            began it, the defaults of that version hold.
+        defaults: Values of settings that none of these gives, in the place of their defaults.
 
     Raises:
         SettingsError: A key is unknown, or a value has the wrong type or is out of range.
     """
     below = {} if config is None else read_settings(cls, config)
+    if config is not None and is_run_file(config):
+        below = {**begun_before(cls, below), **below}
+    if begun is not None:
+        below = {**begun_before(cls, begun), **below}
+    below = {**(defaults or {}), **below}
     return layered(cls, keywords, below, source=config)
 
 

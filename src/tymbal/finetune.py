@@ -8,14 +8,14 @@ model on the validation clips lies in `classifier/model` and goes straight into 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tymbal import config as configuration
 from tymbal._version import __version__
-from tymbal.compute.processes import processes, quiet_except_rank_zero
+from tymbal.compute.processes import on_rank_zero, processes, quiet_except_rank_zero
 from tymbal.errors import SettingsError
 from tymbal.files import written_alone
 from tymbal.progress import tell
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tymbal.features.normalisation import Normalisation
     from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
+    from tymbal.models.encoder import SpectrogramEncoder
     from tymbal.objectives.batch_augmentation import Augmentation
     from tymbal.objectives.classification import ClassificationObjective, Ensemble
     from tymbal.store.base import SpectrogramSource
@@ -39,6 +40,15 @@ if TYPE_CHECKING:
     from tymbal.training.run_folder import Resume, RunFolder, RunResult
 
 __all__ = ["finetune"]
+
+_BY_WIDTH = ("lp-ft", "scratch")
+"""Recipes whose learning rate follows from the encoder's width."""
+
+_EVALUATIONS = 10
+"""Evaluations at most of a run that is as long as its `min_steps`: they cost more than learning from few clips."""
+
+_RATE, _WIDTH = 1e-3, 128
+"""The learning rate of an encoder, and its width; that of wider ones falls in proportion (Yang et al. 2021)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,26 +111,32 @@ def finetune(
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
 
-    data = open_data(source, configuration.resolve(FinetuneSettings, settings, config=config))
+    run, arguments = Path(output), {"source": source, "output": output}
+    data = open_data(source, _resolved(settings, config=config, begun=RunFolder(run).begun()))
     chosen = data.settings
-    run = Path(output)
-    finished = begin("finetune", run, {"source": source, "output": output}, chosen, resume=resume)
+    finished = begin("finetune", run, arguments, chosen, resume=resume)
     if finished is not None:
         return finished
     if chosen.classes == "seen" and chosen.data_val is None and data.has_sound:
         _check_labels(source, chosen)
     store = data.spectrograms(run, features_at(chosen.from_, heads=chosen.heads))
     clips = _clips(data, store, chosen, every=subsample(store, run, chosen))
+    chosen = on_rank_zero(lambda: _with_patch(chosen, store, clips))
     objective, description, new_head = _objective(store, clips, chosen)
     encoder = objective.model.encoder
-    if chosen.head_start == "probe" and new_head and not _has_begun(run):
-        _fit_head(objective, store, clips, chosen)
+    if new_head and chosen.pooling == "grid":
+        chosen = replace(chosen, pooling=cast(Any, objective.model.pooling))
+    on_rank_zero(lambda: RunFolder(run).record("finetune", arguments, chosen))
+    if new_head and not _has_begun(run):
+        _begin_head(objective, store, clips, chosen)
     freeze(objective.model, chosen.train)
+    recorded = configuration.to_mapping(chosen)
+    chosen = _with_least_steps(chosen, len(clips.train))
 
     def finalise(result: RunResult) -> None:
         from tymbal.models.folder import save_model
 
-        provenance = {**description.provenance, "metrics": result.metrics}
+        provenance = {**description.provenance, "settings": recorded, "metrics": result.metrics}
         save_model(result.model, objective.model, replace(description, provenance=provenance))
         if result.model == RunFolder(run).model:
             _write_confusion(RunFolder(run), result, clips.classes)
@@ -138,8 +154,46 @@ def finetune(
         on_evaluation=on_evaluation,
         groups=layered_groups(objective, encoder, chosen),
         stages=None if chosen.unfreeze_every is None else stages(encoder, chosen.unfreeze_every),
+        eval_start=chosen.eval_start,
         finalise=finalise,
     )
+
+
+def _resolved(
+    given: Mapping[str, Any], *, config: str | Path | None, begun: Mapping[str, Any] | None
+) -> FinetuneSettings:
+    """The settings, with the recipe that suits what it starts from.
+
+    Args:
+        given: The settings that the caller gave.
+        config: A file with others.
+        begun: What the run that is to be continued has recorded; None where there is none.
+    """
+    chosen = configuration.resolve(FinetuneSettings, given, config=config, begun=begun)
+    if begun is not None:  # what was left to the data was decided when the run began
+        left = {"patch": "auto", "pooling": "grid"}
+        given = {name: value for name, value in given.items() if left.get(name) != value}
+    recipe = chosen.recipe
+    if recipe == "auto" and begun is not None:
+        recipe = begun.get("recipe", "none")
+    if recipe not in ("auto", *_BY_WIDTH):
+        return chosen
+    if begun is not None and "learning_rate" in begun:
+        rate = begun["learning_rate"]
+    else:
+        origin = None
+        if chosen.from_ is not None:
+            from tymbal.models.folder import open_checkpoint
+
+            origin = open_checkpoint(chosen.from_, heads=chosen.heads).description
+        if recipe == "auto":
+            recipe = "scratch" if origin is None else "lp-ft" if "verb" in origin.provenance else "none"
+        chosen = configuration.resolve(FinetuneSettings, {**given, "recipe": recipe}, config=config)
+        if recipe not in _BY_WIDTH:
+            return chosen
+        rate = _RATE * min(1.0, _WIDTH / (chosen.shape[0] if origin is None else origin.encoder.width))
+    given, by_width = {**given, "recipe": recipe}, {"learning_rate": rate}
+    return configuration.resolve(FinetuneSettings, given, config=config, begun=begun, defaults=by_width)
 
 
 def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str]) -> None:
@@ -210,14 +264,15 @@ def _objective(
     """The classifier with its loss, what its model folder will say, and whether its head is new."""
     import torch
 
-    from tymbal.models.classifier import GRIDS
+    from tymbal.models.classifier import GRIDS, Standardisation
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.classification import ClassificationObjective
+    from tymbal.settings.augmentation import SpectrogramViews
 
     # The same seed gives the same weights, independent of the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        start = _start(store, clips.classes, settings)
+        start = _start(store, clips, settings)
     model = start.model
     model.encoder.gradient_checkpointing = settings.gradient_checkpointing
     best_by = settings.best_by
@@ -231,6 +286,8 @@ def _objective(
         label_smoothing=settings.label_smoothing,
         class_weights=_class_weights(store, clips, settings),
         augmentation=_augmentation(settings),
+        # Mixed sounds would need mixed labels, which is mixup's part.
+        views=replace(SpectrogramViews().times(settings.view_strength), mix=0.0) if settings.view_strength else None,
         features=store.features if _mixes_waveforms(settings) else None,
         ensemble=_ensemble(clips) if settings.ensemble else None,
         seed=settings.seed,
@@ -241,7 +298,6 @@ def _objective(
         "version": __version__,
         "from": settings.from_,
         "data": str(store.path),
-        "settings": configuration.to_mapping(settings),
     }
     if start.head is not None:
         provenance["head"] = start.head
@@ -255,6 +311,7 @@ def _objective(
         labels=clips.classes,
         pooling=model.pooling,
         skip_padding=model.skip_padding,
+        standardise=isinstance(model.head_norm, Standardisation),
         multilabel=clips.multilabel,
         head_eps=start.head_eps,
         objective=start.objective,
@@ -273,26 +330,92 @@ def _has_begun(run: Path) -> bool:
     return Checkpoints(RunFolder(run).checkpoints).newest() is not None
 
 
-def _fit_head(
+def _begin_head(
     objective: ClassificationObjective, store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings
 ) -> None:
-    from tymbal.compute.device import choose_device, choose_precision
+    """Gives a new head its first weights, and the statistics that it standardises by."""
     from tymbal.evaluation.head_start import fit_head
+    from tymbal.models.classifier import Standardisation
 
-    device, _ = choose_device(settings.device)
+    regression = settings.head_start == "probe"
+    if not regression and not isinstance(objective.model.head_norm, Standardisation):
+        return
     fitted, count = fit_head(
         objective.model,
         store,
         clips.train,
         clips.truth(store, clips.train),
-        normalisation=objective.normalisation,
-        multilabel=clips.multilabel,
         groups=clips.groups(store, clips.train),
-        seed=settings.seed,
-        device=device,
-        dtype=choose_precision(settings.precision, device)[0],
+        scale=settings.head_scale,
+        regression=regression,
+        **_how_to_read(clips, settings, objective.normalisation),
     )
-    tell(f"The head begins as a logistic regression on {count:,} clips, C = {fitted.strength:g}")
+    if fitted is not None:
+        tell(f"The head begins as a logistic regression on {count:,} clips, C = {fitted.strength:g}")
+
+
+def _pooling_of_new_head(
+    encoder: SpectrogramEncoder,
+    store: SpectrogramSource,
+    clips: LabelledClips,
+    settings: FinetuneSettings,
+    normalisation: Normalisation,
+) -> str:
+    """The grid that reads the training clips best, in folds of whole groups; the same in all processes."""
+    from tymbal.evaluation.head_start import choose_pooling
+
+    def chosen() -> str:
+        return choose_pooling(
+            encoder,
+            store,
+            clips.train,
+            clips.truth(store, clips.train),
+            groups=clips.groups(store, clips.train),
+            **_how_to_read(clips, settings, normalisation),
+        )
+
+    how = on_rank_zero(chosen)
+    tell(f"The head pools by {how}, which reads the training clips best")
+    return how
+
+
+def _how_to_read(clips: LabelledClips, settings: FinetuneSettings, normalisation: Normalisation) -> dict[str, Any]:
+    """What reading clips before the training needs besides them."""
+    from tymbal.compute.device import choose_device, choose_precision
+
+    device, _ = choose_device(settings.device)
+    return {
+        "normalisation": normalisation,
+        "multilabel": clips.multilabel,
+        "seed": settings.seed,
+        "device": device,
+        "dtype": choose_precision(settings.precision, device)[0],
+    }
+
+
+def _with_patch(settings: FinetuneSettings, store: SpectrogramSource, clips: LabelledClips) -> FinetuneSettings:
+    """The settings with the patch that suits the sound, which is said, where they leave it to that."""
+    from tymbal.models.encoder_choice import patch_for, time_structure
+
+    if settings.patch != "auto":
+        return settings
+    if settings.from_ is not None:
+        return replace(settings, patch="16x16")  # without effect: it is that of the weights
+    patch, why = patch_for(time_structure(store, clips.train), mels=store.mels, frames=store.frames)
+    tell(f"Patches of {patch} mel bins x frames: {why}")
+    return replace(settings, patch=patch)
+
+
+def _with_least_steps(settings: FinetuneSettings, clips: int) -> FinetuneSettings:
+    """The settings with more epochs, evaluated rarely, where few clips would make few steps."""
+    if settings.max_steps is not None or not clips:
+        return settings
+    a_step = (settings.batch_sizes or (settings.batch_size,))[-1] * settings.accumulate * processes()
+    factor = settings.min_steps * a_step / (settings.epochs * clips)
+    if factor <= 1:
+        return settings
+    epochs = settings.epochs * factor
+    return replace(settings, epochs=epochs, eval_every=max(settings.eval_every, epochs / _EVALUATIONS))
 
 
 def _class_weights(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> Tensor | None:
@@ -344,11 +467,12 @@ def _ensemble(clips: LabelledClips) -> Ensemble:
     return Ensemble(torch.from_numpy(clips.validation), len(clips.classes), multilabel=clips.multilabel)
 
 
-def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSettings) -> _Start:
+def _start(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> _Start:
     from tymbal.inference.encoding import check_features
     from tymbal.models.description import features_of, normalisation_of
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
-    from tymbal.models.warm_start import HeadChoice, warm_start_classifier
+    from tymbal.models.encoder_choice import is_filled
+    from tymbal.models.warm_start import POOLING, HeadChoice, warm_start_classifier
 
     width, depth, heads = settings.shape
     patch = parse_patch(settings.patch)
@@ -362,18 +486,29 @@ def _start(store: SpectrogramSource, labels: Sequence[str], settings: FinetuneSe
         patch=patch,
         stride=stride,
         stem=settings.stem,
+        attend_to_padding=settings.recipe != "scratch" or settings.pooling == "cls" or is_filled(store),
     )
+
+    def otherwise(encoder: SpectrogramEncoder, source: ModelDescription | None) -> str:
+        if settings.pooling == "auto":
+            return POOLING
+        if source is not None and source.knows_parts:
+            return source.own_grid
+        return _pooling_of_new_head(encoder, store, clips, settings, normalisation_of(settings, store, source))
+
     head = HeadChoice(
-        labels=labels,
-        pooling=None if settings.pooling == "auto" else settings.pooling,
+        labels=clips.classes,
+        pooling=None if settings.pooling in ("auto", "grid") else settings.pooling,
+        otherwise=otherwise,
         skip_padding=settings.skip_padding,
         dropout=settings.dropout,
+        standardise=settings.head_norm == "batch" or (settings.head_norm == "auto" and settings.pooling != "cls"),
         new=settings.new_head,
     )
     if settings.from_ is None:
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads, patches of {settings.patch}")
         return _Start(
-            model=head.draw(SpectrogramEncoder(target)),
+            model=head.draw(SpectrogramEncoder(target), None),
             features=features_of(store),
             normalisation=normalisation_of(settings, store),
         )

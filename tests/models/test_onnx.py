@@ -34,6 +34,7 @@ def windows(batch: np.ndarray) -> list[Window]:
     [
         {"pooling": "rows", "skip_padding": True, "normalize": "clip"},
         {"pooling": "cls", "multilabel": True, "patch": (16, 2)},
+        {"pooling": "grid4", "standardise": True, "skip_padding": True, "normalize": "clip"},
     ],
 )
 def test_convert__a_classifier_gives_the_scores_of_predict(tmp_path: Path, facts: dict[str, object]):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from sklearn import metrics
@@ -11,6 +13,8 @@ from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.batch_augmentation import Augmentation, spec_augment
 from tymbal.objectives.classification import ClassificationObjective, Ensemble
 from tymbal.randomness import fold
+from tymbal.settings.augmentation import SpectrogramViews
+from tymbal.views.spectrogram_views import spectrogram_views
 
 NORMALISATION = Normalisation(mean=-5.0, std=2.0, padding=-10.0)
 
@@ -45,6 +49,19 @@ def test_forward__is_cross_entropy_of_the_model_in_its_own_label_order() -> None
     assert objective.metrics(result["sums"])["loss"] == pytest.approx(expected.item(), rel=1e-6)
     given["labels"] = given["labels"].argmax(1)
     torch.testing.assert_close(objective(**given)["loss"], expected)
+
+
+def test_forward__changes_training_clips_by_views_that_follow_from_seed_epoch_and_row() -> None:
+    objective, given = tiny(views=replace(SpectrogramViews(), mix=0.0), seed=7), batch()
+    losses = [objective.train()(**given)["loss"] for _ in range(2)]
+    keys = fold(7, given["epoch"], given["row"])
+    x = NORMALISATION(given["spectrogram"], given["frames"])
+    x, frames = spectrogram_views(x, given["frames"], keys, objective.views, padding=(-10 + 5) / 4, scale=4.0)
+    expected = functional.cross_entropy(objective.model(x, frames=frames), torch.tensor([1, 2, 0, 0, 1, 2]))
+    assert losses[0].equal(losses[1])
+    torch.testing.assert_close(losses[0], expected)
+    assert not objective(**{**given, "epoch": given["epoch"] + 1})["loss"].equal(losses[0])
+    torch.testing.assert_close(objective.eval()(**given)["loss"], tiny().eval()(**given)["loss"])
 
 
 def test_metrics__of_two_batches_are_those_of_all_clips() -> None:

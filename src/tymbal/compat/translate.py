@@ -235,6 +235,7 @@ def _finetuning(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, A
         "step_factor": flags.lrscheduler_decay,
     }
     return {
+        "recipe": "none",
         "from_": flags.pretrained_mdl_path,
         "size": flags.model_size if flags.model_size in SIZES else "base",
         "patch": f"{patch[0]}x{patch[1]}",

@@ -160,6 +160,7 @@ def step_on(
 
     def step(clips: int) -> None:
         module.to(device)
+        buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
         batch = {name: value.to(device) for name, value in batch_of(range(clips)).items()}
         try:
             with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -167,6 +168,8 @@ def step_on(
             loss.backward()
         finally:
             module.zero_grad(set_to_none=True)
+            for buffer, value in buffers:  # statistics that follow the batches
+                buffer.copy_(value)
 
     return step
 

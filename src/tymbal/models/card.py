@@ -73,6 +73,7 @@ def _shape(description: ModelDescription) -> str:
     }
     if description.pooling is not None:
         rows["pooling"] = description.pooling + (", without padding" if description.skip_padding else "")
+        rows["pooling"] += ", each number standardised" if description.standardise else ""
     return _table("What it takes and is", rows)
 
 

@@ -1,5 +1,8 @@
 """From tokens to one embedding a clip, and an encoder with a head on it.
 
+A head reads embeddings after a layer norm, as AST's and SSAST's do, or standardised: each number by its own mean and
+deviation over clips, which keeps apart what a layer norm over rows and parts of the time weighs against each other.
+
 `ASTModel` gives tokens after its final norm. Such scripts apply that norm once more, average all tokens, those of class
 and distillation with the patches, and put a linear layer on top. The second norm is a quirk and not a choice: with
 other weights than 1 and 0 it scales and shifts twice. A model that was trained like that gives its scores only so.
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from tymbal.compute.processes import gather_batch
 from tymbal.errors import SettingsError
 from tymbal.models.encoder import PREFIX_TOKENS, EncoderConfig, SpectrogramEncoder
 
@@ -24,6 +28,7 @@ __all__ = [
     "AttentivePooling",
     "ScriptClassifier",
     "SpectrogramClassifier",
+    "Standardisation",
     "pool",
     "pool_cells",
     "pooled_width",
@@ -34,6 +39,11 @@ GRIDS = {"grid2": 2, "grid4": 4, "grid8": 8}
 
 POOLINGS = ("mean", "rows", "cls", "all", *GRIDS)
 """Ways of pooling that have no weights."""
+
+_LEAST_VARIANCE = 1e-5
+_MOMENTUM = 0.1
+_FEWEST = 8
+"""Of `Standardisation`: what is added to a variance, how fast running ones follow, fewest clips that say enough."""
 
 ATTENTION = "attention"
 """Pooling by `AttentivePooling`."""
@@ -80,7 +90,7 @@ def pool(
     if how == "cls":
         return tokens[:, :prefix].mean(1)
     if how in GRIDS:
-        real = torch.full((len(tokens),), grid[1], device=tokens.device) if real_columns is None else real_columns
+        real = torch.full(tokens.shape[:1], grid[1], device=tokens.device) if real_columns is None else real_columns
         return pool_cells(tokens[:, prefix:], grid=grid, parts=GRIDS[how], real_columns=real).flatten(1)
     patches = tokens[:, prefix:].reshape(tokens.shape[0], *grid, -1)  # [batch, rows, columns, width]
     if real_columns is None:
@@ -92,7 +102,7 @@ def pool(
         return by_row.flatten(1)
     if how == "mean":
         return by_row.mean(1)
-    columns = torch.full((len(tokens),), grid[1], device=tokens.device) if real_columns is None else real_columns
+    columns = torch.full(tokens.shape[:1], grid[1], device=tokens.device) if real_columns is None else real_columns
     share = (prefix / (prefix + grid[0] * columns)).to(patches.dtype).unsqueeze(1)
     return torch.lerp(by_row.mean(1), tokens[:, :prefix].mean(1), share)
 
@@ -117,7 +127,7 @@ def pool_cells(
     """
     rows, columns = grid
     if patches is None:
-        patches = torch.arange(rows * columns, device=tokens.device).expand(len(tokens), -1)
+        patches = torch.arange(rows * columns, device=tokens.device).expand(tokens.shape[0], -1)
     row, column = patches // columns, patches % columns
     length = (real_columns / parts)[:, None, None]
     begin = torch.arange(parts, device=tokens.device)[:, None] * length  # [batch, parts, 1]
@@ -154,7 +164,7 @@ class AttentivePooling(nn.Module):
     ) -> Tensor:
         """Pools tokens as `pool` does, [batch, prefix + rows x columns, width] to [batch, width]."""
         heads, channels = self.query.shape
-        patches = tokens[:, prefix:].reshape(len(tokens), -1, heads, channels)  # [batch, patches, heads, channels]
+        patches = tokens[:, prefix:].reshape(tokens.shape[0], -1, heads, channels)  # [batch, patches, heads, channels]
         scores = (patches * self.query).sum(3) / channels**0.5  # [batch, patches, heads]
         if real_columns is not None:
             real = _is_real(real_columns, grid)[:, None, :].expand(-1, grid[0], -1).flatten(1)
@@ -173,6 +183,57 @@ def _check(how: str) -> None:
         raise SettingsError(f"pooling is {how!r}", advice=f"Set pooling to one of {', '.join(POOLINGS)}.")
 
 
+class Standardisation(nn.Module):
+    """Standardises each number of an embedding: minus its mean over clips, divided by its deviation.
+
+    In training both are those of the batch, over all processes, and the running ones follow them, by which anything
+    else is standardised: a batch norm (Ioffe and Szegedy 2015) without weights of its own. A batch of few clips says
+    little of either; with fewer than eight, training uses the running ones, too.
+
+    Args:
+        width: Numbers of an embedding.
+
+    Attributes:
+        mean: Running mean, [width].
+        variance: Running variance, [width].
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+
+    @torch.no_grad()
+    def begin(self, embeddings: Tensor) -> None:
+        """Takes mean and variance from embeddings of clips, [clips, width]."""
+        values = embeddings.double()
+        self.mean.copy_(values.mean(0))
+        self.variance.copy_(values.var(0, unbiased=False))
+
+    @property
+    def deviation(self) -> Tensor:
+        """What embeddings are divided by, [width]."""
+        return (self.variance + _LEAST_VARIANCE).sqrt()
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Standardises embeddings [batch, width]; float32."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            values = embeddings.float()
+            if not self.training:
+                return (values - self.mean) / self.deviation
+            everyone = gather_batch(values)
+            mean, variance = everyone.mean(0), everyone.var(0, unbiased=False)
+            with torch.no_grad():
+                self.mean.lerp_(mean, _MOMENTUM)
+                self.variance.lerp_(variance, _MOMENTUM)
+            if len(everyone) < _FEWEST:
+                return (values - self.mean) / self.deviation
+            return (values - mean) / (variance + _LEAST_VARIANCE).sqrt()
+
+
 class SpectrogramClassifier(nn.Module):
     """Scores of labels from a spectrogram.
 
@@ -186,6 +247,7 @@ class SpectrogramClassifier(nn.Module):
             effect on `cls`.
         head_eps: Epsilon of the head's layer norm. `None` is the encoder's, the only one that a Hugging Face
             configuration can express; SSAST has 1e-5 here.
+        standardise: Whether the head has a `Standardisation` in the place of its layer norm.
     """
 
     def __init__(
@@ -197,6 +259,7 @@ class SpectrogramClassifier(nn.Module):
         skip_padding: bool = False,
         dropout: float = 0.0,
         head_eps: float | None = None,
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -205,7 +268,8 @@ class SpectrogramClassifier(nn.Module):
         self.skip_padding = skip_padding and pooling != "cls"
         width = pooled_width(pooling, encoder.config)
         self.attentive = AttentivePooling(encoder.config) if pooling == ATTENTION else None
-        self.head_norm = nn.LayerNorm(width, eps=encoder.config.layer_norm_eps if head_eps is None else head_eps)
+        eps = encoder.config.layer_norm_eps if head_eps is None else head_eps
+        self.head_norm = Standardisation(width) if standardise else nn.LayerNorm(width, eps=eps)
         self.head_dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, labels)
         nn.init.trunc_normal_(self.head.weight, std=0.02)

@@ -48,6 +48,7 @@ class ModelDescription:
         skip_padding: Whether the classifier pools over the patches that hold sound only; never with `cls`.
         multilabel: Whether a clip can have several labels (a sigmoid each) or has one (softmax).
         head_eps: Epsilon of the classifier's layer norm; `None` is the encoder's.
+        standardise: Whether the classifier standardises what it pools, instead of a layer norm.
         objective: How it was pretrained, as settings.
         embedding: How its tokens are pooled into an embedding where nothing else is asked for; `None` is the mean, as
             of all models before this was recorded.
@@ -66,6 +67,7 @@ class ModelDescription:
     skip_padding: bool = False
     multilabel: bool = False
     head_eps: float | None = None
+    standardise: bool = False
     objective: dict[str, Any] | None = None
     embedding: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -86,6 +88,11 @@ class ModelDescription:
     def normalisation(self) -> Normalisation:
         """How spectrograms are normalised for the model."""
         return Normalisation(mean=self.mean, std=self.std, padding=self.padding, by=self.normalize)
+
+    @property
+    def knows_parts(self) -> bool:
+        """Whether its classifier or its pretraining says how many parts of the time are to be kept apart."""
+        return self.pooling in GRIDS or self.compared_parts > 0
 
     @property
     def own_parts(self) -> int:

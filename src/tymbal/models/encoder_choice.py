@@ -23,13 +23,14 @@ from tymbal.store.dataset import normalised_batches
 
 Size = Literal["mini", "tiny", "small"]
 
-__all__ = ["TimeStructure", "is_full_height", "patch_for", "size_for", "time_structure"]
+__all__ = ["TimeStructure", "is_filled", "is_full_height", "patch_for", "size_for", "time_structure"]
 
 _PARTS = 8
 _CLIPS = 400
 _BATCH = 100
 _SLOW, _OVER_SPECTRUM = 0.5, 1.0
 _SQUARE, _COLUMN = 16, 4
+_FILLED = 0.9
 _HOURS: dict[Size, float] = {"mini": 50.0, "tiny": 500.0}
 """Most hours of sound that encoders of a size are taken for; beyond the last it is `small`."""
 
@@ -117,6 +118,11 @@ def size_for(store: SpectrogramSource, rows: npt.NDArray[np.int64]) -> tuple[Siz
     hours = float(store.real_frames[rows].sum()) * features.shift_samples / features.sample_rate / 3600
     size: Size = next((name for name, most in _HOURS.items() if hours <= most), "small")
     return size, f"{hours:,.1f} hours of sound" if hours >= 1 else f"{hours * 60:,.0f} minutes of sound"
+
+
+def is_filled(store: SpectrogramSource) -> bool:
+    """Whether clips fill their window to nine tenths or more on average, so that hardly anything is padding."""
+    return float(store.real_frames.mean()) >= _FILLED * store.frames
 
 
 def is_full_height(patch: str, mels: int) -> bool:

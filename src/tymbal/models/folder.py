@@ -27,7 +27,7 @@ from torch import Tensor
 from tymbal.errors import ModelError
 from tymbal.files import checksum_of, replace_folder, verified, with_checksum, write_json, write_text
 from tymbal.models.card import model_card
-from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier
+from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier, Standardisation
 from tymbal.models.description import SCHEMA, ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.formats import huggingface, scripts
@@ -99,7 +99,7 @@ def save_model(
         ModelError: Where the description is not that of the module.
     """
     encoder = _check(module, description)
-    obstacle = huggingface.obstacle(description.encoder, description.pooling)
+    obstacle = huggingface.obstacle(description.encoder, description.pooling, standardise=description.standardise)
     preprocessor = extractor.to_preprocessor(description)
     if obstacle is None:
         config, state = huggingface.to_config(description), huggingface.to_state(module)
@@ -204,6 +204,7 @@ def classifier_of(encoder: SpectrogramEncoder, description: ModelDescription) ->
         pooling=description.pooling or "cls",
         skip_padding=description.skip_padding,
         head_eps=description.head_eps,
+        standardise=description.standardise,
     )
 
 
@@ -336,6 +337,7 @@ def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: Mode
         pairs["number of labels"] = (module.head.out_features, len(description.labels))
         pairs["pooling"] = (module.pooling, description.pooling)
         pairs["skip_padding"] = (module.skip_padding, description.skip_padding)
+        pairs["standardise"] = (isinstance(module.head_norm, Standardisation), description.standardise)
         pairs["head_eps"] = (getattr(module.head_norm, "eps", eps), eps)
     for what, (actual, described) in pairs.items():
         if actual != described:

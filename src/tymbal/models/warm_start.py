@@ -10,7 +10,7 @@ reason is told.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -210,26 +210,31 @@ class HeadChoice:
 
     Attributes:
         labels: Names of the labels, in the order of the scores.
-        pooling: How it pools. `None` is as the head that is taken does, else by `POOLING`.
+        pooling: How it pools. `None` is as the head that is taken does, else as `otherwise` says.
+        otherwise: Gives the pooling of a new head, of its encoder and the description of where that is from, if known.
         skip_padding: Whether it pools over patches with sound only. `None` is as the head that is taken, else true.
         dropout: Dropout before its linear layer.
+        standardise: Whether a new one standardises what it pools, instead of a layer norm.
         new: Draw a new one in any case.
     """
 
     labels: Sequence[str]
     pooling: str | None = None
+    otherwise: Callable[[SpectrogramEncoder, ModelDescription | None], str] = lambda *_: POOLING
     skip_padding: bool | None = None
     dropout: float = 0.0
+    standardise: bool = False
     new: bool = False
 
-    def draw(self, encoder: SpectrogramEncoder) -> SpectrogramClassifier:
-        """A classifier with a new head."""
+    def draw(self, encoder: SpectrogramEncoder, source: ModelDescription | None) -> SpectrogramClassifier:
+        """A classifier with a new head around an encoder, which is from a model of this description, if from any."""
         return SpectrogramClassifier(
             encoder,
             len(self.labels),
-            pooling=self.pooling or POOLING,
+            pooling=self.pooling or self.otherwise(encoder, source),
             skip_padding=self.skip_padding is not False,
             dropout=self.dropout,
+            standardise=self.standardise,
         )
 
 
@@ -289,7 +294,7 @@ def warm_start_classifier(
             report = replace(report, taken=(*report.taken, *tensors), left=left, head=words)
             return WarmClassifier(module.train(), report, origin, origin.head_eps)
         words = "new, since that of the source is for another number of mel bins"
-    module = head.draw(encoder)
+    module = head.draw(encoder, origin)
     new = tuple(name for name in module.state_dict() if not name.startswith("encoder."))
     report = replace(report, new=(*report.new, *new), head=words)
     return WarmClassifier(module.train(), report, origin)

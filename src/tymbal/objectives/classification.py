@@ -25,6 +25,8 @@ from tymbal.objectives import metrics as scores
 from tymbal.objectives.batch_augmentation import Augmentation
 from tymbal.randomness import fold
 from tymbal.settings import FeatureSettings
+from tymbal.settings.augmentation import SpectrogramViews
+from tymbal.views.spectrogram_views import spectrogram_views
 
 __all__ = ["BestBy", "ClassificationObjective", "Ensemble"]
 
@@ -49,6 +51,7 @@ class ClassificationObjective(nn.Module):
         class_weights: Weights of the loss while training: [classes], or of no and yes where a clip may have several
             labels, [2, classes]; None is 1.
         augmentation: Augmentation of the training clips; None is none.
+        views: How pitch, tempo, colour and level of the training clips are changed; None is not at all.
         features: How waveforms become spectrograms, where those are mixed.
         ensemble: Averages the predictions of all evaluations; None does not.
         seed: Seed of the augmentation.
@@ -68,6 +71,7 @@ class ClassificationObjective(nn.Module):
         label_smoothing: float = 0.0,
         class_weights: Tensor | None = None,
         augmentation: Augmentation | None = None,
+        views: SpectrogramViews | None = None,
         features: FeatureSettings | None = None,
         ensemble: Ensemble | None = None,
         seed: int = 42,
@@ -79,6 +83,7 @@ class ClassificationObjective(nn.Module):
         self.multilabel = multilabel
         self.label_smoothing = label_smoothing
         self.augmentation = augmentation
+        self.views = views
         self._fbank = None if features is None else filter_bank(features)
         self.ensemble = ensemble
         self.seed = seed
@@ -112,14 +117,19 @@ class ClassificationObjective(nn.Module):
         """
         truth = self._truth(labels)
         target = truth.float()
-        if self.training and self.augmentation is not None:
-            keys = fold(self.seed, epoch, row)
-            spectrogram, frames, target = self.augmentation.mix(
+        augmentation, views = (self.augmentation, self.views) if self.training else (None, None)
+        keys = fold(self.seed, epoch, row)
+        if augmentation is not None:
+            spectrogram, frames, target = augmentation.mix(
                 spectrogram, frames, target, keys, waveform=waveform, fbank=self._fbank
             )
         x = self.normalisation(spectrogram, frames)
-        if self.training and self.augmentation is not None:
-            x = self.augmentation.disturb(x, frames, keys)
+        if views is not None:
+            scale = 2 * self.normalisation.std
+            padding = (self.normalisation.padding - self.normalisation.mean) / scale
+            x, frames = spectrogram_views(x, frames, keys, views, padding=padding, scale=scale)
+        if augmentation is not None:
+            x = augmentation.disturb(x, frames, keys)
         logits = self.model(x, frames=frames).float()
         loss = self._loss(logits, target)
         with torch.no_grad():

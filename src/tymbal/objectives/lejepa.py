@@ -30,6 +30,7 @@ from tymbal.compute.processes import gather_batch, rank
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import pool_cells
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.models.encoder_choice import is_filled
 from tymbal.objectives.contract import ObjectiveSpec, View, load_heads
 from tymbal.randomness import BITS, EVALUATION, bits, fold, uniform
 from tymbal.settings import DataChoice, PretrainSettings
@@ -42,7 +43,6 @@ from tymbal.views.spectrogram_views import spectrogram_views
 __all__ = ["OBJECTIVE", "LeJEPAObjective", "LeJEPASettings", "sigreg", "visible_patches"]
 
 _VISIBLE, _DIRECTIONS = 63, 64  # streams of random numbers
-_FILLED = 0.9
 _OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4}
 _OF_SQUARES: dict[str, Any] = {"kept": 0.25, "kept_local": 0.1, "parts": 1}
 """What is seen of a view and compared, of patches as high as the spectrogram and of others."""
@@ -350,8 +350,7 @@ def _build(
     views = read_augmentation(settings.augmentations).spectrogram_views
     frames = float(data.real_frames.mean())
     if settings.from_ is None:
-        filled = frames >= _FILLED * data.frames
-        attends = filled if settings.attend_to_padding is None else settings.attend_to_padding
+        attends = is_filled(data) if settings.attend_to_padding is None else settings.attend_to_padding
         encoder.config = replace(encoder.config, attend_to_padding=attends)
     return LeJEPAObjective(
         encoder,

@@ -25,7 +25,9 @@ from tymbal.errors import SettingsError
 
 __all__ = [
     "GROUPS",
+    "LP_FT",
     "NOTEBOOK",
+    "SCRATCH",
     "SIZES",
     "VIEWS",
     "Nature",
@@ -255,6 +257,29 @@ VIEWS = Recipe(
     unless={"window": "frames"},
 )
 """How views of short clips are usually prepared."""
+
+_STANDARDISED = {
+    "pooling": "grid",
+    "head_norm": "auto",
+    "view_strength": 0.5,
+    "min_steps": 100,
+}
+
+LP_FT = Recipe(
+    setting="recipe",
+    value="lp-ft",
+    defaults={**_STANDARDISED, "head_start": "probe", "eval_start": True},
+    unless={"min_steps": "epochs"},
+)
+"""How a classifier keeps what its encoder was pretrained for."""
+
+SCRATCH = Recipe(
+    setting="recipe",
+    value="scratch",
+    defaults={**_STANDARDISED, "size": "mini", "patch": "auto"},
+    unless={"min_steps": "epochs"},
+)
+"""How a classifier without pretraining is trained: with the same head, so that the two compare."""
 
 NOTEBOOK = Recipe(
     setting="recipe",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from tymbal.errors import SettingsError
-from tymbal.settings.fields import NOTEBOOK, SIZES, Recipe, check, nature, parse_patch, setting
+from tymbal.settings.fields import LP_FT, NOTEBOOK, SCRATCH, SIZES, Recipe, check, nature, parse_patch, setting
 from tymbal.settings.sound import PtSettings, SoundSettings
 
 __all__ = ["DataChoice", "FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
@@ -299,22 +299,29 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     """A classifier from labelled clips.
 
     Attributes:
-        recipe: `notebook` brings the defaults along with which one-second clips are usually fine-tuned on (those behind
-            a semicolon).
+        recipe: Which defaults hold, those behind semicolons. `lp-ft` keeps what was pretrained: the head begins as a
+            logistic regression on what the encoder gives, whose figures are those of step 0, and is then trained with
+            the encoder (Kumar et al. 2022). `scratch` trains the same head from random weights. In both the learning
+            rate is 1e-3 for an encoder 128 wide, and less in proportion for wider ones. `notebook` is how one-second
+            clips are usually fine-tuned on. `none` is how AST and SSAST are. `auto` is lp-ft from a model of Tymbal,
+            none from one of another program, and scratch without one.
         from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
             a script has saved of such an encoder. `None` starts from random weights of the named size.
         size: Named size of the encoder, where it starts from random weights.
         width: Width of the encoder, instead of the named size's.
         depth: Blocks of the encoder, instead of the named size's.
         heads: Attention heads, instead of the named size's; also of weights to start from that do not tell.
-        patch: Mel bins x frames of a patch, where the encoder starts from random weights.
+        patch: Mel bins x frames of a patch, where the encoder starts from random weights. `auto` chooses it from the
+            sound, as pretraining does.
         stem: Channels of a convolutional stem before the patches, where it starts from random weights; 0 is none.
         stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
             the patch makes patches overlap.
         pooling: What the head sees: `mean` of the patch tokens, `all` the mean of patch and class tokens alike, `rows`
-            the mean over time with frequency rows kept apart, `cls` the class tokens as in stock Hugging Face models,
-            `attention` a mean of the patch tokens whose weights are learned. `auto` is as the head that is taken over
-            has it, else mean.
+            the mean over time with frequency rows kept apart, `grid2`, `grid4` and `grid8` rows over so many equal
+            parts of the time, `cls` the class tokens as in stock Hugging Face models, `attention` a mean of the patch
+            tokens whose weights are learned. `auto` is as the head that is taken over has it, else mean; `grid`
+            likewise, else rows over as many parts as the pretraining compared, or, where it compared none, as read the
+            training clips best in folds of whole groups.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip. `None` is as
             the head that is taken over has it, else true.
         new_head: Draw a new head also where the weights to start from are those of a classifier of the same labels,
@@ -322,6 +329,11 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         head_start: What a new head begins as: `random` weights, or a `probe`, a logistic regression on what the encoder
             gives before training. A head that fits from the first step on changes a pretrained encoder less (Kumar et
             al. 2022).
+        head_scale: Largest standard deviation over clips of the scores of a head that begins as a probe; 0 leaves them
+            as they are. Which label is the likeliest stays the same, but large scores would ask much of the encoder.
+        head_norm: What a new head has in front of its linear layer: a `layer` norm, as AST and SSAST, or a `batch` norm
+            without weights, which standardises each number over clips. `auto` is the latter, but with cls pooling a
+            layer norm, so that stock transformers can hold the model.
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
         layer_decay: What the learning rate is multiplied by from each layer of the encoder to the one below it, down to
@@ -341,36 +353,42 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
             the `waveform`s, for which the sound files are decoded anew in every epoch.
         noise: Uniform noise on the normalised spectrogram, of at most this height; each clip gets its own part of it.
         roll: Most frames that a clip is shifted by in time, around its end.
+        view_strength: How strongly pitch, tempo, colour and level of training clips are changed, as a fraction of the
+            spectrogram views of pretraining; 0 is not at all.
         balance: Draw clips by weights instead of each once an epoch: 1000 / count of each of its labels, added up, so
             that rare classes come as often as common ones.
         weights_csv: Weights to draw by: a line for each entry of the training list, in its order.
         classes: The classes of the model: those `seen` in training, or all of the `table` in `label_csv`, in its order.
         ensemble: Also score the mean of the predictions of all evaluations so far (SSAST's cumulative figures).
         dropout: Dropout before the head's linear layer.
+        min_steps: Steps to train for at least, where the epochs come to fewer; it is then evaluated ten times at most.
+        eval_start: Evaluate before the first step, too, and save that model where none is better.
     """
 
     group = "classifier"
 
-    recipes: ClassVar[tuple[Recipe, ...]] = (NOTEBOOK,)
+    recipes: ClassVar[tuple[Recipe, ...]] = (LP_FT, SCRATCH, NOTEBOOK)
 
     epochs: float = 30
     learning_rate: float = 1e-4
     batch_size: int = 32
-    recipe: Literal["none", "notebook"] = setting("none", first=True)
+    recipe: Literal["auto", "lp-ft", "scratch", "notebook", "none"] = setting("auto", before="none", first=True)
     from_: str | None = setting(None, path=True, group="encoder", first=True)
     size: Literal["mini", "tiny", "small", "base"] = setting("small", group="encoder", first=True)
     width: int | None = setting(None, group="encoder")
     depth: int | None = setting(None, group="encoder")
     heads: int | None = setting(None, group="encoder")
-    patch: str = setting("16x16", group="encoder")
+    patch: str = setting("16x16", group="encoder", by_data=True)
     stem: int = setting(0, group="encoder", before=0)
     stride: str | None = setting(None, group="encoder")
-    pooling: Literal["auto", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention"] = setting(
-        "auto", first=True
+    pooling: Literal["auto", "grid", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention"] = setting(
+        "auto", first=True, by_data=True
     )
     skip_padding: bool | None = None
     new_head: bool = False
     head_start: Literal["random", "probe"] = "random"
+    head_scale: float = setting(1.0, before=0.0)
+    head_norm: Literal["auto", "layer", "batch"] = setting("layer", before="layer")
     train: str = setting("all", group="layers", first=True)
     head_lr_factor: float = setting(1.0, group="layers")
     layer_decay: float = setting(1.0, group="layers")
@@ -387,17 +405,21 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     mixup_of: Literal["log-mel", "energy", "waveform"] = setting("log-mel", group="augmentation")
     noise: float = setting(0.0, group="augmentation")
     roll: int = setting(0, group="augmentation")
+    view_strength: float = setting(0.0, before=0.0, group="augmentation")
     balance: bool = setting(False, group="balance")
     weights_csv: str | None = setting(None, group="balance")
     classes: Literal["seen", "table"] = "seen"
     ensemble: bool = False
     dropout: float = 0.0
+    min_steps: int = setting(0, before=0, group="training")
+    eval_start: bool = setting(False, before=False, group="evaluation")
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)
         PtSettings.__post_init__(self)
         SoundSettings.__post_init__(self)
-        parse_patch(self.patch)
+        if self.patch != "auto":
+            parse_patch(self.patch)
         if self.stride is not None:
             parse_patch(self.stride, setting="stride")
         check(self.train in ("all", "head") or self.train.isdigit(), "train", self.train, "all, head or a number")
@@ -416,6 +438,9 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         check(0 <= self.mixup <= 1, "mixup", self.mixup, "a fraction from 0 to 1")
         check(self.noise >= 0, "noise", self.noise, "0 or more")
         check(self.roll >= 0, "roll", self.roll, "0 or more frames")
+        check(self.view_strength >= 0, "view_strength", self.view_strength, "0 or more")
+        check(self.head_scale >= 0, "head_scale", self.head_scale, "0 or more")
+        check(self.min_steps >= 0, "min_steps", self.min_steps, "0 or more")
         if self.classes == "table" and self.label_csv is None:
             raise SettingsError("classes is table, but there is no table", advice="Give label_csv.")
         if self.weights_csv is not None and not self.balance:

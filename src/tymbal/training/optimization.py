@@ -65,6 +65,7 @@ def training_arguments(
     run: Path,
     monitor: tuple[str, bool] | None,
     thaws: bool = False,
+    eval_start: bool = False,
 ) -> TrainingArguments:
     """Builds the arguments of `Trainer`; the optimizer is not made from them, see `make_optimizer`.
 
@@ -77,6 +78,7 @@ def training_arguments(
         monitor: Name of the metric by which the best model is chosen and whether greater is better; None without
             validation.
         thaws: Whether parameters are frozen for some time.
+        eval_start: Whether to evaluate before the first step, too.
 
     Raises:
         DeviceError: Another GPU than the first visible one; `Trainer` takes that one.
@@ -104,7 +106,7 @@ def training_arguments(
         fp16=dtype is torch.float16,
         use_cpu=on_cpu,
         ddp_backend="gloo" if on_cpu and plan.processes > 1 else None,
-        # Objectives train all that they do not freeze, for some time or for good, and have no buffers that change.
+        # Objectives train all that they do not freeze, for some time or for good; buffers change alike everywhere.
         ddp_find_unused_parameters=thaws,
         ddp_broadcast_buffers=False,
         torch_compile=settings.compile,
@@ -112,6 +114,7 @@ def training_arguments(
         # `EarlyStoppingCallback` wants a strategy; when to evaluate is for the timetable to say.
         eval_strategy="no" if monitor is None else "steps",
         eval_steps=plan.steps,
+        eval_on_start=eval_start,
         save_strategy="no",
         logging_strategy="no",
         metric_for_best_model=None if monitor is None else monitor[0],

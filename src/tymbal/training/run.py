@@ -105,6 +105,7 @@ def train(
     resume: Resume = "auto",
     groups: list[dict[str, Any]] | None = None,
     stages: Stages | None = None,
+    eval_start: bool = False,
     classes: Sequence[str] = (),
     weights: NDArray[np.float64] | None = None,
     clip_groups: NDArray[np.int64] | None = None,
@@ -127,6 +128,7 @@ def train(
         resume: As in `begin`.
         groups: Parameter groups for the optimizer, see `training.optimization`. None treats all parameters alike.
         stages: Stages of gradual unfreezing; None trains all from the start.
+        eval_start: Whether to evaluate before the first step, too; what is begun with then counts as a model.
         classes: Names of the classes, of which every evaluation is then written down apart; the module is a
             `training.records.ByClass`.
         weights: Chances of the training clips, see `training.batches.BatchPlan`.
@@ -165,6 +167,7 @@ def train(
                 details=details,
                 watch=watch,
                 thaws=stages is not None,
+                eval_start=eval_start,
             )
             end = _fit(trainer, session, title=_TITLES.get(verb, verb))
             _save_average(trainer, session, end, finalise)
@@ -267,7 +270,7 @@ def _finish(trainer: TymbalTrainer, session: Session, end: _End, finalise: Calla
 
 def _load_best(module: nn.Module, checkpoints: Checkpoints, steps: list[int | None]) -> int:
     """Loads the weights of the first of these steps whose checkpoint is whole; gives that step."""
-    for step in filter(None, steps):
+    for step in (step for step in steps if step is not None):
         try:
             verify(checkpoints.path(step))
         except CheckpointError as error:

@@ -337,6 +337,7 @@ def make_trainer(
     details: ClassDetails | None,
     watch: Watch | None,
     thaws: bool,
+    eval_start: bool,
 ) -> TymbalTrainer:
     """`Trainer` for a session, seeded and with the module on its device.
 
@@ -348,6 +349,7 @@ def make_trainer(
         details: One of these, which also takes the sums of evaluations.
         watch: Gives further figures for every evaluation.
         thaws: Whether parameters are frozen for some time.
+        eval_start: Whether to evaluate before the first step, too; that model counts as one of the others.
     """
     module, settings, plan, start = session.module, session.settings, session.plan, session.start
     device, dtype = arithmetic
@@ -357,7 +359,14 @@ def make_trainer(
     trainer = TymbalTrainer(
         module,
         training_arguments(
-            settings, plan=plan, device=device, dtype=dtype, run=session.folder.path, monitor=monitor, thaws=thaws
+            settings,
+            plan=plan,
+            device=device,
+            dtype=dtype,
+            run=session.folder.path,
+            monitor=monitor,
+            thaws=thaws,
+            eval_start=eval_start and validates and start.checkpoint is None,
         ),
         plan=plan,
         settings=settings,

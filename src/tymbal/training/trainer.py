@@ -236,6 +236,21 @@ class TymbalTrainer(Trainer):
             num_samples=len(cast(BatchDataset, dataloader.dataset)),
         )
 
+    @override
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        if self.state.global_step:
+            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        # Before the first step `Trainer` evaluates without remembering or saving what may be the best model.
+        self.state.epoch = 0.0
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+        self._determine_best_metric(metrics=metrics, trial=trial)
+        self._save_checkpoint(self._module, trial)
+        self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.control.should_save = self.control.should_evaluate = False
+        return metrics
+
     def evaluated(self, average: WeightAverage) -> dict[str, float]:
         """Figures of the averaged weights on the validation clips; the module has them afterwards."""
         average.apply()

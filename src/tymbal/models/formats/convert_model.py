@@ -86,12 +86,12 @@ def convert_model(
         ssast.write(output, module, objective_state=heads)
         return "ssast", _what_ssast_lacks(loaded, description)
     if to == "hf":
-        obstacle = huggingface.obstacle(description.encoder, description.pooling)
+        obstacle = huggingface.obstacle(description.encoder, description.pooling, standardise=description.standardise)
         if obstacle is not None:
             raise ModelError(
                 f"Hugging Face's AST cannot hold this model: {obstacle}",
                 path=source,
-                advice="Use --to tymbal, or fine-tune with square patches and --pooling cls.",
+                advice="Use --to tymbal, or fine-tune with square patches, --pooling cls and --head-norm layer.",
             )
     save_model(output, module, description, objective_state=heads)
     return ("hf", _what_transformers_does_otherwise(description, heads)) if to == "hf" else ("tymbal", [])

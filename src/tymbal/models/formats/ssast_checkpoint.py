@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tymbal.errors import ModelError
 from tymbal.files import replace_file
-from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.classifier import SpectrogramClassifier, Standardisation
 from tymbal.models.description import AUDIOSET_MEAN, AUDIOSET_STD, ModelDescription
 from tymbal.models.encoder import PREFIX_TOKENS, EncoderConfig, SpectrogramEncoder
 from tymbal.models.formats.huggingface import expand, rename
@@ -124,8 +124,8 @@ def write(
     SSAST's epsilons (1e-6, in the head 1e-5) are not in the file: with others the exported model differs by about 1e-5.
 
     Raises:
-        ModelError: Where SSAST cannot hold the model: other pooling than mean and cls, overlap in a pretraining file,
-            other heads than of 64.
+        ModelError: Where SSAST cannot hold the model: other pooling than mean and cls, a head without a layer norm,
+            overlap in a pretraining file, other heads than of 64.
     """
     encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
     config = encoder.config
@@ -145,6 +145,12 @@ def write(
                 f"SSAST knows no pooling by {module.pooling}",
                 path=path,
                 advice="Fine-tune with pooling mean or cls.",
+            )
+        if isinstance(module.head_norm, Standardisation):
+            raise ModelError(
+                "SSAST's head has a layer norm where this model standardises what it pools",
+                path=path,
+                advice="Fine-tune with --head-norm layer.",
             )
         del names["mask_token"]
         names |= expand(_HEAD, 0)
