@@ -18,6 +18,7 @@ import json
 import math
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ from tymbal.progress import tell
 __all__ = ["CHUNK_BYTES", "ITEM", "Item", "Outcome", "PartReader", "RowBuffer", "Spool"]
 
 _SECONDS = 20.0  # after which a part is closed: the most that a kill can cost beside the current item
-_KEY, _CHECKSUM_KEY, _RECORD_KEY = "tymbal", "tymbal_checksum", b"tymbal_record"
+_KEY, _CHECKSUM_KEY, _RECORD_KEY = "tymbal", "tymbal_checksum", "tymbal_record"
 _OPEN = 8
 
 
@@ -198,8 +199,8 @@ class Spool:
         if not file.schema_arrow.equals(self._schema):
             raise ValueError("it has other columns")
         _outcomes(file)
-        begun = json.loads((file.metadata.metadata or {}).get(_RECORD_KEY, b"null"))
-        if begun not in (None, checksum_of(self._record)):
+        begun = (file.metadata.metadata or {}).get(_RECORD_KEY.encode())  # none in parts of earlier versions
+        if begun not in (None, checksum_of(self._record).encode()):
             raise ValueError("it is of another run")
 
     def remove(self) -> None:
@@ -284,9 +285,9 @@ class Spool:
             return
         self._write_buffer()
         self._steady = False
-        outcomes = [asdict(outcome) for outcome in self._outcomes]
-        facts = {_KEY: outcomes, _CHECKSUM_KEY: checksum_of(outcomes), _RECORD_KEY.decode(): checksum_of(self._record)}
-        self._writer.add_key_value_metadata({name: json.dumps(value) for name, value in facts.items()})
+        outcomes = json.dumps([asdict(outcome) for outcome in self._outcomes])
+        checksum, begun = str(zlib.crc32(outcomes.encode())), checksum_of(self._record)
+        self._writer.add_key_value_metadata({_KEY: outcomes, _CHECKSUM_KEY: checksum, _RECORD_KEY: begun})
         self._part.close()
         self._writer, self._outcomes = None, []
         self._steady = True
@@ -294,9 +295,10 @@ class Spool:
 
 def _outcomes(file: pq.ParquetFile) -> list[Outcome]:
     facts = file.metadata.metadata or {}
-    recorded = parse_json(facts[_KEY.encode()])
-    if json.loads(facts.get(_CHECKSUM_KEY.encode(), b"null")) not in (None, checksum_of(recorded)):
+    content = facts[_KEY.encode()]
+    if facts.get(_CHECKSUM_KEY.encode()) not in (None, str(zlib.crc32(content)).encode()):
         raise ValueError("its outcomes are not what was written")
+    recorded = parse_json(content)
     return [
         Outcome(**{**one, "stamp": one["stamp"] and tuple(one["stamp"]), "left_out": tuple(one.get("left_out", ()))})
         for one in recorded

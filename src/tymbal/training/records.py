@@ -139,10 +139,10 @@ def log_line(line: Mapping[str, Any]) -> str:
     of_validation = any(name.startswith(_VALIDATION) for name in figures)
     order = sorted(figures, key=lambda name: (not name.endswith("loss"), name == "batch_size"))
     words = [f"{name.removeprefix(_VALIDATION).replace('_', ' ')} {_in_words(figures[name])}" for name in order]
-    minutes, seconds = divmod(int(line["seconds"]), 60)
+    minutes, seconds = divmod(int(line.get("seconds", 0)), 60)
     elapsed = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
     what = "validation: " if of_validation else ""
-    return f"{elapsed:>8}{line['epoch']:>8.2f}{line['step']:>8}  {what}{', '.join(words)}\n"
+    return f"{elapsed:>8}{line.get('epoch', 0):>8.2f}{line['step']:>8}  {what}{', '.join(words)}\n"
 
 
 def _finite(value: Any) -> Any:
@@ -154,9 +154,9 @@ def _parsed(line: str) -> dict[str, Any] | None:
         value = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(value, dict) or not {"step", "epoch", "seconds"} <= set(value):
+    if not isinstance(value, dict):
         return None
-    whole = isinstance(value["step"], int) and all(
+    whole = isinstance(value.get("step"), int) and all(
         isinstance(each, int | float) or (each is None and name not in _PLACE) for name, each in value.items()
     )
     return value if whole else None
