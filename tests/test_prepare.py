@@ -477,3 +477,14 @@ def test_prepare__channels_that_cancel_are_said(tmp_path: Path, capsys: pytest.C
     np.testing.assert_array_equal(store.gather([0]), mono.gather([0]))
     said = " ".join(capsys.readouterr().err.split())
     assert "its channels cancel each other in the mean: the loudest one is read alone; 1 file, as" in said
+
+
+def test_prepare__settings_without_effect_are_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_wav(tmp_path / "a.wav", 0.5)
+    useless = {"hop": 0.1, "longer": "crop-start", "n_fft": 512, "view_mode": "exact"}
+    tymbal.prepare(tmp_path / "a.wav", tmp_path / "store", window=0.3, mel_bins=16, workers=1, **useless)
+    said = capsys.readouterr().err
+    assert "n_fft has no effect with filter_bank=kaldi" in said
+    assert "hop has no effect with longer=crop-start" in said
+    assert "view_mode has no effect with views=0" in said
+    assert said.count("has no effect") == 3

@@ -170,6 +170,7 @@ def prepare(
         check_output(store, chosen)
     if chosen.views and not is_complete(store):
         _check_augmentations(chosen)
+    _tell_useless(chosen)
     with contextlib.ExitStack() as stack:
         if chosen.executor == "dask" and executor is None:
             executor = stack.enter_context(dask_executor(chosen.scheduler))
@@ -232,6 +233,21 @@ def _listed(
     for note in listed.notes:
         tell(note, warning=True)
     return listed
+
+
+def _tell_useless(settings: PrepareSettings) -> None:
+    """Says which settings are given and have no effect beside others."""
+    beside = {
+        "filter_bank=kaldi": (settings.filter_bank == "kaldi", ("n_fft", "hop_length")),
+        "filter_bank=librosa": (settings.filter_bank == "librosa", ("frame_length", "frame_shift")),
+        f"longer={settings.longer}": (settings.longer != "windows", ("hop", "min_fill")),
+        f"executor={settings.executor}": (settings.executor != "dask", ("scheduler",)),
+        "views=0": (settings.views == 0, ("view_mode",)),
+    }
+    for why, (holds, names) in beside.items():
+        for name in names:
+            if holds and getattr(settings, name) != getattr(PrepareSettings, name):
+                tell(f"{name} has no effect with {why}", warning=True)
 
 
 def _tell_remarks(built: Sequence[Built]) -> None:

@@ -311,3 +311,15 @@ def test_read__name_with_a_colon(tmp_path, monkeypatch):
     write_av(tmp_path / "12:30 a.m4a", tone(1.0, 44_100), 44_100, "aac", container="ipod")
     monkeypatch.chdir(tmp_path)
     assert len(read("12:30 a.m4a")[0]) > 40_000
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_read__mp4_whose_header_promises_too_little(tmp_path, share):
+    path = write_av(tmp_path / "a.m4a", tone(4.0, 44_100), 44_100, "aac", container="ipod")
+    whole, _ = read(path)
+    at = path.read_bytes().index(b"mdhd") + 20
+    (duration,) = struct.unpack_from(">I", path.read_bytes(), at)
+    patched(path, at, ">I", int(share * duration))
+    (frames,) = lengths(path)
+    assert frames == pytest.approx(len(whole), abs=2048)
+    assert info(path).remarks == (LONGER,)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from tymbal.audio.bitstreams import Span
+from tymbal.audio.bitstreams import LONGER, Span
 from tymbal.audio.failures import problem
 from tymbal.errors import AudioError
 
@@ -238,7 +238,12 @@ class AvReader:
         if container not in _AV_COUNTED + _AV_TIMED:
             return None
         if self._stream.duration is not None and self._stream.time_base is not None:
-            return Fraction(self._stream.duration * self._stream.time_base)
+            promised = Fraction(self._stream.duration * self._stream.time_base)
+            index = getattr(self._stream, "index_entries", ()) if container == "mov" else ()
+            if len(index) and index[len(index) - 1].timestamp * self._stream.time_base > promised + _AV_SLACK:
+                self.remarks.add(LONGER)  # the table of samples goes on behind the header's end
+                return None
+            return promised
         if self._container.duration is not None:
             return Fraction(self._container.duration, self._av.time_base)
         return None
