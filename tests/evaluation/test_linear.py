@@ -211,8 +211,8 @@ def test_logistic__what_is_asked_has_no_part_in_what_is_learned(monkeypatch: pyt
     """Of three speakers two are learned from in each fold, and only they are standardised by."""
     features, codes, groups = far_apart(0)
     seen: list[int] = []
-    original = linear._standard
-    monkeypatch.setattr(linear, "_standard", lambda values: seen.append(len(values)) or original(values))
+    original = linear.centre_and_scale
+    monkeypatch.setattr(linear, "centre_and_scale", lambda values: seen.append(len(values)) or original(values))
     fit_logistic(features, one_hot(codes, 3), groups=groups)
     assert seen == [60, 60, 60, 90]
 
@@ -230,21 +230,3 @@ def test_logistic__finds_the_optimum_of_scikit_learn() -> None:
             found = fitted.scores(features)
             found = np.exp(found - np.logaddexp.reduce(found, axis=1, keepdims=True))
             np.testing.assert_allclose(found, direct.predict_proba(scaled), atol=2e-3)
-
-
-@pytest.mark.parametrize("multilabel", [False, True])
-def test_mix_layers__finds_the_layer_that_tells_and_learns_from_the_known_alone(multilabel: bool) -> None:
-    generator = np.random.default_rng(0)
-    codes = np.arange(200) % 4
-    telling = 2 * np.eye(4, 12)[codes] + generator.normal(size=(200, 12))
-    layers = [generator.normal(size=(200, 12)) * 7, telling * 3 + 5, generator.normal(size=(200, 12))]
-    truth = one_hot(codes, 4)
-    mixed, weights = linear.mix_layers(layers, truth[:120], 120, multilabel=multilabel)
-    assert sum(weights) == pytest.approx(1)
-    assert weights[1] > 0.8
-    scaled = [(layer - layer[:120].mean(0)) / layer[:120].std(0) for layer in layers]
-    expected = sum(weight * layer for weight, layer in zip(weights, scaled, strict=True))
-    np.testing.assert_allclose(mixed, expected, atol=1e-4)
-    # What is asked has no part in it.
-    moved = [np.concatenate([layer[:120], 100 + layer[120:]]) for layer in layers]
-    assert linear.mix_layers(moved, truth[:120], 120, multilabel=multilabel)[1] == weights

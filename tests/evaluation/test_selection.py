@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tymbal.evaluation.selection import choose, margin_of_figures, margin_of_marks, margin_of_scores
+from tymbal.evaluation.selection import choose, margin_of_figures, margin_of_marks, margin_of_scores, mix_layers
 
 CLASSES = 3
 
@@ -105,3 +105,21 @@ def test_margin__of_map_shrinks_with_clips_and_is_nothing_for_the_same_scores() 
     assert halves[1] == pytest.approx(halves[0] / 4, rel=0.4)
     groups = [str(place // 64) for place in range(640)]
     assert margin_of_scores(good, bad, truth, groups).groups == 10
+
+
+@pytest.mark.parametrize("multilabel", [False, True])
+def test_mix_layers__finds_the_layer_that_tells_and_learns_from_the_known_alone(multilabel: bool) -> None:
+    generator = np.random.default_rng(0)
+    codes = np.arange(200) % 4
+    telling = 2 * np.eye(4, 12)[codes] + generator.normal(size=(200, 12))
+    layers = [generator.normal(size=(200, 12)) * 7, telling * 3 + 5, generator.normal(size=(200, 12))]
+    truth = np.eye(4, dtype=bool)[codes]
+    mixed, weights = mix_layers(layers, truth[:120], 120, multilabel=multilabel)
+    assert sum(weights) == pytest.approx(1)
+    assert weights[1] > 0.8
+    scaled = [(layer - layer[:120].mean(0)) / layer[:120].std(0) for layer in layers]
+    expected = sum(weight * layer for weight, layer in zip(weights, scaled, strict=True))
+    np.testing.assert_allclose(mixed, expected, atol=1e-4)
+    # What is asked has no part in it.
+    moved = [np.concatenate([layer[:120], 100 + layer[120:]]) for layer in layers]
+    assert mix_layers(moved, truth[:120], 120, multilabel=multilabel)[1] == weights

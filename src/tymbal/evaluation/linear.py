@@ -21,10 +21,10 @@ __all__ = [
     "PENALTIES",
     "STRENGTHS",
     "Fitted",
+    "centre_and_scale",
     "fit_logistic",
     "fit_ridge",
     "grouped_folds",
-    "mix_layers",
     "neighbour_scores",
     "quality",
     "ridge_marks",
@@ -180,7 +180,7 @@ class _Components:
     """
 
     def __init__(self, features: Floats) -> None:
-        self.centre, self._scale = _standard(features)
+        self.centre, self._scale = centre_and_scale(features)
         scaled = self._scaled(features)
         clips, dimensions = scaled.shape
         is_wide = clips < dimensions
@@ -239,60 +239,6 @@ class _Ridge:
         return np.asarray(self._targets / (self._components.values + penalty * self._unit)[:, None])
 
 
-def mix_layers(
-    layers: Sequence[Floats], truth: Bools, known: int, *, multilabel: bool, strength: float = 0.1
-) -> tuple[Floats, tuple[float, ...]]:
-    """A weighted sum of layers, each standardised; the weights are a softmax, learned with a linear reader.
-
-    As ELMo's (Peters et al. 2018) and SUPERB's (Yang et al. 2021) weighted sums, on frozen and pooled features. Only
-    the clips to learn from tell the weights, and how each layer is standardised.
-
-    Args:
-        layers: Features of each layer, those to learn from first, [clips, dimensions] alike.
-        truth: Labels of the clips to learn from, [known, classes].
-        known: How many these are.
-        multilabel: Whether a clip may have several labels.
-        strength: C of the reader that the weights are learned with; who reads the sum chooses one anew.
-
-    Returns:
-        The sum, float32 [clips, dimensions], and the weights.
-    """
-    from scipy.optimize import minimize
-    from scipy.special import expit, log_softmax, softmax
-
-    scaled: list[NDArray[np.float32]] = []
-    for values in layers:
-        centre, scale = _standard(values[:known])
-        scaled.append(np.asarray((values - centre) / scale, np.float32))
-    inside = [values[:known] for values in scaled]
-    targets = truth.astype(np.float32)
-    classes, width, count = truth.shape[1], layers[0].shape[1], len(layers)
-
-    def loss(flat: Floats) -> tuple[float, Floats]:
-        logits, bias = flat[:count], flat[count : count + classes].astype(np.float32)
-        weight = flat[count + classes :].reshape(width, classes).astype(np.float32)
-        share = softmax(logits)
-        read = [values @ weight for values in inside]
-        scores = sum(part * one for part, one in zip(share.astype(np.float32), read, strict=True)) + bias
-        if multilabel:
-            value = float((np.logaddexp(0, scores) - targets * scores).sum())
-            error = np.asarray(expit(scores) - targets)
-        else:
-            logs = log_softmax(scores, axis=1)
-            value, error = -float((targets * logs).sum()), np.exp(logs) - targets
-        by_layer = np.array([float((one * error).sum()) for one in read])
-        slope = sum(part * (values.T @ error) for part, values in zip(share.astype(np.float32), inside, strict=True))
-        gradient = [share * (by_layer - share @ by_layer), error.sum(axis=0), np.ravel(slope + weight / strength)]
-        return value + float(np.square(weight).sum()) / (2 * strength), np.concatenate(gradient).astype(np.float64)
-
-    with threadpool_limits(1):
-        start = np.zeros(count + classes + width * classes)
-        solved = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 100, "ftol": 1e-5}).x
-    share = softmax(solved[:count])
-    mixed = sum(part * values for part, values in zip(share.astype(np.float32), scaled, strict=True))
-    return np.asarray(mixed), tuple(float(part) for part in share)
-
-
 def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbours: int = 10) -> Floats:
     """Votes of the nearest training clips by cosine of the standardised features, weighted as in Wu et al. 2018.
 
@@ -305,7 +251,7 @@ def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbo
     Returns:
         Share of the votes for each class, [queries, classes].
     """
-    centre, scale = _standard(features)
+    centre, scale = centre_and_scale(features)
     known, unknown = (_unit((side - centre) / scale) for side in (features, queries))
     count = min(neighbours, len(known))
     votes = np.empty((len(unknown), truth.shape[1]))
@@ -342,7 +288,7 @@ def quality(scores: Floats, truth: Bools, *, multilabel: bool) -> dict[str, floa
     }
 
 
-def _standard(features: Floats) -> tuple[Floats, Floats]:
+def centre_and_scale(features: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation of features [clips, dimensions]; a deviation of 1 for those that do not vary."""
     centre, scale = features.mean(axis=0), features.std(axis=0)
     return centre, np.where(scale > 1e-6 * (1 + np.abs(centre)), scale, 1.0)

@@ -19,9 +19,9 @@ from tymbal.evaluation.attentive import fit_attentive
 from tymbal.evaluation.baseline import MOMENTS, PARTS, PREFERRED, coarser, plain_features
 from tymbal.evaluation.embedding_cache import Tokens, embed_with_cache, write_tokens
 from tymbal.evaluation.labelled_clips import LabelledClips
-from tymbal.evaluation.linear import grouped_folds, mix_layers
+from tymbal.evaluation.linear import grouped_folds
 from tymbal.evaluation.probe_tasks import READERS, ProbeRow, ProbeTask, aggregate, draw_shots
-from tymbal.evaluation.selection import Choice, Verdict, choose, judge
+from tymbal.evaluation.selection import Choice, Verdict, choose, judge, mix_layers
 from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
 from tymbal.inference.frontend import ReadyModel
 from tymbal.models.classifier import GRIDS, pooled_width

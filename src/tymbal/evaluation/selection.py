@@ -1,4 +1,4 @@
-"""Which description of clips to read, chosen inside the clips learned from, and whether one reads better.
+"""Which description of clips to read, or which mix of layers, found inside the clips learned from, and verdicts.
 
 How many parts of the time an embedding keeps, or which plain line is the best, is chosen by ridge regressions inside
 the clips to learn from, whole groups (recordings, speakers) on one side; the clips that are asked have no part in it.
@@ -19,11 +19,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from tymbal.evaluation.linear import grouped_folds, quality, ridge_marks
+from tymbal.evaluation.linear import centre_and_scale, grouped_folds, quality, ridge_marks
 from tymbal.evaluation.probe_tasks import ProbeRow
 
-__all__ = ["Choice", "Margin", "Verdict", "choose", "judge", "margin_of_figures", "margin_of_marks", "margin_of_scores"]
+__all__ = [
+    "Choice",
+    "Margin",
+    "Verdict",
+    "choose",
+    "judge",
+    "margin_of_figures",
+    "margin_of_marks",
+    "margin_of_scores",
+    "mix_layers",
+]
 
 _MOST = 1500
 """Clips that a choice is made by, drawn where there are more."""
@@ -111,6 +122,60 @@ def choose(
         eligible = better or [preferred]
     best = max(eligible, key=lambda name: figures[name])
     return Choice(best, figures)
+
+
+def mix_layers(
+    layers: Sequence[Floats], truth: NDArray[np.bool_], known: int, *, multilabel: bool, strength: float = 0.1
+) -> tuple[Floats, tuple[float, ...]]:
+    """A weighted sum of layers, each standardised; the weights are a softmax, learned with a linear reader.
+
+    As ELMo's (Peters et al. 2018) and SUPERB's (Yang et al. 2021) weighted sums, on frozen and pooled features. Only
+    the clips to learn from tell the weights, and how each layer is standardised.
+
+    Args:
+        layers: Features of each layer, those to learn from first, [clips, dimensions] alike.
+        truth: Labels of the clips to learn from, [known, classes].
+        known: How many these are.
+        multilabel: Whether a clip may have several labels.
+        strength: C of the reader that the weights are learned with; who reads the sum chooses one anew.
+
+    Returns:
+        The sum, float32 [clips, dimensions], and the weights.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit, log_softmax, softmax
+
+    scaled: list[NDArray[np.float32]] = []
+    for values in layers:
+        centre, scale = centre_and_scale(values[:known])
+        scaled.append(np.asarray((values - centre) / scale, np.float32))
+    inside = [values[:known] for values in scaled]
+    targets = truth.astype(np.float32)
+    classes, width, count = truth.shape[1], layers[0].shape[1], len(layers)
+
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        logits, bias = flat[:count], flat[count : count + classes].astype(np.float32)
+        weight = flat[count + classes :].reshape(width, classes).astype(np.float32)
+        share = softmax(logits)
+        read = [values @ weight for values in inside]
+        scores = sum(part * one for part, one in zip(share.astype(np.float32), read, strict=True)) + bias
+        if multilabel:
+            value = float((np.logaddexp(0, scores) - targets * scores).sum())
+            error = np.asarray(expit(scores) - targets)
+        else:
+            logs = log_softmax(scores, axis=1)
+            value, error = -float((targets * logs).sum()), np.exp(logs) - targets
+        by_layer = np.array([float((one * error).sum()) for one in read])
+        slope = sum(part * (values.T @ error) for part, values in zip(share.astype(np.float32), inside, strict=True))
+        gradient = [share * (by_layer - share @ by_layer), error.sum(axis=0), np.ravel(slope + weight / strength)]
+        return value + float(np.square(weight).sum()) / (2 * strength), np.concatenate(gradient).astype(np.float64)
+
+    with threadpool_limits(1):
+        start = np.zeros(count + classes + width * classes)
+        solved = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 100, "ftol": 1e-5}).x
+    share = softmax(solved[:count])
+    mixed = sum(part * values for part, values in zip(share.astype(np.float32), scaled, strict=True))
+    return np.asarray(mixed), tuple(float(part) for part in share)
 
 
 def margin_of_marks(difference: Floats, groups: Sequence[str] | None) -> Margin:
