@@ -159,3 +159,44 @@ def test_spool__continues_from_parts_of_the_version_before(tmp_path: Path, recor
         spool.end(outcome(recordings[1], left_out=(4, 5)))
         assert contents(spool, recordings) == {"0.wav": [1, 2], "1.wav": [3]}
         assert [each.left_out for each in spool.outcomes(recordings)] == [(), (4, 5)]
+
+
+@pytest.mark.parametrize("damage", ["half", "flipped", "garbage", "of another run"])
+def test_spool__a_damaged_part_is_set_aside_and_computed_again(
+    tmp_path: Path, recordings: list[Recording], monkeypatch: pytest.MonkeyPatch, damage: str, capsys
+):
+    monkeypatch.setattr(module, "_SECONDS", 0.0)
+    with spooled(tmp_path) as spool:
+        for number, recording in enumerate(recordings[:2]):
+            spool.add({"value": np.arange(5000) + number})
+            spool.end(outcome(recording))
+    part = spool.folder / "00000.parquet"
+    data = part.read_bytes()
+    if damage == "of another run":
+        (spool.folder / "record.json").write_bytes(b"{")
+        with spooled(tmp_path, {"hop": 2}) as other:
+            assert other.done(recordings) == set()
+        assert (spool.folder / "record.json.damaged").read_bytes() == b"{"
+        return
+    flipped = data[:300] + bytes([data[300] ^ 1]) + data[301:]
+    part.write_bytes({"half": data[: len(data) // 2], "flipped": flipped, "garbage": b"PAR1" * 99}[damage])
+    with spooled(tmp_path) as spool:
+        assert spool.done(recordings) == {recordings[1].key}
+        assert "00000.parquet is damaged and computed again" in " ".join(capsys.readouterr().err.split())
+        spool.add({"value": np.arange(5000)})
+        spool.end(outcome(recordings[0]))
+        assert contents(spool, recordings)["0.wav"] == list(range(5000))
+    assert (spool.folder / "00000.parquet.damaged").is_file()
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a":' * 100_000, b'{"hop": 1, "checksum": "0"}'])
+def test_spool__a_damaged_record_is_written_again(tmp_path: Path, recordings: list[Recording], content: bytes, capsys):
+    with spooled(tmp_path) as spool:
+        spool.add({"value": np.array([1])})
+        spool.end(outcome(recordings[0]))
+    (spool.folder / "record.json").write_bytes(content)
+    with spooled(tmp_path) as spool:
+        assert spool.done(recordings) == {recordings[0].key}
+    assert "record.json is damaged" in " ".join(capsys.readouterr().err.split())
+    with spooled(tmp_path) as spool:
+        assert contents(spool, recordings) == {"0.wav": [1]}

@@ -70,6 +70,7 @@ class Store(SpectrogramSource):
         self.description = description
         self.checksums: npt.NDArray[np.uint32] | None = None
         self._verified = bytearray(len(self))
+        self._all_verified = False
         self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
         self._shards: dict[int, MappedShard] = {}
         self._pool = BufferPool()
@@ -173,7 +174,7 @@ class Store(SpectrogramSource):
             for shard in {shard for shard, _ in places}:
                 shard.check_length()
         copy_in_parallel(copy if mapped else read, len(indices), size)
-        if self.checksums is not None:
+        if self.checksums is not None and not self._all_verified:
             self._verify(indices, view, size, places)
         return out
 
@@ -204,6 +205,7 @@ class Store(SpectrogramSource):
             raise StoreError(
                 f"row {row} of the shard is not what was written: its checksum differs", path=shard.path, advice=REPAIR
             )
+        self._all_verified = 0 not in self._verified
 
     def check_whole(self, progress: Progress | None = None) -> None:
         """Reads all shards and compares them with their checksums; of stores of earlier versions only their sizes.
