@@ -58,6 +58,7 @@ def test_text__pretraining_wins():
     assert VERDICT.text() in text
     assert VERDICT.text().startswith("Pretraining pays here: the model reads 82.0 %")
     assert "Fine-tuned, it is 18.0 points (± 5.3) ahead of what begins with random weights." in text
+    assert "The better of the probe that it begins as and of its end is kept, by these very clips." in text
     assert "840 steps in 2 min 10 s, 26,880 clips seen. Of 31 % of the held-out clips it finds the other view" in text
     assert "15 of 17 events" in text
     assert "Of 40 windows without any, 3 were false alarms." in text

@@ -122,6 +122,7 @@ class Report:
         verdict = self.scores.verdict
         lines = ["No comparison could be made." if verdict is None else verdict.text()]
         lines.append(f"Fine-tuned, it is {_points(*self.scores.tuned_difference)} what begins with random weights.")
+        lines.append("The better of the probe that it begins as and of its end is kept, by these very clips.")
         lines.append(f"It had {spent}.{task}")
         if verdict is None or not verdict.pays:
             lines.append("That is little time: the first command below goes on.")

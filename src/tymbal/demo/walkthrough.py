@@ -213,7 +213,7 @@ def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
 
     probed: ProbeResult = walk.step("probe", walk.folder / "pretrained", store.path, output="probe.csv")
     steps = plan.steps(plan.finetuning, _patches(store))
-    # One evaluation, at the end: the best of several on the very clips that are reported would flatter.
+    # One evaluation behind the first, at the end: the best of many on the very clips that are reported would flatter.
     settings: dict[str, Any] = {
         "batch_size": _BATCH,
         "max_steps": steps,
