@@ -262,11 +262,12 @@ def test_resolve__a_run_goes_on_as_it_was_begun():
 
 
 def test_resolve__minutes_alone_end_a_pretraining(tmp_path: Path):
-    assert registry.resolve({}).epochs == 100
-    assert registry.resolve({"max_minutes": 5}).epochs == 100_000
+    assert registry.resolve({"objective": "joint"}).epochs == 100
+    assert registry.resolve({"objective": "joint", "max_minutes": 5}).epochs == 100_000
+    assert registry.resolve({}).epochs == 100_000  # until the data say how many
     assert registry.resolve({"max_minutes": 5, "objective": "reconstruction"}).epochs == 100_000
     assert registry.resolve({"max_minutes": 5, "epochs": 3}).epochs == 3
-    assert registry.resolve({"max_minutes": 5, "max_steps": 3}).epochs == 100
+    assert registry.resolve({"max_minutes": 5, "max_steps": 3, "objective": "joint"}).epochs == 100
     (tmp_path / "a.yaml").write_text("epochs: 7\n")
     assert registry.resolve({"max_minutes": 5}, config=tmp_path / "a.yaml").epochs == 7
     begun = config.to_mapping(registry.resolve({"epochs": 9}))

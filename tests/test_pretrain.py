@@ -16,7 +16,9 @@ from training_setup import TINY, make_store
 from tymbal.config import read_run_yaml
 from tymbal.errors import ModelError, SettingsError, StoreError, TrainingError
 from tymbal.models.folder import load_model
+from tymbal.objectives import registry
 from tymbal.pretrain import pretrain
+from tymbal.settings import DataChoice
 
 SHORT: dict[str, Any] = {**TINY, "max_steps": 3}
 
@@ -183,6 +185,21 @@ def test_pretrain__leaves_patch_and_parts_to_the_sound(store: Path, tmp_path: Pa
     description = load_model(result.model).description
     assert description.objective["parts"] == 4
     assert description.encoder.patch == (32, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "epochs"),
+    [
+        ({"patch": "32x4"}, 20),
+        ({"patch": "32x4", "max_minutes": 9}, 20),
+        ({"patch": "32x4", "epochs": 30}, 30),
+        ({"patch": "8x8"}, 100),
+        ({"patch": "8x8", "max_minutes": 9, "max_steps": None}, 100_000),
+    ],
+)
+def test_settings__passes_depend_on_the_patch(settings: dict[str, Any], epochs: float):
+    chosen = registry.resolve({**DEFAULT, **settings})
+    assert chosen.fitted(DataChoice(full_height=settings["patch"] == "32x4")).epochs == epochs
 
 
 def test_pretrain__goes_on_with_what_its_data_had_chosen(store: Path, tmp_path: Path):

@@ -36,6 +36,7 @@ from tymbal.randomness import BITS, EVALUATION, bits, fold, uniform
 from tymbal.settings import DataChoice, PretrainSettings
 from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.settings.fields import check, setting
+from tymbal.settings.training import ENDLESS
 from tymbal.store.base import SpectrogramSource
 from tymbal.views.augmentation_config import read_augmentation
 from tymbal.views.spectrogram_views import spectrogram_views
@@ -46,6 +47,9 @@ _VISIBLE, _DIRECTIONS = 63, 64  # streams of random numbers
 _OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4}
 _OF_SQUARES: dict[str, Any] = {"kept": 0.25, "kept_local": 0.1, "parts": 1}
 """What is seen of a view and compared, of patches as high as the spectrogram and of others."""
+_PASSES = 20.0
+"""Epochs with patches as high as the spectrogram, also where there are minutes for more: then few clips are learned by
+heart, noise and all (digits: 16 passes over 2,000 clips read 89 % of unheard speakers, 70 passes 79 %)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class LeJEPASettings(PretrainSettings):
     """LeJEPA on views that are drawn from spectrograms.
 
     Attributes:
+        epochs: Passes over the training clips. Where they are not given: 20 with patches as high as the spectrogram;
+            with others 100, or as many as fit into `max_minutes`.
         augmentations: YAML file that says, under `spectrogram_views`, how views are drawn. `None` is
             configs/audio_augmentation_config.yaml where it is there, else the defaults.
         view_strength: What all strengths of the views are multiplied by.
@@ -76,6 +82,7 @@ class LeJEPASettings(PretrainSettings):
 
     compares_views: ClassVar[bool] = True
 
+    epochs: float = setting(ENDLESS, by_data=True, first=True, group="training")
     objective: Literal["lejepa"] = "lejepa"
     augmentations: str | None = setting(None, path=True, describes_model=False)
     view_strength: float = 1.0
@@ -116,6 +123,8 @@ class LeJEPASettings(PretrainSettings):
         settings = PretrainSettings.fitted(self, choice)
         defaults = _OF_COLUMNS if choice.full_height else _OF_SQUARES
         own = {name: value for name, value in defaults.items() if getattr(self, name) is None}
+        if self.epochs == ENDLESS and (choice.full_height or self.max_minutes is None):
+            own["epochs"] = _PASSES if choice.full_height else PretrainSettings.epochs
         if self.batches == "auto":
             own["batches"] = "group" if choice.grouped else "mixed"
         return replace(settings, **own)

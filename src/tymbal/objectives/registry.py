@@ -26,6 +26,7 @@ from tymbal.objectives.contract import ObjectiveSpec
 from tymbal.progress import tell
 from tymbal.settings import PretrainSettings
 from tymbal.settings.fields import nature
+from tymbal.settings.training import ENDLESS
 from tymbal.values import convert
 
 __all__ = ["names", "resolve", "run_settings", "spec", "without_foreign"]
@@ -39,8 +40,6 @@ _MODULES = {
     "reconstruction": "tymbal.objectives.reconstruction",
 }
 _GROUP = "tymbal.objectives"
-_ENDLESS = 100_000.0
-"""Epochs of a run that its minutes end."""
 
 PathLike = str | os.PathLike[str]
 
@@ -130,7 +129,7 @@ def _epochs_of_minutes(given: Mapping[str, Any], begun: Mapping[str, Any] | None
     keys = {_key(key) for key, value in given.items() if value is not None}
     if "max_minutes" not in keys or keys & {"epochs", "max_steps"}:
         return {}
-    return {"epochs": _ENDLESS if begun is None else begun.get("epochs", _ENDLESS)}
+    return {"epochs": ENDLESS if begun is None else begun.get("epochs", ENDLESS)}
 
 
 def _without_auto(cls: type[PretrainSettings], given: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,11 @@ from tymbal.errors import SettingsError
 from tymbal.settings.fields import LP_FT, NOTEBOOK, SCRATCH, SIZES, Recipe, check, nature, parse_patch, setting
 from tymbal.settings.sound import PtSettings, SoundSettings
 
-__all__ = ["DataChoice", "FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
+__all__ = ["ENDLESS", "DataChoice", "FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
+
+
+ENDLESS = 100_000.0
+"""Epochs of a run that something else ends: its minutes, or what an objective makes of its data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +169,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     (`tymbal.objectives.registry`).
 
     Attributes:
+        epochs: Passes over the training clips. Where they are not given, lejepa takes 20 with patches as high as the
+            spectrogram, and others as many as fit into `max_minutes`.
         objective: What is learned: `lejepa` makes views of a clip agree and spreads clips like a standard normal
             (Balestriero & LeCun 2025); `contrastive` tells the two views of each clip from those of all others (SimCLR,
             Chen et al. 2020); `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it, `joint`
