@@ -323,3 +323,11 @@ def test_read__mp4_whose_header_promises_too_little(tmp_path, share):
     (frames,) = lengths(path)
     assert frames == pytest.approx(len(whole), abs=2048)
     assert info(path).remarks == (LONGER,)
+
+
+@pytest.mark.parametrize("codec", ["pcm_s16le", "pcm_s24le", "pcm_f32le", "pcm_alaw", "pcm_mulaw", "adpcm_ms"])
+def test_read__extensible_w64(tmp_path, codec):
+    """FFmpeg writes an extensible header from 48 kHz on, which libsndfile takes for PCM."""
+    path = write_av(tmp_path / "a.w64", tone(1.0, 96_000), 96_000, codec, container="w64")
+    (frames,) = lengths(path)
+    np.testing.assert_allclose(read(path)[0], by_ffmpeg(path)[:frames], atol=1e-4)

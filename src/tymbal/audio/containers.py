@@ -318,7 +318,9 @@ def _w64(file: BinaryIO, size: int, head: bytes) -> Container:
     for name, body, length in _W64.walk(file, 40):
         if name[:4] == b"fmt ":
             file.seek(body)
-            plain = _coding(file.read(40), "<") in _PLAIN
+            form = file.read(40)
+            # libsndfile takes what is extensible there for PCM.
+            plain = _coding(form, "<") in (_PLAIN if form[:2] != b"\xfe\xff" else (1,))
         if name[:4] == b"data":
             if body + length > size + _SLACK:
                 return _promised(body + length, size)
