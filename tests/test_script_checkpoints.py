@@ -128,7 +128,8 @@ def test_finetune__goes_on_with_a_scripts_classifier(
         tymbal.predict(model, clip, tmp_path / f"{name}.csv", precision="float32", device="cpu")
     before, after = ((tmp_path / f"{name}.csv").read_text() for name in ("before", "after"))
     assert before.replace("LABEL_0", "aedes").replace("LABEL_1", "culex") == after
-    tymbal.finetune(sound, tmp_path / "again", from_=tmp_path / "run", **{**TRAINING, "learning_rate": 1e-2})
+    onwards = {**TRAINING, "learning_rate": 1e-2, "eval_start": False}
+    tymbal.finetune(sound, tmp_path / "again", from_=tmp_path / "run", **onwards)
     again = load_model(tmp_path / "again")
     assert again.description.pooling == "all-normed-twice"
     assert not again.module.head.weight.equal(first.module.head.weight)
