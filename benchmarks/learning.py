@@ -46,6 +46,7 @@ os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 
 import numpy as np
+import yaml
 
 import tymbal
 from _learning import SETS, Figures, few, machine, processor_seconds, spread, step_figures
@@ -65,8 +66,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "reconstruction": {"objective": "reconstruction", "accumulate": 1, "schedule": "cosine", "warmup": 0.1, **EQUAL},
     "joint before": {"objective": "joint", **BEFORE},
 }
-FINETUNE: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 32}
-AUGMENTED: dict[str, dict[str, Any]] = {"plain": {}}
+# The probe as a candidate for the best model would be chosen by the clips that are asked.
+FINETUNE: dict[str, Any] = {"batch_size": 32, "eval_start": False}
+AUGMENTED: dict[str, dict[str, Any]] = {"no views": {"view_strength": 0.0}, "light views": {"view_strength": 0.5}}
 FEW_STEPS, ALL_STEPS = 100, 300
 READERS = {
     "frozen probe, logistic regression": ("", "logistic"),
@@ -212,7 +214,8 @@ class Trial:
         self.figures.add(**key, accuracy=hits["logistic"], **found)
 
     def _pretrain(self, row: str, run: Path, steps: int, seed: int) -> None:
-        settings = OBJECTIVES[row] | {"max_steps": steps, "seed": seed, "device": self.arguments.device}
+        settings = OBJECTIVES[row] | {"max_steps": steps, "max_minutes": NEVER}
+        settings |= {"seed": seed, "device": self.arguments.device}
         if row not in ("default", "joint before"):
             settings |= self._shape()
         if self.arguments.short:
@@ -221,14 +224,20 @@ class Trial:
 
     def _shape(self) -> dict[str, Any]:
         """Width, depth, heads, stem and patch of the default, as any of its runs has them."""
-        made = self.figures.have(data=self.name, row="default", cell="pretraining")
-        if not made:
-            self.pretrained("default", self.arguments.minutes[0], self.arguments.seeds[0])
-            return self._shape()
-        run = self.folder / f"default-{made[0]['minutes']:g}-{made[0]['seed']}"
-        config = tymbal.load_model(run).description.encoder
+        config = self._chosen.encoder
         shape = {name: getattr(config, name) for name in ("width", "depth", "heads", "stem")}
         return shape | {"patch": "x".join(map(str, config.patch))}
+
+    @property
+    def _chosen(self) -> Any:
+        """The description of a model of the default: what it chose for this sound."""
+        made = self.figures.have(data=self.name, row="default", cell="pretraining")
+        if not made:
+            return tymbal.load_model(
+                self.pretrained("default", self.arguments.minutes[0], self.arguments.seeds[0])
+            ).description
+        run = self.folder / f"default-{made[0]['minutes']:g}-{made[0]['seed']}"
+        return tymbal.load_model(run).description
 
     def _steps(self, row: str, minutes: float) -> int:
         """How many steps the budget holds, the start of the verb included: from runs of few and of more steps."""
@@ -243,11 +252,15 @@ class Trial:
                 began = processor_seconds()
                 self._pretrain(row, folder, steps, 0)
                 spent[steps] = processor_seconds() - began
+            # As with --max-minutes, no more than the epochs that the verb then takes without a flag.
+            chosen = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))["settings"]
+            batches = sum(clip.split == "train" for clip in self.manifest) // chosen["batch_size"]
+            most = min(NEVER, chosen["epochs"] * batches)
             shutil.rmtree(folder)
             each = (spent[48] - spent[8]) / 40
-            self.figures.add(**key, each=each, start=max(0.0, spent[8] - 8 * each))
+            self.figures.add(**key, each=each, start=max(0.0, spent[8] - 8 * each), most=most)
         pace = self.figures.have(**key)[0]
-        return max(10, round((60 * minutes - pace["start"]) / pace["each"]))
+        return max(10, min(round(pace["most"]), round((60 * minutes - pace["start"]) / pace["each"])))
 
     def speed(self) -> None:
         """What a step of the default spends on views, and its arithmetic beside that of the tokens that it sees."""
@@ -269,6 +282,7 @@ class Trial:
             if self.figures.have(**key, augmentation=augmentation):
                 continue
             start = self._shape() if row == "nothing" else {"from_": self.pretrained(row, minutes, seed)}
+            start |= {"pooling": self._chosen.own_grid}  # the same head for all
             store = self._labelled(labels, draw)
             run = self.folder / "finetune"
             shutil.rmtree(run, ignore_errors=True)
@@ -332,8 +346,9 @@ def table(figures: Figures) -> Iterator[str]:
         yield f"| {title}, % | " + " | ".join(SETS[name].title for name in names) + " |"
         yield "|---|" + "---:|" * len(names)
         for line in ("plain", "random", "random+plain"):
-            # Those beside the default, whose patch they have.
-            yield _row(line, figures.have(cell="probe", row="default"), line + suffix, names)
+            # Those beside the default, whose patch they have; once a seed.
+            beside = {(row["data"], row["seed"]): row for row in figures.have(cell="probe", row="default")}
+            yield _row(line, list(beside.values()), line + suffix, names)
         for row, minutes in _arms(probes):
             of_arm = figures.have(cell="probe", row=row, minutes=minutes)
             yield _row(f"{row}, {minutes:g} min", of_arm, "model" + suffix, names)
