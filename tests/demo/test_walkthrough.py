@@ -21,7 +21,7 @@ TINY = replace(
     known=2,
     recording=9,
     encoder={"width": 16, "depth": 1, "heads": 1},
-    pretraining_minutes=0.05,
+    pretraining=4,
     finetuning=10 * 32 * 56,
 )
 

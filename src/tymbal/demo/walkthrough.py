@@ -203,7 +203,15 @@ def _prepare(walk: _Walk, plan: Plan, manifest: Manifest) -> Store:
 
 
 def _pretrain(walk: _Walk, plan: Plan, store: Store) -> RunResult:
-    run = walk.step("pretrain", store.path, output="pretrained", max_minutes=plan.pretraining_minutes, **plan.encoder)
+    # A number of steps, so that the same comes out on every computer.
+    run = walk.step(
+        "pretrain",
+        store.path,
+        output="pretrained",
+        max_steps=plan.pretraining,
+        max_minutes=plan.pretraining_minutes,
+        **plan.encoder,
+    )
     return cast("RunResult", run)
 
 
@@ -298,8 +306,9 @@ class Plan:
         recording: Seconds of the recording that is searched.
         window: Longest clip in seconds.
         encoder: Settings of the encoder; without any, all is as by default.
+        pretraining: Steps of pretraining.
         finetuning: Patches that are seen in each of the two fine-tunings.
-        pretraining_minutes: Pretraining has this many.
+        pretraining_minutes: Pretraining stops after this many, on computers that are slower than expected.
         finetuning_minutes: Each fine-tuning stops after this many.
     """
 
@@ -308,6 +317,7 @@ class Plan:
     recording: float
     window: float
     encoder: dict[str, Any]
+    pretraining: int
     finetuning: int
     pretraining_minutes: float
     finetuning_minutes: float
@@ -324,6 +334,7 @@ FULL = Plan(
     window=2.0,
     encoder={},
     finetuning=250_000,
+    pretraining=400,
     pretraining_minutes=2.75,
     finetuning_minutes=0.75,
 )
@@ -333,6 +344,7 @@ SHORT = replace(
     known=3,
     recording=30,
     finetuning=50_000,
+    pretraining=30,
     pretraining_minutes=0.5,
     finetuning_minutes=0.25,
 )
