@@ -36,20 +36,28 @@ def test_probe__baseline_random_and_model_side_by_side(model: Path, tmp_path: Pa
     tone_store(tmp_path / "store")
     result = probe(model, tmp_path / "store", pooling=("rows", "mean"), device="cpu", precision="float32")
     assert [(row.features, row.pooling, row.reader, row.dimensions) for row in result.rows] == [
+        ("baseline", "moments", "ridge", 48),
         ("baseline", "moments", "logistic", 48),
         ("baseline", "moments", "knn", 48),
+        ("plain", "clip:4", "ridge", 80),
         ("plain", "clip:4", "logistic", 80),
         ("plain", "clip:4", "knn", 80),
+        ("random", "rows", "ridge", 32),
         ("random", "rows", "logistic", 32),
         ("random", "rows", "knn", 32),
+        ("random", "mean", "ridge", 16),
         ("random", "mean", "logistic", 16),
         ("random", "mean", "knn", 16),
+        ("random+plain", "rows+clip:4", "ridge", 112),
         ("random+plain", "rows+clip:4", "logistic", 112),
         ("random+plain", "rows+clip:4", "knn", 112),
+        ("model", "rows", "ridge", 32),
         ("model", "rows", "logistic", 32),
         ("model", "rows", "knn", 32),
+        ("model", "mean", "ridge", 16),
         ("model", "mean", "logistic", 16),
         ("model", "mean", "knn", 16),
+        ("model+plain", "rows+clip:4", "ridge", 112),
         ("model+plain", "rows+clip:4", "logistic", 112),
         ("model+plain", "rows+clip:4", "knn", 112),
     ]
@@ -59,7 +67,7 @@ def test_probe__baseline_random_and_model_side_by_side(model: Path, tmp_path: Pa
     assert result.figure("model") >= 0.9
     lines = result.summary().splitlines()
     assert lines[0] == "3 classes, learned from 36 clips, asked about 12"
-    assert lines[3].split() == ["baseline", "moments", "48", "100.0", "100.0"]
+    assert lines[3].split() == ["baseline", "moments", "48", "100.0", "100.0", "100.0"]
 
 
 def test_probe__repeats_by_seed(model: Path, tmp_path: Path) -> None:
@@ -81,18 +89,18 @@ def test_probe__writes_csv_and_json(model: Path, tmp_path: Path) -> None:
         table = list(csv.DictReader(file))
     known = json.loads((tmp_path / "table.json").read_text())
     assert [row["features"] for row in table] == [
-        name for name in ("baseline", "plain", "model", "model", "model+plain") for _ in range(2)
+        name for name in ("baseline", "plain", "model", "model", "model+plain") for _ in range(3)
     ]
     assert [float(row["accuracy"]) for row in table] == [row["accuracy"] for row in known["rows"]]
     assert known["rows"][0]["accuracy"] == result.figure("baseline")
     assert known["classes"] == ["high", "low", "middle"]
-    plain = known["rows"][2]
+    plain = known["rows"][3]
     assert plain["pooling"] == "clip:4"
     assert list(plain["chosen_from"]) == [
         f"{values}:{name}" for values in ("raw", "clip") for name in ("moments", 1, 2, 4, 8, "mfcc")
     ]
-    assert "chosen_from" not in table[2]
-    assert list(known["rows"][6]["chosen_from"]) == ["grid:1", "grid:2", "grid:4", "grid:8"]
+    assert "chosen_from" not in table[3]
+    assert list(known["rows"][9]["chosen_from"]) == ["grid:1", "grid:2", "grid:4", "grid:8"]
     assert "chosen_from" not in known["rows"][0]
     assert again.verdict is not None
     assert known["verdict"] == again.verdict.to_json()

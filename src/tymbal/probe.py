@@ -45,8 +45,8 @@ class ProbeResult:
         validation: Clips validated on.
         classes: Names of the labels.
         multilabel: Whether clips have several labels.
-        confusion: How often the model's last layer, read by logistic regression (or the first of the other readers),
-            takes which class (row) for which (column); empty with several labels a clip, or folds.
+        confusion: How often the model's last layer, read by the first reader, takes which class (row) for which
+            (column); empty with several labels a clip, or folds.
         folds: Into how many folds all these clips were split anew; None for the split of the store.
         verdict: The model beside the best of plain line and random weights; None where neither was read.
         written: Files that were written.

@@ -56,7 +56,7 @@ def test_probe__a_learned_mix_of_layers_beside_the_last(tmp_path: Path) -> None:
     """Random weights are mixed, too, with weights of their own; the mix stands for the model in the verdict."""
     model, store = saved(tmp_path / "model"), tone_store(tmp_path / "store").path
     result = probe(model, store, tmp_path / "out.json", layer="mix", pooling=("grid",), folds=2, **QUICK)
-    rows = [row for row in result.rows if row.reader == "logistic"]
+    rows = [row for row in result.rows if row.reader == "ridge"]
     assert [(row.features, row.layer) for row in rows] == [
         ("baseline", None),
         ("plain", None),
@@ -73,7 +73,7 @@ def test_probe__a_learned_mix_of_layers_beside_the_last(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [row["layer_weights"] for row in written if row["layer"] == "mix" and row["features"] == "model"] == [
         list(mixes["model"])
-    ] * 2
+    ] * 3
     assert result.verdict is not None
     assert (
         result.verdict.model

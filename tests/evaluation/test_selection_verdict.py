@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_judge__several_labels() -> None:
     folds = [row(name, 100, marks=None, each=each, figures={"mAP": np.mean(each)}) for name, each in
              (("plain", (0.5, 0.6, 0.4)), ("model", (0.8, 0.9, 0.8)))]  # fmt: skip
     assert judged(*folds, multilabel=True).margin == pytest.approx(4.3027 * 0.0577 / np.sqrt(3), rel=1e-2)
+
+
+def test_judge__what_it_is_compared_with_is_read_by_whichever_reads_it_best() -> None:
+    lines = [row("plain", 150), replace(row("plain", 170), reader="ridge"), replace(row("random", 160), reader="ridge")]
+    verdict = judged(*lines, row("model", 180), replace(row("model", 165), reader="ridge"))
+    assert (verdict.reader, verdict.model) == ("ridge", 0.825)
+    assert (verdict.against, verdict.best, verdict.against_reader) == ("plain", 0.85, "")
+    lines[0] = row("plain", 178)
+    verdict = judged(*lines, replace(row("model", 180), reader="ridge"))
+    assert (verdict.best, verdict.against_reader) == (0.89, "logistic")
+    assert "89.0 % (the plain line, " in verdict.text()
+    assert ", logistic)" in verdict.text()
 
 
 def test_judge__nothing_to_compare_with() -> None:

@@ -239,7 +239,7 @@ def _classify(walk: _Walk, plan: Plan, store: Store) -> Scores:
     figure = "mAP" if probed.multilabel else "accuracy"
 
     def read(features: str, pooling: str | None = "grid") -> tuple[float, float]:
-        linear, neighbours = (probed.figure(features, pooling=pooling, reader=each) for each in ("logistic", "knn"))
+        linear, neighbours = (probed.figure(features, pooling=pooling, reader=each) for each in ("ridge", "knn"))
         return linear, neighbours
 
     return Scores(

@@ -14,7 +14,7 @@ from tymbal.evaluation.linear import fit_logistic, fit_ridge, neighbour_scores, 
 
 __all__ = ["READERS", "ProbeRow", "ProbeTask", "aggregate", "draw_shots", "table"]
 
-READERS = ("logistic", "ridge", "knn", "attentive")
+READERS = ("ridge", "logistic", "knn", "attentive")
 """What can read, in the order of the table."""
 
 
@@ -117,14 +117,14 @@ class ProbeTask:
         """Reads features [clips, dimensions], those to learn from first, by all readers but the attentive one."""
         known, queries = np.split(features.astype(np.float64), [len(self.train)])
         rows: list[ProbeRow] = []
-        if "logistic" in readers:
-            fitted = fit_logistic(known, self.train, multilabel=self.multilabel, groups=self.groups, seed=self.seed)
-            scores = fitted.scores(queries)
-            rows.append(self.row(scores, name=name, pooling=pooling, reader="logistic", strength=fitted.strength))
         if "ridge" in readers:
             fitted = fit_ridge(known, self.train, multilabel=self.multilabel, groups=self.groups, seed=self.seed)
             scores = fitted.scores(queries)
             rows.append(self.row(scores, name=name, pooling=pooling, reader="ridge", strength=fitted.strength))
+        if "logistic" in readers:
+            fitted = fit_logistic(known, self.train, multilabel=self.multilabel, groups=self.groups, seed=self.seed)
+            scores = fitted.scores(queries)
+            rows.append(self.row(scores, name=name, pooling=pooling, reader="logistic", strength=fitted.strength))
         if "knn" in readers:
             votes = neighbour_scores(known, self.train, queries, neighbours=self.neighbours)
             rows.append(self.row(votes, name=name, pooling=pooling, reader="knn"))

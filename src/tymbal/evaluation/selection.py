@@ -243,11 +243,12 @@ class Verdict:
 
     Attributes:
         figure: Name of the figure, `accuracy` or `mAP`.
-        reader: What reads both.
+        reader: What reads the model.
         pooling: How the model was pooled.
         model: Its figure.
         against: What it is compared with: `plain` or `random`.
         against_pooling: How that was pooled.
+        against_reader: What reads that; empty is what reads the model.
         best: Figure of that.
         margin: Half the width of the 95 % interval of the difference.
         groups: Groups whose spread the margin is; None where it takes clips (or folds) as independent.
@@ -262,6 +263,7 @@ class Verdict:
     best: float
     margin: float
     groups: int | None
+    against_reader: str = ""
 
     @property
     def pays(self) -> bool:
@@ -275,10 +277,11 @@ class Verdict:
         if not self.pays:
             said = "Pretraining does not pay here" if difference < -self.margin else "No clear gain by pretraining here"
         other = "random weights" if self.against == "random" else "the plain line"
+        against = ", ".join(filter(None, (self.against_pooling, self.against_reader)))
         kind = "clips as independent" if self.groups is None else f"{self.groups} groups"
         return (
             f"{said}: the model reads {100 * self.model:.1f} % ({self.pooling}, {self.reader}), the best of plain line "
-            f"and random weights {100 * self.best:.1f} % ({other}, {self.against_pooling}): {100 * difference:+.1f} "
+            f"and random weights {100 * self.best:.1f} % ({other}, {against}): {100 * difference:+.1f} "
             f"points, 95 % margin ± {100 * self.margin:.1f} ({kind})."
         )
 
@@ -287,10 +290,15 @@ class Verdict:
         return {**asdict(self), "pays": self.pays, "text": self.text()}
 
 
+_LINEAR = ("ridge", "logistic")
+
+
 def judge(
     rows: Sequence[ProbeRow], *, groups: Sequence[str] | None, multilabel: bool, readers: Sequence[str]
 ) -> Verdict | None:
     """Compares the lines of a probe.
+
+    The model is read by the first reader; of plain line and random weights the best counts, by whichever linear reader.
 
     Args:
         rows: The lines.
@@ -305,7 +313,8 @@ def judge(
         model = _line(rows, "model", reader)
         if model is None:
             continue
-        others = [_line(rows, name, reader) for name in ("plain", "random")]
+        alike = [reader, *(other for other in _LINEAR if reader in _LINEAR and other != reader)]
+        others = [_line(rows, name, each) for each in alike for name in ("plain", "random")]
         known = [row for row in others if row is not None]
         if not known:
             return None
@@ -324,6 +333,7 @@ def judge(
             best=best.figures[figure],
             margin=margin.half,
             groups=margin.groups,
+            against_reader=best.reader if best.reader != reader else "",
         )
     return None
 

@@ -17,10 +17,10 @@ class ProbeSettings(PtSettings):
     """What a frozen encoder knows: linear regression and nearest neighbours on its embeddings.
 
     Attributes:
-        readers: What reads: `logistic` regression, `ridge` regression (in closed form, quick for many features and
-            labels), `knn`, and `attentive`, which looks at every token of a clip with
-            learned queries instead of at their mean. That finds what is short, takes about as long as another pass of
-            the encoder, and disk space for all tokens while it reads them.
+        readers: What reads: `ridge` regression of the labels, in closed form (of what is pretrained it reads several
+            points more than the next), `logistic` regression, `knn`, and `attentive`, which looks at every token of a
+            clip with learned queries instead of at their mean. That finds what is short, takes about as long as another
+            pass of the encoder, and disk space for all tokens while it reads them.
         pooling: What an embedding is: `mean` of the patch tokens, `rows` the mean over time with frequency rows kept
             apart, `cls` the class tokens; `grid2`, `grid4` and `grid8` the rows over so many equal parts of the time,
             in order, and `grid` over 1, 2, 4 or 8 of them: as many as the pretraining compared (1 where it compared
@@ -45,7 +45,9 @@ class ProbeSettings(PtSettings):
 
     group = "probe"
 
-    readers: tuple[Literal["logistic", "ridge", "knn", "attentive"], ...] = setting(("logistic", "knn"), first=True)
+    readers: tuple[Literal["logistic", "ridge", "knn", "attentive"], ...] = setting(
+        ("ridge", "logistic", "knn"), first=True
+    )
     pooling: tuple[Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"], ...] = setting(
         ("rows", "grid"), first=True
     )
