@@ -18,11 +18,13 @@ import soundfile
 import torch
 
 import tymbal
+from tones import tone_store
 from tymbal.audio.manifest import Manifest
 from tymbal.errors import AudioError, SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
 from tymbal.preparation import build
-from tymbal.settings import FeatureSettings
+from tymbal.preparation.record import _relevant, check_output
+from tymbal.settings import FeatureSettings, PrepareSettings
 from tymbal.store.packed.packed_store import Store
 
 RATE = 16_000
@@ -488,3 +490,15 @@ def test_prepare__settings_without_effect_are_said(tmp_path: Path, capsys: pytes
     assert "hop has no effect with longer=crop-start" in said
     assert "view_mode has no effect with views=0" in said
     assert said.count("has no effect") == 3
+
+
+def test_check_output__knows_stores_of_before_a_separator_could_be_chosen(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", clips=2, validation=1)
+    description = json.loads((tmp_path / "store" / "store.json").read_text())
+    made = {name: value for name, value in _relevant(PrepareSettings()).items() if name != "label_separator"}
+    kept = {name: value for name, value in description.items() if "checksum" not in name}
+    (tmp_path / "store" / "store.json").write_text(json.dumps({**kept, "settings": made}))
+    for separator in (None, ";"):
+        check_output(tmp_path / "store", PrepareSettings(label_separator=separator))
+    with pytest.raises(StoreError, match=r"label_separator: \(not set\) -> '\|'"):
+        check_output(tmp_path / "store", PrepareSettings(label_separator="|"))

@@ -233,7 +233,10 @@ def _flat(mapping: Mapping[str, Any], prefix: str = "augmentations") -> dict[str
 
 
 def _refuse_settings(before: dict[str, Any], settings: PrepareSettings, store: Path, how: str) -> None:
-    changes = diff(before, _relevant(settings))
+    now = _relevant(settings)
+    if "label_separator" not in before and now.get("label_separator") == ";":
+        del now["label_separator"]  # as all lists were read before there was a choice
+    changes = diff(before, now)
     if changes:
         lines = "".join(f"\n    {line}" for line in changes)
         raise StoreError(f"{how} with other settings:{lines}", path=store, advice=_AGAIN)
