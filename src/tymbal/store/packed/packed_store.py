@@ -280,10 +280,10 @@ def read_index(folder: Path, description: Description) -> tuple[pa.Table, npt.ND
     """
     path = folder / INDEX
     try:
-        content = path.read_bytes()
-        if description.index_crc is not None and zlib.crc32(content) != description.index_crc:
+        if description.index_crc not in (None, zlib.crc32(path.read_bytes())):
             raise DamagedStoreError("is not what was written: its checksum differs", path=path, advice=REPAIR)
-        index = pq.read_table(pa.BufferReader(content))
+        # By its path: Arrow's threads may outlive a buffer of Python's, and then abort the process at its end.
+        index = pq.read_table(path)
     except FileNotFoundError:
         raise DamagedStoreError("is missing", path=path, advice=REPAIR) from None
     except (OSError, pa.ArrowException) as error:

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -221,10 +220,9 @@ def finish_store(
     known = [crc for (shard, _), of_shard in zip(shards, checksums, strict=True) if shard.rows for crc in of_shard]
     if len(known) == index.num_rows:
         index = index.append_column(CHECKSUMS, pa.array(known, pa.uint32()))
-    content = BytesIO()
-    pq.write_table(index, content)
     with replace_file(store / INDEX) as aside:
-        aside.write_bytes(content.getbuffer())
+        pq.write_table(index, aside)  # to a path, as it is read
+        index_crc = zlib.crc32(aside.read_bytes())
     Description(
         features=features,
         frames=frames,
@@ -237,7 +235,7 @@ def finish_store(
         padding=padding,
         views=views,
         kind=kind,
-        index_crc=zlib.crc32(content.getbuffer()),
+        index_crc=index_crc,
         settings=dict(settings or {}),
         provenance={
             "tymbal": __version__,
