@@ -194,9 +194,10 @@ def test_report__a_probe_by_layer_and_from_few_clips(way: Path, tmp_path: Path) 
     result = tymbal.report(tmp_path / "probe.json", **SMALL)
     text = result.output.read_text()
     assert Figures.of(text)["best accuracy, baseline"] == f"{100 * max(rows_of(found, 'baseline')):.1f} %"
-    assert text.count('<th scope="row">model (rows, layer ') == 3 * 2
-    charts = re.findall(r'aria-label="(logistic|knn): accuracy: ([^"]*)"', text)
-    assert [reader for reader, _ in charts] == ["logistic", "knn"] * 2
+    assert text.count('<th scope="row">model (rows, layer ') == 3 * 3
+    charts = re.findall(r'aria-label="(ridge|logistic|knn): accuracy: ([^"]*)"', text)
+    assert [reader for reader, _ in charts] == ["ridge", "logistic", "knn"] * 2
+    charts = charts[1:]
     last = found.figure("model", pooling="rows")
     assert f"random, rows {charts[0][1].split('random, rows ')[1].split(',')[0]}" in charts[0][1]
     rows = [row for row in found.rows if row.features == "model" and row.reader == "logistic" and row.shots is None]

@@ -48,7 +48,7 @@ def test_embed__clips_that_became_unreadable_are_left_out_and_named(
     left = embed(encoder, folder, tmp_path / "left.parquet", per=per, **CPU)
     assert left.rows == 21
     assert [failure.file for failure in left.failures] == [files[row] for row in (4, 5, 23)]
-    assert "spectrogram 23 of the store" in (tmp_path / "failures.csv").read_text()
+    assert "spectrogram 23 of the store" in (tmp_path / "left.parquet.failures.csv").read_text()
     assert "3 files could not be read" in left.summary()
     rows = np.setdiff1d(np.arange(24), [4, 5, 23])
     tables = [pq.read_table(tmp_path / f"{name}.parquet") for name in ("whole", "left")]

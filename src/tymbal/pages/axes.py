@@ -121,7 +121,7 @@ def time_marks(start: float, end: float) -> list[Mark]:
 
 def value_marks(low: float, high: float, *, most: int = 5) -> tuple[float, ...]:
     """Round values, in about `most` steps, that reach from below `low` to above `high`."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # equal but for rounding
         low, high = low - (abs(low) / 10 or 0.5), high + (abs(high) / 10 or 0.5)
     step = _round_step(high - low, most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
