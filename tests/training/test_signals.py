@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,15 @@ def test_signal__ends_bit_equal(
     assert [line for line in lines(run) if "eval_mse" in line][-1]["eval_mse"] == lines(whole)[-1]["eval_mse"]
 
 
+@pytest.fixture
+def python_interrupts() -> Iterator[None]:
+    """Ctrl-C as Python handles it by itself: a package that an earlier test imported may handle it in its own way."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_interrupts")
 def test_interrupt__writes_a_checkpoint_first_and_ends_bit_equal(
     whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
@@ -92,6 +101,7 @@ def test_interrupt__writes_a_checkpoint_first_and_ends_bit_equal(
     assert [name for name in theirs if not ours[name].equal(theirs[name])] == []
 
 
+@pytest.mark.usefixtures("python_interrupts")
 def test_interrupt__twice_stops_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     class Impatient(Signalled):
         def forward(self, x: Tensor, **_: Tensor) -> dict[str, Any]:
