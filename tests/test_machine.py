@@ -28,9 +28,14 @@ print(faults_of_a_step(), tune_malloc(), faults_of_a_step())
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is about glibc")
 def test_tune_malloc__spares_a_training_step_its_page_faults():
-    output = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout.split()
-    before, took_effect, after = float(output[0]), output[1] == "True", float(output[2])
-    if not took_effect:
-        pytest.skip("this is not glibc")
-    assert before > 1000
-    assert after < before / 10
+    seen = []
+    for _ in range(3):  # where the heap cannot grow, since something lies behind it by chance, glibc asks the kernel on
+        run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+        before, took_effect, after = run.stdout.split()
+        if took_effect != "True":
+            pytest.skip("this is not glibc")
+        assert float(before) > 1000
+        seen.append(float(after) / float(before))
+        if seen[-1] < 0.1:
+            break
+    assert min(seen) < 0.1
