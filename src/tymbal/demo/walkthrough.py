@@ -334,8 +334,8 @@ FULL = Plan(
     window=2.0,
     encoder={},
     finetuning=250_000,
-    pretraining=400,
-    pretraining_minutes=2.75,
+    pretraining=1_800,
+    pretraining_minutes=4.0,
     finetuning_minutes=0.75,
 )
 SHORT = replace(
