@@ -310,7 +310,7 @@ def test_prepare__full_disk(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(build, "write_text", full)
-        with pytest.raises(StoreError, match=r"store: cannot be written: No space left on device\n  Look at"):
+        with pytest.raises(StoreError, match=r"store: cannot be written: No space left on device\n  Make room"):
             tymbal.prepare(folder, tmp_path / "store", **SMALL)
     assert len(tymbal.prepare(folder, tmp_path / "store", **SMALL).store) == 70
 

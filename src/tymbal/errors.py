@@ -22,6 +22,7 @@ __all__ = [
     "TrainingError",
     "TymbalError",
     "system_error",
+    "what_to_do",
 ]
 
 
@@ -62,8 +63,12 @@ def system_error(error: OSError | MemoryError) -> TymbalError:
     place = next((each for each in (error.filename2, error.filename) if isinstance(each, str)), None)
     if place is not None and len(place) > _LONGEST_PATH:
         place = f"{place[:_LONGEST_PATH]}…"
-    advice = _FOR_ERRNO.get(error.errno or 0, "Look at the path, its permissions and the disk. Then run it again.")
-    return TymbalError(f"{reason[:1].lower()}{reason[1:]}", path=place, advice=advice)
+    return TymbalError(f"{reason[:1].lower()}{reason[1:]}", path=place, advice=what_to_do(error))
+
+
+def what_to_do(error: OSError) -> str:
+    """What a person can do about what the system refused."""
+    return _FOR_ERRNO.get(error.errno or 0, "Look at the path, its permissions and the disk. Then run it again.")
 
 
 _LONGEST_PATH = 300

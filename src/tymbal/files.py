@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from tymbal.errors import SettingsError, TymbalError
+from tymbal.errors import SettingsError, TymbalError, what_to_do
 
 if sys.platform != "win32":
     import fcntl
@@ -408,6 +408,5 @@ def writing(output: Path) -> Iterator[None]:
         raise SettingsError(
             f"cannot be {'written' if ours else 'read or written'}: {error.strerror or error}",
             path=place,
-            advice="Look at its permissions and at the free space of the disk. Then run the same command again: what "
-            "was done stays.",
+            advice=f"{what_to_do(error)} What was done stays.",
         ) from error

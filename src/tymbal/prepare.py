@@ -27,7 +27,7 @@ from tymbal.audio.findings import remarked
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import Listing, read_source
 from tymbal.config import resolve, to_keywords
-from tymbal.errors import AudioError, SettingsError, StoreError
+from tymbal.errors import AudioError, SettingsError, StoreError, what_to_do
 from tymbal.files import locked
 from tymbal.preparation.build import Built, Task, read_sidecar
 from tymbal.preparation.build_views import show_views
@@ -449,8 +449,7 @@ def _writing(store: Path) -> Iterator[None]:
         raise StoreError(
             f"cannot be written: {error.strerror or error}",
             path=error.filename or store,
-            advice="Look at its permissions and at the free space of the disk. Then run the same command again: it "
-            "continues.",
+            advice=what_to_do(error),
         ) from error
 
 

@@ -143,7 +143,7 @@ def pretrain(
         run=run,
         verb="pretrain",
         resume=resume,
-        clip_groups=_groups(data, train_rows) if chosen.groups_batches else None,
+        clip_groups=data.required_groups("batches is group")[train_rows] if chosen.groups_batches else None,
         on_evaluation=on_evaluation,
         watch=watch,
         callbacks=snapshots,
@@ -189,21 +189,6 @@ def _fitted(settings: PretrainSettings, store: SpectrogramSource, rows: NDArray[
     grouped = len(filling) >= _GROUPS and 2 * filling.sum() >= len(rows)
     height = is_full_height(patch, store.mels)
     return settings.fitted(DataChoice(size=size, patch=patch, full_height=height, grouped=bool(grouped)))
-
-
-def _groups(store: SpectrogramSource, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The number of the group of each row, [rows].
-
-    Raises:
-        SettingsError: The data have no groups.
-    """
-    numbers = store.group_numbers()
-    if numbers is None:
-        raise SettingsError(
-            f"batches is group, and the clips of {store.path} have no groups",
-            advice="Prepare the store with --group-pattern or a group column, or set batches to mixed.",
-        )
-    return numbers[rows]
 
 
 def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Objective, ModelDescription]:

@@ -89,3 +89,16 @@ def test_fill__names_every_fault(tmp_path):
         fill(linear, {"weight": torch.ones(4, 2), "gain": torch.ones(3)}, path="x")
     fill(linear, {"weight": torch.ones(3, 2), "bias": torch.zeros(3)}, path="x")
     assert linear(torch.ones(2)).tolist() == [2, 2, 2]
+
+
+def test_write_weights__the_same_weights_are_the_same_bytes(tmp_path):
+    tensors = {"b": torch.randn(3, 4), "a": torch.arange(5), "ü": torch.ones(2).half()}
+    written = set()
+    for number in range(20):  # the order of two entries would be the same in all of them once in half a million times
+        write_weights(tmp_path / f"{number}.safetensors", tensors)
+        written.add((tmp_path / f"{number}.safetensors").read_bytes())
+    assert len(written) == 1
+    read = safetensors.torch.load_file(tmp_path / "0.safetensors")
+    assert all(read[name].equal(tensors[name]) for name in tensors)
+    with safetensors.safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert file.metadata().keys() == {"format", "tymbal_crc32"}

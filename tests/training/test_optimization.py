@@ -63,6 +63,16 @@ def rate(schedule: Plateau) -> float:
     return schedule.optimizer.param_groups[0]["lr"]
 
 
+def rates_of(schedule: Any, steps: int) -> list[float]:
+    """The rates of so many steps."""
+    rates = []
+    for _ in range(steps):
+        rates.append(rate(schedule))
+        schedule.optimizer.step()
+        schedule.step()
+    return rates
+
+
 def test_plateau__warms_up_and_falls_after_patience():
     schedule = Plateau(optimizer(2.0), warmup=4, patience=1, factor=0.5)
     seen = []
@@ -225,12 +235,7 @@ def test_plateau__what_is_not_a_number_at_first_is_no_best():
 def test_make_schedule__steps_fall_behind_the_warmup(capsys):
     settings = PretrainSettings(schedule="step", step_start=1, step_every=2, step_factor=0.5)
     plan = BatchPlan(length=10, batch_sizes=(5,), epochs=4)
-    schedule = make_schedule(settings, plan, optimizer(8.0), warmup=4)
-    rates = []
-    for _ in range(plan.steps):
-        rates.append(rate(schedule))
-        schedule.optimizer.step()
-        schedule.step()
+    rates = rates_of(make_schedule(settings, plan, optimizer(8.0), warmup=4), plan.steps)
     # Two steps an epoch: half of it from epoch 1 on, a quarter from epoch 3 on.
     assert rates == [0, 2, 2, 3, 4, 4, 2, 2]
     assert make_schedule(settings, plan, optimizer(), warmup=8) is not None
@@ -298,12 +303,7 @@ def test_make_schedule__follows_what_the_plan_settles_on():
 def test_make_schedule__a_warmup_may_override_the_falls_in_it():
     settings = PretrainSettings(schedule="step", step_start=1, step_every=2, step_factor=0.5, fall_in_warmup=False)
     plan = BatchPlan(length=10, batch_sizes=(5,), epochs=4)
-    schedule = make_schedule(settings, plan, optimizer(8.0), warmup=4)
-    rates = []
-    for _ in range(plan.steps):
-        rates.append(rate(schedule))
-        schedule.optimizer.step()
-        schedule.step()
+    rates = rates_of(make_schedule(settings, plan, optimizer(8.0), warmup=4), plan.steps)
     # The fall of epoch 1 is over with the warm-up; that of epoch 3 holds.
     assert rates == [0, 2, 4, 6, 8, 8, 4, 4]
 

@@ -7,6 +7,7 @@ read from it (`weights_only=True`); a file that wants more is refused. safetenso
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import zlib
 from collections.abc import Mapping
@@ -117,7 +118,21 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file as `transformers` does, with a checksum, from tensors on any device."""
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     # Through memory: safetensors makes its files readable for their owner alone, and does not say why it fails.
-    path.write_bytes(safetensors.torch.save(plain, metadata={"format": "pt", _CHECKSUM: _checksum_of(plain)}))
+    content = safetensors.torch.save(plain, metadata={"format": "pt", _CHECKSUM: _checksum_of(plain)})
+    path.write_bytes(_in_order(content))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata sorted: safetensors writes them in another order each time.
+
+    The same weights are the same bytes then, as a continued run's and an uninterrupted one's are to be.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # as safetensors aligns what follows
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def _checksum_of(tensors: Mapping[str, Tensor]) -> str:

@@ -636,14 +636,8 @@ def _groups(data: SpectrogramSource, numbers: NDArray[np.int64]) -> Tensor:
     Raises:
         SettingsError: The data have no groups.
     """
-    of_rows = data.group_numbers()
-    if of_rows is None:
-        raise SettingsError(
-            f"negatives is group, and the clips of {data.path} have no groups",
-            advice="Prepare the store with --group-pattern or a group column, or set negatives to all.",
-        )
     groups = torch.zeros(int(numbers.max()) + 1, dtype=torch.int64)
-    groups[torch.from_numpy(numbers)] = torch.from_numpy(of_rows)
+    groups[torch.from_numpy(numbers)] = torch.from_numpy(data.required_groups("negatives is group"))
     return groups
 
 

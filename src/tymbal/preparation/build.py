@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +35,7 @@ __all__ = [
     "Built",
     "Task",
     "build_shard",
+    "built_shard",
     "check_waveform",
     "check_whole",
     "cut",
@@ -174,8 +175,7 @@ class Built:
 
 def build_shard(task: Task) -> Built:
     """Builds a shard and its sidecar, each whole or not at all."""
-    name = shard_name(task.number)
-    path = Path(task.store) / name
+    path = Path(task.store) / shard_name(task.number)
     entries: list[Entry] = []
     failures: list[Failure] = []
     remarks: list[tuple[str, str]] = []
@@ -183,21 +183,34 @@ def build_shard(task: Task) -> Built:
         for file, windows in groupby(task.windows, key=lambda window: window.file):
             found = _append_file(writer, tuple(windows), task, entries, failures)
             remarks += [(remark, file) for remark in sorted(found)]
+    built = replace(built_shard(task, path, writer, entries, failures), remarks=tuple(remarks))
+    write_sidecar(task.work, built)
+    return built
+
+
+def built_shard(
+    task: Task, path: Path, writer: ShardWriter, entries: Sequence[Entry], failures: Sequence[Failure]
+) -> Built:
+    """The outcome of a task whose shard is written; one without rows is deleted.
+
+    Args:
+        task: The task.
+        path: The shard.
+        writer: What wrote it.
+        entries: The index entries of its rows.
+        failures: What is not in it.
+    """
     if not entries:
         path.unlink()
-    size = path.stat().st_size if entries else 0
-    built = Built(
-        Shard(name, len(entries), size),
+    return Built(
+        Shard(shard_name(task.number), len(entries), path.stat().st_size if entries else 0),
         tuple(entries),
         writer.moments,
         tuple(failures),
         len(task.windows),
         task.number,
         checksums=tuple(writer.checksums),
-        remarks=tuple(remarks),
     )
-    write_sidecar(task.work, built)
-    return built
 
 
 def write_sidecar(work: str | Path, built: Built) -> None:

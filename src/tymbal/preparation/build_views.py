@@ -21,7 +21,7 @@ from tymbal.audio.failures import Failure
 from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
 from tymbal.features.normalisation import Moments
-from tymbal.preparation.build import Built, Task, check_waveform, cut, one_thread, write_sidecar
+from tymbal.preparation.build import Built, Task, built_shard, check_waveform, cut, one_thread, write_sidecar
 from tymbal.preparation.plan import Window
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import AugmentationSettings
@@ -131,8 +131,7 @@ def show_views(task: ViewTask, folder: Path) -> tuple[Failure, ...]:
 
 
 def _shard(task: ViewTask) -> Built:
-    name = shard_name(task.number)
-    path = Path(task.store) / name
+    path = Path(task.store) / shard_name(task.number)
     entries: list[Entry] = []
     failures: list[Failure] = []
     features = task.features
@@ -141,24 +140,12 @@ def _shard(task: ViewTask) -> Built:
             for version, pair in enumerate(_half(pairs)):
                 writer.append_views(pair)
                 entries.append(_entry(window, waveform, version, task))
-    if not entries:
-        path.unlink()
-    shard = Shard(name, len(entries), path.stat().st_size if entries else 0)
-    return Built(
-        shard,
-        tuple(entries),
-        writer.moments,
-        tuple(failures),
-        len(task.windows),
-        task.number,
-        checksums=tuple(writer.checksums),
-    )
+    return built_shard(task, path, writer, entries, failures)
 
 
 def _waves(task: ViewTask) -> Built:
     """Waveforms as int16, with the statistics of a pair of views of each."""
-    name = shard_name(task.number)
-    path = Path(task.store) / name
+    path = Path(task.store) / shard_name(task.number)
     entries: list[Entry] = []
     failures: list[Failure] = []
     mels = task.features.mel_bins
@@ -167,18 +154,7 @@ def _waves(task: ViewTask) -> Built:
             sound = _stacked([(window, waveform)], task.samples)[0]
             writer.append_waveform(np.round(np.clip(sound, -1, 1) * FULL_SCALE).astype(np.int16), _half(pairs))
             entries.append(replace(_entry(window, waveform, 0, task), id=window.id, version=None))
-    if not entries:
-        path.unlink()
-    shard = Shard(name, len(entries), path.stat().st_size if entries else 0)
-    return Built(
-        shard,
-        tuple(entries),
-        writer.moments,
-        tuple(failures),
-        len(task.windows),
-        task.number,
-        checksums=tuple(writer.checksums),
-    )
+    return built_shard(task, path, writer, entries, failures)
 
 
 def _files(task: ViewTask) -> Built:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tymbal.audio.failures import Failure
-from tymbal.errors import StoreError
+from tymbal.errors import SettingsError, StoreError
 from tymbal.settings import FeatureSettings
 
 __all__ = ["DamagedRowsError", "Facts", "LabelTable", "SpectrogramSource"]
@@ -287,6 +287,23 @@ class SpectrogramSource(ABC):
         if not any(names):
             return None
         return np.array([numbers.setdefault(name, len(numbers)) for name in names], np.int64)
+
+    def required_groups(self, asked: str) -> npt.NDArray[np.int64]:
+        """As `group_numbers`, of rows that must have groups.
+
+        Args:
+            asked: What needs them, for the message, as `batches is group`.
+
+        Raises:
+            SettingsError: No row has a group.
+        """
+        numbers = self.group_numbers()
+        if numbers is None:
+            raise SettingsError(
+                f"{asked}, and the clips of {self.path} have no groups",
+                advice="Prepare the store with --group-pattern or a group column, or set it to something else.",
+            )
+        return numbers
 
     def padded_clips(self) -> npt.NDArray[np.bool_]:
         """Whether the clip of each row is shorter than its window, [count]; False if lengths are not recorded."""
