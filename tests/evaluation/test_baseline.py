@@ -18,11 +18,11 @@ from tymbal.evaluation.baseline import (
     coarser,
     plain_features,
     spectrogram_moments,
-    time_parts,
 )
 from tymbal.evaluation.linear import fit_logistic, fit_ridge, quality
 from tymbal.evaluation.selection import choose
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.features.normalisation import time_parts
 
 
 def test_moments__of_real_frames_only() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tymbal.features.normalisation import Normalisation
+from tymbal.features.normalisation import Normalisation, time_parts
 from tymbal.models.classifier import GRIDS
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import readable_batches
@@ -25,7 +25,6 @@ __all__ = [
     "coarser",
     "plain_features",
     "spectrogram_moments",
-    "time_parts",
 ]
 
 PARTS = (1, *GRIDS.values())
@@ -97,24 +96,6 @@ def plain_features(
         for name, values in _plain(spectrograms, store.real_frames[part]).items():
             found[name].append(values)
     return np.concatenate(read), {name: np.concatenate(values) for name, values in found.items()}
-
-
-def time_parts(spectrograms: NDArray[np.floating], real_frames: NDArray[np.integer], parts: int) -> NDArray[np.float32]:
-    """Means of each mel bin over equal parts of the real frames; a frame on a border counts for both by its share.
-
-    Args:
-        spectrograms: Log-mel, [clips, frames, mels].
-        real_frames: Frames of sound in each, at least 1, [clips].
-        parts: How many.
-
-    Returns:
-        [clips, parts, mels].
-    """
-    frame = np.arange(spectrograms.shape[1])
-    length = (real_frames / parts)[:, None, None]
-    begin = np.arange(parts)[:, None] * length
-    share = np.clip(np.minimum(begin + length, frame + 1) - np.maximum(begin, frame), 0, None) / length
-    return np.asarray(share.astype(np.float32) @ spectrograms.astype(np.float32))
 
 
 def coarser(cells: NDArray[np.float32], parts: int) -> NDArray[np.float32]:

@@ -5,10 +5,10 @@ the clips to learn from, whole groups (recordings, speakers) on one side; the cl
 The largest of several such figures is often the largest by chance: where one description is expected to be right (an
 objective knows how many parts it compared), another is taken only where it reads more than a standard error better.
 
-The lines are not picked by the figures that they reach on the clips that are asked: the model is read by the first
+The model's line is not picked by the figure that it reaches on the clips that are asked: it is read by the first
 reader, by the grid where there is one, from both layers or their learned mix where these were read, or else the last
-one; random weights in the same way; the plain line was chosen inside the clips to learn from. Only the better of the
-two others is picked by its figure, which is to the model's disadvantage.
+one. Random weights are read in the same way; the plain line was chosen inside the clips to learn from. Which of these
+two it is compared with, and by which linear reader, is picked by the figure, to the model's disadvantage.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["ENERGY_FLOOR", "LOG_FLOOR", "Moments", "Normalisation", "NormalizeBy"]
+__all__ = ["ENERGY_FLOOR", "LOG_FLOOR", "Moments", "Normalisation", "NormalizeBy", "time_parts"]
 
 NormalizeBy = Literal["dataset", "clip"]
 
@@ -114,6 +114,26 @@ class Moments:
     def std(self) -> float:
         """Standard deviation of the values (of the population); 0 without values."""
         return math.sqrt(self.m2 / self.count) if self.count else 0.0
+
+
+def time_parts(
+    spectrograms: npt.NDArray[np.floating], real_frames: npt.NDArray[np.integer], parts: int
+) -> npt.NDArray[np.float32]:
+    """Means of each mel bin over equal parts of the real frames; a frame on a border counts for both by its share.
+
+    Args:
+        spectrograms: Log-mel, [clips, frames, mels].
+        real_frames: Frames of sound in each, at least 1, [clips].
+        parts: How many.
+
+    Returns:
+        [clips, parts, mels].
+    """
+    frame = np.arange(spectrograms.shape[1])
+    length = (real_frames / parts)[:, None, None]
+    begin = np.arange(parts)[:, None] * length
+    share = np.clip(np.minimum(begin + length, frame + 1) - np.maximum(begin, frame), 0, None) / length
+    return np.asarray(share.astype(np.float32) @ spectrograms.astype(np.float32))
 
 
 ENERGY_FLOOR = 1.1920928955078125e-07

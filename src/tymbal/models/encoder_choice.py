@@ -13,10 +13,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from tymbal.features.normalisation import Normalisation
+from tymbal.features.normalisation import Normalisation, time_parts
 from tymbal.settings import FeatureSettings, parse_patch
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import normalised_batches
@@ -66,31 +64,26 @@ def time_structure(store: SpectrogramSource, rows: npt.NDArray[np.int64]) -> Tim
     single = store.singles()
     clips = rows if single is store else np.unique(store.clip_numbers()[rows])  # of pairs a single each, by its number
     chosen = np.sort(np.random.default_rng(0).permutation(clips)[:_CLIPS])
-    parts, slow = [], []
+    parts: list[npt.NDArray[np.float32]] = []
+    slow: list[npt.NDArray[np.float32]] = []
     for batch in normalised_batches(single, chosen, normalisation=normalisation, batch_size=_BATCH):
-        means, frame_variance = _means_of_parts(batch.x, batch.frames)
-        parts.append(means)
-        slow.append(means.var(1, correction=0).sum(1) / frame_variance.clamp(min=1e-12))
+        x, frames = batch.x.numpy(), batch.frames.numpy()
+        parts.append(time_parts(x, frames, _PARTS))
+        slow.append(parts[-1].var(axis=1).sum(axis=1) / np.maximum(_frame_variance(x, frames), 1e-12))
     if not parts:
         return TimeStructure(0.0, 0.0)
-    means = torch.cat(parts)
-    spectra = means.mean(1)
-    between = float(spectra.var(0, correction=0).sum())
-    course = float((means - spectra.unsqueeze(1)).var(0, correction=0).mean(0).sum())
-    return TimeStructure(float(torch.cat(slow).median()), course / between if between > 0 else 0.0)
+    means = np.concatenate(parts)
+    spectra = means.mean(axis=1)
+    between = float(spectra.var(axis=0).sum())
+    course = float((means - spectra[:, None]).var(axis=0).mean(axis=0).sum())
+    return TimeStructure(float(np.median(np.concatenate(slow))), course / between if between > 0 else 0.0)
 
 
-def _means_of_parts(x: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of the equal parts of each clip's sound, [clips, parts, mels]; variance of its frames, [clips]."""
-    frame = torch.arange(x.shape[1]).view(1, 1, -1)
-    width = frames.view(-1, 1, 1) / _PARTS
-    begin = torch.arange(_PARTS).view(1, -1, 1) * width
-    share = (torch.minimum(begin + width, frame + 1) - torch.maximum(begin, frame)).clamp(min=0)
-    means = (share / width) @ x
-    heard = (torch.arange(x.shape[1]) < frames[:, None]).float() / frames[:, None]
-    mean = torch.einsum("bf,bfm->bm", heard, x)
-    variance = torch.einsum("bf,bfm->bm", heard, (x - mean.unsqueeze(1)).square())
-    return means, variance.sum(1)
+def _frame_variance(x: npt.NDArray[np.float32], frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Variance over the real frames of each clip, summed over mel bins, [clips]."""
+    heard = ((np.arange(x.shape[1]) < frames[:, None]) / frames[:, None]).astype(np.float32)
+    mean = np.einsum("bf,bfm->bm", heard, x)
+    return np.asarray(np.einsum("bf,bfm->b", heard, np.square(x - mean[:, None])))
 
 
 def patch_for(structure: TimeStructure, *, mels: int, frames: int) -> tuple[str, str]:
