@@ -16,6 +16,8 @@ RECIPE: dict[str, Any] = {
     "learning_rate": 5e-5,
     "schedule": "cosine",
     "warmup": 3,
+    "weight_decay": 0.0,
+    "adam_beta2": 0.999,
     "batch_size": 1,
     "accumulate": 4,
     "clip_norm": 1.0,

@@ -26,6 +26,9 @@ PRETRAINING = {
     "learning_rate": 1e-4,
     "schedule": "linear",
     "warmup": 0.05,
+    "weight_decay": 0.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
     "batch_size": 8,
     "accumulate": 2,
     "precision": "auto",
@@ -37,6 +40,7 @@ PRETRAINING = {
     "validation": 0.1,
     "train": "all",
     "window": 1.0,
+    "split": "sklearn",
     "report_to": ("tensorboard",),
 }
 FINE_TUNING = {
@@ -45,6 +49,9 @@ FINE_TUNING = {
     "learning_rate": 5e-5,
     "schedule": "cosine",
     "warmup": 3,
+    "weight_decay": 0.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
     "batch_size": 1,
     "accumulate": 4,
     "precision": "auto",
@@ -184,3 +191,17 @@ def test_recipe__of_views_is_shown_in_help(capsys: pytest.CaptureFixture[str]):
     shown = " ".join(capsys.readouterr().out.split())
     assert "[default: kaldi; librosa with views]" in shown
     assert "[default: none; 3.0 with views]" in shown
+
+
+@pytest.mark.parametrize("verb", RECIPES)
+def test_recipe__a_run_of_an_earlier_version_keeps_its_decay_betas_and_split(verb: str, tmp_path: Path):
+    _, choice, _ = RECIPES[verb]
+    before = {"weight_decay": 0.05, "adam_beta2": 0.98}
+    recorded = {**config.to_mapping(RESOLVE[verb](choice)), **before}
+    del recorded["split"]
+    kept = {**before, "split": "auto"}
+    assert chosen(RESOLVE[verb](choice, begun=recorded), kept) == kept
+    config.write_yaml(tmp_path / "run.yaml", {"verb": verb, "arguments": {}, "settings": recorded})
+    assert chosen(RESOLVE[verb]({}, config=tmp_path), kept) == kept
+    begun_now = config.to_mapping(RESOLVE[verb](choice))
+    assert RESOLVE[verb](choice, begun=begun_now) == RESOLVE[verb](choice)

@@ -283,3 +283,25 @@ def test_convert__and_back_goes_on_with_all_of_it(store: Path, tmp_path: Path):
 
 
 HEADS = ("projector.weight", "projector.bias", "decoder.0.weight", "decoder.2.weight", "decoder.2.bias")
+
+
+def test_pretrain__splits_as_the_notebooks_and_says_where_clips_differ(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from sklearn.model_selection import train_test_split
+
+    from tymbal.store.packed.packed_store import open_store
+
+    (tmp_path / "sound").mkdir()
+    for n in range(60):
+        seconds = 2.0 if n == 7 else 1.0
+        soundfile.write(tmp_path / "sound" / f"clip_{n}.wav", noise(seconds, seed=n), 16_000)
+    pretrain(tmp_path / "sound", tmp_path / "run", **RECIPE)
+    _, expected = train_test_split(sorted(f"clip_{n}.wav" for n in range(60)), test_size=0.1, random_state=42)
+    store = open_store(tmp_path / "run" / "store")
+    files = [Path(store.index["file"][row].as_py()).name for row in store.rows("validation")]
+    assert sorted(set(files)) == sorted(expected)
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("1 files are longer than a clip and become several windows") == 1
+    recorded = read_run_yaml(tmp_path / "run").settings
+    assert (recorded["weight_decay"], recorded["adam_beta2"], recorded["split"]) == (0.0, 0.999, "sklearn")

@@ -144,3 +144,23 @@ def test_convert__a_scripts_checkpoint_to_what_stock_transformers_loads(checkpoi
     assert tymbal.convert(checkpoint, output, to="hf", heads=1).to == "a model for transformers and Tymbal"
     theirs = ASTModel.from_pretrained(output)
     assert all(value.equal(theirs.state_dict()[name]) for name, value in ast.state_dict().items())
+
+
+def test_finetune__pools_as_the_notebooks_do_where_asked_and_says_what_stock_transformers_needs(
+    checkpoint: Path, ast: ASTModel, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    settings = {**TRAINING, "from_": str(checkpoint), "recipe": "notebook", "train": "1", "window": None}
+    tymbal.finetune(sound, tmp_path / "mean", **settings)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "pools by mean; that of the notebooks by all-normed-twice, which --pooling all-normed-twice gives" in told
+    assert "own extractor, train with --pooling cls. As it is" in told
+    tymbal.finetune(sound, tmp_path / "run", **settings, pooling="all-normed-twice", dropout=0.1)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "that of the notebooks" not in told
+    loaded = load_model(tmp_path / "run")
+    assert loaded.description.pooling == "all-normed-twice"
+    spectrogram = torch.randn(2, 128, 128)
+    with torch.no_grad():
+        pooled = ast.layernorm(ast(spectrogram).last_hidden_state).mean(1)
+        expected = nn.functional.linear(pooled, loaded.module.head.weight, loaded.module.head.bias)
+        torch.testing.assert_close(loaded.module(spectrogram), expected, atol=1e-5, rtol=0)

@@ -124,6 +124,8 @@ def finetune(
     chosen = on_rank_zero(lambda: _with_patch(chosen, store, clips))
     objective, description, new_head = _objective(store, clips, chosen)
     encoder = objective.model.encoder
+    if chosen.recipe == "notebook":
+        _tell_of_notebooks(description)
     if new_head and chosen.pooling == "grid":
         chosen = replace(chosen, pooling=cast(Any, objective.model.pooling))
     on_rank_zero(lambda: RunFolder(run).record("finetune", arguments, chosen))
@@ -194,6 +196,32 @@ def _resolved(
         rate = _RATE * min(1.0, _WIDTH / (chosen.shape[0] if origin is None else origin.encoder.width))
     given, by_width = {**given, "recipe": recipe}, {"learning_rate": rate}
     return configuration.resolve(FinetuneSettings, given, config=config, begun=begun, defaults=by_width)
+
+
+def _tell_of_notebooks(description: ModelDescription) -> None:
+    """Says where the classifier differs from those of the notebooks, and what stock transformers needs to load it."""
+    from tymbal.models.classifier import SCRIPT_POOLING
+    from tymbal.models.formats.huggingface import obstacle
+
+    if description.pooling != SCRIPT_POOLING:
+        tell(
+            f"The head pools by {description.pooling}; that of the notebooks by {SCRIPT_POOLING}, which --pooling "
+            f"{SCRIPT_POOLING} gives"
+        )
+    needed = {
+        "--pooling cls": description.pooling != "cls",
+        "--head-norm layer": description.standardise,
+        "--normalize dataset": description.normalize != "dataset",
+    }
+    flags = [flag for flag, is_needed in needed.items() if is_needed]
+    hinders = obstacle(description.encoder, None)
+    if hinders is not None:
+        tell(f"AutoModelForAudioClassification cannot hold the model without trust_remote_code=True: {hinders}")
+    elif flags:
+        tell(
+            f"For AutoModelForAudioClassification with transformers' own extractor, train with {' '.join(flags)}. "
+            "As it is, pipeline and Auto classes need trust_remote_code=True"
+        )
 
 
 def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str]) -> None:
@@ -469,6 +497,7 @@ def _ensemble(clips: LabelledClips) -> Ensemble:
 
 def _start(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSettings) -> _Start:
     from tymbal.inference.encoding import check_features
+    from tymbal.models.classifier import SCRIPT_POOLING
     from tymbal.models.description import features_of, normalisation_of
     from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
     from tymbal.models.encoder_choice import is_filled
@@ -496,13 +525,14 @@ def _start(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSet
             return source.own_grid
         return _pooling_of_new_head(encoder, store, clips, settings, normalisation_of(settings, store, source))
 
+    standardises = settings.head_norm == "auto" and settings.pooling not in ("cls", SCRIPT_POOLING)
     head = HeadChoice(
         labels=clips.classes,
         pooling=None if settings.pooling in ("auto", "grid") else settings.pooling,
         otherwise=otherwise,
         skip_padding=settings.skip_padding,
         dropout=settings.dropout,
-        standardise=settings.head_norm == "batch" or (settings.head_norm == "auto" and settings.pooling != "cls"),
+        standardise=settings.head_norm == "batch" or standardises,
         new=settings.new_head,
     )
     if settings.from_ is None:

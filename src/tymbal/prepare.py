@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
@@ -274,7 +275,7 @@ def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, setti
     if isinstance(settings, SoundSettings):
         if settings.sample_rate is not None:
             keywords["sample_rate"] = settings.sample_rate
-        keywords |= {"window": settings.window, "group_pattern": settings.group_pattern}
+        keywords |= {"window": settings.window, "group_pattern": settings.group_pattern, "split": settings.split}
         if settings.silence == "keep":
             keywords["silence_db"] = _ANY_LEVEL
         # A length in frames alone crops, as SSAST does. The recipes are for clips, and lose nothing of longer files.
@@ -299,7 +300,19 @@ def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, setti
     if prepared.failures:
         count = len(prepared.failures)
         tell(f"{count:,} files or parts of files were left out: {run / FAILURES} says why", warning=True)
+    if "window" in recipe_defaults(settings):
+        _tell_of_windows(prepared.store)
     return _with_failures(prepared, run)
+
+
+def _tell_of_windows(store: Store) -> None:
+    """Says how many files became several clips, where the recipe's origin has the first of each alone."""
+    longer = sum(count > 1 for count in Counter(store.index["file"].to_pylist()).values())
+    if longer:
+        tell(
+            f"{longer:,} files are longer than a clip and become several windows; the notebooks of this recipe take "
+            "the beginning of each file only, as tymbal prepare --longer crop-start does"
+        )
 
 
 def prepare_waveforms(path: Path, run: Path, settings: ViewPairSettings) -> Store:

@@ -159,3 +159,32 @@ def test_assign_splits__what_a_split_was_made_by_may_be_said_again():
     settings = ScanSettings(validation=0.3, stratify=True, seed=7)
     once = assign_splits(clips(), settings)
     assert assign_splits(once, settings) == once
+
+
+@pytest.mark.parametrize("count", [4, 60, 61, 403])
+@pytest.mark.parametrize("share", [0.1, 0.25])
+def test_assign_splits__sklearn_takes_the_files_of_train_test_split(count: int, share: float):
+    from sklearn.model_selection import train_test_split
+
+    given = random.Random(1).sample(clips(count), count)
+    names = sorted(clip.id for clip in given)
+    _, expected = train_test_split(names, test_size=share, random_state=42)
+    found = assign_splits(given, ScanSettings(split="sklearn", validation=share))
+    assert validation(found) == set(expected)
+    assert {clip.split for clip in found} == {"train", "validation"}
+
+
+def test_assign_splits__sklearn_keeps_groups_parts_and_given_splits_together():
+    grouped = clips(groups=20)
+    assert assign_splits(grouped, ScanSettings(split="sklearn")) == assign_splits(grouped, ScanSettings())
+    parts = [Clip("/a.wav", id=f"a.wav#{n}-{n + 1}", start=float(n), end=n + 1.0) for n in range(5)]
+    found = assign_splits([*parts, *clips(9)], ScanSettings(split="sklearn"))
+    assert len({clip.split for clip in found[:5]}) == 1
+    given = [clip.but(split="validation" if clip.id == "3.wav" else None) for clip in clips(20)]
+    assert validation(assign_splits(given, ScanSettings(split="sklearn"))) == {"3.wav"}
+    tests = [clip.but(split="test" if clip.id == "3.wav" else None) for clip in clips(20)]
+    assert Counter(clip.split for clip in assign_splits(tests, ScanSettings(split="sklearn"))) == {
+        "train": 17,
+        "validation": 2,
+        "test": 1,
+    }

@@ -8,12 +8,15 @@ validation until its share is full. The share is exact, and files that are added
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tymbal.audio.manifest import SPLITS, Clip, place
 from tymbal.errors import ManifestError, SettingsError
@@ -236,7 +239,7 @@ def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
                 advice="Fill the column split, or use train and validation folders, or set split to auto.",
             )
         return clips
-    if settings.split == "auto" and any(clip.split == "validation" for clip in clips):
+    if settings.split in ("auto", "sklearn") and any(clip.split == "validation" for clip in clips):
         kept = [clip.but(split=clip.split or "train") for clip in clips]
         # What a manifest was split by may be said again.
         if asked and any(one.split != other.split for one, other in zip(kept, _drawn(clips, settings), strict=True)):
@@ -280,6 +283,10 @@ def _by_pattern(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
 
 def _drawn(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
     free = [clip for clip in clips if clip.split != "test"]
+    if settings.split == "sklearn" and not any(clip.group for clip in free):
+        taken = _taken_by_sklearn(free, settings)
+        sides = ["validation" if place(clip) in taken else "train" for clip in clips]
+        return [clip if clip.split == "test" else clip.but(split=side) for clip, side in zip(clips, sides, strict=True)]
     unit_of = _unit_of(free, settings.split)
     units: dict[str, list[Clip]] = defaultdict(list)
     for clip in free:
@@ -289,6 +296,17 @@ def _drawn(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
         clip if clip.split == "test" else clip.but(split="validation" if unit_of(clip) in chosen else "train")
         for clip in clips
     ]
+
+
+def _taken_by_sklearn(clips: list[Clip], settings: ScanSettings) -> set[str]:
+    """The files that `sklearn.model_selection.train_test_split(sorted(files), test_size=…, random_state=…)` sets aside.
+
+    It shuffles with NumPy's legacy generator, whose numbers are fixed for good, and takes the first of them.
+    """
+    files = sorted({place(clip) for clip in clips})
+    order = np.random.RandomState(settings.seed).permutation(len(files))
+    count = min(math.ceil(settings.validation * len(files)), len(files) - 1)  # of a single file it takes none
+    return {files[i] for i in order[: max(count, 0)]}
 
 
 def _unit_of(clips: list[Clip], how: str) -> Callable[[Clip], str]:

@@ -318,5 +318,5 @@ class ScriptClassifier(SpectrogramClassifier):
 
     @override
     def embed(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:
-        tokens: Tensor = self.encoder.norm(self.encoder(spectrogram).tokens)
+        tokens: Tensor = self.encoder.norm(self.encoder(spectrogram, frames=frames).tokens)
         return tokens.mean(1)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tymbal.errors import ModelError
-from tymbal.models.classifier import SpectrogramClassifier
+from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder, resize_positions
 from tymbal.models.folder import classifier_of, open_checkpoint
@@ -228,10 +228,15 @@ class HeadChoice:
 
     def draw(self, encoder: SpectrogramEncoder, source: ModelDescription | None) -> SpectrogramClassifier:
         """A classifier with a new head around an encoder, which is from a model of this description, if from any."""
+        pooling = self.pooling or self.otherwise(encoder, source)
+        if pooling == SCRIPT_POOLING:
+            script = ScriptClassifier(encoder, len(self.labels))
+            script.head_dropout.p = self.dropout
+            return script
         return SpectrogramClassifier(
             encoder,
             len(self.labels),
-            pooling=self.pooling or self.otherwise(encoder, source),
+            pooling=pooling,
             skip_padding=self.skip_padding is not False,
             dropout=self.dropout,
             standardise=self.standardise,

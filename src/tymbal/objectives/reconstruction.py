@@ -53,14 +53,17 @@ _RECIPE = Recipe(
         "learning_rate": 1e-4,
         "schedule": "linear",
         "warmup": 0.05,
+        "weight_decay": 0.0,
+        "adam_beta2": 0.999,
         "batch_size": 8,
         "accumulate": 2,
         "window": 1.0,
+        "split": "sklearn",
         "eval_every": 1.0,
         "size": "small",
         "patch": "16x16",
     },
-    unless={"window": "frames", "batch_size": "batch_sizes"},
+    unless={"window": "frames", "batch_size": "batch_sizes", "split": "group_pattern"},
 )
 """How one-second clips of insects are usually pretrained on with Hugging Face's AST."""
 

@@ -34,8 +34,9 @@ class ScanSettings:
             (a recording, a site, a speaker), for clips whose column is empty.
         split: How clips are split into train and validation. `auto` keeps a validation split that the manifest or
             train/validation folders give; else it splits whole groups or, without groups, whole files; parts and exact
-            copies of a file stay together. `groups` and `clips` split anew, `clips` singly. Clips that are given as
-            test stay test.
+            copies of a file stay together. `groups` and `clips` split anew, `clips` singly. `sklearn` is `auto`, but
+            where there are neither a split nor groups it takes the files that `train_test_split` of scikit-learn takes
+            of the sorted paths. Clips that are given as test stay test.
         validation_pattern: Regular expression on the path; what it finds is validation, the rest train.
         validation: Fraction of clips (or groups) for validation.
         stratify: Keep the proportions of the labels on both sides.
@@ -52,7 +53,7 @@ class ScanSettings:
     label_separator: str | None = None
     label_csv: str | None = setting(None, path=True)
     group_pattern: str | None = setting(None, first=True)
-    split: Literal["auto", "clips", "groups", "keep", "none"] = setting("auto", first=True)
+    split: Literal["auto", "clips", "groups", "keep", "none", "sklearn"] = setting("auto", first=True)
     validation_pattern: str | None = None
     validation: float = setting(0.1, first=True)
     stratify: bool = False
@@ -293,6 +294,8 @@ class SoundSettings:
             16000.
         group_pattern: Regular expression on the path; its first group names what must stay on one side of the split (a
             recording, a site, a speaker).
+        split: How files are split where neither a list nor folders nor groups say: `auto` as `tymbal prepare` does, or
+            `sklearn`, the files that `train_test_split` of scikit-learn takes of the sorted paths with seed 42.
         silence: Whether silent clips are left out and named, or kept, as SSAST does.
     """
 
@@ -301,6 +304,7 @@ class SoundSettings:
     window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), first=True)
     sample_rate: int | None = setting(None, only_for=("sound",))
     group_pattern: str | None = setting(None, only_for=("sound",))
+    split: Literal["auto", "sklearn"] = setting("auto", only_for=("sound",), before="auto")
     silence: Literal["leave-out", "keep"] = setting("leave-out", only_for=("sound",), before="leave-out")
 
     def __post_init__(self) -> None:

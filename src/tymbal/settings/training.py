@@ -92,9 +92,9 @@ class TrainingSettings:
     step_factor: float = setting(0.5, group="optimizer")
     plateau_patience: int = setting(2, group="optimizer")
     plateau_factor: float = setting(0.5, group="optimizer")
-    weight_decay: float = setting(0.05, group="optimizer")
+    weight_decay: float = setting(0.05, group="optimizer", before=0.05)
     adam_beta1: float = setting(0.9, group="optimizer")
-    adam_beta2: float = setting(0.98, group="optimizer")
+    adam_beta2: float = setting(0.98, group="optimizer", before=0.98)
     clip_norm: float = setting(1.0, group="optimizer")
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", group="machine")
     device: str = setting("auto", resumable=True, group="machine", first=True)
@@ -325,9 +325,10 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         pooling: What the head sees: `mean` of the patch tokens, `all` the mean of patch and class tokens alike, `rows`
             the mean over time with frequency rows kept apart, `grid2`, `grid4` and `grid8` rows over so many equal
             parts of the time, `cls` the class tokens as in stock Hugging Face models, `attention` a mean of the patch
-            tokens whose weights are learned. `auto` is as the head that is taken over has it, else mean; `grid`
-            likewise, else rows over as many parts as the pretraining compared, or, where it compared none, as read the
-            training clips best in folds of whole groups.
+            tokens whose weights are learned; `all-normed-twice` is the mean of all tokens after a second final norm, as
+            the notebooks around Hugging Face's AST have it. `auto` is as the head that is taken over has it, else
+            mean; `grid` likewise, else rows over as many parts as the pretraining compared, or, where it compared none,
+            as read the training clips best in folds of whole groups.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip. `None` is as
             the head that is taken over has it, else true.
         new_head: Draw a new head also where the weights to start from are those of a classifier of the same labels,
@@ -387,9 +388,9 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     patch: str = setting("16x16", group="encoder", by_data=True)
     stem: int = setting(0, group="encoder", before=0)
     stride: str | None = setting(None, group="encoder")
-    pooling: Literal["auto", "grid", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention"] = setting(
-        "auto", first=True, by_data=True
-    )
+    pooling: Literal[
+        "auto", "grid", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention", "all-normed-twice"
+    ] = setting("auto", first=True, by_data=True)
     skip_padding: bool | None = None
     new_head: bool = False
     head_start: Literal["random", "probe"] = "random"
@@ -447,6 +448,11 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         check(self.view_strength >= 0, "view_strength", self.view_strength, "0 or more")
         check(self.head_scale >= 0, "head_scale", self.head_scale, "0 or more")
         check(self.min_steps >= 0, "min_steps", self.min_steps, "0 or more")
+        if self.pooling == "all-normed-twice" and self.head_norm == "batch":
+            raise SettingsError(
+                "head_norm has no effect with pooling all-normed-twice, behind which only a linear layer stands",
+                advice="Leave one of them out.",
+            )
         if self.classes == "table" and self.label_csv is None:
             raise SettingsError("classes is table, but there is no table", advice="Give label_csv.")
         if self.weights_csv is not None and not self.balance:
