@@ -160,9 +160,9 @@ def test_trial__is_the_spectrogram_of_noise() -> None:
     assert filter_bank(LIBROSA).trial(1.0)().shape == (44, 64)
 
 
-def test_other_programs__compute_kaldis_only() -> None:
+def test_other_programs__compute_what_is_said() -> None:
     assert filter_bank(LIBROSA).convolution() is None
-    assert filter_bank(LIBROSA).extractor() is None
+    assert filter_bank(LIBROSA).extractor()["filter_bank"] == "librosa"
     assert filter_bank(KALDI).extractor() == {
         "frame_length": 400, "frame_shift": 160, "low_frequency": 20.0, "high_frequency": 8000.0
     }  # fmt: skip

@@ -277,6 +277,16 @@ class LibrosaBank(FilterBank):
         """Computes log-mel spectrograms as librosa does, see `LibrosaMel`."""
         return self._fbank(waveform)
 
+    def extractor(self) -> Mapping[str, Any]:
+        """Frames and band; the extractor's window and mel scale are librosa's."""
+        return {
+            "filter_bank": "librosa",
+            "frame_length": self.window_samples,
+            "frame_shift": self.shift_samples,
+            "low_frequency": self.settings.low_freq,
+            "high_frequency": self.settings.high_freq or self.settings.sample_rate / 2,
+        }
+
 
 def filter_bank(settings: FeatureSettings) -> FilterBank:
     """The filter bank that settings name.

@@ -7,7 +7,7 @@ from typing import Any
 
 from tymbal._version import __version__
 from tymbal.models.description import ModelDescription
-from tymbal.models.formats.huggingface import REMOTE_CODE, is_stock
+from tymbal.models.formats.huggingface import REMOTE_CODE, REMOTE_MODEL, is_stock
 
 __all__ = ["model_card"]
 
@@ -107,26 +107,33 @@ import tymbal
 model = tymbal.load_model("MODEL")  # .module, a torch module; .description, all of the above
 ```
 """
-    if obstacle is not None:
-        return f"{text}\ntransformers cannot load it: {obstacle}.\n"
-    return text + _use_with_transformers(description, preprocessor)
+    return text + _use_with_transformers(description, preprocessor, obstacle=obstacle)
 
 
-def _use_with_transformers(description: ModelDescription, preprocessor: Mapping[str, Any] | None) -> str:
+def _use_with_transformers(
+    description: ModelDescription, preprocessor: Mapping[str, Any] | None, *, obstacle: str | None
+) -> str:
     auto = "AutoModelForAudioClassification" if description.labels else "AutoModel"
     own = preprocessor is not None and not is_stock(preprocessor)
-    trust = ", trust_remote_code=True" if own else ""
+    trusted = ", trust_remote_code=True"
+    trust = trusted if own else ""
     text = f"""
 With transformers:
 
 ```python
 from transformers import {"AutoFeatureExtractor, " if preprocessor else ""}{auto}
 
-model = {auto}.from_pretrained("MODEL")
+model = {auto}.from_pretrained("MODEL"{trusted if obstacle else ""})
 """
+    why = ""
+    if obstacle is not None:
+        why = (
+            f"transformers' own classes cannot hold it: {obstacle}. `{REMOTE_MODEL}` here holds it, a page of Python: "
+            "read it first. "
+        )
     if preprocessor is None:
         return (
-            f"{text}```\n\nIts spectrograms come from Tymbal: transformers knows no extractor for "
+            f"{text}```\n\n{why}Its spectrograms come from Tymbal: transformers knows no extractor for "
             f"{description.features.filter_bank}'s, so that there is no `preprocessor_config.json`.\n"
         )
     text += f"""extractor = AutoFeatureExtractor.from_pretrained("MODEL"{trust})
@@ -139,8 +146,8 @@ outputs = model(**extractor(waveform, sampling_rate={description.features.sample
             "silence, and the model does not take other lengths.\n"
         )
     return (
-        f"{text}\nIts spectrograms are made and normalised as transformers' own extractor cannot do it. That is why "
-        f"`{REMOTE_CODE}` lies here, a page of Python, and why `trust_remote_code` is needed: read it first. "
+        f"{text}\n{why}Its spectrograms are made and normalised as transformers' own extractor cannot do it. That "
+        f"is why `{REMOTE_CODE}` lies here, a page of Python, and why `trust_remote_code` is needed: read it first. "
         f"Shorter clips are padded as in Tymbal. Of longer ones it takes the first "
         f"{_seconds(description):.2f} s; `tymbal predict` takes all of them, window by window.\n"
     )

@@ -60,7 +60,6 @@ __all__ = [
 CHECKPOINT_MANIFEST = "manifest.json"
 """The file that makes a folder a checkpoint of a run, see `tymbal.training.checkpoints`."""
 
-_OWN_TYPE = "tymbal"
 _CONFIG = "config_checksum"
 _MASK_TOKEN = "encoder.mask_token"  # noqa: S105 - no password
 
@@ -100,11 +99,11 @@ def save_model(
     """
     encoder = _check(module, description)
     obstacle = huggingface.obstacle(description.encoder, description.pooling, standardise=description.standardise)
-    preprocessor = extractor.to_preprocessor(description)
+    preprocessor = extractor.to_preprocessor(description, own_class=obstacle is not None)
     if obstacle is None:
         config, state = huggingface.to_config(description), huggingface.to_state(module)
     else:
-        config, state = {"model_type": _OWN_TYPE}, _own_state(module)
+        config, state = huggingface.own_config(description), _own_state(module)
     objective = dict(objective_state or {})
     if obstacle is None and encoder is module:
         objective[_MASK_TOKEN] = encoder.mask_token  # AST has no place for it
@@ -114,6 +113,8 @@ def save_model(
         write_weights(aside / "model.safetensors", state)
         if objective:
             write_weights(aside / "objective.safetensors", objective)
+        if obstacle is not None:
+            write_text(aside / extractor.REMOTE_MODEL, extractor.remote_code(extractor.REMOTE_MODEL))
         if preprocessor is not None:
             write_json(aside / extractor.PREPROCESSOR, preprocessor)
             if not extractor.is_stock(preprocessor):
@@ -281,10 +282,10 @@ def _read_folder(folder: Path, *, name: str) -> Checkpoint:
         if scripts.has_parts(checkpoint.left):  # a script's module, with its encoder's configuration beside it
             file = next(folder / each for each in huggingface.WEIGHTS if (folder / each).is_file())
             checkpoint = scripts.from_state(read_weights(file), path=file)
-    elif kind == _OWN_TYPE:
+    elif kind == huggingface.OWN_TYPE:
         description = ModelDescription.from_json(config.get("tymbal", {}), path=str(folder))
         encoder, head = _split(read_weights(folder / "model.safetensors"))
-        checkpoint = Checkpoint(_OWN_TYPE, description, encoder, head)
+        checkpoint = Checkpoint(huggingface.OWN_TYPE, description, encoder, head)
     else:
         raise ModelError(
             f"the model is of the type {kind!r}, which Tymbal does not know",

@@ -115,13 +115,12 @@ def test_stock_extractor__refuses_instead_of_computing_something_else(
         stock(sound_of(features, 0.5), sampling_rate=features.sample_rate)
 
 
-def test_save_model__writes_the_stock_extractor_where_it_computes_the_same_and_none_for_librosa(tmp_path: Path) -> None:
+def test_save_model__writes_the_stock_extractor_where_it_computes_the_same_and_ours_for_librosa(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "stock", normalize="dataset")
     assert json.loads((folder / "preprocessor_config.json").read_text())["mean"] == -6
     assert not (folder / REMOTE_CODE).exists()
-    folder = folder_of(tmp_path / "librosa", FeatureSettings(mel_bins=32, filter_bank="librosa"))
-    assert not (folder / "preprocessor_config.json").exists()
-    assert "no extractor for librosa's" in (folder / "README.md").read_text()
+    folder = folder_of(tmp_path / "librosa", FeatureSettings(mel_bins=32, filter_bank="librosa"), normalize="dataset")
+    assert json.loads((folder / "preprocessor_config.json").read_text())["filter_bank"] == "librosa"
     folder = folder_of(tmp_path / "own")
     card = (folder / "README.md").read_text()
     assert 'AutoFeatureExtractor.from_pretrained("MODEL", trust_remote_code=True)' in card

@@ -91,7 +91,8 @@ def convert_model(
             raise ModelError(
                 f"Hugging Face's AST cannot hold this model: {obstacle}",
                 path=source,
-                advice="Use --to tymbal, or fine-tune with square patches, --pooling cls and --head-norm layer.",
+                advice="Use --to tymbal, whose folder transformers loads with trust_remote_code=True, or fine-tune "
+                "with square patches, --pooling cls and --head-norm layer.",
             )
     save_model(output, module, description, objective_state=heads)
     return ("hf", _what_transformers_does_otherwise(description, heads)) if to == "hf" else ("tymbal", [])

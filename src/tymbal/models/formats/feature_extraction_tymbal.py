@@ -6,7 +6,8 @@
 transformers' own `ASTFeatureExtractor` normalises by two fixed numbers, pads with zeros and has one frame length. This
 one does what the model was trained with, which stands in `preprocessor_config.json`. It needs torch and NumPy only.
 
-The filter bank is Kaldi's as `torchaudio.compliance.kaldi.fbank` computes it with a Hann window and without dither.
+The filter bank is Kaldi's as `torchaudio.compliance.kaldi.fbank` computes it with a Hann window and without dither, or
+that of `librosa.feature.melspectrogram` with natural logarithms.
 
 Written by Tymbal, Apache License 2.0.
 """
@@ -47,6 +48,8 @@ class TymbalFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc, un
         dataset_mean: Mean of the log-mel values of the data set; padding is always normalised by the data set's.
         dataset_std: Their standard deviation.
         padding_log_mel: Log-mel value of the frames behind the end of a short clip.
+        filter_bank: Whose filter bank, `kaldi` or `librosa`.
+        return_attention_mask: Whether `attention_mask` [clips, frames], 1 where sound is, is given, too.
         **kwargs: What else transformers keeps there.
     """
 
@@ -68,6 +71,8 @@ class TymbalFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc, un
         dataset_mean: float = 0.0,
         dataset_std: float = 0.5,
         padding_log_mel: float = 0.0,
+        filter_bank: str = "kaldi",
+        return_attention_mask: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -76,6 +81,7 @@ class TymbalFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc, un
         self.low_frequency, self.high_frequency = low_frequency, high_frequency
         self.normalize_by, self.dataset_mean, self.dataset_std = normalize_by, dataset_mean, dataset_std
         self.padding_log_mel = padding_log_mel
+        self.filter_bank, self.return_attention_mask = filter_bank, return_attention_mask
 
     def __call__(
         self, raw_speech: Any, sampling_rate: int | None = None, return_tensors: str | None = None, **_: Any
@@ -94,24 +100,29 @@ class TymbalFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc, un
             _log.warning_once(f"Give sampling_rate: the sound is taken to have {self.sampling_rate} Hz.")
         elif sampling_rate != self.sampling_rate:
             raise ValueError(f"the model knows sound of {self.sampling_rate} Hz, not of {sampling_rate}: resample it")
-        values = [self._spectrogram(torch.from_numpy(clip)).numpy() for clip in _clips(raw_speech)]
-        return BatchFeature({"input_values": values}, tensor_type=return_tensors)
+        made = [self._spectrogram(torch.from_numpy(clip)) for clip in _clips(raw_speech)]
+        values = {"input_values": [spectrogram.numpy() for spectrogram, _ in made]}
+        if self.return_attention_mask:
+            values["attention_mask"] = [(np.arange(self.max_length) < frames).astype(np.int64) for _, frames in made]
+        return BatchFeature(values, tensor_type=return_tensors)
 
-    def _spectrogram(self, waveform: Tensor) -> Tensor:
-        """One clip, [samples], to what the model takes, [frames, mels]."""
-        most = self.frame_length + (self.max_length - 1) * self.frame_shift
-        if len(waveform) < self.frame_length:
-            raise ValueError(f"{len(waveform)} samples are shorter than one frame of {self.frame_length}")
+    def _spectrogram(self, waveform: Tensor) -> tuple[Tensor, int]:
+        """One clip, [samples], to what the model takes, [frames, mels], and how many of the frames are sound."""
+        shortest = self.frame_length if self.filter_bank == "kaldi" else 1
+        most = (self.max_length - 1) * self.frame_shift + shortest
+        if len(waveform) < shortest:
+            raise ValueError(f"{len(waveform)} samples are shorter than one frame of {shortest}")
         if len(waveform) >= most + self.frame_shift:
             _log.warning_once(
                 f"A clip of {len(waveform) / self.sampling_rate:.2f} s is cut: the model takes "
                 f"{most / self.sampling_rate:.2f} s. Cut longer sound into such windows, or use tymbal predict."
             )
-        known = self._normalize(self._log_mel(waveform[:most]))
+        log_mel = self._kaldi if self.filter_bank == "kaldi" else self._librosa
+        known = self._normalize(log_mel(waveform[:most]))
         padding = (self.padding_log_mel - self.dataset_mean) / (2 * self.dataset_std)
         result = torch.full((self.max_length, self.num_mel_bins), padding)
         result[: len(known)] = known
-        return result
+        return result, len(known)
 
     def _normalize(self, log_mel: Tensor) -> Tensor:
         if self.normalize_by == "dataset":
@@ -119,7 +130,21 @@ class TymbalFeatureExtractor(SequenceFeatureExtractor):  # type: ignore[misc, un
         centred = log_mel - log_mel.mean()
         return centred / (2 * centred.square().mean().sqrt().clamp(min=_FLATTEST))
 
-    def _log_mel(self, waveform: Tensor) -> Tensor:
+    def _librosa(self, waveform: Tensor) -> Tensor:
+        spectrum = torch.stft(
+            waveform,
+            self.frame_length,
+            self.frame_shift,
+            window=torch.hann_window(self.frame_length),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        band = (self.low_frequency, self.high_frequency)
+        triangles = _slaney(self.frame_length, self.sampling_rate, self.num_mel_bins, *band)
+        return (spectrum.abs().square().T @ triangles).clamp(min=_ENERGY_FLOOR).log()
+
+    def _kaldi(self, waveform: Tensor) -> Tensor:
         frames = (waveform - waveform.mean()).unfold(0, self.frame_length, self.frame_shift)
         frames = frames - frames.mean(1, keepdim=True)
         emphasised = frames.clone()
@@ -149,3 +174,16 @@ def _triangles(fft: int, rate: int, mels: int, low: float, high: float) -> Tenso
     mel = 1127.0 * (1.0 + rate / fft * torch.arange(fft // 2, dtype=torch.float32) / 700.0).log()[:, None]
     triangles = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre)).clamp(min=0)
     return torch.nn.functional.pad(triangles, (0, 0, 0, 1))
+
+
+@lru_cache(maxsize=8)
+def _slaney(fft: int, rate: int, mels: int, low: float, high: float) -> Tensor:
+    """Librosa's triangles of equal area, straight in Slaney's mel: [fft // 2 + 1, mels]."""
+    step = math.log(6.4) / 27  # the scale is a line up to 1 kHz, 15 mel, and logarithmic above
+    lowest, highest = (3 * hz / 200 if hz < 1000 else 15 + math.log(hz / 1000) / step for hz in (low, high))
+    mel = np.linspace(lowest, highest, mels + 2)
+    edges = np.where(mel < 15, mel * 200 / 3, 1000 * np.exp(step * (mel - 15)))
+    frequency = np.linspace(0, rate / 2, fft // 2 + 1)[:, None]
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    triangles = np.minimum((frequency - left) / (centre - left), (right - frequency) / (right - centre))
+    return torch.from_numpy((np.maximum(triangles, 0) * 2 / (right - left)).astype(np.float32))

@@ -8,6 +8,9 @@ a wrapper around such a model saved. Both are read; the first is written.
 A model in this layout also carries our own description, under `tymbal` in its `config.json`. transformers keeps it and
 does not look at it.
 
+What transformers' AST classes cannot hold (patches that are not square, other poolings and heads) has our own names and
+layout, and `modeling_tymbal.py` beside it, which transformers runs under the same condition as the extractor below.
+
 Stock `ASTFeatureExtractor` knows 16 kHz, frames of 25 ms every 10 ms, and two fixed numbers to normalise by. For other
 models the folder holds `feature_extraction_tymbal.py`, which transformers runs where a user trusts it
 (`trust_remote_code=True`). Without that trust the stock extractor must not step in with other numbers: mean and
@@ -37,9 +40,11 @@ from tymbal.values import convert
 
 __all__ = [
     "MODEL_TYPE",
+    "OWN_TYPE",
     "PREFIX",
     "PREPROCESSOR",
     "REMOTE_CODE",
+    "REMOTE_MODEL",
     "WEIGHTS",
     "describe",
     "expand",
@@ -47,6 +52,7 @@ __all__ = [
     "is_stock",
     "names_from",
     "obstacle",
+    "own_config",
     "read",
     "remote_code",
     "rename",
@@ -85,6 +91,8 @@ _COPY = "Copy the folder again, or correct it."
 _LARGEST = 1 << 24
 
 MODEL_TYPE = "audio-spectrogram-transformer"
+
+_AUTO = "AutoModelForAudioClassification"
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 """Files of a folder that hold its weights, the best first."""
@@ -235,11 +243,18 @@ def to_config(description: ModelDescription) -> dict[str, Any]:
         "qkv_bias": encoder.qkv_bias,
         "time_stride": encoder.stride[1],
     }
-    if description.labels:
-        config["id2label"] = {str(i): label for i, label in enumerate(description.labels)}
-        config["label2id"] = {label: i for i, label in enumerate(description.labels)}
-        config["problem_type"] = f"{'multi' if description.multilabel else 'single'}_label_classification"
-    return config
+    return config | _labels(description)
+
+
+def _labels(description: ModelDescription) -> dict[str, Any]:
+    """The entries of a configuration that are about labels; none of an encoder."""
+    if not description.labels:
+        return {}
+    return {
+        "id2label": {str(i): label for i, label in enumerate(description.labels)},
+        "label2id": {label: i for i, label in enumerate(description.labels)},
+        "problem_type": f"{'multi' if description.multilabel else 'single'}_label_classification",
+    }
 
 
 def fetch(name: str) -> Path:
@@ -408,9 +423,34 @@ REMOTE_CODE = "feature_extraction_tymbal.py"
 
 _REMOTE_CLASS = "TymbalFeatureExtractor"
 
+REMOTE_MODEL = "modeling_tymbal.py"
+"""What the file of the model's class is called here and in model folders."""
 
-def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
+OWN_TYPE = "tymbal"
+"""What `config.json` calls models that transformers' AST classes cannot hold."""
+
+
+def own_config(description: ModelDescription) -> dict[str, Any]:
+    """The `config.json` of a model that `modeling_tymbal.py` holds, without our own description."""
+    module = REMOTE_MODEL.removesuffix(".py")
+    classes = {"AutoConfig": "TymbalConfig", "AutoModel": "TymbalModel"}
+    if description.labels:
+        classes = {"AutoConfig": "TymbalConfig", _AUTO: "TymbalForAudioClassification"}
+    config: dict[str, Any] = {
+        "model_type": OWN_TYPE,
+        "architectures": [classes.get(_AUTO, "TymbalModel")],
+        "auto_map": {auto: f"{module}.{name}" for auto, name in classes.items()},
+        "dtype": "float32",
+    }
+    return config | _labels(description)
+
+
+def to_preprocessor(description: ModelDescription, *, own_class: bool = False) -> dict[str, Any] | None:
     """The `preprocessor_config.json` of a model; `None` where no extractor computes its features.
+
+    Args:
+        description: The model.
+        own_class: Whether the model's class is ours, too, which is told how long clips are.
 
     The filter bank of the stock extractor has fixed windows; without torchaudio they are fixed in samples, so that only
     16 kHz is safe. It normalises by fixed numbers.
@@ -426,10 +466,10 @@ def to_preprocessor(description: ModelDescription) -> dict[str, Any] | None:
         "num_mel_bins": features.mel_bins,
         "padding_side": "right",
         "padding_value": 0.0,
-        "return_attention_mask": False,
+        "return_attention_mask": own_class,
         "sampling_rate": features.sample_rate,
     }
-    if features == FeatureSettings(mel_bins=features.mel_bins) and description.normalize == "dataset":
+    if features == FeatureSettings(mel_bins=features.mel_bins) and description.normalize == "dataset" and not own_class:
         stock = {"feature_extractor_type": "ASTFeatureExtractor", "mean": description.mean, "std": description.std}
         return dict(sorted({**common, **stock}.items()))
     own = {
@@ -451,6 +491,6 @@ def is_stock(preprocessor: Mapping[str, Any]) -> bool:
     return "auto_map" not in preprocessor
 
 
-def remote_code() -> str:
-    """The extractor for transformers, as it is put into a model folder."""
-    return Path(__file__).with_name(REMOTE_CODE).read_text(encoding="utf-8")
+def remote_code(name: str = REMOTE_CODE) -> str:
+    """The extractor, or the model's class, for transformers, as it is put into a model folder."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
