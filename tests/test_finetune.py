@@ -186,6 +186,14 @@ def test_finetune__tells_of_each_class_and_which_are_confused(multilabel: bool, 
         assert numbers.tolist() == metrics.confusion_matrix(truth.argmax(1), logits.argmax(1)).tolist()
         assert result.metrics["eval_accuracy"] == pytest.approx(numbers.trace() / numbers.sum())
     assert (result.run / "confusion.png").exists() != multilabel
+    shown = result.summary()
+    if multilabel:
+        chance = truth.mean(axis=0).mean()
+        assert f", mAP {result.metrics['eval_mAP']:.4g}, prevalence {chance:.4g}, " in shown
+        assert f"Scores that tell nothing have an mAP of {chance:.4g}" in shown
+        assert ("No label reaches a score of 0.5" in shown) == (not (truth & guessed).any())
+    else:
+        assert "prevalence" not in shown
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
@@ -590,3 +598,21 @@ def test_finetune__a_head_that_standardises_is_taken_over_and_not_for_cls(tmp_pa
     third = finetune(tmp_path / "store", tmp_path / "third", from_=source, pooling="cls", max_steps=1, **small())
     assert not load_model(third.run).description.standardise
     assert json.loads((third.model / "config.json").read_text())["model_type"] == "audio-spectrogram-transformer"
+
+
+def test_finetune__one_class_is_refused_before_anything_is_prepared(tmp_path: Path) -> None:
+    folder = tone_folder(tmp_path / "sound")
+    one = folder / "train" / "low"
+    (tmp_path / "list.csv").write_text("file,label\n" + "".join(f"{file},a\n" for file in sorted(one.iterdir())))
+    for source, message in ((one, "no clip to learn from has a label"), (tmp_path / "list.csv", "the same label, a:")):
+        with pytest.raises(StoreError, match=message):
+            finetune(source, tmp_path / "run", **TINY)
+        assert not (tmp_path / "run" / "store").exists()
+
+
+def test_finetune__one_validation_clip_leaves_figures_undefined(tmp_path: Path) -> None:
+    folder = tone_folder(tmp_path / "sound", splits=("train",))
+    result = finetune(folder / "train", tmp_path / "run", max_steps=2, **TINY)
+    assert "eval_auc" in (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "eval_auc" not in result.metrics
+    assert "accuracy" in result.summary()

@@ -479,3 +479,10 @@ def test_predict__nothing_that_was_done_goes_where_nothing_can_be_read(classifie
     recording.write_bytes(sound)
     assert predict(classifier, recording, tmp_path / "out.csv", **CPU).files == 1
     assert not (tmp_path / "out.csv.unfinished").exists()
+
+
+def test_predict__refuses_a_window_beyond_memory_before_it_writes(classifier: Path, tmp_path: Path) -> None:
+    recording = write(tmp_path / "low.wav", tone("low", seed=1))
+    with pytest.raises(SettingsError, match=r"32 windows of 1e\+12 s are spectrograms of .* more than this machine"):
+        predict(classifier, recording, tmp_path / "out.csv", window=1e12, **CPU)
+    assert list(tmp_path.iterdir()) == [recording]

@@ -502,3 +502,41 @@ def test_check_output__knows_stores_of_before_a_separator_could_be_chosen(tmp_pa
         check_output(tmp_path / "store", PrepareSettings(label_separator=separator))
     with pytest.raises(StoreError, match=r"label_separator: \(not set\) -> '\|'"):
         check_output(tmp_path / "store", PrepareSettings(label_separator="|"))
+
+
+@pytest.mark.skipif(os.name == "nt" or sys.platform == "darwin", reason="names there are Unicode")
+def test_prepare__names_files_whose_names_are_no_text(folder: Path, tmp_path: Path) -> None:
+    os.rename(folder / "frog" / "01.wav", os.fsencode(folder / "frog") + b"/\xff.wav")  # noqa: PTH104
+    assert len(tymbal.prepare(folder, tmp_path / "store", **SMALL).store) == 69
+    assert failures(tmp_path / "store") == {"\\udcff.wav": "unreadable: its name is not UTF-8"}
+
+
+@pytest.mark.parametrize("by_list", [False, True])
+def test_prepare__goes_on_without_files_that_came_after_it_was_begun(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], by_list: bool
+) -> None:
+    def source() -> Path:
+        if by_list:
+            tymbal.scan(folder, tmp_path / "list.csv", validation=0.25)
+        return tmp_path / "list.csv" if by_list else folder
+
+    whole = tymbal.prepare(source(), tmp_path / "whole", **SMALL).store
+    with pytest.raises(StoreError, match="has died"):
+        tymbal.prepare(source(), tmp_path / "store", **SMALL, executor=Interrupted(1))
+    write_wav(folder / "cicada" / "00new.wav", 0.41)  # the longest, which would be another window, too
+    (folder / "a").mkdir()
+    write_wav(folder / "a" / "b.wav", 0.3)
+    with pytest.raises(StoreError, match="has died"):
+        tymbal.prepare(source(), tmp_path / "store", **SMALL, executor=Interrupted(1))
+    capsys.readouterr()
+    tymbal.prepare(source(), tmp_path / "store", **SMALL)
+    assert "came later: 2 files" in capsys.readouterr().err
+    assert failures(tmp_path / "store") == dict.fromkeys(("00new.wav", "b.wav"), "added after this was begun")
+    made = content(tmp_path / "store")
+    for name, data in content(whole.path).items():
+        assert name == "failures.csv" or made[name] == data, name
+    tymbal.prepare(source(), tmp_path / "store", **SMALL)  # complete, and again
+    assert "came later: 2 files" in capsys.readouterr().err
+    write_wav(folder / "frog" / "later.wav", 0.3)
+    with pytest.raises(StoreError, match=r"another source:\n +new: \S+later\.wav\n  Choose"):
+        tymbal.prepare(source(), tmp_path / "store", **SMALL)

@@ -156,7 +156,7 @@ _TABLE = (
             Argument(
                 name="model", text="A run, a model folder or a Hugging Face checkpoint with a classifier.", kind=str
             ),
-            Argument(name="files", text="Recordings, or folders of them.", many=True),
+            Argument(name="files", text="Recordings, or folders of them; or one list.", many=True),
             _output(
                 "The table, a row a window and label (.csv, .parquet, .json, .jsonl); a table of detections is "
                 "written beside it. With --format raven or audacity a folder.",
@@ -171,7 +171,7 @@ _TABLE = (
         text="Write down what an encoder makes of each clip or second. Run again after a stop, it continues.",
         arguments=(
             Argument(name="model", text=_MODEL, kind=str),
-            Argument(name="sources", text="Recordings, or folders of them; or one store.", many=True),
+            Argument(name="sources", text="Recordings, or folders of them; or one list or store.", many=True),
             _output("The embeddings (.parquet, .npy, .csv).", required=True),
         ),
         continues=True,

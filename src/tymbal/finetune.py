@@ -243,13 +243,15 @@ def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str
 
 
 def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
-    """Refuses classes that occur only in validation, where folders or a list tell, before sound is prepared."""
-    from tymbal.evaluation.labelled_clips import refuse_unlearned
+    """Refuses classes that occur only in validation, or too few, before sound is prepared."""
+    from tymbal.evaluation.labelled_clips import refuse_too_few, refuse_unlearned
     from tymbal.preparation.clips import given_labels
 
     labels = given_labels(
         source, PrepareSettings(label_csv=settings.label_csv, label_separator=settings.label_separator)
     )
+    taught = sorted(labels.get("train", set()) | labels.get(None, set()))
+    refuse_too_few(taught, 1 if settings.loss == "bce" else 2, path=str(source))
     if labels.get("train"):
         refuse_unlearned(sorted(labels.get("validation", set()) - labels["train"]), path=str(source))
 

@@ -102,7 +102,7 @@ def predict(
     kind = output_format(output, chosen, recordings)
     ready = ready_model(model, chosen)
     scorer = ready.scorer()
-    cut = cut_for(scorer.description, window=chosen.window, hop=chosen.hop)
+    cut = cut_for(scorer.description, window=chosen.window, hop=chosen.hop, batch_size=chosen.batch_size)
     predictions = Predictions(scorer, chosen, kind)
 
     def score(windows: Sequence[Window]) -> Rows:

@@ -32,7 +32,7 @@ from tymbal.errors import AudioError, SettingsError, StoreError, what_to_do
 from tymbal.files import locked
 from tymbal.preparation.build import Built, Task, read_sidecar
 from tymbal.preparation.build_views import show_views
-from tymbal.preparation.clips import Header, Listed, list_clips, read_headers
+from tymbal.preparation.clips import ADDED, Header, Listed, list_clips, read_headers
 from tymbal.preparation.plan import Plan, make_plan
 from tymbal.preparation.record import (
     FAILURES,
@@ -201,7 +201,7 @@ def prepare(
                         store,
                         built,
                         named=os.fspath(output),
-                        unopened=listed.failures,
+                        unopened=[*listed.failures, *listed.added],
                         plan=plan,
                         record=record,
                         settings=chosen,
@@ -224,8 +224,16 @@ def _listed(
     """
     begun = None if settings.preview or is_complete(store) else Record.read(store)
     unopened = [] if begun is None else begun.failures()
+    added = [failure.file for failure in read_failures(store) if failure.reason == ADDED]
     try:
-        listed = list_clips(source, settings, lambda files: _headers(crew, files), unopened=unopened)
+        listed = list_clips(
+            source,
+            settings,
+            lambda files: _headers(crew, files),
+            unopened=unopened,
+            planned=None if begun is None else begun.files,
+            added=added if is_complete(store) and not settings.preview else (),
+        )
     except SettingsError:
         if settings.preview or not was_read_otherwise(store):
             raise

@@ -1,3 +1,6 @@
+import os
+import unicodedata
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -68,3 +71,24 @@ def test_manifest__scanned(tmp_path):
     done = Clip("/a.wav", hash="ab", duration=1.0)
     assert Manifest((done,), tmp_path).scanned
     assert not Manifest((done, Clip("/b.wav")), tmp_path).scanned
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there such a path leads somewhere")
+def test_manifest__names_of_other_machines_and_of_nowhere(tmp_path, monkeypatch):
+    (tmp_path / "~tmp").mkdir()
+    (tmp_path / "~tmp" / "a.wav").touch()
+    (tmp_path / "list.csv").write_text("file\nC:\\data\\b.wav\n~tmp/a.wav\n" + "x" * 5000 + ".wav\n")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**30)
+    files = [clip.file for clip in Manifest.read(tmp_path / "list.csv")]
+    assert files == ["C:\\data\\b.wav", str(tmp_path / "~tmp" / "a.wav"), str(tmp_path / ("x" * 5000 + ".wav"))]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize(("on_disk", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_manifest__names_with_other_code_points(tmp_path, on_disk, listed, absolute):
+    name = unicodedata.normalize(on_disk, "café.wav")
+    (tmp_path / name).touch()
+    written = unicodedata.normalize(listed, "café.wav")
+    (tmp_path / "list.csv").write_text(f"file\n{tmp_path / written if absolute else written}\n", encoding="utf-8")
+    assert [clip.file for clip in Manifest.read(tmp_path / "list.csv")] == [str(tmp_path / name)]

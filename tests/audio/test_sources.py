@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tymbal.audio.manifest import Clip, Manifest
-from tymbal.audio.sources import read_source, sound_files
+from tymbal.audio.sources import find_recordings, read_source, sound_files
 from tymbal.errors import ManifestError
 
 
@@ -400,3 +400,18 @@ def test_sound_files__links_to_themselves_are_named(write, tmp_path):
     files, failures = sound_files(tmp_path / "a")
     assert files == [str(tmp_path / "a/good.wav")]
     assert sorted(failure.file for failure in failures) == [str(tmp_path / "a/loop"), str(tmp_path / "a/loop.wav")]
+
+
+def test_find_recordings__one_list_gives_its_files_and_a_text_among_others_is_none(touch, capsys):
+    root = touch("a/x.wav", "b.wav")
+    table = root / "raven.csv"
+    table.write_text("file,start,end\na/x.wav,0,1\na/x.wav,1,2\nb.wav,0,1\n")
+    recordings, failures = find_recordings(table)
+    assert [(each.path, each.place) for each in recordings] == [
+        (root / "a/x.wav", "a/x.wav"),
+        (root / "b.wav", "b.wav"),
+    ]
+    assert failures == []
+    assert "lists parts of files" in capsys.readouterr().err
+    recordings, _ = find_recordings([root / "b.wav", table])
+    assert [each.path for each in recordings] == [root / "b.wav", table]

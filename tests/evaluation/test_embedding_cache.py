@@ -54,3 +54,14 @@ def test_keep__lets_go_of_what_was_not_used_for_longest(kept: Path, monkeypatch:
     cache.save("newest", np.zeros(150, np.float32))
     assert sorted(path.stem for path in kept.iterdir()) == ["newest", "old"]
     assert cache.load("new") is None
+
+
+def test_probe__needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TYMBAL_CACHE", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA", "USERPROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 2**30, raising=False)
+    with pytest.raises(OSError, match="TYMBAL_CACHE names one"):
+        cache.cache_folder()
+    assert cache.place_for_table("key") is None
+    model, store = small_model(tmp_path / "model"), tone_store(tmp_path / "store").path
+    assert probe(model, store, random=False, **QUICK).rows

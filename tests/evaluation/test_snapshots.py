@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -179,3 +180,19 @@ def test_snapshots__are_of_the_clips_that_can_be_read(tmp_path: Path) -> None:
     assert [(each.step, each.rows) for each in found] == [(1, (17, 19, 21)), (2, (17, 21))]
     np.testing.assert_allclose(found[1].rebuilt.made, found[0].rebuilt.made[[0, 2]], atol=2e-3)
     np.testing.assert_array_equal(found[1].frames, store.real_frames[[17, 21]])
+
+
+def test_pretrain__pictures_that_cannot_be_written_stop_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "store")
+    whole = pretrain(tmp_path / "store", tmp_path / "whole", **TINY, snapshots=2)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tymbal.evaluation.snapshots.save_file", full)
+    run = pretrain(tmp_path / "store", tmp_path / "run", **TINY, snapshots=2)
+    assert (run.model / "model.safetensors").read_bytes() == (whole.model / "model.safetensors").read_bytes()
+    assert "rebuilt after step 5 is not kept for the report: [Errno 28]" in capsys.readouterr().err
+    assert list((tmp_path / "run" / "rebuilt").iterdir()) == []

@@ -185,3 +185,16 @@ def test_watch__looks_at_the_clips_that_can_be_read(tmp_path: Path) -> None:
     assert {"eval_rank", "eval_cosine", "eval_probe_accuracy", "eval_knn_accuracy"} <= look(rows).keys()
     delete(store, *np.setdiff1d(rows, [16]).tolist())
     assert look(rows) == {}
+
+
+def test_watch__a_single_clip_is_no_collapse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = load_model(small_model(tmp_path / "model"))
+    store = tone_store(tmp_path / "tones")
+    for count, alarmed in ((1, False), (8, True)):
+        rows = np.zeros(count, np.int64)
+        watch = Watch(loaded.module, loaded.description, store, np.arange(count), history=list, monitor=("acc", True))
+        watch._rows = rows  # the same clip, over and over
+        figures = watch({"eval_acc": 0.5}, 1.0)
+        assert figures["eval_cosine"] == pytest.approx(1.0)
+        assert ("alarm_collapse" in figures) == alarmed
+    assert capsys.readouterr().err.count("Collapse") == 1

@@ -150,7 +150,11 @@ def test_load_model__draws_no_random_numbers_that_others_would_miss(tmp_path):
 
 
 def test_load_model__says_what_is_wrong_with_a_path(tmp_path):
-    with pytest.raises(ModelError, match="holds no model"):
+    with pytest.raises(ModelError, match="holds no model") as alone:
+        load_model(tmp_path)
+    assert "or a file" not in str(alone.value)
+    (tmp_path / "checkpoint.pt").touch()
+    with pytest.raises(ModelError, match=r"holds no model(?s:.)*as \S+checkpoint\.pt may be"):
         load_model(tmp_path)
     with pytest.raises(ModelError, match="there is no such model"):
         load_model(tmp_path / "absent" / "model")

@@ -90,6 +90,9 @@ def test_multilabel__is_binary_cross_entropy() -> None:
     assert found["accuracy"] == pytest.approx(((logits > 0) == (truth > 0)).float().mean().item())
     assert found["mAP"] == pytest.approx(metrics.average_precision_score(truth, logits.detach()), abs=0.02)
     assert objective.monitor == ("mAP", True)
+    assert found["prevalence"] == pytest.approx(truth[:, truth.any(dim=0)].float().mean().item())
+    assert list(found)[:3] == ["loss", "mAP", "prevalence"]
+    assert list(found)[-1] == "accuracy"
 
 
 @pytest.mark.parametrize("multilabel", [False, True])

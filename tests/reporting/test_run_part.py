@@ -74,6 +74,9 @@ def test_run_tiles__are_those_of_the_model_once_the_run_has_ended() -> None:
     assert ended["accuracy, validation"] == "87.5 %"
     assert "loss, validation" not in ended
     assert ended["ended"] == "no progress"
+    figures = {"eval_loss": 0.5, "eval_mAP": 0.25, "eval_prevalence": 0.125, "eval_accuracy": 0.875}
+    several = run_tiles([], {"metrics": figures, "ended": "steps"})
+    assert several == {"mAP, validation": "25.0 %", "prevalence, validation": "12.5 %", "ended": "all done"}
     assert run_tiles([], None) == {"ended": "not yet"}
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "append_failures",
     "check_reachable",
     "failures_beside",
+    "printable",
     "problem",
     "read_failures",
     "write_failures",
@@ -59,8 +60,7 @@ class Failure:
     advice: str = ""
 
     def __post_init__(self) -> None:
-        # A name that is no UTF-8 could be neither written nor printed.
-        object.__setattr__(self, "file", self.file.encode(errors="backslashreplace").decode())
+        object.__setattr__(self, "file", printable(self.file))
 
     @property
     def kind(self) -> str:
@@ -78,6 +78,11 @@ class Failure:
     def of(cls, error: TymbalError, file: str | os.PathLike[str]) -> Failure:
         """The failure that an error describes."""
         return cls(os.fspath(file), error.what, error.advice or "")
+
+
+def printable(name: str) -> str:
+    """A file name that can be written and printed, also where it is no UTF-8."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 _AWAY = tuple(

@@ -13,7 +13,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from tymbal.audio.file_lists import Row, Table, names_of, number, read_table, text
@@ -182,19 +182,24 @@ def _file(row: Row, index: int, table: Table, folder: Path) -> str:
     name = text(row["file"])
     if name is None:
         raise ManifestError(f"row {index} names no file", path=table.path, advice="Fill it in, or delete the row.")
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - where nobody has a home, ~ is a name
+    forms = [folder / form for form in _forms(path)]
     if not path.is_absolute():
-        here = next((folder / form for form in _forms(name) if (folder / form).exists()), folder / path)
-        path = path.absolute() if not here.exists() and path.exists() else here
-    return os.path.normpath(path)
+        forms += [Path.cwd() / form for form in _forms(path)]
+    # os.path.exists takes what cannot be a path for one that does not exist.
+    existing = next((form for form in forms if os.path.exists(form)), None)  # noqa: PTH110
+    if existing is None and os.name != "nt" and PureWindowsPath(name).is_absolute():
+        return name  # of another machine: no folder here belongs before it
+    return os.path.normpath(existing or folder / path)
 
 
-def _forms(name: str) -> Iterator[str]:
+def _forms(path: Path) -> Iterator[Path]:
     """A path as it may be spelled elsewhere: with backslashes, or with other code points for the same letters."""
-    yield name
+    yield path
     for form in ("NFC", "NFD"):
-        yield unicodedata.normalize(form, name)
-        yield unicodedata.normalize(form, name).replace("\\", "/")
+        name = unicodedata.normalize(form, str(path))
+        yield Path(name)
+        yield Path(name.replace("\\", "/"))
 
 
 def _common_folder(files: list[str], folder: Path) -> Path:

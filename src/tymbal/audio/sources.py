@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tymbal.audio.failures import Failure
-from tymbal.audio.file_lists import Table, read_label_names, read_table
-from tymbal.audio.manifest import SPLITS, Clip, Manifest, relative_path
+from tymbal.audio.file_lists import TABLE_SUFFIXES, Table, read_label_names, read_table
+from tymbal.audio.manifest import SPLITS, Clip, Manifest, place, relative_path
 from tymbal.errors import AudioError, ManifestError
+from tymbal.progress import tell
 
 __all__ = ["AUDIO_SUFFIXES", "Listing", "Recording", "find_recordings", "read_source", "sound_files"]
 
@@ -71,8 +72,8 @@ def read_source(
     elif isinstance(source, Manifest):
         listing = Listing(list(source.clips), source.root, any(clip.labels for clip in source))
     else:
-        path = Path(os.path.abspath(Path(source).expanduser()))  # noqa: PTH100 - links keep the user's names
-        if not path.exists():
+        path = Path(os.path.abspath(os.path.expanduser(source)))  # noqa: PTH100, PTH111 - links keep their names
+        if not os.path.exists(path):  # noqa: PTH110 - False of what cannot be a path
             raise ManifestError("there is no such folder or list", path=source, advice="Check the path.")
         if path.is_dir():
             listing = _folder(path, label_separator)
@@ -216,14 +217,18 @@ class Recording:
 def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Recording], list[Failure]]:
     """Lists the requested recordings, each once, and the folders that could not be read.
 
-    They are the files given, and the sound files below the folders given, in order of name.
+    They are the files given, and the sound files below the folders given, in order of name; or those of one list.
 
     Raises:
         AudioError: There are none.
+        ManifestError: The list cannot be read.
     """
     paths = [files] if isinstance(files, str | os.PathLike) else list(files)
     recordings: dict[Path, Recording] = {}
     failures: list[Failure] = []
+    # Among others, as where a shell names all files of a folder, a text is no list.
+    if len(paths) == 1 and Path(paths[0]).suffix.lower() in TABLE_SUFFIXES and Path(paths[0]).is_file():
+        return _listed(Path(paths[0])), []
     for path in map(Path, paths):
         if path.is_dir():
             inside, closed = sound_files(path)
@@ -238,3 +243,11 @@ def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Reco
         names = ", ".join(map(str, paths)) or "nothing was given"
         raise AudioError(f"there are no sound files: {names}", advice="Give files, or folders with files.")
     return list(recordings.values()), failures
+
+
+def _listed(path: Path) -> list[Recording]:
+    """The recordings that a list names, each once and whole."""
+    clips = list(Manifest.of(read_table(path)))
+    if any(clip.start or clip.end is not None for clip in clips):
+        tell(f"{path} lists parts of files; whole files are read", warning=True)
+    return [Recording(Path(file), name) for file, name in {clip.file: place(clip) for clip in clips}.items()]

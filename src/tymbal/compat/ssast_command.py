@@ -233,7 +233,7 @@ def _test(flags: Flags, result: RunResult) -> None:
     store = open_data(flags.data_eval, settings).spectrograms(folder, description.features)
     figures = figures_of(result.model, store, batch_size=flags.batch_size, device=flags.device)
     tell(f"On the {len(store):,} test clips: accuracy {figures['top1']:.4g}, mAP {figures['mAP']:.4g}")
-    known = [result.metrics["eval_top1"], result.metrics["eval_auc"], figures["top1"], figures["auc"]]
+    known = [result.metrics["eval_top1"], result.metrics.get("eval_auc", math.nan), figures["top1"], figures["auc"]]
     on_rank_zero(lambda: write_rows(result.run / "eval_result.csv", [[value] for value in known]))
 
 

@@ -11,6 +11,7 @@ written once, clip after clip, and read by batches: memory does not grow with th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -50,15 +51,26 @@ _TABLE = "embeddings.parquet"
 
 
 def cache_folder() -> Path:
-    """The folder of saved embeddings: `$TYMBAL_CACHE`, else a folder of the user's cache."""
+    """The folder of saved embeddings: `$TYMBAL_CACHE`, else a folder of the user's cache.
+
+    Raises:
+        OSError: Neither is known: the user has no home folder.
+    """
     given = os.environ.get("TYMBAL_CACHE")
     if given:
         return Path(given)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "tymbal"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "tymbal"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tymbal"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tymbal"
+        return _home() / "Library" / "Caches" / "tymbal"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "tymbal"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise FileNotFoundError(errno.ENOENT, "There is no home folder for a cache; $TYMBAL_CACHE names one") from None
 
 
 def key_of(encoder: FrozenEncoder, store: SpectrogramSource, rows: NDArray[np.int64]) -> str:
@@ -85,8 +97,8 @@ def key_of(encoder: FrozenEncoder, store: SpectrogramSource, rows: NDArray[np.in
 
 def load(key: str) -> NDArray[np.float32] | None:
     """Embeddings that were saved under a name; None where none can be read."""
-    path = cache_folder() / f"{key}.npy"
     try:
+        path = cache_folder() / f"{key}.npy"
         values: NDArray[np.float32] = np.load(path, allow_pickle=False)
         os.utime(path)
     except (OSError, ValueError, EOFError):
@@ -99,8 +111,8 @@ def save(key: str, values: NDArray[np.float32]) -> None:
 
     Nothing is saved where the folder cannot be written to.
     """
-    folder = cache_folder()
     try:
+        folder = cache_folder()
         with replace_file(folder / f"{key}.npy") as aside, aside.open("wb") as file:
             np.save(file, values, allow_pickle=False)
         files = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -119,8 +131,8 @@ def place_for_table(key: str) -> Path | None:
     The folder exists afterwards and counts as used now. Others, not used for longest, are deleted where all take too
     much room.
     """
-    folder = cache_folder() / _TABLES / key
     try:
+        folder = cache_folder() / _TABLES / key
         folder.mkdir(parents=True, exist_ok=True)
         os.utime(folder)
         others = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)

@@ -18,7 +18,15 @@ from tymbal.audio.file_lists import read_table
 from tymbal.errors import ManifestError, StoreError
 from tymbal.store.base import SpectrogramSource
 
-__all__ = ["LabelledClips", "balanced_weights", "class_weights", "labelled_clips", "read_weights", "refuse_unlearned"]
+__all__ = [
+    "LabelledClips",
+    "balanced_weights",
+    "class_weights",
+    "labelled_clips",
+    "read_weights",
+    "refuse_too_few",
+    "refuse_unlearned",
+]
 
 _NAMED = 10  # classes that a message names
 
@@ -126,6 +134,26 @@ def refuse_unlearned(labels: Sequence[str], *, path: str | Path) -> None:
         )
 
 
+def refuse_too_few(labels: Sequence[str], fewest: int, *, path: str | Path) -> None:
+    """Raises if the clips to learn from have fewer labels than there have to be.
+
+    Raises:
+        StoreError: There are too few; the message names the only one.
+    """
+    if len(labels) >= fewest:
+        return
+    if not labels:
+        raise StoreError("no clip to learn from has a label", path=path, advice=f"{_LABELLED}.")
+    raise StoreError(
+        f"all clips have the same label, {labels[0]}: there is nothing to tell apart",
+        path=path,
+        advice="Add clips of another class, for instance of background noise.",
+    )
+
+
+_LABELLED = "Give folders of sound named as their classes, two or more, or a manifest with the columns file and label"
+
+
 def _thinned(truth: NDArray[np.bool_], every: int) -> NDArray[np.int64]:
     """Positions of one clip in `every` of each first label, ascending, of [clips, labels]."""
     none = np.full(len(truth), -1)
@@ -152,16 +180,10 @@ def _check(
         raise StoreError(
             f"there are {sizes[0]:,} labelled clips to learn from and {sizes[1]:,} to be asked",
             path=store.path,
-            advice="Give folders of sound named as their classes, or a manifest with the columns file and label, and a "
-            "split that leaves clips on both sides (--validation 0.2).",
+            advice=f"{_LABELLED}, and a split that leaves clips on both sides (--validation 0.2).",
         )
     refuse_unlearned([store.labels[column] for column in np.flatnonzero(validated & ~taught)], path=store.path)
-    if int(taught.sum()) < fewest:
-        raise StoreError(
-            f"all clips have the same label, {store.labels[int(taught.argmax())]}: there is nothing to tell apart",
-            path=store.path,
-            advice="Add clips of another class, for instance of background noise.",
-        )
+    refuse_too_few([store.labels[column] for column in np.flatnonzero(taught)], fewest, path=store.path)
 
 
 def balanced_weights(truth: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -30,6 +30,7 @@ from typing_extensions import TypeIs, override
 from tymbal.evaluation.watch import undisturbed
 from tymbal.files import parse_json, replace_file
 from tymbal.objectives.contract import RebuildingObjective, Rebuilt
+from tymbal.progress import tell
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import NormalisedBatch, normalised_batches
 
@@ -110,11 +111,14 @@ class Snapshots(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not len(self._rows):
             return
-        with undisturbed():
-            self._write(state.global_step, float(state.epoch or 0.0))
-        files = _files(self._folder)
-        for step in set(files) - set(kept_steps(list(files))):
-            files[step].unlink()
+        try:
+            with undisturbed():
+                self._write(state.global_step, float(state.epoch or 0.0))
+            files = _files(self._folder)
+            for step in set(files) - set(kept_steps(list(files))):
+                files[step].unlink()
+        except (OSError, SafetensorError) as error:
+            tell(f"What is rebuilt after step {state.global_step:,} is not kept for the report: {error}", warning=True)
 
     def _write(self, step: int, epoch: float) -> None:
         batch = next(

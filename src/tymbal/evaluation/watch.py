@@ -43,6 +43,8 @@ _MOST_PROBED = 2000
 _COLLAPSED = 0.9999
 _ALIKE = 0.99
 _ONE_DIRECTION = 2.0
+_FEWEST = 8
+"""Clips from which on their likeness says something; a single one is like itself."""
 _STILL = 8
 """Evaluations without progress that are a plateau."""
 
@@ -221,6 +223,8 @@ class Watch:
                 if self._probe is not None and self._probe.is_due(epoch, last):
                     watched |= {f"eval_{name}": value for name, value in self._probe.read(encoder).items()}
         for name in alarms([*before, {**figures, **watched}], monitor=self._monitor):
+            if name == "collapse" and len(vectors) < _FEWEST:
+                continue
             watched[f"alarm_{name}"] = 1.0
             tell(f"{name.replace('_', ' ').capitalize()} (epoch {epoch:.1f}): {_ADVICE[name]}", warning=True)
         return watched

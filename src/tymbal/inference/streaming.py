@@ -24,6 +24,7 @@ from tymbal.audio.sources import Recording
 from tymbal.errors import AudioError, SettingsError
 from tymbal.files import writing
 from tymbal.inference.spool import Item, Outcome, Spool
+from tymbal.machine import memory
 from tymbal.models.description import ModelDescription
 from tymbal.progress import Progress, counted, duration, tell
 
@@ -220,16 +221,20 @@ class Rows(NamedTuple):
     columns: Mapping[str, NDArray[Any]]
 
 
-def cut_for(description: ModelDescription, *, window: float | None = None, hop: float | None = None) -> Cut:
+def cut_for(
+    description: ModelDescription, *, window: float | None = None, hop: float | None = None, batch_size: int = 1
+) -> Cut:
     """How recordings are cut for a model.
 
     Args:
         description: The model.
         window: Seconds of a window; None is what it was trained on.
         hop: Seconds from one window to the next; None is the window.
+        batch_size: Windows that are computed at once.
 
     Raises:
-        SettingsError: A window is shorter than a frame, or windows would leave gaps.
+        SettingsError: A window is shorter than a frame, windows would leave gaps, or a batch of them is larger than
+            this machine's memory.
     """
     features = description.features
     rate, shortest = features.sample_rate, features.samples_of(1)
@@ -245,6 +250,13 @@ def cut_for(description: ModelDescription, *, window: float | None = None, hop: 
         raise SettingsError(
             f"hop is {hop:g} s, but a window is {length / rate:.4g} s: there would be gaps between windows",
             advice=f"Set hop to at most {length / rate:.4g}.",
+        )
+    size, room = 4 * batch_size * features.frames_of(length) * features.mel_bins, memory()  # float32
+    if room is not None and size > room:
+        raise SettingsError(
+            f"{counted(batch_size, 'window')} of {length / rate:,.6g} s are spectrograms of {size / 1e9:,.3g} GB, more "
+            "than this machine's memory",
+            advice="Set a shorter window or a smaller batch_size; a recording has as many windows as it needs.",
         )
     return Cut(rate, length, step, shortest)
 

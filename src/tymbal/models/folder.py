@@ -264,11 +264,13 @@ def _locate_in(folder: Path) -> Path:
         )
     file = weights_in(folder)
     if file is None:
+        others = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLES))
+        or_file = f", or a file of a model's weights, as {others[0]} may be" if others else ""
         raise ModelError(
             "the folder holds no model: there is no config.json in it, nor in a folder model/, and no file of weights "
             f"({', '.join(LOOSE_WEIGHTS)})",
             path=folder,
-            advice="Give the folder of a model, or of a run that got as far as saving one.",
+            advice=f"Give the folder of a model, or of a run that got as far as saving one{or_file}.",
         )
     return file
 

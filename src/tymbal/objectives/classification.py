@@ -34,6 +34,9 @@ BestBy = Literal["accuracy", "top1", "balanced_accuracy", "f1", "weighted_f1", "
 
 
 _RATIOS = {"loss": "loss", "accuracy": "right", "top1": "top1"}
+
+_FIRST = ("loss", "mAP", "prevalence", "auc", "f1", "precision", "recall")
+"""Figures that come first where a clip may have several labels: right decisions are many where labels are rare."""
 """Figures that are a sum over the clips divided by their number."""
 
 
@@ -187,15 +190,17 @@ class ClassificationObjective(nn.Module):
     def metrics(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics from sums over batches: loss and accuracy, and after an evaluation all others.
 
-        Accuracy with several labels a clip is the share of right yes-or-no decisions. Average precision comes from a
-        histogram of the scores, see `tymbal.objectives.metrics`.
+        Accuracy with several labels a clip is the share of right yes-or-no decisions, which a model that never says yes
+        can have in plenty; so there the mAP leads, and `prevalence`, the mAP of scores that tell nothing. Average
+        precision comes from a histogram of the scores, see `tymbal.objectives.metrics`.
         """
         count = max(float(sums["count"]), 1.0)
         figures = {name: float(sums[key]) / count for name, key in _RATIOS.items()}
         if "confusion" in sums:
             figures |= scores.single_label_figures(_array(sums["confusion"]))
         if "decisions" in sums:
-            figures |= scores.multilabel_figures(_array(sums["decisions"]))
+            decisions = _array(sums["decisions"])
+            figures |= scores.multilabel_figures(decisions) | {"prevalence": scores.prevalence(decisions)}
         if "histogram" in sums:
             histogram = _array(sums["histogram"])
             figures["mAP"], figures["auc"] = scores.average_precision(histogram), scores.roc_auc(histogram)
@@ -203,6 +208,10 @@ class ClassificationObjective(nn.Module):
             figures |= self.ensemble.metrics(sums)
             # Figures of SSAST's table, as the ensemble's are, and of little use for anything else.
             figures["middle_precision"], figures["middle_recall"] = scores.middle_precision_recall(histogram)
+        if self.multilabel:
+            last = [name for name in figures if name not in _FIRST and name != "accuracy"]
+            order = [*_FIRST, *last, "accuracy"]
+            figures = {name: figures[name] for name in order if name in figures}
         return figures
 
     def by_class(self, sums: Mapping[str, Tensor]) -> dict[str, np.ndarray[Any, Any]]:

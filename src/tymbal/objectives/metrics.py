@@ -38,6 +38,7 @@ __all__ = [
     "middle_precision_recall",
     "multilabel_counts",
     "multilabel_figures",
+    "prevalence",
     "roc_auc",
     "score_histogram",
     "single_label_counts",
@@ -198,6 +199,17 @@ def multilabel_figures(counts: NDArray[Any]) -> dict[str, float]:
         "balanced_accuracy": float((sensitivity + specificity).mean() / 2) if both.any() else float("nan"),
         **averaged(hit, hit + miss, hit + false_alarm),
     }
+
+
+def prevalence(counts: NDArray[Any]) -> float:
+    """Mean share of the clips that have a label, over the labels that occur: the mAP of scores that tell nothing.
+
+    Args:
+        counts: [4, classes] as from `multilabel_counts`, summed.
+    """
+    clips = counts[0] + counts[2]
+    shares = clips / np.maximum(counts.sum(axis=0), 1)
+    return _mean(np.where(clips > 0, shares, np.nan))
 
 
 def single_label_counts(confusion: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

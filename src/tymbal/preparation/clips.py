@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders, split_settings
 from tymbal.audio.decode import info
-from tymbal.audio.failures import Failure, check_reachable
+from tymbal.audio.failures import Failure, check_reachable, printable
 from tymbal.audio.findings import remarked
 from tymbal.audio.manifest import Clip, Manifest
 from tymbal.audio.sources import Listing, read_source
 from tymbal.errors import AudioError
+from tymbal.progress import counted
 from tymbal.settings import PrepareSettings
 
-__all__ = ["Header", "Listed", "given_labels", "list_clips", "read_headers"]
+__all__ = ["ADDED", "Header", "Listed", "given_labels", "list_clips", "read_headers"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Listed:
         clips: Those whose file could be opened, with labels, groups and splits.
         lengths: Seconds of each file.
         failures: Files that could not be opened.
+        added: Files that came into the source after the preparation was begun, which go on without them.
         notes: Remarks for the user about how the source was read.
     """
 
@@ -38,10 +40,11 @@ class Listed:
     lengths: dict[str, float]
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    added: list[Failure] = field(default_factory=list)
 
     @property
     def files(self) -> set[str]:
-        """All files, failed ones included."""
+        """All files of the preparation, failed ones included."""
         return {clip.file for clip in self.clips} | {failure.file for failure in self.failures}
 
 
@@ -51,6 +54,8 @@ def list_clips(
     read_headers: Callable[[Sequence[str]], Iterable[Header | Failure]],
     *,
     unopened: Iterable[Failure] = (),
+    planned: Collection[str] | None = None,
+    added: Collection[str] = (),
 ) -> Listed:
     """Lists the clips of a source.
 
@@ -62,6 +67,8 @@ def list_clips(
         settings: The sources of labels, groups and splits.
         read_headers: Reads the headers of files, in any order.
         unopened: Failures of files that stay left out, whatever their headers say now: a plan without them was begun.
+        planned: The files of a plan that was begun. Where all of them are still in the source, others are left out.
+        added: Files that were left out so when the plan was finished.
 
     Raises:
         AudioError: Many files, or all, cannot be reached, as if a disk or share were away.
@@ -70,11 +77,13 @@ def list_clips(
     """
     manifest = _scanned(source, settings)
     if manifest is not None:
-        clips, notes = _completed(manifest, settings)
+        clips, later = _as_planned(manifest.clips, planned, added)
+        clips, notes = _completed(replace(manifest, clips=tuple(clips)), settings)
         notes += _about_rates(settings, [clip.sample_rate for clip in clips if clip.sample_rate])
-        return Listed(clips, _file_lengths(manifest), notes=notes)
+        return Listed(clips, _file_lengths(manifest), notes=[*notes, *_staying(later)], added=later)
     listing = read_source(source, label_csv=settings.label_csv, label_separator=settings.label_separator)
-    clips, label_notes = label_clips(listing.clips, settings, labelled=listing.labelled)
+    clips, later = _as_planned(listing.clips, planned, added, unopened)
+    clips, label_notes = label_clips(clips, settings, labelled=listing.labelled)
     clips, group_notes = group_clips(clips, settings)
     clips = split_by_folders(clips)
     files = list(dict.fromkeys(clip.file for clip in clips))
@@ -97,15 +106,16 @@ def list_clips(
     return Listed(
         clips=_split(good, headers, settings),
         lengths={file: header.seconds for file, header in headers.items()},
-        failures=[*listing.failures, *(failures[file] for file in files if file in failures)],
+        failures=[*listing.failures, *(failures[name] for name in map(printable, files) if name in failures)],
         notes=[
             *listing.notes,
             *label_notes,
             *group_notes,
             *remarked(remarks),
             *_about_rates(settings, [header.rate for header in headers.values()]),
-            *_staying(stay),
+            *_staying([*stay.values(), *later]),
         ],
+        added=later,
     )
 
 
@@ -114,14 +124,34 @@ def _about_rates(settings: PrepareSettings, rates: Sequence[int]) -> list[str]:
     return [] if remark is None else [remark]
 
 
-def _staying(files: Iterable[str]) -> list[str]:
-    """The remark on files that could not be opened when a plan was begun, and can be now."""
-    names = sorted(files)
+ADDED = "added after this was begun"
+"""The reason of files that a plan goes on without."""
+
+
+def _as_planned(
+    clips: Sequence[Clip],
+    planned: Collection[str] | None,
+    added: Collection[str],
+    unopened: Iterable[Failure] = (),
+) -> tuple[list[Clip], list[Failure]]:
+    """The clips of a plan that was begun, if all its files are there, and the files that came later."""
+    files = dict.fromkeys(printable(clip.file) for clip in clips)
+    later = {file for file in files if file in added}
+    # A folder that could not be looked into is no longer one of the files.
+    if planned is not None and set(planned) - {failure.file for failure in unopened} <= files.keys():
+        later |= files.keys() - set(planned)
+    failures = [Failure(file, ADDED, "A new output folder would have it.") for file in files if file in later]
+    return [clip for clip in clips if printable(clip.file) not in later], failures
+
+
+def _staying(failures: Sequence[Failure]) -> list[str]:
+    """The remark on files that a plan was begun without, and that could be used now."""
+    names = sorted(failure.file for failure in failures)
     if not names:
         return []
     return [
-        f"{len(names):,} files stay left out that could not be opened when this was begun, as {names[0]}: a new output "
-        "folder would have them"
+        "Still left out, since it could not be opened when this was begun or came later: "
+        f"{counted(len(names), 'file')}, as {names[0]}. A new output folder would have it."
     ]
 
 

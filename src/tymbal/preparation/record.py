@@ -21,7 +21,7 @@ from tymbal.errors import AudioError, ManifestError, StoreError
 from tymbal.features.normalisation import Moments
 from tymbal.files import DAMAGED, PARTIAL, read_json, set_aside, verified, with_checksum, write_json
 from tymbal.preparation.build import Built
-from tymbal.preparation.clips import Listed
+from tymbal.preparation.clips import ADDED, Listed
 from tymbal.preparation.plan import Plan
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PrepareSettings, ViewSettings
@@ -157,7 +157,8 @@ def check_same_plan(store: Path, record: Record) -> None:
         description = Description.read(store)
         digest = description.provenance.get("plan")
         index, _ = read_index(store, description)
-        files = {*pc.unique(index["file"]).to_pylist(), *(failure.file for failure in read_failures(store))}
+        left_out = {failure.file for failure in read_failures(store) if failure.reason != ADDED}
+        files = {*pc.unique(index["file"]).to_pylist(), *left_out}
     else:
         before = Record.read(store)
         if before is None:

@@ -51,6 +51,7 @@ _TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "f1": "macro F1",
     "mAP": "mean average precision",
+    "prevalence": "prevalence, the mAP of scores that tell nothing",
     "auc": "area under the ROC curve",
     "rank": "effective rank of embeddings",
     "cosine": "mean cosine of pairs of clips",
@@ -68,7 +69,13 @@ _OF_VIEWS = {
     "sigreg": "distance from a standard normal (SIGReg)",
 }
 """Figures of objectives that compare views."""
-_SHORT = {"acc": "patches identified", "nce": "cross entropy", "mse": "squared error", "mAP": "mAP"}
+_SHORT = {
+    "acc": "patches identified",
+    "nce": "cross entropy",
+    "mse": "squared error",
+    "mAP": "mAP",
+    "prevalence": "prevalence",
+}
 _LEVELS = {"random_": "random weights", "plain_": "the best plain line"}
 """What a probe during the training is compared with: what stands in its figure's name, and what it is called."""
 _NOT_CURVES = ("step", "epoch", "seconds", "batch_size")
@@ -170,10 +177,12 @@ def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | N
         result["metrics"] if result else evaluated[-1] if evaluated else logged[-1] if logged else {}
     )
     of_views = bool({"eval_agreement", "eval_alignment"} & set(figures))
-    leading = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "nce", "mse", "loss")
+    leading: tuple[str, ...] = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "nce", "mse", "loss")
+    if "eval_prevalence" in figures:  # clips with several labels
+        leading = ("mAP", "prevalence", "auc", "f1")
     for name in [name for name in leading if figures.get(f"eval_{name}") is not None][:4]:
         value = figures[f"eval_{name}"]
-        share = name in ("accuracy", "balanced_accuracy", "mAP", "f1", "acc")
+        share = name in ("accuracy", "balanced_accuracy", "mAP", "prevalence", "f1", "acc")
         title = "other view found" if name == "acc" and of_views else _SHORT.get(name, _TITLES.get(name, name))
         shown[f"{title}, validation"] = f"{100 * value:.1f} %" if share else f"{value:.4g}"
     if logged:

@@ -120,11 +120,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def metrics_at_step(path: Path, step: int) -> dict[str, float]:
-    """All figures of one step in a metrics file."""
+    """All figures of one step in a metrics file that are defined."""
     figures: dict[str, float] = {}
     for line in read_metrics(path):
         if line["step"] == step:
-            figures |= line
+            figures |= {name: value for name, value in line.items() if value is not None}
     return figures
 
 

@@ -46,7 +46,8 @@ class RunResult:
     Attributes:
         run: The run folder.
         model: The model folder in it.
-        metrics: Figures of the model: those logged at its step, `eval_…` on the validation clips.
+        metrics: Figures of the model: those logged at its step, `eval_…` on the validation clips; those that are
+            defined.
         steps: Optimizer steps that were done.
         best_step: The step after which the model was saved.
         ended: Why training ended: all `steps`, no progress for `patience` evaluations, or `minutes` used up.
@@ -71,6 +72,10 @@ class RunResult:
         if figures:
             shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             lines.append(f"On the validation clips, after step {self.best_step:,}: {shown}")
+        if "prevalence" in figures:
+            lines.append(f"Scores that tell nothing have an mAP of {figures['prevalence']:.4g}, the prevalence.")
+            if figures.get("recall") == 0:
+                lines.append("No label reaches a score of 0.5 where it is heard: predict needs a lower --threshold.")
         return "\n".join([*lines, f"Model: {self.model}", f"All figures: {self.run / 'metrics.jsonl'}"])
 
 
