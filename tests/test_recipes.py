@@ -199,7 +199,8 @@ def test_recipe__a_run_of_an_earlier_version_keeps_its_decay_betas_and_split(ver
     before = {"weight_decay": 0.05, "adam_beta2": 0.98}
     recorded = {**config.to_mapping(RESOLVE[verb](choice)), **before}
     del recorded["split"]
-    kept = {**before, "split": "auto"}
+    del recorded["positions"]
+    kept = {**before, "split": "auto", "positions": "auto"}
     assert chosen(RESOLVE[verb](choice, begun=recorded), kept) == kept
     config.write_yaml(tmp_path / "run.yaml", {"verb": verb, "arguments": {}, "settings": recorded})
     assert chosen(RESOLVE[verb]({}, config=tmp_path), kept) == kept

@@ -545,7 +545,12 @@ def _start(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSet
             normalisation=normalisation_of(settings, store),
         )
     warm = warm_start_classifier(
-        settings.from_, config=target, head=head, keep_stride=settings.stride is None, source_heads=settings.heads
+        settings.from_,
+        config=target,
+        head=head,
+        keep_stride=settings.stride is None,
+        positions=settings.positions,
+        source_heads=settings.heads,
     )
     check_features(store, warm.source, path=settings.from_)
     tell(f"Starting from {settings.from_}: {warm.report}")

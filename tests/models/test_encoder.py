@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tymbal.errors import ModelError, SettingsError
-from tymbal.models.encoder import PREFIX_TOKENS, EncoderConfig, SpectrogramEncoder, resize_positions
+from tymbal.models.encoder import PREFIX_TOKENS, EncoderConfig, SpectrogramEncoder, resize_positions, take_columns
 
 
 def small_encoder(**changes: object) -> SpectrogramEncoder:
@@ -188,6 +190,27 @@ def test_resize_positions__cuts_the_middle():
     cut = resize_positions(positions, (4, 6), (2, 3), cut=True)[0, 2:, 0].reshape(2, 3)
     whole = positions[0, 2:, 0].reshape(4, 6)
     assert torch.equal(cut, whole[1:3, 2:5])  # start = 6 // 2 - 3 // 2 = 2, as AST computes it
+
+
+@pytest.mark.parametrize(("how", "first"), [("cut", 2), ("first", 0)])
+def test_encoder__shorter_clips_take_neighbouring_positions(how: str, first: int):
+    encoder = small_encoder()
+    rows, columns = encoder.config.grid
+    short = SpectrogramEncoder(replace(encoder.config, positions=how))
+    short.load_state_dict(encoder.state_dict())
+    whole = encoder.position_embedding[0, 2:].reshape(rows, columns, -1)
+    taken = short.positions((rows, columns - 2))[0]
+    start = columns // 2 - (columns - 2) // 2 if how == "cut" else 0
+    assert taken[:2].equal(encoder.position_embedding[0, :2])
+    assert taken[2:].reshape(rows, columns - 2, -1).equal(whole[:, start : start + columns - 2])
+    assert short.positions((rows, columns)).equal(encoder.position_embedding)
+    assert short.positions((rows, 2 * columns)).equal(encoder.positions((rows, 2 * columns)))
+    positions = torch.arange(2 + 24).float().reshape(1, 26, 1)
+    assert (
+        take_columns(positions, (4, 6), 3, which=how)[0, 2:, 0]
+        .reshape(4, 3)
+        .equal(positions[0, 2:, 0].reshape(4, 6)[:, first : first + 3])
+    )
 
 
 def test_gradient_checkpointing__changes_no_gradient():

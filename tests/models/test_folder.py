@@ -214,8 +214,18 @@ def test_warm_start__squeezes_or_cuts_positions_of_longer_clips(tmp_path):
     save_model(tmp_path / "model", encoder, describe(long))
     wanted = replace(CONFIG, frames=32)
     positions = encoder.position_embedding[0, 2:].reshape(2, 6, 32)
-    cut, _, _ = warm_start(tmp_path / "model", config=wanted, cut=True)
+    cut, report, _ = warm_start(tmp_path / "model", config=wanted, positions="cut")
     assert cut.position_embedding[0, 2:].reshape(2, 2, 32).equal(positions[:, 2:4])
+    assert "position embeddings: the middle 2 of 6 columns" in str(report)
+    first, report, _ = warm_start(tmp_path / "model", config=wanted, positions="first")
+    assert first.position_embedding[0, 2:].reshape(2, 2, 32).equal(positions[:, :2])
+    assert "position embeddings: the first 2 of 6 columns" in str(report)
+    with torch.no_grad():
+        whole = torch.randn(1, 96, 32)
+        whole[:, 32:] = 0  # a padded clip has had the first columns: its patches carry the same embeddings
+        patches = (long.grid[1] * torch.arange(2)[:, None] + torch.arange(2)).flatten()[None]
+        tokens = encoder.eval()(whole, visible=patches).tokens
+        torch.testing.assert_close(first.eval()(whole[:, :32]).tokens, tokens)
     squeezed, _, _ = warm_start(tmp_path / "model", config=wanted)
     # Column 0 of 2 lies at (0 + .5) * 3 - .5 = 1 of 6.
     torch.testing.assert_close(squeezed.position_embedding[0, 2:].reshape(2, 2, 32)[:, 0], positions[:, 1])
@@ -358,3 +368,34 @@ def test_load_model__numbers_that_were_changed_in_the_extractor_are_told(tmp_pat
     (folder / "preprocessor_config.json").write_text(json.dumps({**preprocessor, "mean": -6.75}))
     assert load_model(folder).description.mean == -6.75
     assert "says mean -6.75, the model -6.25" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("how", ["cut", "first", "resize"])
+def test_warm_start__longer_clips_stretch_positions_and_the_choice_stays_with_the_model(tmp_path, how):
+    save_model(tmp_path / "model", SpectrogramEncoder(CONFIG), describe())
+    squeezed, _, _ = warm_start(tmp_path / "model", config=replace(CONFIG, frames=96))
+    longer, report, _ = warm_start(tmp_path / "model", config=replace(CONFIG, frames=96), positions=how)
+    assert longer.position_embedding.equal(squeezed.position_embedding)
+    assert "2x3 resized to 2x6" in str(report)
+    save_model(tmp_path / "next", longer, describe(longer.config))
+    described = json.loads((tmp_path / "next" / "config.json").read_text())["tymbal"]["encoder"]
+    assert described.get("positions", "resize") == how
+    assert ("positions" in described) == (how != "resize")
+    again = load_model(tmp_path / "next").module
+    assert again.config.positions == how
+    half = (2, 3)
+    assert again.positions(half).equal(longer.positions(half))
+    kept, _, _ = warm_start(tmp_path / "next", config=replace(CONFIG, frames=96), positions="auto")
+    assert kept.config.positions == how
+
+
+def test_warm_start__cuts_by_time_where_the_stride_changes_too(tmp_path):
+    dense = replace(CONFIG, frames=96, stride=(16, 8))
+    encoder = SpectrogramEncoder(dense)
+    save_model(tmp_path / "model", encoder, describe(dense))
+    assert dense.grid == (2, 11)
+    cut, report, _ = warm_start(tmp_path / "model", config=replace(CONFIG, frames=48), positions="cut")
+    middle = encoder.position_embedding[0, 2:].reshape(2, 11, 32)[:, 3:8]  # 5 columns span 48 frames
+    expected = torch.nn.functional.interpolate(middle.permute(2, 0, 1)[None], size=(2, 3), mode="bilinear")
+    torch.testing.assert_close(cut.position_embedding[0, 2:].T.reshape(1, 32, 2, 3), expected)
+    assert "the middle 5 of 11 columns, 2x5 resized to 2x3" in str(report)

@@ -121,6 +121,8 @@ class ModelDescription:
         values = {"schema": SCHEMA, **asdict(self)}
         if self.encoder.attend_to_padding:  # as all models before this was a choice
             del values["encoder"]["attend_to_padding"]
+        if self.encoder.positions == "resize":
+            del values["encoder"]["positions"]
         if self.embedding is None:
             del values["embedding"]
         if not self.encoder.stem:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -38,6 +38,7 @@ __all__ = [
     "EncoderOutput",
     "SpectrogramEncoder",
     "resize_positions",
+    "take_columns",
 ]
 
 PREFIX_TOKENS = 2
@@ -66,6 +67,8 @@ class EncoderConfig:
         attention_dropout: Dropout of the attention weights.
         attend_to_padding: Whether tokens attend to patches behind the end of a short clip, as in AST and SSAST. Where
             they do not, what a clip is padded with, and how far, changes nothing.
+        positions: What clips shorter than `frames` take of the position embeddings: all, squeezed (`resize`), those of
+            the middle (`cut`), or the first ones. Longer clips stretch them.
         stem: Channels of the first of two convolutions (3x3, stride 2, GELU; the second has twice as many) that a
             spectrogram passes before it is cut; 0 is none. A patch then also sees the 3 frames and bins before its
             own, and nothing behind them. Sides of patches and strides are multiples of 4.
@@ -87,6 +90,7 @@ class EncoderConfig:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     attend_to_padding: bool = True
+    positions: Literal["resize", "cut", "first"] = "resize"
     stem: int = 0
 
     def __post_init__(self) -> None:
@@ -279,7 +283,12 @@ class SpectrogramEncoder(nn.Module):
         They are resized in every call and not remembered: next to the blocks this costs nothing, and a copy would be
         wrong as soon as the weights change.
         """
-        return resize_positions(self.position_embedding, self.config.grid, grid)
+        own = self.config.grid
+        positions: Tensor = self.position_embedding
+        if self.config.positions != "resize" and grid[1] < own[1]:
+            positions = take_columns(positions, own, grid[1], which=self.config.positions)
+            own = (own[0], grid[1])
+        return resize_positions(positions, own, grid)
 
     def forward(
         self,
@@ -425,6 +434,23 @@ def resize_positions(
     if image.shape[2:] != target:
         image = F.interpolate(image.float(), size=target, mode="bilinear", align_corners=False).to(image.dtype)
     return torch.cat([prefix, image.flatten(2).transpose(1, 2)], dim=1)
+
+
+def take_columns(positions: Tensor, grid: tuple[int, int], columns: int, *, which: Literal["cut", "first"]) -> Tensor:
+    """Takes position embeddings of neighbouring columns of patches: those of the middle (`cut`) or the first.
+
+    Args:
+        positions: [1, prefix + rows x columns, width].
+        grid: Their rows and columns.
+        columns: How many columns to take, at most as many as there are.
+        which: Which ones.
+
+    Returns:
+        [1, prefix + rows x columns, width], columns being those taken.
+    """
+    start = grid[1] // 2 - columns // 2 if which == "cut" else 0
+    patches = positions[:, PREFIX_TOKENS:].reshape(1, *grid, -1).narrow(2, start, columns)
+    return torch.cat([positions[:, :PREFIX_TOKENS], patches.flatten(1, 2)], dim=1)
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from tymbal.errors import ModelError
 from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier
 from tymbal.models.description import ModelDescription
-from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder, resize_positions
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder, resize_positions, take_columns
 from tymbal.models.folder import classifier_of, open_checkpoint
 from tymbal.models.weights import Checkpoint, fill
 from tymbal.progress import tell
@@ -39,6 +40,10 @@ __all__ = [
 ]
 
 
+PositionChoice = Literal["auto", "cut", "first", "resize"]
+"""How position embeddings are fitted to shorter clips; see `warm_start`."""
+
+
 @dataclass(frozen=True)
 class TransferReport:
     """Which weights were taken, resized, new or left out.
@@ -50,6 +55,7 @@ class TransferReport:
         left: Weights of the source that were not used.
         assumed: Assumptions where the source does not tell, in words.
         head: Where the classifier's head is from, in words.
+        positions: How position embeddings were fitted to another grid of patches, in words.
     """
 
     taken: tuple[str, ...]
@@ -58,6 +64,7 @@ class TransferReport:
     left: tuple[str, ...]
     assumed: str | None = None
     head: str | None = None
+    positions: str | None = None
 
     def __str__(self) -> str:
         parts = [f"{len(self.taken)} weights taken"]
@@ -65,6 +72,8 @@ class TransferReport:
             if names:
                 shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
                 parts.append(f"{len(names)} {word} ({shown})")
+        if self.positions:
+            parts.append(f"position embeddings: {self.positions}")
         if self.assumed:
             parts.append(f"assumed: {self.assumed}")
         if self.head:
@@ -112,7 +121,11 @@ def first_encoder(
         tell(f"Starting from random weights: {width} wide, {depth} blocks, {heads} heads{also}")
         return SpectrogramEncoder(config), None
     encoder, report, origin = warm_start(
-        settings.from_, config=config, keep_stride=keep_stride, source_heads=settings.heads
+        settings.from_,
+        config=config,
+        keep_stride=keep_stride,
+        positions=settings.positions,
+        source_heads=settings.heads,
     )
     tell(f"Starting from {settings.from_}: {report}")
     return encoder, origin
@@ -123,7 +136,7 @@ def warm_start(
     *,
     config: EncoderConfig,
     keep_stride: bool = False,
-    cut: bool | None = None,
+    positions: PositionChoice = "auto",
     source_stride: tuple[int, int] | None = None,
     source_heads: int | None = None,
 ) -> tuple[SpectrogramEncoder, TransferReport, ModelDescription]:
@@ -134,8 +147,8 @@ def warm_start(
         config: The target. Frames, mel bins, stride and dropout are taken from it; width, depth, heads, patch and
             the like from the source.
         keep_stride: Take the stride, too, from the source.
-        cut: How position embeddings are fitted to shorter clips: cut out of the middle or squeezed. `None` cuts those
-            of SSAST files, as SSAST does, and squeezes others.
+        positions: How position embeddings are fitted to shorter clips: those of the middle (`cut`) or the `first` are
+            taken, or all are squeezed (`resize`). `auto` cuts those of SSAST files, as SSAST does, and squeezes others.
         source_stride: Stride of a file that does not tell, of SSAST's fine-tuning or a script.
         source_heads: Attention heads of a file of a script, which does not tell.
 
@@ -146,12 +159,19 @@ def warm_start(
         ModelError: Where the source is no model, is damaged, or its patches do not fit the target's spectrograms.
     """
     checkpoint = open_checkpoint(source, stride=source_stride, heads=source_heads)
-    encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride, cut=cut)
+    encoder, report = warm_encoder(
+        checkpoint, path=str(source), config=config, keep_stride=keep_stride, positions=positions
+    )
     return encoder, report, checkpoint.description
 
 
 def warm_encoder(
-    checkpoint: Checkpoint, *, path: str, config: EncoderConfig, keep_stride: bool = False, cut: bool | None = None
+    checkpoint: Checkpoint,
+    *,
+    path: str,
+    config: EncoderConfig,
+    keep_stride: bool = False,
+    positions: PositionChoice = "auto",
 ) -> tuple[SpectrogramEncoder, TransferReport]:
     """As `warm_start`, from a checkpoint that was read from `path`."""
     origin = checkpoint.description.encoder
@@ -168,13 +188,14 @@ def warm_encoder(
         stride=origin.stride if keep_stride else config.stride,
         dropout=config.dropout,
         attention_dropout=config.attention_dropout,
+        positions=origin.positions if positions == "auto" else positions,
     )
     tensors = dict(checkpoint.encoder)
     resized: tuple[str, ...] = ()
+    words = None
     if target.grid != origin.grid:
-        by_cutting = checkpoint.door == "ssast" if cut is None else cut
-        positions = _positions(tensors, origin, path=path)
-        tensors["position_embedding"] = resize_positions(positions, origin.grid, target.grid, cut=by_cutting)
+        known = _positions(tensors, origin, path=path)
+        tensors["position_embedding"], words = _fitted(known, origin, target, positions, door=checkpoint.door)
         resized = ("position_embedding",)
     encoder = SpectrogramEncoder(target)
     new = () if "mask_token" in tensors else ("mask_token",)
@@ -184,7 +205,32 @@ def warm_encoder(
     taken = tuple(name for name in encoder.state_dict() if name not in resized and name not in new)
     left = (*checkpoint.head, *checkpoint.objective, *checkpoint.left)
     assumed = checkpoint.description.provenance.get("assumed") if checkpoint.door in ("ssast", "script") else None
-    return encoder, TransferReport(taken, resized, new, left, assumed)
+    return encoder, TransferReport(taken, resized, new, left, assumed, positions=words)
+
+
+def _fitted(
+    positions: Tensor, origin: EncoderConfig, target: EncoderConfig, choice: PositionChoice, *, door: str
+) -> tuple[Tensor, str]:
+    """Position embeddings for another grid of patches, and in words what was done.
+
+    Columns that are cut away are those of time that the clips do not have; where the stride changes, too, what is left
+    is resized to the columns of the new one. SSAST cuts by columns, whatever the stride, and also rows.
+    """
+    rows, columns = origin.grid
+    if door == "ssast" and choice in ("auto", "cut"):
+        fitted = resize_positions(positions, origin.grid, target.grid, cut=True)
+        return fitted, f"cut as SSAST does, {rows}x{columns} to {target.grid[0]}x{target.grid[1]}"
+    words = ""
+    if choice in ("cut", "first") and target.frames < origin.frames:
+        taken = origin.grid_of(max(target.frames, origin.patch[1]))[1]
+        positions = take_columns(positions, origin.grid, taken, which=choice)
+        words = f"the {'middle' if choice == 'cut' else 'first'} {taken} of {columns} columns"
+        columns = taken
+    if (rows, columns) != target.grid:
+        positions = resize_positions(positions, (rows, columns), target.grid)
+        words += ", " if words else ""
+        words += f"{rows}x{columns} resized to {target.grid[0]}x{target.grid[1]}"
+    return positions, words
 
 
 def _positions(tensors: dict[str, Tensor], origin: EncoderConfig, *, path: str) -> Tensor:
@@ -266,6 +312,7 @@ def warm_start_classifier(
     config: EncoderConfig,
     head: HeadChoice,
     keep_stride: bool = False,
+    positions: PositionChoice = "auto",
     source_heads: int | None = None,
 ) -> WarmClassifier:
     """Makes a classifier from another model's weights.
@@ -275,13 +322,16 @@ def warm_start_classifier(
         config: The target encoder, as for `tymbal.models.warm_start.warm_start`.
         head: The target head.
         keep_stride: Take the stride of the patches, too, from the source.
+        positions: How position embeddings are fitted to shorter clips, as for `warm_start`.
         source_heads: Attention heads of a file that does not tell.
 
     Raises:
         ModelError: As `warm_start`.
     """
     checkpoint = open_checkpoint(source, heads=source_heads)
-    encoder, report = warm_encoder(checkpoint, path=str(source), config=config, keep_stride=keep_stride)
+    encoder, report = warm_encoder(
+        checkpoint, path=str(source), config=config, keep_stride=keep_stride, positions=positions
+    )
     origin = checkpoint.description
     order, words = _fitting(checkpoint, head)
     if order is not None:

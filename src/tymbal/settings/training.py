@@ -187,6 +187,10 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
         patch: Mel bins x frames of a patch: 16x16, or 128x4 for patches as high as the spectrogram. `auto` chooses by
             the sound: the latter where clips unfold in time, as words do; is that of the weights to start from.
         stem: Channels of a convolutional stem before the patches, where weights are drawn anew; 0 is none.
+        positions: What clips that are shorter than those of the weights to start from take of their position
+            embeddings: those of the middle (`cut`, as AST and SSAST), the `first`, which padded clips have had, or all,
+            squeezed (`resize`). Longer clips stretch them. `auto` is as in earlier versions: cut for SSAST files,
+            else squeezed. The model keeps the choice for clips that are shorter still.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
             evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours, beside
@@ -214,6 +218,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     heads: int | None = None
     patch: str = setting("auto", by_data=True, first=True)
     stem: int = setting(0, before=0)
+    positions: Literal["cut", "first", "resize", "auto"] = setting("cut", before="auto")
     train: str = setting("all", first=True)
     probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
     probe_every: float = setting(5.0, resumable=True, group="evaluation")
@@ -322,6 +327,10 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         stem: Channels of a convolutional stem before the patches, where it starts from random weights; 0 is none.
         stride: Mel bins x frames from one patch to the next. `None` is that of the weights it starts from; less than
             the patch makes patches overlap.
+        positions: What clips that are shorter than those of the weights to start from take of their position
+            embeddings: those of the middle (`cut`, as AST and SSAST), the `first`, which padded clips have had, or all,
+            squeezed (`resize`). Longer clips stretch them. `auto` is as in earlier versions: cut for SSAST files,
+            else squeezed. The model keeps the choice for clips that are shorter still.
         pooling: What the head sees: `mean` of the patch tokens, `all` the mean of patch and class tokens alike, `rows`
             the mean over time with frequency rows kept apart, `grid2`, `grid4` and `grid8` rows over so many equal
             parts of the time, `cls` the class tokens as in stock Hugging Face models, `attention` a mean of the patch
@@ -388,6 +397,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     patch: str = setting("16x16", group="encoder", by_data=True)
     stem: int = setting(0, group="encoder", before=0)
     stride: str | None = setting(None, group="encoder")
+    positions: Literal["cut", "first", "resize", "auto"] = setting("cut", group="encoder", before="auto")
     pooling: Literal[
         "auto", "grid", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention", "all-normed-twice"
     ] = setting("auto", first=True, by_data=True)

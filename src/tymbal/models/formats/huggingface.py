@@ -311,6 +311,7 @@ def describe(
         if "tymbal" in config:
             ours = ModelDescription.from_json(config["tymbal"], path=path)
             _remark(ours, known, path)
+            known["encoder"] = replace(known["encoder"], positions=ours.encoder.positions)
             return replace(ours, **known)
         extractor = preprocessor or {}
         features = FeatureSettings(
