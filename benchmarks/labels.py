@@ -15,6 +15,10 @@ epoch and no setting is chosen by them: each model is measured once, at the end 
 with `--tested dev`: inside the training clips, on the speakers jackson and nicolas. With all labels random weights want
 another learning rate and a random head; with few, what is best for them is best for all three.
 
+With `--positions` it asks another question: what do clips of a second take of position embeddings of five seconds? One
+joint pretraining on ESC-10 at five seconds, from which pretraining (then probed) and fine-tuning go on with one-second
+clips of ESC-10 and with digits, by `--positions cut`, `first` and `resize`.
+
 Budgets are processor time of one thread, turned into steps once, by timing a few, so that other work on the machine
 does not change them. Figures are appended to `figures.jsonl` in the output folder as they come; the same command
 continues.
@@ -41,11 +45,12 @@ os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
 
 import tymbal
-from _learning import DATA, Figures, chosen_data, keep_arguments, machine, processor_seconds, some_of
+from _learning import DATA, Figures, accuracies, chosen_data, keep_arguments, machine, processor_seconds, some_of
 
 OBJECTIVES = ("reconstruction", "joint")
 STARTS = ("scratch", *OBJECTIVES)
 SHOTS = (1, 5, 10, None)
+POSITIONS = ("cut", "first", "resize")
 NEVER = 1_000_000
 DEV = {
     "esc10": {"tested": r"/5-", "validation_pattern": r"/4-"},
@@ -92,8 +97,13 @@ class Trial:
         manifest = self.folder / f"manifest-{title}.csv"
         manifest.parent.mkdir(parents=True, exist_ok=True)
         tymbal.Manifest(list(clips), self.manifest.root).write(manifest)
-        settings = {key: value for key, value in DATA[self.name].prepare.items() if not key.endswith("pattern")}
+        settings = {key: value for key, value in self.preparing.items() if not key.endswith("pattern")}
         return tymbal.prepare(manifest, folder, split="keep", **settings).store.path
+
+    @property
+    def preparing(self) -> dict[str, Any]:
+        """How the clips become spectrograms."""
+        return DATA[self.name].prepare
 
     def _few(self, shots: int, seed: int) -> Iterator[tymbal.Clip]:
         """So many training clips of each class, drawn by the seed; more of them hold the fewer."""
@@ -170,6 +180,45 @@ class Trial:
         return int(file.read_text(encoding="utf-8"))
 
 
+class PositionTrial(Trial):
+    """Goes on with clips of a second from a model of five seconds, with its position embeddings in three ways."""
+
+    def __init__(self, name: str, arguments: argparse.Namespace, figures: Figures) -> None:
+        super().__init__(name, arguments, figures)
+        self.long = Trial("esc10", arguments, figures)
+        self.folder = arguments.output / f"{name}-second"
+
+    @property
+    def preparing(self) -> dict[str, Any]:
+        """As of the trials of labels, ESC-10 in windows of a second."""
+        return {**super().preparing, "frames": 112} | ({"window": 1.0} if self.name == "esc10" else {})
+
+    def run(self, seed: int) -> None:
+        """Computes what is missing for one seed."""
+        source = self.long._pretrain("joint", seed)
+        settings = self._shape() | {"objective": "joint"} | self.arguments.pretrain | self.arguments.joint
+        steps = self._steps("joint", tymbal.pretrain, settings, self.arguments.pretrain_minutes / 2)
+        for how in POSITIONS:
+            start = {"from_": source, "positions": how}
+            key = {"data": self.name, "seed": seed, "cell": f"{how}: pretrained on, probe"}
+            run = self.folder / f"{how}-{seed}"
+            if not self.figures.have(**key):
+                every = {**settings, **start, **self._common(seed)}
+                tymbal.pretrain(self.store(None, 0), run, max_steps=steps, **every)
+                read = {"readers": ("ridge",), "pooling": ("rows",), "random": False, "cache": False, "seed": seed}
+                probe = tymbal.probe(run, self.store(None, 0), **read, device=self.arguments.device)
+                self.figures.add(**key, accuracy=probe.figure("model", reader="ridge"), steps=steps)
+            for shots in self.arguments.shots:
+                amount = "all labels" if shots is None else f"{shots} a class"
+                key["cell"] = f"{how}: fine-tuned, {amount}"
+                if not self.figures.have(**key):
+                    tuning = {**self._finetuning("joint", shots), **start, **self._common(seed)}
+                    folder, count = self.folder / f"{how}-{amount}-{seed}", self._finetuning_steps(shots)
+                    result = tymbal.finetune(self.store(shots, seed), folder, max_steps=count, **tuning)
+                    self.figures.add(**key, accuracy=result.metrics["eval_accuracy"], steps=count)
+                    shutil.rmtree(folder)
+
+
 def table(names: list[str], figures: Figures) -> Iterator[str]:
     """The tables as markdown: mean and standard deviation over the seeds, in percent."""
     for name in names:
@@ -211,6 +260,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="steps of each longer training, instead of minutes")
     parser.add_argument("--shots", type=_shots, default=SHOTS, help="as in 1,5,10,all")
     parser.add_argument("--starts", type=_names, default=STARTS, help="as in scratch,reconstruction,joint")
+    parser.add_argument("--positions", action="store_true", help="instead: position embeddings of longer clips")
     parser.add_argument("--no-longer", dest="longer", action="store_false", help="without the longer one from scratch")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--depth", type=int, default=4)
@@ -256,12 +306,13 @@ def main() -> None:
     figures = Figures(arguments.output / "figures.jsonl")
     names = chosen_data(arguments.data, arguments.only)
     # All data sets of a seed before the next seed, so that a run that is cut short still shows both.
-    trials = [Trial(name, arguments, figures) for name in names]
+    kind = PositionTrial if arguments.positions else Trial
+    trials = [kind(name, arguments, figures) for name in names]
     for seed in range(1, arguments.seeds + 1):
         for trial in trials:
             trial.run(seed)
     if names:
-        print("\n".join(table(names, figures)))
+        print("\n".join(accuracies(names, figures) if arguments.positions else table(names, figures)))
         print(f"{date.today().isoformat()}, {machine()}, {processor_seconds() / 60:.0f} processor minutes this time\n")
         print(f"    python {shlex.join(sys.argv)}")
 
