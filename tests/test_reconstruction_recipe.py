@@ -305,3 +305,21 @@ def test_pretrain__splits_as_the_notebooks_and_says_where_clips_differ(
     assert told.count("1 files are longer than a clip and become several windows") == 1
     recorded = read_run_yaml(tmp_path / "run").settings
     assert (recorded["weight_decay"], recorded["adam_beta2"], recorded["split"]) == (0.0, 0.999, "sklearn")
+
+
+def test_pretrain__over_tokens_has_the_notebooks_shapes_and_goes_on_with_their_heads(store: Path, tmp_path: Path):
+    settings = {name: value for name, value in STORE_RECIPE.items() if name != "channels"} | {"decode": "tokens"}
+    pretrain(store, tmp_path / "run", **settings)
+    state = load_model(tmp_path / "run").objective_state
+    shapes = {name: tuple(value.shape) for name, value in state.items() if value.ndim > 1}
+    assert shapes == {
+        "projector.weight": (128, 16),
+        "decoder.0.weight": (128, 128, 3),
+        "decoder.2.weight": (32, 128, 3),
+    }
+    tymbal.convert(tmp_path / "run", tmp_path / "model.pth", to="pth", transformers="5")
+    pretrain(store, tmp_path / "more", **{**settings, "learning_rate": 1e-30}, from_=str(tmp_path / "model.pth"))
+    after = load_model(tmp_path / "more").objective_state
+    assert all(after[name].equal(state[name]) for name in HEADS)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("eval_masked_mse" in line for line in lines)

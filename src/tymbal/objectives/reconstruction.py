@@ -67,6 +67,9 @@ _RECIPE = Recipe(
 )
 """How one-second clips of insects are usually pretrained on with Hugging Face's AST."""
 
+_TOKENS = Recipe(setting="decode", value="tokens", defaults={"channels": 128, "decoder_width": 128})
+"""The projector and decoder of the notebooks, whose weights fit both ways."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionSettings(PretrainSettings):
@@ -75,17 +78,21 @@ class ReconstructionSettings(PretrainSettings):
     Attributes:
         channels: Channels to which each token is projected, for each frame up to the next patch.
         decoder_width: Width of the decoder. `None` is that of the encoder.
+        decode: What the decoder runs over: the `frames`, with rows of patches as channels; or all `tokens` in their
+            order, row by row of frequency, as in the notebooks around Hugging Face's AST, whose projector and decoder
+            then fit.
         time_masks: Stretches of time that are masked in the input.
         time_mask_width: Widest of them in frames; widths are uniform from 0 on.
         frequency_masks: Bands of mel bins that are masked.
         frequency_mask_width: Widest of them in mel bins.
     """
 
-    recipes: ClassVar[tuple[Recipe, ...]] = (_RECIPE,)
+    recipes: ClassVar[tuple[Recipe, ...]] = (_RECIPE, _TOKENS)
 
     objective: Literal["reconstruction"] = "reconstruction"
     channels: int = 16
     decoder_width: int | None = None
+    decode: Literal["frames", "tokens"] = setting("frames", before="frames")
     time_masks: int = 2
     time_mask_width: int = setting(24, aliases=("time_mask",))
     frequency_masks: int = 2
@@ -121,6 +128,7 @@ class ReconstructionObjective(nn.Module):
         normalisation: How spectrograms are normalised for the encoder.
         channels: Channels to which each token is projected, for each of the frames up to the next column.
         decoder_width: Channels between the two convolutions. `None` is the width of the encoder.
+        decode: Whether the decoder runs over `frames` or over all `tokens` in their order.
         time_masks: Stretches of time that are masked in a clip.
         time_mask: Widest of them in frames; widths are uniform from 0 on.
         frequency_masks: Bands of mel bins that are masked in a clip.
@@ -140,6 +148,7 @@ class ReconstructionObjective(nn.Module):
         normalisation: Normalisation,
         channels: int = 16,
         decoder_width: int | None = None,
+        decode: Literal["frames", "tokens"] = "frames",
         time_masks: int = 2,
         time_mask: int = 24,
         frequency_masks: int = 2,
@@ -159,9 +168,11 @@ class ReconstructionObjective(nn.Module):
         }
         self.seed = seed
         width = decoder_width or config.width
-        self.projector = nn.Linear(config.width, config.stride[1] * channels)
+        self.decode = decode
+        over_frames = decode == "frames"
+        self.projector = nn.Linear(config.width, config.stride[1] * channels if over_frames else channels)
         self.decoder = nn.Sequential(
-            nn.Conv1d(config.grid[0] * channels, width, _KERNEL, padding="same"),
+            nn.Conv1d(config.grid[0] * channels if over_frames else channels, width, _KERNEL, padding="same"),
             nn.ReLU(),
             nn.Conv1d(width, config.mels, _KERNEL, padding="same"),
         )
@@ -206,6 +217,9 @@ class ReconstructionObjective(nn.Module):
             float32 [batch, frames, mels].
         """
         tokens, grid, _ = self.encoder(spectrogram)
+        if self.decode == "tokens":
+            by_token = cast(Tensor, self.decoder(self.projector(tokens).transpose(1, 2))).float()
+            return _stretched(by_token, spectrogram.shape[1]).transpose(1, 2)
         shape = (*grid, self.encoder.config.stride[1], -1)
         projected = self.projector(tokens[:, PREFIX_TOKENS:]).reshape(len(tokens), *shape)
         # From [batch, rows, columns, frames of a column, channels] to [batch, rows x channels, all these frames].
@@ -286,6 +300,7 @@ def _build(
         normalisation=normalisation,
         channels=settings.channels,
         decoder_width=settings.decoder_width,
+        decode=settings.decode,
         seed=settings.seed,
         time_masks=settings.time_masks,
         time_mask=settings.time_mask_width,

@@ -225,6 +225,10 @@ class ConvertSettings(PtSettings):
         heads: Attention heads in a file of a script, which does not tell. `None` is the width over 64.
         pooling: Pooling of a fine-tuned SSAST file, which does not tell: `mean` (ft_avgtok) or `cls` (ft_cls); and of
             an encoder's embedding in ONNX. `None` is mean.
+        frames: Frames of a spectrogram, as in training. Of a model: the length for which its position embeddings are
+            written, as 1024, which scripts around AST expect. `None` is the model's own.
+        transformers: Whose names an encoder has with `pth`: those of a module in the memory of transformers `4`, which
+            are those on disk, or `5`.
         multilabel: The classes of a fine-tuned SSAST file do not exclude each other (it was trained with BCE).
         validation: As in training; by default none is drawn.
         shard_mib: Size of a shard file in MiB.
@@ -236,6 +240,7 @@ class ConvertSettings(PtSettings):
     stride: str | None = setting(None, first=True)
     heads: int | None = setting(None, first=True)
     pooling: Literal["mean", "cls"] | None = setting(None, first=True)
+    transformers: Literal["4", "5"] = "4"
     multilabel: bool = setting(False, first=True)
     validation: float = setting(0.0, first=True)
     shard_mib: int = setting(64, first=True)

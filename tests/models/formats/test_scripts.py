@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -12,11 +14,17 @@ import torch
 from torch import nn
 from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
+from tymbal import convert
+from tymbal.config import recipe_under
 from tymbal.errors import ModelError
+from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import ScriptClassifier
-from tymbal.models.encoder import EncoderConfig
+from tymbal.models.description import ModelDescription
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import load_model, open_checkpoint, save_model
 from tymbal.models.warm_start import warm_start
+from tymbal.objectives.reconstruction import OBJECTIVE, ReconstructionObjective, ReconstructionSettings
+from tymbal.settings import FeatureSettings
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 160}
 NAMINGS = ("transformers 5", "disk", "transformers 4")
@@ -293,3 +301,122 @@ def test_open_checkpoint__finds_the_weights_among_a_trainings_state(tmp_path: Pa
     theirs = randomised(ScriptSSL())
     torch.save({"epoch": 3, "model_state_dict": named(theirs, "disk"), "loss": 0.5}, tmp_path / "last.pth")
     assert load_model(tmp_path / "last.pth").objective_state["projector.bias"].equal(theirs.projector.bias)
+
+
+class NotebookSSL(nn.Module):
+    """The module of the notebooks, whole: what it computes over all tokens."""
+
+    def __init__(self, encoder: ASTModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = nn.Linear(encoder.config.hidden_size, 128)
+        self.decoder = nn.Sequential(nn.Conv1d(128, 128, 3, padding=1), nn.ReLU(), nn.Conv1d(128, 128, 3, padding=1))
+
+    def forward(self, spectrogram: torch.Tensor) -> torch.Tensor:
+        channels = self.projector(self.encoder(spectrogram).last_hidden_state).transpose(1, 2)
+        decoded = self.decoder(channels)
+        return nn.functional.interpolate(decoded, size=spectrogram.shape[1], mode="linear").transpose(1, 2)
+
+
+def reconstruction(frames: int, **shape: Any) -> ReconstructionObjective:
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(EncoderConfig(width=64, depth=2, heads=1, frames=frames, stride=(10, 10), **shape))
+    normalisation = Normalisation(mean=-4.0, std=4.5, padding=0.0)
+    settings = ReconstructionSettings(**recipe_under(ReconstructionSettings, {"decode": "tokens"}), decode="tokens")
+    data: Any = None
+    made = OBJECTIVE.build(encoder, data, normalisation, settings)
+    return randomised(made)
+
+
+def write_run(folder: Path, objective: ReconstructionObjective, **facts: Any) -> Path:
+    described = ModelDescription(
+        encoder=objective.encoder.config,
+        features=FeatureSettings(),
+        mean=-4.0,
+        std=4.5,
+        padding=0.0,
+        objective={"objective": "reconstruction", "decode": "tokens"},
+        **facts,
+    )
+    save_model(folder, objective.encoder, described, objective_state=objective.head_state())
+    return folder
+
+
+@pytest.mark.parametrize("transformers", ["4", "5"])
+def test_convert__writes_what_the_notebooks_module_takes_under_either_naming(transformers: str, tmp_path: Path):
+    objective = reconstruction(128)
+    run = write_run(tmp_path / "run", objective)
+    result = convert(run, tmp_path / "model.pth", to="pth", transformers=transformers)
+    state = torch.load(tmp_path / "model.pth", weights_only=True)
+    theirs = NotebookSSL(
+        ASTModel(ASTConfig(**{**SHAPE, "intermediate_size": 256}, layer_norm_eps=1e-6, max_length=128))
+    )
+    own_names = set(theirs.state_dict())  # transformers 5 is what is installed here
+    assert (set(state) == own_names) == (transformers == "5")
+    if transformers == "4":
+        state = {name.replace("encoder.encoder.layer.", "encoder.layers."): value for name, value in state.items()}
+        for old, new in (
+            ("attention.attention.query", "attention.q_proj"),
+            ("attention.attention.key", "attention.k_proj"),
+            ("attention.attention.value", "attention.v_proj"),
+            ("attention.output.dense", "attention.o_proj"),
+            ("intermediate.dense", "mlp.fc1"),
+            ("output.dense", "mlp.fc2"),
+        ):
+            state = {name.replace(old, new): value for name, value in state.items()}
+    theirs.load_state_dict(state)
+    spectrogram = torch.randn(2, 128, 128)
+    with torch.no_grad():
+        torch.testing.assert_close(objective.reconstruct(spectrogram), theirs.eval()(spectrogram), atol=1e-4, rtol=1e-4)
+    notes = " ".join(result.notes)
+    assert f"--transformers {9 - int(transformers)} writes" in notes
+    assert "projector.weight (128, 64)" in notes
+    assert "decoder.0.weight (128, 128, 3)" in notes
+    assert "over all tokens in their order" in notes
+
+
+@pytest.mark.parametrize("how", ["cut", "first", "resize"])
+def test_convert__positions_of_the_original_length_are_the_originals_with_what_was_trained_in_its_place(
+    how: str, tmp_path: Path
+):
+    original = randomised(reconstruction(512))
+    whole = original.encoder.position_embedding.detach()
+    write_run(tmp_path / "ast", original)
+    wanted = EncoderConfig(width=64, depth=2, heads=1, frames=112, stride=(10, 10))
+    encoder, _, _ = warm_start(tmp_path / "ast", config=wanted, positions=how)
+    with torch.no_grad():
+        encoder.position_embedding += 1
+    objective = reconstruction(112)
+    objective.encoder = encoder
+    run = write_run(tmp_path / "run", objective, provenance={"verb": "pretrain", "from": str(tmp_path / "ast")})
+    result = convert(run, tmp_path / "long.pth", to="pth", frames=512)
+    state = torch.load(tmp_path / "long.pth", weights_only=True)
+    written = state["encoder.embeddings.position_embeddings"]
+    assert written.shape == whole.shape == (1, 2 + 12 * 50, 64)
+    by_column = (written - whole)[0, 2:].reshape(12, 50, 64)
+    start = {"cut": 20, "first": 0}.get(how)
+    if start is None:
+        assert written[:, 2:].equal(encoder.positions((12, 50))[:, 2:])
+        assert "12x10 to 12x50, by resize" in " ".join(result.notes)
+    else:
+        expected = torch.zeros(50)
+        expected[start : start + 10] = 1
+        torch.testing.assert_close(by_column.mean((0, 2)), expected, atol=1e-5, rtol=0)
+        assert f"its own columns from {start} on, around them those of {tmp_path / 'ast'}" in " ".join(result.notes)
+        shutil.rmtree(tmp_path / "ast")
+        alone = convert(run, tmp_path / "alone.pth", to="pth", frames=512)
+        assert "around them the outermost again" in " ".join(alone.notes)
+        other = torch.load(tmp_path / "alone.pth", weights_only=True)["encoder.embeddings.position_embeddings"]
+        columns = other[0, 2:].reshape(12, 50, 64)
+        assert columns[:, start : start + 10].equal(encoder.position_embedding[0, 2:].reshape(12, 10, 64))
+        assert columns[:, 49].equal(encoder.position_embedding[0, 2:].reshape(12, 10, 64)[:, 9])
+
+
+def test_convert__writes_a_classifier_of_the_notebooks_as_they_export_it(tmp_path: Path):
+    theirs = randomised(ScriptExport())
+    saved(tmp_path / "theirs", theirs)
+    result = convert(tmp_path / "theirs", tmp_path / "again.pth", to="pth", heads=1, transformers="5")
+    state = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert state.keys() == theirs.state_dict().keys()
+    assert all(value.equal(theirs.state_dict()[name]) for name, value in state.items())
+    assert "a linear layer, classifier, on the mean over all tokens" in " ".join(result.notes)

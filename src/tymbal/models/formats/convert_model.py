@@ -11,13 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from tymbal.audio.file_lists import read_label_names
 from tymbal.errors import ModelError, SettingsError
+from tymbal.models.classifier import ScriptClassifier, SpectrogramClassifier
 from tymbal.models.description import ModelDescription
-from tymbal.models.encoder import SpectrogramEncoder
-from tymbal.models.folder import LoadedModel, load_model, save_model
+from tymbal.models.encoder import PREFIX_TOKENS, EncoderConfig, SpectrogramEncoder
+from tymbal.models.folder import LoadedModel, load_model, open_checkpoint, save_model
 from tymbal.models.formats import huggingface, scripts
 from tymbal.models.formats import huggingface as extractor
 from tymbal.models.formats import ssast_checkpoint as ssast
@@ -64,6 +66,27 @@ def convert_model(
     stride = None if settings.stride is None else parse_patch(settings.stride, setting="stride")
     loaded = load_model(str(source), stride=stride, pooling=settings.pooling, heads=settings.heads)
     description = _described(loaded.description, settings)
+    longer: list[str] = []
+    if settings.frames not in (None, description.encoder.frames):
+        module, words = _at_length(loaded, settings.frames or 0)
+        encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
+        description = replace(description, encoder=encoder.config)
+        loaded = replace(loaded, module=module, description=description)
+        longer = [words]
+    layout, notes = _written(source, output, loaded, description, to=to, settings=settings)
+    return layout, notes + longer
+
+
+def _written(
+    source: str | os.PathLike[str],
+    output: Path,
+    loaded: LoadedModel,
+    description: ModelDescription,
+    *,
+    to: ModelLayout | None,
+    settings: ConvertSettings,
+) -> tuple[ModelLayout, list[str]]:
+    """As `convert_model`, of a model as it is to be written."""
     module, heads = loaded.module, loaded.objective_state
     if to == "onnx":
         from tymbal.models.onnx import write_onnx
@@ -72,8 +95,11 @@ def convert_model(
         return "onnx", write_onnx(output, known, pooling=settings.pooling or "mean")
     rebuilds = "projector.weight" in heads
     if to is None and rebuilds and isinstance(module, SpectrogramEncoder):
-        scripts.write(output, module, heads)
-        return "script", _what_a_script_needs(description, heads)
+        scripts.write(output, module, heads, transformers=settings.transformers)
+        return "script", _what_a_script_needs(description, heads, transformers=settings.transformers)
+    if to is None and isinstance(module, ScriptClassifier):
+        scripts.write(output, module, {}, transformers=settings.transformers)
+        return "script", _what_a_script_needs(description, {}, transformers=settings.transformers)
     if to in (None, "ssast"):
         others = sorted({name.partition(".")[0] for name in heads} - set(_SSAST_HEADS))
         if others:
@@ -96,6 +122,52 @@ def convert_model(
             )
     save_model(output, module, description, objective_state=heads)
     return ("hf", _what_transformers_does_otherwise(description, heads)) if to == "hf" else ("tymbal", [])
+
+
+def _at_length(loaded: LoadedModel, frames: int) -> tuple[SpectrogramEncoder | SpectrogramClassifier, str]:
+    """The model with position embeddings for clips of another length, and in words how they were made.
+
+    What was cut out of a longer model goes back to its place; the columns around it are those of that model, where it
+    can still be read, else the outermost again.
+    """
+    module, own = loaded.module, loaded.description.encoder
+    encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
+    target = replace(own, frames=frames)
+    how = f"{own.grid[0]}x{own.grid[1]} to {target.grid[0]}x{target.grid[1]}"
+    if own.positions == "resize" or target.grid[1] <= own.grid[1]:
+        positions, how = encoder.positions(target.grid), f"{how}, by {own.positions}"
+    else:
+        around, whose = _original(loaded, target)
+        columns, wanted = own.grid[1], target.grid[1]
+        start = wanted // 2 - columns // 2 if own.positions == "cut" else 0
+        mine = encoder.position_embedding[:, PREFIX_TOKENS:].reshape(1, *own.grid, -1)
+        if around is None:
+            place = (torch.arange(wanted) - start).clamp(0, columns - 1)
+            whole = mine[:, :, place]
+        else:
+            whole = around[:, PREFIX_TOKENS:].reshape(1, *target.grid, -1).clone()
+            whole[:, :, start : start + columns] = mine
+        positions = torch.cat([encoder.position_embedding[:, :PREFIX_TOKENS], whole.flatten(1, 2)], dim=1)
+        how = f"{how}, its own columns from {start} on, around them {whose}"
+    made = SpectrogramEncoder(target)
+    made.load_state_dict({**encoder.state_dict(), "position_embedding": positions.detach()})
+    if isinstance(module, SpectrogramEncoder):
+        return made.eval(), f"Position embeddings: {how}."
+    module.encoder = made
+    return module.eval(), f"Position embeddings: {how}."
+
+
+def _original(loaded: LoadedModel, target: EncoderConfig) -> tuple[Tensor | None, str]:
+    """Position embeddings of the model that this one started from, if it lies on this machine and has this grid."""
+    source = loaded.description.provenance.get("from")
+    if isinstance(source, str) and Path(source).exists():
+        try:
+            first = open_checkpoint(source, heads=loaded.description.encoder.heads)
+        except ModelError:
+            return None, f"the outermost again, since {source} cannot be read"
+        if first.description.encoder.grid == target.grid and first.description.encoder.width == target.width:
+            return first.encoder["position_embedding"], f"those of {source}"
+    return None, "the outermost again"
 
 
 def _described(description: ModelDescription, settings: ConvertSettings) -> ModelDescription:
@@ -142,22 +214,36 @@ def _what_transformers_does_otherwise(description: ModelDescription, heads: Mapp
     return notes
 
 
-def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tensor]) -> list[str]:
+def _what_a_script_needs(description: ModelDescription, heads: Mapping[str, Tensor], *, transformers: str) -> list[str]:
     """Notes what a file of weights does not say, and how a script builds the modules."""
     config, rows = huggingface.to_config(description), description.encoder.grid[0]
     shape = ", ".join(f"{name}={config[name]}" for name in _AST_SHAPE)
     shapes = [f"{name} {tuple(value.shape)}" for name, value in sorted(heads.items()) if value.ndim > 1]
+    names = "of transformers 5" if transformers == "5" else "on disk and of transformers 4"
+    other = "4" if transformers == "5" else "5"
     notes = [
-        f"Its encoder is ASTModel(ASTConfig({shape})), with the names on disk and of transformers 4.",
-        f"Beside it stand {', '.join(shapes)}.",
+        f"Its encoder is ASTModel(ASTConfig({shape})), with the names {names} (--transformers {other} writes those of "
+        f"{other})."
     ]
+    if description.labels:
+        notes.append(
+            "Beside it stands a linear layer, classifier, on the mean over all tokens after encoder.layernorm once "
+            f"more: {', '.join(description.labels)}."
+        )
+    else:
+        notes.append(f"Beside it stand {', '.join(shapes)}.")
     steps = description.encoder.stride[1]
     first = heads.get("decoder.0.weight")
-    if first is not None and first.shape[1] * steps == rows * len(heads["projector.weight"]):
+    decode = (description.objective or {}).get("decode")  # which models of earlier versions and scripts do not say
+    by_frame = first is not None and first.shape[1] * steps == rows * len(heads["projector.weight"])
+    if decode == "frames" or (decode is None and by_frame):
         notes.append(
             f"The projector gives channels for each of the {steps} frames of a column of patches. The decoder runs "
-            f"over frames, the {rows} rows of a column side by side as channels."
+            f"over frames, the {rows} rows of a column side by side as channels. A module whose projector and decoder "
+            "run over tokens fits a run with --decode tokens only."
         )
+    elif first is not None:
+        notes.append("The decoder runs over all tokens in their order, and is interpolated to the frames.")
     how = f"(x - {description.mean:.7g}) / (2 * {description.std:.7g})"
     notes.append(
         "The file does not say how spectrograms are normalised: "

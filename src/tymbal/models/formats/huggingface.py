@@ -49,6 +49,7 @@ __all__ = [
     "describe",
     "expand",
     "fetch",
+    "in_memory",
     "is_stock",
     "names_from",
     "obstacle",
@@ -404,6 +405,17 @@ def _on_disk(name: str) -> str:
     for memory, disk in _IN_MEMORY:
         if match[2].startswith(memory):
             return f"encoder.layer.{match[1]}.{disk}{match[2].removeprefix(memory)}"
+    return name
+
+
+def in_memory(name: str) -> str:
+    """Turns an encoder's name on disk into that which it has in the memory of transformers 5."""
+    match = re.match(r"encoder\.layer\.(\d+)\.(.*)", name)
+    if match is None:
+        return name
+    for memory, disk in _IN_MEMORY:
+        if match[2].startswith(disk):
+            return f"layers.{match[1]}.{memory}{match[2].removeprefix(disk)}"
     return name
 
 

@@ -13,14 +13,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from tymbal.errors import ModelError
 from tymbal.files import replace_file
-from tymbal.models.classifier import SCRIPT_POOLING
+from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
 from tymbal.models.formats import huggingface
 from tymbal.models.weights import Checkpoint, read_json
@@ -93,16 +93,32 @@ def from_state(
     return Checkpoint("script", description, encoder, head, objective, left)
 
 
-def write(path: Path, encoder: SpectrogramEncoder, objective_state: Mapping[str, Tensor]) -> None:
-    """Writes `encoder.* / projector.* / decoder.*` with the encoder named as on disk and in transformers 4.
+def write(
+    path: Path,
+    module: SpectrogramEncoder | ScriptClassifier,
+    objective_state: Mapping[str, Tensor],
+    *,
+    transformers: Literal["4", "5"] = "4",
+) -> None:
+    """Writes `encoder.* / projector.* / decoder.*`, or of a classifier `encoder.* / classifier.*`.
+
+    Args:
+        path: The file.
+        module: The encoder, or the classifier of a script.
+        objective_state: Projector and decoder; empty for a classifier.
+        transformers: The version in whose memory the encoder's names are these; those of 4 are those on disk.
 
     Raises:
         ModelError: Where transformers' AST cannot hold the encoder.
     """
+    encoder = module if isinstance(module, SpectrogramEncoder) else module.encoder
     obstacle = huggingface.obstacle(encoder.config, None)
     if obstacle is not None:
         raise ModelError(f"Hugging Face's AST cannot hold this encoder: {obstacle}", path=path)
-    state = {f"encoder.{name}": value for name, value in huggingface.to_state(encoder).items()}
+    named = huggingface.in_memory if transformers == "5" else str
+    state = {f"encoder.{named(name)}": value for name, value in huggingface.to_state(encoder).items()}
+    if isinstance(module, ScriptClassifier):
+        state |= {f"classifier.{name}": value for name, value in module.head.state_dict().items()}
     with replace_file(path) as aside:
         torch.save({name: value.detach().cpu() for name, value in (state | dict(objective_state)).items()}, aside)
 
