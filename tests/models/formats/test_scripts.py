@@ -348,9 +348,8 @@ def test_convert__writes_what_the_notebooks_module_takes_under_either_naming(tra
     run = write_run(tmp_path / "run", objective)
     result = convert(run, tmp_path / "model.pth", to="pth", transformers=transformers)
     state = torch.load(tmp_path / "model.pth", weights_only=True)
-    theirs = NotebookSSL(
-        ASTModel(ASTConfig(**{**SHAPE, "intermediate_size": 256}, layer_norm_eps=1e-6, max_length=128))
-    )
+    shape = {**SHAPE, "intermediate_size": 256, "layer_norm_eps": 1e-6, "max_length": 128}
+    theirs = NotebookSSL(ASTModel(ASTConfig(**shape)))
     own_names = set(theirs.state_dict())  # transformers 5 is what is installed here
     assert (set(state) == own_names) == (transformers == "5")
     if transformers == "4":
