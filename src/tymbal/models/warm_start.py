@@ -204,7 +204,8 @@ def warm_encoder(
     fill(encoder, tensors, path=path)
     taken = tuple(name for name in encoder.state_dict() if name not in resized and name not in new)
     left = (*checkpoint.head, *checkpoint.objective, *checkpoint.left)
-    assumed = checkpoint.description.provenance.get("assumed") if checkpoint.door in ("ssast", "script") else None
+    provenance = checkpoint.description.provenance
+    assumed = None if "verb" in provenance else provenance.get("assumed")  # what a verb of ours wrote says all itself
     return encoder, TransferReport(taken, resized, new, left, assumed, positions=words)
 
 

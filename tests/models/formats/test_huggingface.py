@@ -275,3 +275,23 @@ def test_load_model__a_name_of_the_hub_fetches_no_pickles(tmp_path, monkeypatch)
     assert loaded.description.provenance["from"].endswith("MIT/ast-finetuned-audioset-10-10-0.4593")
     assert asked["name"] == "MIT/ast-finetuned-audioset-10-10-0.4593"
     assert not any(Path("pytorch_model.bin").match(pattern) for pattern in asked["patterns"])
+
+
+@pytest.mark.parametrize(("rate", "samples"), [(32_000, (800, 320)), (8000, (200, 80)), (16_000, (400, 160))])
+def test_load_model__extractors_of_other_rates_are_read_as_with_torchaudio_and_that_is_said(
+    rate: int, samples: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    from transformers import ASTFeatureExtractor
+
+    stock_folder(tmp_path)
+    ASTFeatureExtractor(max_length=56, num_mel_bins=36, mean=-3.0, std=2.5, sampling_rate=rate).save_pretrained(
+        tmp_path
+    )
+    features = load_model(tmp_path).description.features
+    assert features == FeatureSettings(sample_rate=rate, mel_bins=36)
+    assert (features.window_samples, features.shift_samples) == samples
+    told = " ".join(capsys.readouterr().err.split())
+    said = f"({samples[0]} and {samples[1]} samples at {rate:,} Hz), as transformers makes them with torchaudio"
+    assert (said in told) == (rate != 16_000)
+    _, report, _ = warm_start(tmp_path, config=EncoderConfig(width=8, depth=1, heads=1, mels=36, frames=56))
+    assert (said in str(report)) == (rate != 16_000)

@@ -88,6 +88,9 @@ def rename(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> tuple[dic
     return renamed, tuple(name for name in tensors if name not in names)
 
 
+_STOCK_RATE = 16_000
+"""The rate in Hz at which both ways of transformers' extractor are one."""
+
 _COPY = "Copy the folder again, or correct it."
 _LARGEST = 1 << 24
 
@@ -319,7 +322,7 @@ def describe(
             sample_rate=_whole(extractor, "sampling_rate", 16_000, path=path),
             mel_bins=_whole(extractor, "num_mel_bins", known["encoder"].mels, path=path),
         )
-        assumed = _assumed(config, extractor)
+        assumed = _assumed(config, extractor, features)
         return ModelDescription(
             **{"mean": AUDIOSET_MEAN, "std": AUDIOSET_STD, **known},
             features=features,
@@ -330,13 +333,23 @@ def describe(
         raise ModelError(f"its configuration is damaged: {error.what}", path=path, advice=_COPY) from error
 
 
-def _assumed(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> str:
-    """What numbers depend on and neither file says, in words."""
+def _assumed(config: Mapping[str, Any], preprocessor: Mapping[str, Any], features: FeatureSettings) -> str:
+    """What numbers depend on and neither file says, in words.
+
+    The extractor has two ways. Meant is torchaudio's, of which NumPy's is the substitute: frames of 25 ms every 10 ms.
+    NumPy's takes 400 samples every 160 at any rate, so that both agree at 16 kHz only.
+    """
     assumed = [] if "num_attention_heads" in config else ["attention heads: 12"]
     if "sampling_rate" not in preprocessor:
         assumed.append("16 kHz")
     if preprocessor.get("do_normalize", True) and not {"mean", "std"} <= set(preprocessor):
         assumed.append("AudioSet's mean and standard deviation")
+    if features.sample_rate != _STOCK_RATE:
+        assumed.append(
+            f"frames of 25 ms every 10 ms ({features.window_samples} and {features.shift_samples} samples at "
+            f"{features.sample_rate:,} Hz), as transformers makes them with torchaudio; without it, it takes 400 and "
+            "160 samples at any rate"
+        )
     return ", ".join(assumed)
 
 
