@@ -535,6 +535,7 @@ def _start(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSet
         skip_padding=settings.skip_padding,
         dropout=settings.dropout,
         standardise=settings.head_norm == "batch" or standardises,
+        eps=settings.head_epsilon,
         new=settings.new_head,
     )
     if settings.from_ is None:
@@ -543,6 +544,7 @@ def _start(store: SpectrogramSource, clips: LabelledClips, settings: FinetuneSet
             model=head.draw(SpectrogramEncoder(target), None),
             features=features_of(store),
             normalisation=normalisation_of(settings, store),
+            head_eps=settings.head_epsilon,
         )
     warm = warm_start_classifier(
         settings.from_,

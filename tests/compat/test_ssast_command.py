@@ -20,6 +20,10 @@ import torch
 import tymbal
 from digits import digit_files, write_digits, write_label_csv, write_list
 from tymbal.cli import main
+from tymbal.compat import ssast_command
+from tymbal.compat.flags import parse
+from tymbal.compat.translate import translate
+from tymbal.training.run_folder import RunFolder
 
 # The flags of run_mask_patch.sh, with numbers for a test.
 PRETRAIN = """--dataset precomputed --label-csv {data}/no_such_table.csv --lr 1e-3 --n-epochs 5 --batch-size 4
@@ -144,6 +148,13 @@ def test_finetune__from_the_pretrained_file(pretrained, data, shared, tmp_path, 
     model = tymbal.load_model(run)
     assert model.description.labels[:3] == ("zero", "one", "two")
     assert model.description.encoder.grid == (12, 5)
+    # The folder and the file are one model: the reference's head has another epsilon than its blocks.
+    written = tymbal.load_model(str(run / "models" / "best_audio_model.pth"), stride=model.description.encoder.stride)
+    assert (model.description.head_eps, written.description.head_eps) == (1e-5, 1e-5)
+    assert model.description.encoder.layer_norm_eps == 1e-6
+    clips = torch.randn(4, model.description.encoder.frames, 128)
+    with torch.no_grad():
+        assert model.module(clips).equal(written.module(clips))
     assert len(np.loadtxt(run / "wa_result.csv")) == 5
     validation, test = np.split(np.loadtxt(run / "eval_result.csv"), 2)
     np.testing.assert_allclose(validation, test, atol=1e-6)
@@ -223,3 +234,15 @@ def test_precomputed__without_files_beside_the_list_asks_for_their_folder(data, 
     del words[at : at + 4]
     assert main(words) == 2
     assert "Give --data_dir, the folder in which they are" in " ".join(capsys.readouterr().err.split())
+
+
+def test_run__goes_on_with_the_epsilon_that_a_run_of_an_earlier_version_had(data, tmp_path, monkeypatch):
+    flags = parse(command(FINETUNE, data, tmp_path / "run", "--task ft_avgtok")[1:])
+    call = translate(flags, audio=False)
+    assert call.settings["head_epsilon"] == 1e-5
+    begun = {name: value for name, value in call.settings.items() if name != "head_epsilon"}
+    for recorded, expected in ((None, 1e-5), (begun, None), ({**begun, "head_epsilon": 1e-5}, 1e-5)):
+        call = translate(flags, audio=False)
+        monkeypatch.setattr(RunFolder, "begun", lambda _, recorded=recorded: recorded)
+        ssast_command._continue_as_begun(call)
+        assert call.settings["head_epsilon"] == expected

@@ -67,7 +67,7 @@ __all__ = [
 ]
 
 
-_BEFORE = {"fall_in_warmup": True, "mask_padding": False, "silence": "leave-out"}
+_BEFORE = {"fall_in_warmup": True, "mask_padding": False, "silence": "leave-out", "head_epsilon": None}
 """What earlier versions did otherwise than the reference."""
 
 

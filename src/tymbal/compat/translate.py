@@ -214,6 +214,8 @@ def _check_masks(flags: Flags, patch: tuple[int, int]) -> None:
 
 
 def _finetuning(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, Any]:
+    from tymbal.models.formats.ssast_checkpoint import HEAD_EPS
+
     patch = _patch(flags)
     if flags.pretrained_mdl_path is None:
         remarks.append("--pretrained_mdl_path is not given: it starts from random weights")
@@ -242,6 +244,7 @@ def _finetuning(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, A
         "stride": f"{flags.fstride or patch[0]}x{flags.tstride or patch[1]}",
         "pooling": {"ft_avgtok": "mean", "ft_cls": "cls"}[flags.task],
         "skip_padding": False,
+        "head_epsilon": HEAD_EPS,
         "loss": flags.loss.lower(),
         "best_by": _BEST_BY[flags.metrics],
         "head_lr_factor": flags.head_lr,

@@ -262,6 +262,7 @@ class HeadChoice:
         skip_padding: Whether it pools over patches with sound only. `None` is as the head that is taken, else true.
         dropout: Dropout before its linear layer.
         standardise: Whether a new one standardises what it pools, instead of a layer norm.
+        eps: Epsilon of a new one's layer norm. `None` is the encoder's.
         new: Draw a new one in any case.
     """
 
@@ -271,6 +272,7 @@ class HeadChoice:
     skip_padding: bool | None = None
     dropout: float = 0.0
     standardise: bool = False
+    eps: float | None = None
     new: bool = False
 
     def draw(self, encoder: SpectrogramEncoder, source: ModelDescription | None) -> SpectrogramClassifier:
@@ -286,6 +288,7 @@ class HeadChoice:
             pooling=pooling,
             skip_padding=self.skip_padding is not False,
             dropout=self.dropout,
+            head_eps=self.eps,
             standardise=self.standardise,
         )
 
@@ -353,7 +356,7 @@ def warm_start_classifier(
     module = head.draw(encoder, origin)
     new = tuple(name for name in module.state_dict() if not name.startswith("encoder."))
     report = replace(report, new=(*report.new, *new), head=words)
-    return WarmClassifier(module.train(), report, origin)
+    return WarmClassifier(module.train(), report, origin, head.eps)
 
 
 def _fitting(checkpoint: Checkpoint, head: HeadChoice) -> tuple[list[int] | None, str | None]:

@@ -350,6 +350,8 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         head_norm: What a new head has in front of its linear layer: a `layer` norm, as AST and SSAST, or a `batch` norm
             without weights, which standardises each number over clips. `auto` is the latter, but with cls pooling a
             layer norm, so that stock transformers can hold the model.
+        head_epsilon: Epsilon of a new head's layer norm: 1e-5 in SSAST. `None` is that of the encoder, as stock
+            transformers has it.
         train: `all`, `head`, or the number of last blocks that are trained with the head.
         head_lr_factor: Learning rate of the head, as a multiple.
         layer_decay: What the learning rate is multiplied by from each layer of the encoder to the one below it, down to
@@ -406,6 +408,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     head_start: Literal["random", "probe"] = "random"
     head_scale: float = setting(1.0, before=0.0)
     head_norm: Literal["auto", "layer", "batch"] = setting("layer", before="layer")
+    head_epsilon: float | None = None
     train: str = setting("all", group="layers", first=True)
     head_lr_factor: float = setting(1.0, group="layers")
     layer_decay: float = setting(1.0, group="layers")
@@ -456,6 +459,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         check(self.noise >= 0, "noise", self.noise, "0 or more")
         check(self.roll >= 0, "roll", self.roll, "0 or more frames")
         check(self.view_strength >= 0, "view_strength", self.view_strength, "0 or more")
+        check(self.head_epsilon is None or self.head_epsilon > 0, "head_epsilon", self.head_epsilon, "above 0")
         check(self.head_scale >= 0, "head_scale", self.head_scale, "0 or more")
         check(self.min_steps >= 0, "min_steps", self.min_steps, "0 or more")
         if self.pooling == "all-normed-twice" and self.head_norm == "batch":
