@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import tymbal
+from tones import tone_store
 from training_setup import TINY, make_store
 from tymbal.config import read_run_yaml
 from tymbal.errors import ModelError, SettingsError, StoreError, TrainingError
@@ -19,6 +22,8 @@ from tymbal.models.folder import load_model
 from tymbal.objectives import registry
 from tymbal.pretrain import pretrain
 from tymbal.settings import DataChoice
+from tymbal.training.callbacks import Evaluation
+from tymbal.training.records import read_metrics
 
 SHORT: dict[str, Any] = {**TINY, "max_steps": 3}
 
@@ -242,3 +247,89 @@ def test_pretrain__the_model_knows_how_it_is_read(tmp_path: Path, objective: str
     store = make_store(tmp_path / "store")
     run = pretrain(store.path, tmp_path / "run", **settings)
     assert load_model(run.model).description.embedding == embedding
+
+
+GOING_ON: dict[str, Any] = {**{name: value for name, value in TINY.items() if name != "learning_rate"}, "epochs": 3}
+
+
+def test_pretrain__goes_on_gently_and_says_what_was_known(run: Path, store: Path, tmp_path: Path):
+    labelled = tone_store(tmp_path / "labelled", clips=8).path
+    earlier = pretrain(labelled, tmp_path / "earlier", **SHORT)
+    last: dict[str, torch.Tensor] = {}
+
+    def note(name: str) -> Callable[[Evaluation], None]:
+        return lambda evaluation: last.update({name: evaluation.module.encoder.norm.weight.detach().clone()})
+
+    probed = {**GOING_ON, "probe_data": str(labelled)}
+    pretrain(labelled, tmp_path / "run", from_=earlier.run, on_evaluation=note("gently"), **probed)
+    settings = read_run_yaml(tmp_path / "run").settings
+    assert {name: settings[name] for name in ("recipe", "learning_rate", "layer_decay", "ema", "eval_start")} == {
+        "recipe": "continue",
+        "learning_rate": 3e-4,
+        "layer_decay": 0.75,
+        "ema": 0.99,
+        "eval_start": True,
+    }
+    first = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert (first["step"], first["epoch"]) == (0, 0.0)
+    assert 0 <= first["eval_probe_accuracy"] <= 1
+    # A share of 0.99^n of what it began with is left, so that n steps change less than by themselves.
+    freely = {**GOING_ON, "ema": 0.0, "eval_start": False}
+    pretrain(labelled, tmp_path / "plain", from_=earlier.run, on_evaluation=note("freely"), **freely)
+    began = load_model(earlier.run).module.norm.weight
+    moved = {name: float((weight - began).abs().mean()) for name, weight in last.items()}
+    assert 0 < moved["gently"] < moved["freely"] / 2
+
+
+def test_pretrain__new_heads_are_first_trained_alone(run: Path, store: Path, tmp_path: Path):
+    seen: list[bool] = []
+
+    def note(evaluation: Evaluation) -> None:
+        state = evaluation.module.encoder.state_dict()
+        seen.append(all(state[name].equal(value) for name, value in began.items()))
+
+    began = load_model(run).module.state_dict()
+    other = {**GOING_ON, "objective": "lejepa", "eval_every": 1, "ema": 0.0}
+    pretrain(store, tmp_path / "run", from_=run, on_evaluation=note, **other)
+    assert seen == [True, True, False, False]  # before the first step, then after each epoch
+
+
+def test_pretrain__goes_on_to_the_same_weights_after_a_stop(run: Path, store: Path, tmp_path: Path):
+    class Stopped(Exception):
+        pass
+
+    def stop(evaluation: Evaluation) -> None:
+        if evaluation.step == 10:
+            raise Stopped
+
+    whole = pretrain(store, tmp_path / "whole", from_=run, **GOING_ON)
+    with pytest.raises(Stopped):
+        pretrain(store, tmp_path / "stopped", from_=run, on_evaluation=stop, **GOING_ON)
+    again = pretrain(store, tmp_path / "stopped", from_=run, **GOING_ON)
+    first, second = (load_model(each.model).module.state_dict() for each in (whole, again))
+    assert (whole.steps, whole.best_step) == (again.steps, again.best_step)
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_pretrain__a_run_from_weights_that_an_earlier_version_began_goes_on(run: Path, store: Path, tmp_path: Path):
+    as_before = {**GOING_ON, "recipe": "none", "learning_rate": 5e-4}
+    whole = pretrain(store, tmp_path / "whole", from_=run, **as_before)
+    shutil.copytree(tmp_path / "whole", tmp_path / "begun")
+    (tmp_path / "begun" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "begun" / "checkpoints" / f"checkpoint-{whole.steps}")
+    file = tmp_path / "begun" / "run.yaml"
+    new = ("recipe", "layer_decay", "head_warmup", "eval_start", "ema", "lora")
+    recorded = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in recorded if line.strip().split(":")[0] not in new))
+    begun = pretrain(store, tmp_path / "begun", from_=run, **GOING_ON)
+    first, second = (load_model(each.model).module.state_dict() for each in (whole, begun))
+    assert all(first[name].equal(second[name]) for name in first)
+
+
+def test_pretrain__adapters_become_weights_of_the_model(run: Path, store: Path, tmp_path: Path):
+    pytest.importorskip("peft", reason="needs the extra peft")
+    result = pretrain(store, tmp_path / "run", from_=run, lora=2, **{**GOING_ON, "learning_rate": 1e-2, "ema": 0.0})
+    before, after = load_model(run).module.state_dict(), load_model(result.model).module.state_dict()
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed and all(name.startswith("blocks.") and name.endswith(".weight") for name in changed)
+    assert tymbal.report([result.run], tmp_path / "report.html").output.is_file()

@@ -157,7 +157,7 @@ def test_recipe__help_shows_both_defaults(capsys: pytest.CaptureFixture[str]):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[default: 100; 150 with reconstruction]" in shown
     assert "[default: none; 1.0 with reconstruction]" in shown
-    assert "[default: 0.001; 0.0001 with reconstruction]" in shown
+    assert "[default: 0.001; 0.0003 with continue; 0.0001 with reconstruction]" in shown
 
 
 WITH_VIEWS = {

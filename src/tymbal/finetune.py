@@ -107,7 +107,7 @@ def finetune(
     from tymbal.data import open_data, subsample
     from tymbal.models.warm_start import features_at
     from tymbal.store.dataset import StoreDataset
-    from tymbal.training.layers import freeze, layered_groups, stages
+    from tymbal.training.layers import add_adapters, freeze, layered_groups, merged, stages
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
 
@@ -132,6 +132,7 @@ def finetune(
     if new_head and not _has_begun(run):
         _begin_head(objective, store, clips, chosen)
     freeze(objective.model, chosen.train)
+    add_adapters(encoder, chosen.lora, seed=chosen.seed)
     recorded = configuration.to_mapping(chosen)
     chosen = _with_least_steps(chosen, len(clips.train))
 
@@ -139,7 +140,7 @@ def finetune(
         from tymbal.models.folder import save_model
 
         provenance = {**description.provenance, "settings": recorded, "metrics": result.metrics}
-        save_model(result.model, objective.model, replace(description, provenance=provenance))
+        save_model(result.model, merged(objective.model), replace(description, provenance=provenance))
         if result.model == RunFolder(run).model:
             _write_confusion(RunFolder(run), result, clips.classes)
 
@@ -171,7 +172,13 @@ def _resolved(
         config: A file with others.
         begun: What the run that is to be continued has recorded; None where there is none.
     """
+    from tymbal.models.hub import pinned
+
     chosen = configuration.resolve(FinetuneSettings, given, config=config, begun=begun)
+    source = pinned(chosen.from_, begun)
+    if source != chosen.from_:
+        given = {**{name: value for name, value in given.items() if name != "from"}, "from_": source}
+        chosen = replace(chosen, from_=source)
     if begun is not None:  # what was left to the data was decided when the run began
         left = {"patch": "auto", "pooling": "grid"}
         given = {name: value for name, value in given.items() if left.get(name) != value}

@@ -80,13 +80,17 @@ def pretrain(
     from tymbal.data import dataset_of, open_data, subsample
     from tymbal.evaluation.snapshots import Snapshots, can_rebuild
     from tymbal.evaluation.watch import LabelProbe, Watch
+    from tymbal.models.hub import pinned
     from tymbal.models.warm_start import features_at
+    from tymbal.training.layers import heads_first, layered_groups, merged
     from tymbal.training.records import read_metrics
     from tymbal.training.run import begin, train
     from tymbal.training.run_folder import RunFolder
 
     run = Path(output)
-    source = open_data(store, registry.resolve(settings, config=config, begun=RunFolder(run).begun()))
+    begun = RunFolder(run).begun()
+    resolved = registry.resolve(settings, config=config, begun=begun)
+    source = open_data(store, replace(resolved, from_=pinned(resolved.from_, begun)))
     chosen = source.settings
     arguments = {"store": store, "output": output}
     finished = begin("pretrain", run, arguments, chosen, resume=resume)
@@ -98,7 +102,7 @@ def pretrain(
     train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
     chosen = on_rank_zero(lambda: _fitted(chosen, data, train_rows))
     on_rank_zero(lambda: RunFolder(run).record("pretrain", arguments, chosen))
-    objective, description = _objective(data, chosen)
+    objective, description, new_heads = _objective(data, chosen)
     module = cast("nn.Module", objective)
     probe = LabelProbe.open(chosen, description)
     if probe is not None and not len(validation_rows):
@@ -130,11 +134,12 @@ def pretrain(
         provenance = {**description.provenance, "metrics": result.metrics}
         save_model(
             result.model,
-            objective.encoder,
+            merged(objective.encoder),
             replace(description, provenance=provenance),
             objective_state=objective.head_state(),
         )
 
+    warming = chosen.head_warmup if new_heads and chosen.from_ is not None else 0.0
     return train(
         module,
         dataset_of(data, train_rows, chosen),
@@ -144,6 +149,9 @@ def pretrain(
         verb="pretrain",
         resume=resume,
         clip_groups=data.required_groups("batches is group")[train_rows] if chosen.groups_batches else None,
+        groups=layered_groups(module, objective.encoder, chosen) if chosen.layer_decay < 1 else None,
+        stages=heads_first(objective.encoder, warming),
+        eval_start=chosen.eval_start,
         on_evaluation=on_evaluation,
         watch=watch,
         callbacks=snapshots,
@@ -191,14 +199,15 @@ def _fitted(settings: PretrainSettings, store: SpectrogramSource, rows: NDArray[
     return settings.fitted(DataChoice(size=size, patch=patch, full_height=height, grouped=bool(grouped)))
 
 
-def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Objective, ModelDescription]:
-    """The encoder with its objective, and what its model folder will say."""
+def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Objective, ModelDescription, bool]:
+    """The encoder with its objective, what its model folder will say, and whether the objective's heads are new."""
     import torch
 
     from tymbal.inference.encoding import check_features
     from tymbal.models.description import ModelDescription, features_of, normalisation_of
     from tymbal.models.folder import open_checkpoint
     from tymbal.models.warm_start import first_encoder
+    from tymbal.training.layers import add_adapters
 
     spec = registry.spec(settings.objective)
     # The same seed gives the same weights, independent of the caller's random numbers.
@@ -211,11 +220,13 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
             check_features(store, origin, path=settings.from_)
         normalisation = normalisation_of(settings, store, origin)
         objective = spec.build(encoder, store, normalisation, settings)
-    if settings.from_ is not None:
-        continue_heads(objective, open_checkpoint(settings.from_, heads=settings.heads).objective)
+    new_heads = settings.from_ is None or not continue_heads(
+        objective, open_checkpoint(settings.from_, heads=settings.heads).objective
+    )
     encoder.gradient_checkpointing = settings.gradient_checkpointing
     if settings.train != "all":
         encoder.freeze_below(int(settings.train))
+    add_adapters(encoder, settings.lora, seed=settings.seed)
     chosen = configuration.to_mapping(settings)
     described = ModelDescription(
         encoder=encoder.config,
@@ -235,4 +246,4 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
     )
     # What an objective compares part by part is read so.
     embedding = described.own_grid if described.compared_parts else None
-    return objective, replace(described, embedding=embedding)
+    return objective, replace(described, embedding=embedding), new_heads

@@ -55,6 +55,24 @@ def test_alarms__each_cause_once() -> None:
     assert alarms([{"eval_acc": 0.5}], monitor=ACC) == ["not_finite"]
 
 
+def test_alarms__what_the_weights_knew_is_forgotten() -> None:
+    def fall(figure: float) -> float:
+        return 0.05
+
+    start = evaluation(epoch=0.0, eval_probe_accuracy=0.8)
+    kept, lost = (evaluation(epoch=5.0, eval_probe_accuracy=value) for value in (0.751, 0.749))
+    assert alarms([start], monitor=ACC, fall=fall) == []
+    assert alarms([start, kept], monitor=ACC, fall=fall) == []
+    assert alarms([start, kept, evaluation(epoch=6.0)], monitor=ACC, fall=fall) == []  # nothing was probed
+    assert alarms([start, kept, lost], monitor=ACC, fall=fall) == ["forgetting"]
+    assert alarms([start, {**lost, "alarm_forgetting": 1.0}, lost], monitor=ACC, fall=fall) == []
+    later = evaluation(epoch=5.0, eval_probe_accuracy=0.8)  # without a probe before the first step
+    assert alarms([later, evaluation(epoch=10.0, eval_probe_accuracy=0.1)], monitor=ACC, fall=fall) == []
+    several = [evaluation(epoch=0.0, eval_probe_mAP=0.8), evaluation(epoch=1.0, eval_probe_mAP=0.6)]
+    assert alarms(several, monitor=ACC, fall=fall) == ["forgetting"]
+    assert alarms(several, monitor=ACC) == []
+
+
 def test_alarms__plateau_is_eight_evaluations_without_progress() -> None:
     rising = [evaluation(0.1 * number) for number in range(1, 5)]
     still = [evaluation(0.39)] * 8

@@ -128,3 +128,38 @@ def test_resolve__a_run_yaml_that_records_the_settings_of_all_objectives(tmp_pat
     recorded = config.read_run_yaml(tmp_path).settings
     assert recorded["temperature"] == 0.1
     assert registry.without_foreign("reconstruction", recorded) == config.to_mapping(settings)
+
+
+def test_resolve__going_on_from_weights_has_defaults_of_its_own():
+    anew, going_on = registry.resolve({}), registry.resolve({"from_": "run"})
+    assert (anew.recipe, anew.learning_rate, anew.layer_decay, anew.ema, anew.eval_start) == ("auto", 1e-3, 1, 0, False)
+    assert (going_on.recipe, going_on.eval_start) == ("continue", True)
+    assert going_on.learning_rate < anew.learning_rate
+    assert going_on.layer_decay < 1 and going_on.ema > 0 and going_on.head_warmup > 0
+    assert registry.resolve({"from_": "run", "recipe": "none"}) == registry.resolve(
+        {"recipe": "none", "from_": "run", "ema": 0.0}
+    )
+    assert registry.resolve({"from_": "run", "learning_rate": 2e-3}).learning_rate == 2e-3
+    assert registry.resolve({"from_": "run", "average_from": 1}).ema == 0  # one average of the weights
+
+
+def test_resolve__reconstruction_starts_from_weights_as_before():
+    settings = registry.resolve({"from_": "run", "objective": "reconstruction"})
+    assert (settings.recipe, settings.learning_rate, settings.layer_decay, settings.ema) == ("none", 1e-4, 1, 0)
+    gently = registry.resolve({"from_": "run", "objective": "reconstruction", "recipe": "continue"})
+    assert (gently.learning_rate, gently.eval_start) == (1e-4, True)
+
+
+def test_resolve__a_run_of_an_earlier_version_goes_on_without_the_recipe():
+    began = {"objective": "lejepa", "from": "run", "learning_rate": 1e-3}
+    for given in ({"from_": "run"}, {"from_": "run", "recipe": "auto"}):
+        settings = registry.resolve(given, begun=began)
+        assert (settings.recipe, settings.learning_rate, settings.layer_decay) == ("none", 1e-3, 1)
+        assert (settings.ema, settings.head_warmup, settings.eval_start, settings.lora) == (0, 0, False, 0)
+    today = {**began, "recipe": "continue", "learning_rate": 3e-4, "layer_decay": 0.75}
+    assert registry.resolve({"from_": "run"}, begun=today).recipe == "continue"
+
+
+def test_resolve__two_averages_are_refused():
+    with pytest.raises(SettingsError, match="average_from and ema both average"):
+        registry.resolve({"average_from": 1, "ema": 0.9})

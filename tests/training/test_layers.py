@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from small_model import small_model
 from tones import FEATURES, FRAMES, tone_store
-from tymbal import finetune
+from tymbal import finetune, load_model
 from tymbal.errors import SettingsError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.folder import save_model
-from tymbal.settings import FinetuneSettings
+from tymbal.settings import FinetuneSettings, PretrainSettings
 from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Evaluation
-from tymbal.training.layers import Unfreezing, freeze, layered_groups, stages
+from tymbal.training.layers import (
+    MovingAverage,
+    Unfreezing,
+    add_adapters,
+    best_weights,
+    freeze,
+    heads_first,
+    layered_groups,
+    merged,
+    stages,
+)
 from tymbal.training.trainer import TymbalTrainer
 
 CONFIG = EncoderConfig(width=16, depth=2, heads=2, mels=16, frames=FRAMES, patch=(8, 8), stride=(8, 8))
@@ -156,3 +168,116 @@ def test_finetune__thawing_survives_a_kill(source: Path, tmp_path: Path, monkeyp
         for run in (killed.run, whole.run)
     ]
     assert losses[0] == losses[1]
+
+
+class Objective(torch.nn.Module):
+    """Stands for an objective of pretraining."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = SpectrogramEncoder(CONFIG)
+        self.projection = torch.nn.Linear(16, 4)
+
+
+def test_layered_groups__of_a_pretraining_have_its_heads_at_the_full_rate() -> None:
+    objective = Objective()
+    groups = layered_groups(objective, objective.encoder, PretrainSettings(learning_rate=0.1, layer_decay=0.5))
+    names = {id(parameter): name for name, parameter in objective.named_parameters()}
+    found = {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
+    assert found["projection.weight"] == found["encoder.norm.weight"] == pytest.approx(0.1)
+    assert found["encoder.blocks.1.fc1.weight"] == pytest.approx(0.05)
+    assert found["encoder.patch_projection.weight"] == pytest.approx(0.0125)
+
+
+def test_heads_first__the_encoder_waits_for_the_heads() -> None:
+    objective = Objective()
+    objective.encoder.freeze_below(1)
+    stage = heads_first(objective.encoder, 0.5)
+    assert stage is not None
+    plan = BatchPlan(length=40, batch_sizes=(4,), epochs=2, seed=1)
+    waiting = Unfreezing(stage, plan)
+    assert [waiting.thawed(step) for step in (0, 4, 5, 19)] == [0, 0, 1, 1]
+    trained = {name for name, value in objective.encoder.named_parameters() if value.requires_grad}
+    assert len(stage.parameters[0]) == len(trained) == 14  # 12 of the last block, and the final norm
+    assert heads_first(objective.encoder, 0) is None
+
+
+def test_moving_average__is_evaluated_in_the_place_of_the_weights(tmp_path: Path) -> None:
+    module = torch.nn.Linear(2, 1, bias=False)
+    module.register_buffer("count", torch.tensor(0))
+    with torch.no_grad():
+        module.weight.fill_(8.0)
+    average = MovingAverage(module, 0.75)
+    average.on_train_begin(None, None, None)
+    for value in (4.0, 0.0):
+        with torch.no_grad():
+            module.weight.fill_(value)
+        module.count += 1
+        average.on_step_end(None, None, None)
+    expected = 0.75 * (0.75 * 8 + 0.25 * 4)
+    with average.in_place():
+        assert module.weight.tolist() == [[expected, expected]]
+        assert int(module.count) == 2
+    assert module.weight.tolist() == [[0.0, 0.0]]
+    (tmp_path / "model.safetensors").touch()
+    assert best_weights(tmp_path).name == "model.safetensors"
+    average.save(tmp_path)
+    assert load_file(best_weights(tmp_path))["weight"].tolist() == [[expected, expected]]
+    again = MovingAverage(module, 0.75)
+    again.load(tmp_path)
+    again.on_train_begin(None, None, None)  # which must not begin anew
+    with again.in_place():
+        assert module.weight.tolist() == [[expected, expected]]
+
+
+def test_add_adapters__without_peft_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SettingsError, match=r"needs the package peft[\s\S]*tymbal\[peft\]"):
+        add_adapters(SpectrogramEncoder(CONFIG), 2, seed=1)
+
+
+def test_add_adapters__merge_into_the_same_outputs() -> None:
+    pytest.importorskip("peft", reason="needs the extra peft")
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(CONFIG).eval()
+    spectrogram = torch.randn(3, FRAMES, 16)
+    before, names = encoder(spectrogram).tokens, set(encoder.state_dict())
+    encoder.freeze_below(1)
+    add_adapters(encoder, 2, seed=1)
+    assert encoder(spectrogram).tokens.equal(before)
+    trained = {name for name, value in encoder.named_parameters() if value.requires_grad}
+    assert trained and all(name.startswith("blocks.1.") and ".lora_" in name for name in trained)
+    with torch.no_grad():
+        for name, value in encoder.named_parameters():
+            if name in trained:
+                value.normal_(std=0.2)
+    adapted = encoder(spectrogram).tokens
+    assert (adapted - before).abs().max() > 0.05
+    plain = merged(encoder)
+    assert set(plain.state_dict()) == names
+    torch.testing.assert_close(plain(spectrogram).tokens, adapted, atol=1e-5, rtol=1e-5)
+    assert merged(plain) is plain
+    assert encoder(spectrogram).tokens.equal(adapted)  # it goes on with its adapters
+
+
+def test_add_adapters__need_a_block() -> None:
+    pytest.importorskip("peft", reason="needs the extra peft")
+    encoder = SpectrogramEncoder(CONFIG)
+    encoder.freeze_below(0)
+    with pytest.raises(SettingsError, match="no block to train"):
+        add_adapters(encoder, 2, seed=1)
+
+
+@pytest.mark.parametrize("from_", [True, False])
+def test_finetune__adapters_become_weights_of_the_model(from_: bool, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="needs the extra peft")
+    tone_store(tmp_path / "store", clips=12)
+    start = {"from_": small_model(tmp_path / "start")} if from_ else {"width": 16, "depth": 2, "heads": 2}
+    quick = {"device": "cpu", "precision": "float32", "report_to": (), "max_steps": 4, "patch": "8x8"}
+    result = finetune(tmp_path / "store", tmp_path / "run", **start, **quick, lora=2, learning_rate=1e-2)
+    module = load_model(result.model).module
+    assert not [name for name in module.state_dict() if "lora" in name or "base_layer" in name]
+    if from_:
+        old, new = load_model(tmp_path / "start").module.state_dict(), module.encoder.state_dict()
+        changed = {name for name in old if not old[name].equal(new[name])}
+        assert changed and all(name.startswith("blocks.") and name.endswith(".weight") for name in changed)

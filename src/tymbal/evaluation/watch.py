@@ -6,6 +6,9 @@ With every evaluation some fixed validation clips are embedded, the same each ti
   singular values. Where it falls, embeddings use fewer and fewer directions.
 - `cosine`: the mean cosine of pairs of clips. Near 1 all clips look alike to the encoder: it has collapsed.
 
+Where a run goes on from weights, what a probe reads before the first step is what they knew; what falls below that by
+more than chance is forgotten, and an alarm.
+
 Where labels are given, logistic regression and nearest neighbours read the frozen embeddings every few epochs, in the
 way that the objective compares clips: its own parts of the time, the middle layer and the last one side by side. What
 random weights and the plain line give in the same way stands beside, since only what is above counts.
@@ -15,6 +18,7 @@ Nothing here draws from the random numbers of the training or changes its weight
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,11 +51,15 @@ _FEWEST = 8
 """Clips from which on their likeness says something; a single one is like itself."""
 _STILL = 8
 """Evaluations without progress that are a plateau."""
+_FALL = 0.02
+"""How far a probe may fall below what it read before the first step, beside its standard error."""
 
 _ADVICE = {
     "collapse": "All clips look alike to the encoder. Begin again with a lower --learning-rate or a longer --warmup.",
     "plateau": f"No progress for {_STILL} evaluations. More epochs will hardly help: more clips, a larger --size or "
     "another --mask-ratio might; --patience ends such a run.",
+    "forgetting": "The probe reads less than before the first step. What keeps more of what the weights knew: fewer "
+    "epochs, a lower --learning-rate, an --ema nearer to 1, or --lora 8.",
     "not_finite": "Embeddings of some clips are not finite numbers. Lower --learning-rate, or --precision float32.",
 }
 
@@ -113,6 +121,10 @@ class LabelProbe:
     def is_due(self, epoch: float, before: float) -> bool:
         """Whether a multiple of `every` lies between the epoch of the last probe, 0 at first, and this one."""
         return int(epoch / self._every + 1e-6) > int(before / self._every + 1e-6)
+
+    def fall(self, figure: float) -> float:
+        """How far this figure may fall by chance, and a little more, before it counts as forgetting."""
+        return _FALL + math.sqrt(max(figure * (1 - figure), 0.0) / max(len(self._rows[1]), 1))
 
     def read(self, encoder: FrozenEncoder) -> dict[str, float]:
         """Figures of logistic regression (`probe_…`) and nearest neighbours (`knn_…`).
@@ -220,9 +232,10 @@ class Watch:
             if np.isfinite(vectors).all():
                 watched = {"eval_rank": rank_me(vectors), "eval_cosine": mean_cosine(vectors)}
                 last = max((line["epoch"] for line in before if _is_probed(line)), default=0.0)
-                if self._probe is not None and self._probe.is_due(epoch, last):
+                if self._probe is not None and (epoch == 0 or self._probe.is_due(epoch, last)):
                     watched |= {f"eval_{name}": value for name, value in self._probe.read(encoder).items()}
-        for name in alarms([*before, {**figures, **watched}], monitor=self._monitor):
+        fall = None if self._probe is None else self._probe.fall
+        for name in alarms([*before, {**figures, "epoch": epoch, **watched}], monitor=self._monitor, fall=fall):
             if name == "collapse" and len(vectors) < _FEWEST:
                 continue
             watched[f"alarm_{name}"] = 1.0
@@ -245,12 +258,15 @@ def mean_cosine(vectors: NDArray[np.floating]) -> float:
     return 1.0 if count < 2 else float((np.square(unit.sum(axis=0)).sum() - count) / (count * (count - 1)))
 
 
-def alarms(lines: Sequence[Figures], *, monitor: tuple[str, bool]) -> list[str]:
+def alarms(
+    lines: Sequence[Figures], *, monitor: tuple[str, bool], fall: Callable[[float], float] | None = None
+) -> list[str]:
     """Causes for alarm in the last of the logged lines that no earlier line has given: each is given once a run.
 
     Args:
         lines: Lines of the metrics file, the last with the figures of an evaluation.
         monitor: Name of the metric that tells better models, and whether higher is better.
+        fall: How far what a probe read before the first step may fall; None where nothing is probed.
     """
     given = {key for line in lines for key in line}
     evaluated = [line for line in lines if any(key.startswith("eval_") for key in line)]
@@ -268,7 +284,18 @@ def alarms(lines: Sequence[Figures], *, monitor: tuple[str, bool]) -> list[str]:
         best, latest = better(values[:-_STILL]), better(values[-_STILL:])
         if (latest <= best) if greater else (latest >= best):
             causes.append("plateau")
+    if fall is not None and _has_forgotten(evaluated, fall):
+        causes.append("forgetting")
     return [cause for cause in causes if f"alarm_{cause}" not in given]
+
+
+def _has_forgotten(lines: Sequence[Figures], fall: Callable[[float], float]) -> bool:
+    """Whether a probe that was read before the first step reads less in the last line, beyond what may fall."""
+    start = next((line for line in lines if line.get("epoch") == 0 and _is_probed(line)), None)
+    if start is None:
+        return False
+    known = ((start[name], lines[-1].get(name)) for name in ("eval_probe_accuracy", "eval_probe_mAP") if name in start)
+    return any(now is not None and now < before - fall(before) for before, now in known)
 
 
 def _has_shrunk(ranks: Sequence[float]) -> bool:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tymbal.errors import ModelError
 from tymbal.files import checksum_of, replace_folder, verified, with_checksum, write_json, write_text
+from tymbal.models import hub
 from tymbal.models.card import model_card
 from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier, Standardisation
 from tymbal.models.description import SCHEMA, ModelDescription
@@ -135,8 +136,9 @@ def load_model(
     """Opens a model.
 
     Args:
-        source: A run folder, a model folder of ours or of Hugging Face, a name on the Hugging Face hub, an SSAST
-            `.pth` file, or the weights that a script has saved of an AST of Hugging Face: a file, or its folder.
+        source: A run folder, a model folder of ours or of Hugging Face, a model of the Hub (`hf://owner/name@revision`,
+            or its plain name), an SSAST `.pth` file, or the weights that a script has saved of an AST of Hugging Face:
+            a file, or its folder.
         stride: Stride of the patches, mel bins and frames, for a file that does not tell: a fine-tuned one of SSAST, or
             one of a script.
         pooling: Pooling of a fine-tuned SSAST file, `mean` or `cls`, which never tells; `None` is `mean`.
@@ -246,8 +248,9 @@ def _locate(source: str | Path) -> Path:
         return _locate_in(path)
     if path.is_file():
         return path
-    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(source)) and path.suffix not in (".safetensors", *PICKLES):
-        return huggingface.fetch(str(source))
+    model = hub.HubModel.parse(source)
+    if model is not None:
+        return hub.fetch(model)
     raise ModelError("there is no such model", path=path, advice="Check the path.")
 
 

@@ -231,12 +231,18 @@ def compares_clips(module: object) -> bool:
     return bool(getattr(module, "compares_clips", False))
 
 
-def continue_heads(objective: Objective, state: Mapping[str, Tensor]) -> None:
-    """Goes on with the heads of an earlier pretraining, where they are those of this objective; says so."""
+def continue_heads(objective: Objective, state: Mapping[str, Tensor]) -> bool:
+    """Goes on with the heads of an earlier pretraining, where they are those of this objective; says so.
+
+    Returns:
+        Whether it does.
+    """
     own = objective.head_state()
-    if all(name in state and state[name].shape == value.shape for name, value in own.items()):
-        objective.load_head_state(state)
-        tell("Going on with the heads of its pretraining")
+    if not all(name in state and state[name].shape == value.shape for name, value in own.items()):
+        return False
+    objective.load_head_state(state)
+    tell("Going on with the heads of its pretraining")
+    return True
 
 
 def load_heads(own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, advice: str) -> None:

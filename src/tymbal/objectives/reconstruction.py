@@ -35,7 +35,7 @@ from tymbal.objectives.batch_augmentation import spec_mask
 from tymbal.objectives.contract import ObjectiveSpec, Rebuilt, load_heads
 from tymbal.randomness import EVALUATION, fold
 from tymbal.settings import PretrainSettings
-from tymbal.settings.fields import Recipe, check, setting
+from tymbal.settings.fields import CONTINUE, Recipe, check, setting
 from tymbal.store.base import SpectrogramSource
 
 __all__ = ["OBJECTIVE", "ReconstructionObjective", "ReconstructionSettings"]
@@ -87,7 +87,8 @@ class ReconstructionSettings(PretrainSettings):
         frequency_mask_width: Widest of them in mel bins.
     """
 
-    recipes: ClassVar[tuple[Recipe, ...]] = (_RECIPE, _TOKENS)
+    recipes: ClassVar[tuple[Recipe, ...]] = (CONTINUE, _RECIPE, _TOKENS)
+    continues: ClassVar[bool] = False
 
     objective: Literal["reconstruction"] = "reconstruction"
     channels: int = 16

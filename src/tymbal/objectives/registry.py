@@ -121,7 +121,20 @@ def resolve(
         below = {_key(key): value for key, value in below.items()}
         below = {**configuration.begun_before(run_settings(name), recorded), **below}
     below = {**_epochs_of_minutes({**below, **given}, begun), **below}
+    given = {**given, **_recipe(run_settings(name), {**below, **given}, begun)}
     return configuration.layered(run_settings(name), given, below, source=config)
+
+
+def _recipe(cls: type[PretrainSettings], given: Mapping[str, Any], begun: Mapping[str, Any] | None) -> dict[str, str]:
+    """The recipe, where none is chosen: that of the run that is continued, else what suits what it starts from."""
+    chosen = {_key(key): value for key, value in given.items()}
+    if chosen.get("recipe", "auto") != "auto":
+        return {}
+    if begun is not None:
+        return {"recipe": begun.get("recipe", "none")}
+    if chosen.get("from") is None:
+        return {}
+    return {"recipe": "continue" if cls.continues else "none"}
 
 
 def _epochs_of_minutes(given: Mapping[str, Any], begun: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from tymbal.reporting.drawn_clips import Clips, clip_name
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import normalised_batches
 from tymbal.training.checkpoints import Checkpoints, verify
+from tymbal.training.layers import best_weights
 
 __all__ = [
     "built_objective",
@@ -397,7 +398,10 @@ def _states(run: Path, objective: RebuildingObjective, loaded: LoadedModel) -> I
             verify(checkpoints.path(step))
         except CheckpointError:
             continue
-        objective.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"))
+        state = load_file(best_weights(checkpoints.path(step)))
+        if any(".base_layer." in name for name in state):  # adapters, which the model has merged into its weights
+            continue
+        objective.load_state_dict(state)
         any_read = True
         yield step
     if not any_read:

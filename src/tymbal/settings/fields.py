@@ -24,6 +24,7 @@ from typing import Any, TypeVar, cast
 from tymbal.errors import SettingsError
 
 __all__ = [
+    "CONTINUE",
     "GROUPS",
     "LP_FT",
     "NOTEBOOK",
@@ -280,6 +281,20 @@ SCRATCH = Recipe(
     unless={"min_steps": "epochs"},
 )
 """How a classifier without pretraining is trained: with the same head, so that the two compare."""
+
+CONTINUE = Recipe(
+    setting="recipe",
+    value="continue",
+    defaults={
+        "learning_rate": 3e-4,
+        "layer_decay": 0.75,
+        "head_warmup": 1.0,
+        "ema": 0.99,
+        "eval_start": True,
+    },
+    unless={"ema": "average_from"},
+)
+"""How a pretraining goes on from weights and keeps what they know."""
 
 NOTEBOOK = Recipe(
     setting="recipe",

@@ -7,7 +7,18 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 from tymbal.errors import SettingsError
-from tymbal.settings.fields import LP_FT, NOTEBOOK, SCRATCH, SIZES, Recipe, check, nature, parse_patch, setting
+from tymbal.settings.fields import (
+    CONTINUE,
+    LP_FT,
+    NOTEBOOK,
+    SCRATCH,
+    SIZES,
+    Recipe,
+    check,
+    nature,
+    parse_patch,
+    setting,
+)
 from tymbal.settings.sound import PtSettings, SoundSettings
 
 __all__ = ["ENDLESS", "DataChoice", "FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
@@ -69,6 +80,11 @@ class TrainingSettings:
         average_from: Epoch from which the weights after every evaluation are averaged. The average is evaluated, too,
             and saved as a second model, `average`, in the run folder. `None` averages nothing.
         average_to: Last epoch of the average. `None` is the end.
+        ema: Decay, from step to step, of an exponential moving average of the weights, which begins with those that
+            training starts from. It is what is evaluated and saved. 0 averages nothing.
+        lora: Rank of low-rank adapters (Hu et al. 2022), beside the linear layers of all blocks that are trained: they
+            and the head alone are then trained, which takes less memory and changes less, and are merged into the
+            weights that are saved. Needs the extra `peft`. 0 trains the weights themselves.
         log_every: Steps between logged figures.
         report_to: Trackers by name: tensorboard, wandb, mlflow. The last two go where their environment variables say.
         workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
@@ -112,6 +128,8 @@ class TrainingSettings:
     min_progress: float = setting(0.0, group="evaluation")
     average_from: float | None = setting(None, group="evaluation")
     average_to: float | None = setting(None, group="evaluation")
+    ema: float = setting(0.0, before=0.0, group="optimizer")
+    lora: int = setting(0, before=0, group="layers")
     log_every: int = setting(10, resumable=True, group="evaluation")
     report_to: tuple[str, ...] = setting(("tensorboard",), resumable=True, group="evaluation")
     workers: int = setting(0, resumable=True, group="machine")
@@ -125,6 +143,12 @@ class TrainingSettings:
         first, last = self.average_from, self.average_to
         check(first is None or first >= 0, "average_from", first, "0 or more")
         check(last is None or last >= (first or 0), "average_to", last, f"{first or 0:g} or more")
+        check(0 <= self.ema < 1, "ema", self.ema, "a number from 0 to below 1")
+        if self.ema and first is not None:
+            raise SettingsError(
+                "average_from and ema both average the weights", advice="Set ema to 0, or leave it out."
+            )
+        check(self.lora >= 0, "lora", self.lora, "0 or more")
         check(self.accumulate >= 1, "accumulate", self.accumulate, "1 or more")
         check(self.learning_rate > 0, "learning_rate", self.learning_rate, "a number above 0")
         check(self.warmup >= 0, "warmup", self.warmup, "0 or more")
@@ -169,6 +193,10 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     (`tymbal.objectives.registry`).
 
     Attributes:
+        recipe: Which defaults hold, those behind semicolons. `continue` goes on from weights and keeps what they know:
+            a lower learning rate that falls from layer to layer, new heads first trained alone, a moving average of the
+            weights, and an evaluation before the first step. `none` trains as from random weights. `auto` is continue
+            with `from`, and none without, or with the objective reconstruction, whose defaults are for that.
         epochs: Passes over the training clips. Where they are not given, lejepa takes 20 with patches as high as the
             spectrogram, and others as many as fit into `max_minutes`.
         objective: What is learned: `lejepa` makes views of a clip agree and spreads clips like a standard normal
@@ -192,9 +220,15 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
             squeezed (`resize`). Longer clips stretch them. `auto` is as in earlier versions: cut for SSAST files,
             else squeezed. The model keeps the choice for clips that are shorter still.
         train: What is trained of the encoder: `all`, or the number of its last blocks.
+        layer_decay: What the learning rate is multiplied by from each layer of the encoder to the one below it, down to
+            the embedded patches; 1 trains all equally fast.
+        head_warmup: Epochs in which the objective's heads are trained alone, where they are new and the encoder is not.
+        eval_start: Evaluate before the first step, too, with the probe if there is one, and save that model where none
+            is better.
         probe_data: A store with labels and a split, whose embeddings are read in the course of the training, with
             evaluations: `eval_probe_accuracy` by logistic regression, `eval_knn_accuracy` by nearest neighbours, beside
-            those of random weights and of the best plain line (`eval_probe_random_accuracy`, …).
+            those of random weights and of the best plain line (`eval_probe_random_accuracy`, …). Where it is read
+            before the first step, a later fall by more than two points and its standard error is an alarm.
         probe_every: Epochs from one such probe to the next.
         probe_pooling: How it reads: `grid` as the objective compares clips, by rows of mel bins and as many parts of
             the time, the middle layer and the last one side by side; `mean` or `rows` of the last layer's patches.
@@ -204,7 +238,9 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
 
     verb: ClassVar[str] = "pretrain"
     group = "encoder"
-    recipes: ClassVar[tuple[Recipe, ...]] = ()
+    recipes: ClassVar[tuple[Recipe, ...]] = (CONTINUE,)
+    continues: ClassVar[bool] = True
+    """Whether the recipe of a run that starts from weights is `continue` where none is chosen."""
     compares_views: ClassVar[bool] = False
 
     batch_size: int = 32
@@ -220,6 +256,10 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     stem: int = setting(0, before=0)
     positions: Literal["cut", "first", "resize", "auto"] = setting("cut", before="auto")
     train: str = setting("all", first=True)
+    recipe: Literal["auto", "continue", "none"] = setting("auto", before="none", group="training", first=True)
+    layer_decay: float = setting(1.0, before=1.0, group="layers")
+    head_warmup: float = setting(0.0, before=0.0, group="layers")
+    eval_start: bool = setting(False, before=False, group="evaluation")
     probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
     probe_every: float = setting(5.0, resumable=True, group="evaluation")
     probe_pooling: Literal["grid", "mean", "rows"] = setting("grid", before="mean", resumable=True, group="evaluation")
@@ -233,6 +273,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
             parse_patch(self.patch)
         check(self.stem >= 0, "stem", self.stem, "0 or more")
         check(self.train == "all" or self.train.isdigit(), "train", self.train, "all or a number of blocks")
+        check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "a number above 0, at most 1")
+        check(self.head_warmup >= 0, "head_warmup", self.head_warmup, "a number of epochs, 0 or more")
         check(self.probe_every > 0, "probe_every", self.probe_every, "a number of epochs above 0")
         check(self.snapshots >= 0, "snapshots", self.snapshots, "0 or more")
         width, _, heads = self.shape

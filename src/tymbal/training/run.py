@@ -39,7 +39,7 @@ from tymbal.training.callbacks import (
 )
 from tymbal.training.checkpoints import Checkpoints, verify
 from tymbal.training.device_errors import explain, settle_device
-from tymbal.training.layers import Stages
+from tymbal.training.layers import Stages, best_weights
 from tymbal.training.records import ByClass, ClassDetails, metrics_at_step
 from tymbal.training.run_folder import Resume, RunFolder, RunResult
 from tymbal.training.session import (
@@ -276,7 +276,7 @@ def _load_best(module: nn.Module, checkpoints: Checkpoints, steps: list[int | No
         except CheckpointError as error:
             tell(f"The checkpoint of step {step} cannot be used: {error.what} ({error.path})", warning=True)
         else:
-            module.load_state_dict(load_file(checkpoints.path(step) / "model.safetensors"), strict=True)
+            module.load_state_dict(load_file(best_weights(checkpoints.path(step))), strict=True)
             return step
     raise CheckpointError(
         "the last checkpoints of the run are damaged", path=checkpoints.folder, advice="Run the same command again."

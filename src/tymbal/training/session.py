@@ -25,7 +25,7 @@ from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Clock, Evaluation, Observer, PlateauWatch, Timetable
 from tymbal.training.checkpoints import Checkpoints, resolve_checkpoint, verify
 from tymbal.training.device_errors import Arithmetic
-from tymbal.training.layers import Stages, Unfreezing, WeightAverage
+from tymbal.training.layers import MovingAverage, Stages, Unfreezing, WeightAverage
 from tymbal.training.optimization import Pace, parameter_groups, training_arguments, warmup_steps
 from tymbal.training.records import ClassDetails, MetricsFile
 from tymbal.training.run_folder import Resume, RunFolder
@@ -83,6 +83,7 @@ class Session:
         start: The point at which the session begins.
         clock: Counts the seconds of training.
         average: The average of weights; None without `average_from`.
+        ema: The moving average of weights; None without `ema`.
     """
 
     module: nn.Module
@@ -95,6 +96,7 @@ class Session:
     start: ResumePoint
     clock: Clock
     average: WeightAverage | None
+    ema: MovingAverage | None
 
 
 def open_session(
@@ -153,6 +155,7 @@ def open_session(
         start=start,
         clock=clock,
         average=None if settings.average_from is None else WeightAverage(module, settings),
+        ema=MovingAverage(module, settings.ema) if settings.ema else None,
     )
 
 
@@ -321,6 +324,8 @@ def session_callbacks(
         callbacks.append(PlateauWatch(settings.min_progress, lambda: warmup_steps(settings.warmup, plan.steps)))
     if session.average is not None:
         callbacks.append(session.average)
+    if session.ema is not None:
+        callbacks.append(session.ema)
     if on_evaluation is not None:
         callbacks.append(Observer(on_evaluation, folder.metrics, session.module))
     if rank() == 0:
@@ -375,13 +380,16 @@ def make_trainer(
         groups=groups or parameter_groups(module.named_parameters(), **rates),
         checkpoints=session.checkpoints,
         average=session.average,
+        ema=session.ema,
         details=details,
         watch=watch,
         skip=start.step * plan.accumulate,
         callbacks=callbacks,
     )
-    if session.average is not None and start.checkpoint is not None:
-        session.average.load(start.checkpoint)  # now that the module is on its device
+    if start.checkpoint is not None:  # now that the module is on its device
+        for average in (session.average, session.ema):
+            if average is not None:
+                average.load(start.checkpoint)
     # `Trainer` seeds all processes alike, which then would drop out the same places of different clips.
     set_seed(settings.seed + rank())
     return trainer

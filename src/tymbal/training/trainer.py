@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -30,7 +31,7 @@ from tymbal.stopping import survive_in_worker
 from tymbal.store.dataset import whole_batch
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler, SequentialBatchSampler
 from tymbal.training.checkpoints import Checkpoints
-from tymbal.training.layers import WeightAverage
+from tymbal.training.layers import MovingAverage, WeightAverage
 from tymbal.training.optimization import make_optimizer, make_schedule
 from tymbal.training.records import ClassDetails
 
@@ -68,6 +69,7 @@ class TymbalTrainer(Trainer):
         groups: Parameter groups for the optimizer.
         checkpoints: The folder of the run's checkpoints.
         average: The average of weights that goes into checkpoints, if any.
+        ema: The moving average of weights that is evaluated in their place, if any.
         details: Takes the sums of evaluations, for figures of each class; None for none.
         watch: Gives further figures for an evaluation; in the first process only.
         skip: Batches that a resumed run has behind it.
@@ -89,6 +91,7 @@ class TymbalTrainer(Trainer):
         groups: list[dict[str, Any]],
         checkpoints: Checkpoints,
         average: WeightAverage | None = None,
+        ema: MovingAverage | None = None,
         details: ClassDetails | None = None,
         watch: Watch | None = None,
         skip: int = 0,
@@ -110,6 +113,7 @@ class TymbalTrainer(Trainer):
         self._groups = groups
         self._checkpoints = checkpoints
         self._average = average
+        self._ema = ema
         self._details = details
         self._watch = watch
         self._skip = skip
@@ -241,7 +245,8 @@ class TymbalTrainer(Trainer):
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
         if self.state.global_step:
-            return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+            with nullcontext() if self._ema is None else self._ema.in_place():
+                return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
         # Before the first step `Trainer` evaluates without remembering or saving what may be the best model.
         self.state.epoch = 0.0
         metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
@@ -279,6 +284,8 @@ class TymbalTrainer(Trainer):
             written = self._checkpoints.aside / self._checkpoints.path(self.state.global_step).name
             if self._average is not None:
                 self._average.save(written)
+            if self._ema is not None:
+                self._ema.save(written)
             if self._details is not None:
                 self._details.save(written, self.state.global_step)
             self._checkpoints.commit(self.state.global_step, {"plan": self._plan.fingerprint()})

@@ -48,7 +48,6 @@ __all__ = [
     "WEIGHTS",
     "describe",
     "expand",
-    "fetch",
     "in_memory",
     "is_stock",
     "names_from",
@@ -259,27 +258,6 @@ def _labels(description: ModelDescription) -> dict[str, Any]:
         "label2id": {label: i for i, label in enumerate(description.labels)},
         "problem_type": f"{'multi' if description.multilabel else 'single'}_label_classification",
     }
-
-
-def fetch(name: str) -> Path:
-    """Downloads a model from the Hugging Face hub (configuration and safetensors only), or finds it in the cache.
-
-    Raises:
-        ModelError: Where the hub has no such model or cannot be reached.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    patterns = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"{name} is neither a file nor a folder here, and the Hugging Face hub did not give it: {reason}",
-            advice="Check the path. For a model of the hub, check its name and the network, or download it beforehand "
-            f"where there is one: hf download {name}",
-        ) from error
 
 
 def describe(
