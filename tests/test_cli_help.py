@@ -90,7 +90,7 @@ def test_help__of_an_objective_shows_its_settings_and_the_defaults_that_it_bring
     cls = registry.run_settings(objective)
     text = shown(capsys, "pretrain", "--help", objective)
     own = set(config.setting_types(cls)) - set(config.setting_types(settings.PretrainSettings))
-    brought = {name for recipe in cls.recipes for name in recipe.defaults}
+    brought = {name for recipe in cls.recipes if recipe.value == objective for name in recipe.defaults}
     assert set(flags(text)) == {name.replace("_", "-") for name in own | brought}
     assert objective in headings(text)[0]
     assert text.count(f" with {objective}]") == len(brought)
@@ -108,7 +108,7 @@ def test_help_all__shows_the_settings_of_every_objective(capsys):
     assert "[default: 100; 150 with reconstruction]" in text
 
 
-@pytest.mark.parametrize("verb", ["scan", "predict", "embed", "similar", "report", "explore", "doctor"])
+@pytest.mark.parametrize("verb", ["scan", "predict", "embed", "similar", "report", "explore", "push", "doctor"])
 def test_help__of_few_settings_shows_all(capsys, verb):
     assert shown(capsys, verb, "--help").count("--") > len(config.setting_types(config.settings_of(verb)))
     assert "More:" not in shown(capsys, verb, "-h")
@@ -130,7 +130,7 @@ def test_help__of_a_group_that_there_is_not(capsys):
 
 def test_help__verbs_come_in_the_order_of_the_way(capsys):
     text = shown(capsys, "--help")
-    verbs = ["scan", "prepare", "pretrain", "probe", "finetune", "predict", "embed", "similar", "convert", "demo"]
+    verbs = ["scan", "prepare", "pretrain", "probe", "finetune", "predict", "embed", "similar", "push", "convert"]
     places = [text.index(f"\n  {verb} ") for verb in verbs]
     assert places == sorted(places)
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tymbal.prepare import prepare
     from tymbal.pretrain import pretrain
     from tymbal.probe import probe
+    from tymbal.push import push
     from tymbal.report import report
     from tymbal.similar import similar
     from tymbal.store.packed.packed_store import Store
@@ -77,6 +78,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "probe",
+    "push",
     "report",
     "save_model",
     "scan",
@@ -99,6 +101,7 @@ _ORIGIN = {
     "prepare": "tymbal.prepare",
     "pretrain": "tymbal.pretrain",
     "probe": "tymbal.probe",
+    "push": "tymbal.push",
     "report": "tymbal.report",
     "save_model": "tymbal.models.folder",
     "scan": "tymbal.audio.scan",

@@ -33,7 +33,7 @@ _FORMATS = "Other people's formats"
 _OTHERS = "Other people's command lines"
 _DEMO = "All of it, on sound made on the spot"
 
-_MODEL = "A run, a model folder, a Hugging Face or SSAST checkpoint."
+_MODEL = "A run, a model folder, a Hugging Face or SSAST checkpoint, or a model of the Hub (hf://owner/name)."
 
 
 def _output(text: str, *, required: bool = False, default: Path | None = None) -> Argument:
@@ -214,6 +214,15 @@ _TABLE = (
                 "`tymbal embed`.",
                 required=False,
             ),
+        ),
+        heading=_WAY,
+    ),
+    Verb(
+        name="push",
+        text="Share a model on the Hugging Face Hub; only you see it, unless you say otherwise.",
+        arguments=(
+            Argument(name="model", text=_MODEL, kind=str),
+            Argument(name="name", text="OWNER/NAME on the Hub. It is made where there is none.", kind=str),
         ),
         heading=_WAY,
     ),

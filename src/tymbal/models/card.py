@@ -2,34 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tymbal._version import __version__
 from tymbal.models.description import ModelDescription
 from tymbal.models.formats.huggingface import REMOTE_CODE, REMOTE_MODEL, is_stock
+from tymbal.models.hub import SCHEME
 
-__all__ = ["model_card"]
+__all__ = ["CardFacts", "model_card"]
 
 _MANY_LABELS = 20
+_FEATURES = {"model": "this model", "random": "the same with random weights", "plain": "the best plain line"}
+"""Lines of a probe that a card shows, and what they are called there."""
 
 
-def model_card(description: ModelDescription, *, obstacle: str | None, preprocessor: Mapping[str, Any] | None) -> str:
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What a card says of a model that is shared.
+
+    Attributes:
+        name: `owner/name` on the Hub.
+        license: Identifier of its licence there.
+        probes: Tables that `tymbal probe` wrote as JSON.
+    """
+
+    name: str | None = None
+    license: str | None = None
+    probes: Sequence[Mapping[str, Any]] = ()
+
+
+def model_card(
+    description: ModelDescription,
+    *,
+    obstacle: str | None,
+    preprocessor: Mapping[str, Any] | None,
+    facts: CardFacts | None = None,
+) -> str:
     """Writes the card.
 
     Args:
         description: The model.
         obstacle: Why transformers cannot load it; `None` where it can.
         preprocessor: How transformers computes its spectrograms; `None` where it cannot.
+        facts: What else is known where it is shared.
 
     Returns:
         Markdown, with the head that the Hugging Face hub reads.
     """
+    facts = facts or CardFacts()
+    use = _use(description, obstacle, preprocessor=preprocessor)
+    if facts.name is not None:
+        use = use.replace(", where MODEL is this folder", "").replace("MODEL", facts.name)
     parts = [
-        _front_matter(description, obstacle),
+        _front_matter(description, obstacle, facts),
         _summary(description),
         _shape(description),
-        _use(description, obstacle, preprocessor=preprocessor),
+        *map(_probe, facts.probes),
+        use,
         _facts("How it was pretrained", description.objective),
     ]
     known = {"data": "Data", "settings": "Settings", "metrics": "Metrics"}
@@ -38,8 +69,13 @@ def model_card(description: ModelDescription, *, obstacle: str | None, preproces
     return "\n".join(part for part in parts if part)
 
 
-def _front_matter(description: ModelDescription, obstacle: str | None) -> str:
+def _front_matter(description: ModelDescription, obstacle: str | None, facts: CardFacts) -> str:
     lines = ["---", f"library_name: {'tymbal' if obstacle else 'transformers'}"]
+    if facts.license is not None:
+        lines.append(f"license: {facts.license}")
+    start = str(description.provenance.get("from"))
+    if start.startswith(SCHEME):
+        lines.append(f"base_model: {start.removeprefix(SCHEME).partition('@')[0]}")
     if description.labels:
         lines.append("pipeline_tag: audio-classification")
     lines += ["tags:", "- tymbal", "- audio", "- audio-spectrogram-transformer", "---", ""]
@@ -85,6 +121,28 @@ def _normalisation(description: ModelDescription) -> str:
     if description.normalize == "clip":
         return "(x - mean) / (2 * standard deviation), those of each clip's own sound"
     return f"(x - {description.mean:g}) / (2 * {description.std:g})"
+
+
+def _probe(table: Mapping[str, Any]) -> str:
+    """A section of what a probe read, beside random weights and the best plain line read in their best way."""
+    rows = [row for row in table["rows"] if row.get("shots") is None and row["features"] in _FEATURES]
+    figure = next((name for name in ("mAP", "accuracy") if rows and name in rows[0]), "accuracy")
+
+    def lines() -> Iterator[str]:
+        for reader in dict.fromkeys(row["reader"] for row in rows):
+            best = {
+                features: max(row[figure] for row in rows if (row["features"], row["reader"]) == (features, reader))
+                for features in dict.fromkeys(row["features"] for row in rows if row["reader"] == reader)
+            }
+            cells = (f"{100 * best[features]:.1f}" if features in best else "" for features in _FEATURES)
+            yield f"| {reader} | " + " | ".join(cells) + " |"
+
+    counts = f"{table['train']:,} clips, asked about {table['validation']:,}"
+    asked = f"{len(table['classes'])} classes, learned from {counts}"
+    head = f"| {figure}, % | " + " | ".join(_FEATURES.values()) + " |"
+    verdict = (table.get("verdict") or {}).get("text")
+    text = [f"## What its frozen embeddings tell: {asked}", "", head, "|---|" + "---:|" * len(_FEATURES), *lines()]
+    return "\n".join([*text, *(["", verdict] if verdict else []), ""])
 
 
 def _use(description: ModelDescription, obstacle: str | None, *, preprocessor: Mapping[str, Any] | None) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor
 from tymbal.errors import ModelError
 from tymbal.files import checksum_of, replace_folder, verified, with_checksum, write_json, write_text
 from tymbal.models import hub
-from tymbal.models.card import model_card
+from tymbal.models.card import CardFacts, model_card
 from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier, Standardisation
 from tymbal.models.description import SCHEMA, ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
@@ -86,6 +86,7 @@ def save_model(
     description: ModelDescription,
     *,
     objective_state: Mapping[str, Tensor] | None = None,
+    facts: CardFacts | None = None,
 ) -> None:
     """Writes a model folder; an existing one is replaced as a whole.
 
@@ -94,6 +95,7 @@ def save_model(
         module: The model, on any device.
         description: Its description; labels and pooling must be those of the module.
         objective_state: Weights of the objective's heads, to go on pretraining from.
+        facts: What the card says besides, where the model is shared.
 
     Raises:
         ModelError: Where the description is not that of the module.
@@ -122,7 +124,7 @@ def save_model(
                 write_text(aside / extractor.REMOTE_CODE, extractor.remote_code())
         if description.labels:
             write_json(aside / "labels.json", list(description.labels))
-        card = model_card(description, obstacle=obstacle, preprocessor=preprocessor)
+        card = model_card(description, obstacle=obstacle, preprocessor=preprocessor, facts=facts)
         write_text(aside / "README.md", card)
 
 

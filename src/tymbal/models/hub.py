@@ -70,6 +70,10 @@ class HubModel:
 _FILE_ENDINGS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".onnx")
 
 
+_FETCHED: dict[HubModel, Path] = {}
+"""Where commits lie that this process has fetched: a verb asks for the same one several times."""
+
+
 def fetch(model: HubModel) -> Path:
     """Downloads a model, or finds it in the cache of `huggingface_hub`.
 
@@ -81,8 +85,13 @@ def fetch(model: HubModel) -> Path:
     """
     from huggingface_hub import snapshot_download
 
+    known = _FETCHED.get(model)
+    if known is not None and known.is_dir():
+        return known
     with _plainly(model):
-        return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(_FILES)))
+        path = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(_FILES)))
+    _FETCHED[HubModel(model.name, path.name)] = path
+    return path
 
 
 def pinned(source: str | None, begun: Mapping[str, Any] | None = None) -> str | None:

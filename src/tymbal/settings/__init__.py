@@ -14,8 +14,10 @@ from tymbal.settings.fields import SIZES, parse_patch
 from tymbal.settings.inference import (
     ConvertSettings,
     EmbedSettings,
+    MergeSettings,
     PredictSettings,
     ProbeSettings,
+    PushSettings,
     SimilarSettings,
 )
 from tymbal.settings.inspection import DoctorSettings, ExploreSettings, ReportSettings
@@ -32,11 +34,13 @@ __all__ = [
     "ExploreSettings",
     "FeatureSettings",
     "FinetuneSettings",
+    "MergeSettings",
     "PredictSettings",
     "PrepareSettings",
     "PretrainSettings",
     "ProbeSettings",
     "PtSettings",
+    "PushSettings",
     "ReportSettings",
     "ScanSettings",
     "SimilarSettings",

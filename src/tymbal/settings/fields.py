@@ -154,6 +154,8 @@ GROUPS = {
     "search": "Search",
     "formats": "What becomes what",
     "page": "Page",
+    "sharing": "What others see",
+    "merging": "Labels and heads",
     "trial": "Trial",
 }
 """Headings of the groups that help shows settings in."""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from tymbal.plugins import TABLE_FORMATS
 from tymbal.settings.fields import check, parse_patch, setting
-from tymbal.settings.sound import PtSettings
+from tymbal.settings.sound import PtSettings, SoundSettings
 
-__all__ = ["ConvertSettings", "EmbedSettings", "PredictSettings", "ProbeSettings", "SimilarSettings"]
+__all__ = [
+    "ConvertSettings",
+    "EmbedSettings",
+    "MergeSettings",
+    "PredictSettings",
+    "ProbeSettings",
+    "PushSettings",
+    "SimilarSettings",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +260,58 @@ class ConvertSettings(PtSettings):
             parse_patch(self.stride, setting="stride")
         check(self.heads is None or self.heads >= 1, "heads", self.heads, "1 or more")
         check(self.shard_mib >= 1, "shard_mib", self.shard_mib, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushSettings:
+    """A model on the Hugging Face Hub.
+
+    Attributes:
+        license: Licence under which others may use the model, as an identifier of the Hub: `cc-by-4.0`, `cc-by-nc-4.0`,
+            `apache-2.0`, `mit`, `other`. It has to be given: the licence of the sound that it learned from may decide.
+        private: Show it only to its owner, and to those whom they let in.
+        probes: Tables that `tymbal probe -o TABLE.json` wrote, for the card: the model beside random weights and the
+            best plain line. Those that lie in the run folder are taken in any case.
+        message: Message of the commit. `None` is one that names the version of Tymbal.
+    """
+
+    group = "sharing"
+
+    license: str | None = setting(None, first=True)
+    private: bool = setting(True, first=True)
+    probes: tuple[str, ...] = setting((), path=True, first=True)
+    message: str | None = setting(None, first=True)
+
+    def __post_init__(self) -> None:
+        known = self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license)
+        check(bool(known), "license", self.license, "an identifier of the Hub, as cc-by-4.0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings(SoundSettings, PtSettings):
+    """One classifier of two, or of one and clips of further classes.
+
+    Attributes:
+        shared: The row of a label that both classifiers have, where clips may have several labels: the `mean` of both
+            scores before the sigmoid, or that of the `first` or of the `second` classifier.
+        pseudo: Embeddings that stand for the sound that the classifier learned from, which is not there: drawn from the
+            statistics and the rows of its head, for each label so many.
+        strength: How far the rows of new labels are held back, as an L2 penalty. `None` is chosen by held-out clips.
+        batch_size: Clips a batch.
+        precision: As in training.
+        device: As in training.
+        seed: Seed of the split of new clips, and of what is drawn.
+    """
+
+    group = "merging"
+
+    shared: Literal["mean", "first", "second"] = setting("mean", first=True)
+    pseudo: int = setting(200, first=True)
+    strength: float | None = setting(None, first=True)
+    batch_size: int = setting(64, first=True)
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    device: str = setting("auto", first=True)
+    seed: int = setting(42, first=True)
 
 
 def _check_format(name: str | None) -> None:
