@@ -237,6 +237,8 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
     cls = registry.run_settings("contrastive")
     old = {"projection_norm": False, "projection_parts": 0, "negatives": "all", "view_padding": "found"}
     old |= {"probe_pooling": "mean", "stem": 0, "fall_in_warmup": True, "label_separator": ";", "silence": "leave-out"}
+    old |= {"weight_decay": 0.05, "adam_beta2": 0.98, "split": "auto", "positions": "auto"}
+    old |= {"recipe": "none", "ema": 0.0, "lora": 0, "layer_decay": 1.0, "head_warmup": 0.0, "eval_start": False}
     assert config.begun_before(cls, {"temperature": 0.1}) == old
     today = config.to_mapping(cls())
     # What has not changed, and what the data decide.
@@ -247,6 +249,14 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
         "stem": 0,
         "fall_in_warmup": True,
         "silence": "leave-out",
+        "weight_decay": 0.05,
+        "adam_beta2": 0.98,
+        "split": "auto",
+        "ema": 0.0,
+        "lora": 0,
+        "layer_decay": 1.0,
+        "head_warmup": 0.0,
+        "eval_start": False,
     }
     assert config.begun_before(cls, today) == same
 

@@ -121,7 +121,8 @@ def resolve(
         below = {_key(key): value for key, value in below.items()}
         below = {**configuration.begun_before(run_settings(name), recorded), **below}
     below = {**_epochs_of_minutes({**below, **given}, begun), **below}
-    given = {**given, **_recipe(run_settings(name), {**below, **given}, begun)}
+    of_this = begun if begun is not None and begun.get("objective") == name else None
+    given = {**given, **_recipe(run_settings(name), {**below, **given}, of_this)}
     return configuration.layered(run_settings(name), given, below, source=config)
 
 
