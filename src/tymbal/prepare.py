@@ -292,8 +292,12 @@ def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, setti
     if every > 1:
         tell(f"Of every class and split one clip in {every} is prepared")
     sound: Path | Listing = path
+    keep_repeats = isinstance(settings, SoundSettings) and settings.repeats == "keep"
     if settings.data_val is not None:
-        sound = _with_validation(path, Path(settings.data_val), settings.label_separator)
+        validation = Path(settings.data_val)
+        sound = _with_validation(path, validation, settings.label_separator, keep_repeats=keep_repeats)
+    elif keep_repeats and not path.is_dir():
+        sound = read_source(path, label_separator=settings.label_separator, keep_repeats=True)
     prepared = prepare(
         sound,
         run / "store",
@@ -347,10 +351,10 @@ def _with_failures(prepared: PrepareResult, run: Path) -> Store:
     return prepared.store
 
 
-def _with_validation(train: Path, validation: Path, label_separator: str | None) -> Listing:
+def _with_validation(train: Path, validation: Path, label_separator: str | None, *, keep_repeats: bool) -> Listing:
     """Joins two lists of sound files in one, as train and validation."""
     parts = {
-        split: read_source(path, label_separator=label_separator)
+        split: read_source(path, label_separator=label_separator, keep_repeats=keep_repeats)
         for split, path in (("train", train), ("validation", validation))
     }
     clips = [

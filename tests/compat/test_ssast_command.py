@@ -23,6 +23,7 @@ from tymbal.cli import main
 from tymbal.compat import ssast_command
 from tymbal.compat.flags import parse
 from tymbal.compat.translate import translate
+from tymbal.evaluation.labelled_clips import read_weights
 from tymbal.training.run_folder import RunFolder
 
 # The flags of run_mask_patch.sh, with numbers for a test.
@@ -212,6 +213,36 @@ def test_pretrain__sound_files_are_prepared_once_and_padded_as_there(shared, tmp
     store = tymbal.Store.open(tmp_path / "exp" / "store")
     assert (len(store), store.frames, store.mels) == (11, 64, 128)
     assert tymbal.load_model(tmp_path / "exp").description.padding == 0
+
+
+def test_finetune__entries_of_sound_that_stand_twice_count_twice(shared, tmp_path, capsys):
+    files = digit_files(shared, per_digit=1)[:6]
+    entries = [{"wav": str(file), "labels": f"/m/{file.stem[0]}"} for file in files]
+    train, validation = [*entries, entries[1], entries[1], entries[4]], [*entries, entries[0]]
+    for name, part in (("train", train), ("val", validation)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"data": part}))
+    weights = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 2.5, 2.0, 5.0]
+    (tmp_path / "train_weight.csv").write_text("".join(f"{weight}\n" for weight in weights))
+    words = FINETUNE.replace("--dataset precomputed", "").replace("--n_epochs 3", "--n_epochs 1")
+    lists = f"--data-train {tmp_path}/train.json --data-val {tmp_path}/val.json --exp-dir {tmp_path / 'exp'}"
+    text = f"{lists} {words} --task ft_avgtok".replace("{data}", str(tmp_path)).replace("--mixup 0.5", "--mixup 0")
+    write_label_csv(tmp_path / "labels.csv")
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000, np.float32), 8000)
+    tested = [*validation, {"wav": str(tmp_path / "silent.wav"), "labels": "/m/1"}]
+    (tmp_path / "test.json").write_text(json.dumps({"data": tested}))
+    assert main(["ssast", *text.split(), "--data-eval", f"{tmp_path}/test.json"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "train.json: entries that stand there already count again: 3" in said
+    assert "9 clips to learn from, 7 to validate on" in said
+    assert "On the 8 test clips" in said
+    store = tymbal.Store.open(tmp_path / "exp" / "store")
+    rows = store.rows("train")
+    listed = [Path(store.index["file"][row].as_py()).name for row in rows]
+    assert sorted(listed) == sorted(Path(entry["wav"]).name for entry in train)
+    assert len(set(store.index["id"].to_pylist())) == 16
+    found = read_weights(tmp_path / "train_weight.csv", tmp_path / "train.json", listed)
+    assert found[[n for n, name in enumerate(listed) if name == files[1].name]].tolist() == [2.0, 2.5, 2.0]
+    assert sorted(found.tolist()) == sorted(weights)
 
 
 def test_finetune__sound_files_are_mixed_as_waveforms(shared, tmp_path, capsys):

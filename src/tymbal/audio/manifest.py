@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
@@ -115,7 +116,7 @@ class Manifest:
         return cls.of(read_table(path, label_separator=label_separator))
 
     @classmethod
-    def of(cls, table: Table, root: Path | None = None) -> Manifest:
+    def of(cls, table: Table, root: Path | None = None, *, keep_repeats: bool = False) -> Manifest:
         """The manifest that a table is; rows of the same clip are merged into one with the labels of all.
 
         Relative paths begin at the table's folder or, if no such file exists, at the working directory.
@@ -124,6 +125,7 @@ class Manifest:
             table: The rows.
             root: The folder that ids are relative to. None is the table's folder, or the common folder of all files
                 where some lie elsewhere.
+            keep_repeats: Let each row of the same clip be a clip of its own, with `~2`, `~3`, … behind its id.
 
         Raises:
             ManifestError: A cell cannot be what its column says, or two rows of a clip contradict each other.
@@ -131,10 +133,15 @@ class Manifest:
         folder = Path(os.path.abspath(table.path)).parent  # noqa: PTH100 - links keep the user's names
         files = [_file(row, index, table, folder) for index, row in table.numbered()]
         root = root or _common_folder(files, folder)
-        clips: dict[tuple[str, float, float | None], Clip] = {}
+        clips: dict[tuple[Any, ...], Clip] = {}
+        counts: Counter[tuple[Any, ...]] = Counter()
         for file, (index, row) in zip(files, table.numbered(), strict=True):
             clip = _clip(row, file, index, table, root)
-            key = (clip.file, clip.start, clip.end)
+            key: tuple[Any, ...] = (clip.file, clip.start, clip.end)
+            counts[key] += 1
+            if keep_repeats and counts[key] > 1:
+                clip = clip.but(id=f"{clip.id}~{counts[key]}")
+                key = (*key, counts[key])
             clips[key] = clip if key not in clips else _merged(clips[key], clip, index, table.path)
         return cls(tuple(clips.values()), root)
 

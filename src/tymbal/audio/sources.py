@@ -56,6 +56,7 @@ def read_source(
     *,
     label_csv: str | None = None,
     label_separator: str | None = None,
+    keep_repeats: bool = False,
 ) -> Listing:
     """Lists the clips of a folder, a list, one sound file, or a manifest.
 
@@ -63,6 +64,7 @@ def read_source(
         source: One of these, or what this function has given.
         label_csv: SSAST's `index,mid,display_name` table; labels that are mids become display names.
         label_separator: What stands between labels in one text of a list. None tells it from the labels.
+        keep_repeats: Let entries of a list that stand there already count again, instead of merging their labels.
 
     Raises:
         ManifestError: There is no such source, it is unreadable, or it lists nothing.
@@ -81,8 +83,12 @@ def read_source(
             listing = Listing([_whole_file(str(path), path.parent)], path.parent)
         else:
             table = read_table(path, label_separator=label_separator)
-            manifest = Manifest.of(table)
-            listing = Listing(list(manifest), manifest.root, "label" in table.columns, _notes(table))
+            manifest = Manifest.of(table, keep_repeats=keep_repeats)
+            notes = _notes(table)
+            repeats = len(manifest) - len({(clip.file, clip.start, clip.end) for clip in manifest})
+            if repeats:
+                notes.append(f"{path.name}: entries that stand there already count again: {repeats:,}")
+            listing = Listing(list(manifest), manifest.root, "label" in table.columns, notes)
     return listing if label_csv is None else _named(listing, label_csv)
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -48,7 +49,7 @@ from tymbal.objectives.classification import ClassificationObjective
 from tymbal.objectives.ssast import TASKS, SSASTObjective
 from tymbal.pretrain import pretrain
 from tymbal.progress import tell
-from tymbal.settings import SIZES, PtSettings
+from tymbal.settings import SIZES, PtSettings, SoundSettings
 from tymbal.training.callbacks import Evaluation
 from tymbal.training.records import read_metrics
 from tymbal.training.run_folder import RunFolder, RunResult
@@ -67,7 +68,13 @@ __all__ = [
 ]
 
 
-_BEFORE = {"fall_in_warmup": True, "mask_padding": False, "silence": "leave-out", "head_epsilon": None}
+_BEFORE = {
+    "fall_in_warmup": True,
+    "mask_padding": False,
+    "silence": "leave-out",
+    "repeats": "merge",
+    "head_epsilon": None,
+}
 """What earlier versions did otherwise than the reference."""
 
 
@@ -161,7 +168,7 @@ def finetune_as_there(flags: Flags, call: Call) -> RunResult:
     if flags.wa:
         on_rank_zero(lambda: _write_average(result, metrics=flags.metrics))
     if flags.data_eval is not None:
-        _test(flags, result)
+        _test(flags, result, keep=call.settings.get("repeats") == "keep")
     return result
 
 
@@ -218,10 +225,27 @@ def _write_average(result: RunResult, *, metrics: str) -> None:
     write_rows(result.run / "wa_result.csv", [[value] for value in [*values, d_prime(values[1])]])
 
 
-def _test(flags: Flags, result: RunResult) -> None:
-    """Writes `eval_result.csv`: accuracy and area under the curve, of validation and of test clips, a line each."""
+@dataclass(frozen=True, kw_only=True)
+class _TestSettings(SoundSettings, PtSettings):
+    """Where test clips come from, `.pt` files or sound."""
+
+    def __post_init__(self) -> None:
+        PtSettings.__post_init__(self)
+        SoundSettings.__post_init__(self)
+
+
+def _test(flags: Flags, result: RunResult, *, keep: bool) -> None:
+    """Writes `eval_result.csv`: accuracy and area under the curve, of validation and of test clips, a line each.
+
+    Args:
+        flags: The flags.
+        result: The fine-tuning.
+        keep: Whether silent clips and entries that stand there twice count, as in the lists of the training.
+    """
     description = load_model(result.model).description
-    settings = PtSettings(
+    settings = _TestSettings(
+        silence="keep" if keep else "leave-out",
+        repeats="keep" if keep else "merge",
         data_dir=flags.data_eval_dir or flags.data_val_dir or flags.data_dir,
         label_csv=flags.label_csv,
         frames=description.encoder.frames,

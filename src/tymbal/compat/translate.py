@@ -123,7 +123,7 @@ def _data(flags: Flags, remarks: list[str], *, audio: bool) -> dict[str, Any]:
         remarks.append("--dataset_mean or --dataset_std is not given, and will be that of the data or of the weights")
     folders = {"data_dir": flags.data_dir, "data_val_dir": flags.data_val_dir}
     return {
-        **({"silence": "keep"} if audio else folders),
+        **({"silence": "keep", "repeats": "keep"} if audio else folders),
         "data_val": flags.data_val,
         "frames": flags.target_length,
         "mel_bins": flags.num_mel_bins,

@@ -241,7 +241,8 @@ def read_weights(
         weights = np.loadtxt(path, delimiter=",", ndmin=1)
     except (OSError, ValueError) as error:
         raise ManifestError(f"the weights cannot be read: {error}", path=path) from None
-    names = [_stem(str(row["file"])) for row in read_table(Path(listed)).rows]
+    entries = [str(row["file"]) for row in read_table(Path(listed)).rows]
+    names = [_stem(entry) for entry in entries]
     if weights.shape != (len(names),):
         raise ManifestError(
             f"it holds {len(weights):,} weights, but the list has {len(names):,} entries",
@@ -250,10 +251,25 @@ def read_weights(
         )
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
         raise ManifestError("some weights are below 0 or not finite", path=path)
-    if len(set(names)) < len(names):
+    if len(set(names)) < len(set(entries)):
         raise ManifestError("entries with the same file name cannot be told apart for their weights", path=listed)
-    by_name = dict(zip(names, weights.tolist(), strict=True))
-    return np.array([by_name[_stem(file)] for file in files])
+    by_name: dict[str, list[float]] = {}
+    for name, weight in zip(names, weights.tolist(), strict=True):
+        by_name.setdefault(name, []).append(weight)
+    asked: dict[str, list[int]] = {}  # the rows of each name, in the order of its entries
+    for row, file in enumerate(files):
+        asked.setdefault(_stem(file), []).append(row)
+    found = np.empty(len(files))
+    for name, rows in asked.items():
+        own = by_name[name]
+        if len(rows) != len(own) and len(set(own)) > 1:
+            raise ManifestError(
+                f"{name} stands in the list {len(own):,} times with different weights, and is {len(rows):,} clips",
+                path=listed,
+                advice="Delete the file of weights to have them computed from the labels.",
+            )
+        found[rows] = own if len(rows) == len(own) else own[0]
+    return found
 
 
 def _stem(file: str) -> str:

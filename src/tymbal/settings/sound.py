@@ -296,6 +296,8 @@ class SoundSettings:
             recording, a site, a speaker).
         split: How files are split where neither a list nor folders nor groups say: `auto` as `tymbal prepare` does, or
             `sklearn`, the files that `train_test_split` of scikit-learn takes of the sorted paths with seed 42.
+        repeats: Whether entries of a list that stand there several times are one clip with the labels of all (`merge`),
+            or count again (`keep`), as in SSAST.
         silence: Whether silent clips are left out and named, or kept, as SSAST does.
     """
 
@@ -305,6 +307,7 @@ class SoundSettings:
     sample_rate: int | None = setting(None, only_for=("sound",))
     group_pattern: str | None = setting(None, only_for=("sound",))
     split: Literal["auto", "sklearn"] = setting("auto", only_for=("sound",), before="auto")
+    repeats: Literal["merge", "keep"] = setting("merge", only_for=("sound",), before="merge")
     silence: Literal["leave-out", "keep"] = setting("leave-out", only_for=("sound",), before="leave-out")
 
     def __post_init__(self) -> None:
