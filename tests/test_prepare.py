@@ -437,6 +437,25 @@ def test_prepare__what_could_not_be_opened_at_first_stays_left_out(
     assert content(store.path) == content(whole.path)
     assert failures(store.path) == {"07.wav": "empty: it has no bytes"} or "07.wav" in failures(store.path)
     assert "could not be opened when this was begun" in capsys.readouterr().err
+    tymbal.prepare(folder, tmp_path / "store", **SMALL)  # complete, and again
+    assert "could not be opened when this was begun" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", [{}, {"views": 1, "write": "pt"}])
+def test_prepare__what_could_not_be_opened_for_a_moment_is_no_other_source(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, object]
+) -> None:
+    lost = folder / "frog" / "07.wav"
+    sound = lost.read_bytes()
+    lost.write_bytes(b"")
+    tymbal.prepare(folder, tmp_path / "store", **SMALL, **more)
+    lost.write_bytes(sound)
+    for _ in range(2):
+        result = tymbal.prepare(folder, tmp_path / "store", **SMALL, **more)
+        assert [Path(failure.file).name for failure in result.failures] == ["07.wav"]
+        said = capsys.readouterr().err
+        assert "is complete already" in said
+        assert "could not be opened when this was begun or came later: 1 file" in said
 
 
 def test_prepare__nothing_that_can_be_used_begins_nothing(tmp_path: Path) -> None:

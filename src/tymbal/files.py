@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -32,6 +33,7 @@ __all__ = [
     "DAMAGED",
     "PARTIAL",
     "checksum_of",
+    "disk_errors",
     "locked",
     "parse_json",
     "partial_file",
@@ -80,7 +82,7 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 @contextlib.contextmanager
 def partial_file(final: Path) -> Iterator[Path]:
     """Yields a path beside `final` that no other process writes to; what is not renamed is deleted at the end."""
-    with _claimed(final, folder=False) as aside:
+    with disk_errors(final), _claimed(final, folder=False) as aside:
         try:
             yield aside
         finally:
@@ -99,7 +101,7 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     old = final.with_name(f"{final.name}.old{PARTIAL}")
     if old.is_dir() and not final.exists():
         old.rename(final)  # a kill came between the two renames
-    with _claimed(final, folder=True) as aside:
+    with disk_errors(final), _claimed(final, folder=True) as aside:
         try:
             yield aside
             _sync_tree(aside)
@@ -267,11 +269,57 @@ def set_aside(path: Path) -> Path:
     return new
 
 
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Names a file where errors of the system do not, as those of a full disk; torch's and safetensors' become such.
+
+    Raises:
+        OSError: What was raised within it, with a file name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+    except _library_errors() as error:
+        number = _error_number(str(error))
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), os.fspath(path)) from error
+
+
+def _library_errors() -> tuple[type[Exception], ...]:
+    safetensors = sys.modules.get("safetensors")
+    return (RuntimeError,) if safetensors is None else (RuntimeError, safetensors.SafetensorError)
+
+
+_OF_TORCH = re.compile("inline_container|PytorchStreamWriter|unable to (open|mmap) file")
+
+
+def _error_number(message: str) -> int | None:
+    """The system's number of what Rust or torch say of a file; None where they say something else."""
+    of_rust = re.search(r"\(os error (\d+)\)", message)
+    if of_rust is not None:
+        return int(of_rust[1])
+    if _OF_TORCH.search(message) is None:
+        return None
+    named = [number for number in errno.errorcode if os.strerror(number) in message]
+    # Where a write has failed, torch only says that its place in the file is not the expected one.
+    return max(named, key=lambda number: len(os.strerror(number)), default=errno.EIO)
+
+
 def sync_folder(path: str | os.PathLike[str]) -> None:
-    """Makes renames inside a folder durable (a no-op on Windows, where folders cannot be opened)."""
+    """Makes renames inside a folder durable.
+
+    A no-op on Windows, where folders cannot be opened, and in folders that may be written to and not read.
+    """
     if os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
     finally:

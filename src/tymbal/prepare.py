@@ -32,7 +32,7 @@ from tymbal.errors import AudioError, SettingsError, StoreError, what_to_do
 from tymbal.files import locked
 from tymbal.preparation.build import Built, Task, read_sidecar
 from tymbal.preparation.build_views import show_views
-from tymbal.preparation.clips import ADDED, Header, Listed, list_clips, read_headers
+from tymbal.preparation.clips import Header, Listed, list_clips, read_headers
 from tymbal.preparation.plan import Plan, make_plan
 from tymbal.preparation.record import (
     FAILURES,
@@ -42,6 +42,7 @@ from tymbal.preparation.record import (
     check_space,
     finish,
     is_complete,
+    left_out_before,
     nothing_left,
     read_failures,
     was_read_otherwise,
@@ -223,8 +224,7 @@ def _listed(
         SettingsError: A setting does not fit the source.
     """
     begun = None if settings.preview or is_complete(store) else Record.read(store)
-    unopened = [] if begun is None else begun.failures()
-    added = [failure.file for failure in read_failures(store) if failure.reason == ADDED]
+    unopened, added = ([], []) if settings.preview else left_out_before(store, begun)
     try:
         listed = list_clips(
             source,
@@ -232,7 +232,7 @@ def _listed(
             lambda files: _headers(crew, files),
             unopened=unopened,
             planned=None if begun is None else begun.files,
-            added=added if is_complete(store) and not settings.preview else (),
+            added={failure.file for failure in added},
         )
     except SettingsError:
         if settings.preview or not was_read_otherwise(store):

@@ -39,6 +39,7 @@ __all__ = [
     "check_space",
     "finish",
     "is_complete",
+    "left_out_before",
     "nothing_left",
     "read_failures",
     "was_read_otherwise",
@@ -183,9 +184,7 @@ def check_same_plan(store: Path, record: Record) -> None:
 
 def was_read_otherwise(store: Path) -> bool:
     """Whether a finished preparation is of a version that read some sources otherwise."""
-    if (store / METADATA).is_file():
-        return "reading" not in read_metadata(store)[1].get("tymbal", {})
-    return (store / DESCRIPTION).is_file() and "reading" not in Description.read(store).provenance
+    return is_complete(store) and "reading" not in _provenance(store)
 
 
 def is_complete(store: Path) -> bool:
@@ -325,6 +324,7 @@ def finish(
         "plan": record.digest,
         "window_seconds": plan.seconds,
         **_READING,
+        **_without(record),
     }
     if waveforms:
         provenance["samples"] = round(plan.seconds * settings.sample_rate)
@@ -375,6 +375,7 @@ def _finish_files(
             "plan": record.digest,
             "files": record.files,
             **_READING,
+            **_without(record),
             "features": asdict(record.features()),
             "statistics": {"mean": moments.mean, "std": moments.std},
         },
@@ -383,6 +384,36 @@ def _finish_files(
     if settings.part is None:
         for part in PART_METADATA:
             (store / part).unlink(missing_ok=True)
+
+
+def _without(record: Record) -> dict[str, Any]:
+    """What says of a finished preparation which files could not be opened, so that they stay left out."""
+    return {"unopened": [failure.file for failure in record.failures()]} if record.unopened else {}
+
+
+def left_out_before(store: Path, record: Record | None) -> tuple[list[Failure], list[Failure]]:
+    """The files that a preparation was begun without: those that could not be opened, and those that came later.
+
+    Args:
+        store: The folder.
+        record: The record of a preparation that is not finished.
+    """
+    if record is not None:
+        return record.failures(), []
+    if not is_complete(store):
+        return [], []
+    unopened = set(_provenance(store).get("unopened", ()))
+    failures = read_failures(store)
+    return (
+        [failure for failure in failures if failure.file in unopened],
+        [failure for failure in failures if failure.reason == ADDED],
+    )
+
+
+def _provenance(store: Path) -> Mapping[str, Any]:
+    if (store / METADATA).is_file():
+        return dict(read_metadata(store)[1].get("tymbal", {}))
+    return Description.read(store).provenance
 
 
 def nothing_left(failures: Sequence[Failure], source: str) -> AudioError:

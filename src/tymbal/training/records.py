@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
-from tymbal.files import parse_json, write_text
+from tymbal.files import disk_errors, parse_json, write_text
 from tymbal.training.batches import BatchPlan
 
 __all__ = [
@@ -231,7 +231,8 @@ class ClassDetails(TrainerCallback):
 def read_counts(checkpoint: Path) -> dict[str, Tensor]:
     """The counts that lie in a checkpoint: `confusion`, or `decisions` with several labels a clip; or none."""
     file = checkpoint / _COUNTS_FILE
-    return load_file(file) if file.is_file() else {}
+    with disk_errors(file):
+        return load_file(file) if file.is_file() else {}
 
 
 def _as_csv(rows: Sequence[Sequence[str]]) -> str:

@@ -29,6 +29,7 @@ from tymbal.compute.processes import (
     reproducible,
 )
 from tymbal.errors import CheckpointError
+from tymbal.files import disk_errors
 from tymbal.progress import Progress, say, tell
 from tymbal.settings import TrainingSettings
 from tymbal.stopping import Interrupted, Stopped, requested
@@ -157,7 +158,8 @@ def train(
     plan, checkpoints = session.plan, session.checkpoints
     with reproducible(settings.deterministic):
         arithmetic = settle_device(module, train_dataset, settings, plan=plan)
-        with explain(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints):
+        explained = explain(module, train_dataset, settings, plan=plan, arithmetic=arithmetic, checkpoints=checkpoints)
+        with disk_errors(run), explained:
             details = ClassDetails(session.folder.classes, cast(ByClass, module), classes) if classes else None
             trainer = make_trainer(
                 session,
@@ -276,7 +278,9 @@ def _load_best(module: nn.Module, checkpoints: Checkpoints, steps: list[int | No
         except CheckpointError as error:
             tell(f"The checkpoint of step {step} cannot be used: {error.what} ({error.path})", warning=True)
         else:
-            module.load_state_dict(load_file(best_weights(checkpoints.path(step))), strict=True)
+            weights = best_weights(checkpoints.path(step))
+            with disk_errors(weights):
+                module.load_state_dict(load_file(weights), strict=True)
             return step
     raise CheckpointError(
         "the last checkpoints of the run are damaged", path=checkpoints.folder, advice="Run the same command again."

@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
 from tymbal.errors import CheckpointError, TrainingError
+from tymbal.files import disk_errors
 from tymbal.objectives.contract import Trainable, compares_clips
 from tymbal.objectives.metrics import RunningSums
 from tymbal.settings import TrainingSettings
@@ -275,19 +276,21 @@ class TymbalTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._is_saving = True
         try:
-            super()._save_checkpoint(model, trial)
+            with disk_errors(self._checkpoints.path(self.state.global_step)):
+                super()._save_checkpoint(model, trial)
         finally:
             self._is_saving = False
         # Until every process has written the state of its random numbers.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             written = self._checkpoints.aside / self._checkpoints.path(self.state.global_step).name
-            if self._average is not None:
-                self._average.save(written)
-            if self._ema is not None:
-                self._ema.save(written)
-            if self._details is not None:
-                self._details.save(written, self.state.global_step)
+            with disk_errors(self._checkpoints.path(self.state.global_step)):
+                if self._average is not None:
+                    self._average.save(written)
+                if self._ema is not None:
+                    self._ema.save(written)
+                if self._details is not None:
+                    self._details.save(written, self.state.global_step)
             self._checkpoints.commit(self.state.global_step, {"plan": self._plan.fingerprint()})
             self._checkpoints.rotate(best=self.state.best_global_step)
 

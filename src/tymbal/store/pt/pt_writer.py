@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tymbal.files import replace_folder, write_text
+from tymbal.files import disk_errors, replace_folder, write_text
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.pt.pt_list import HEADER, UNSPLIT, Header, stem_of
@@ -71,7 +71,8 @@ def write_pt(folder: str | os.PathLike[str], store: SpectrogramSource) -> None:
                 reals = store.real_frames[part].tolist()
                 for values, real, stem in zip(store.gather(part), reals, stems[start : start + _BATCH], strict=True):
                     # A copy of its own: torch saves the whole memory that a tensor is a view of.
-                    torch.save(torch.from_numpy(values[:real]).clone(), aside / name / f"{stem}.pt")
+                    with disk_errors(aside / name / f"{stem}.pt"):
+                        torch.save(torch.from_numpy(values[:real]).clone(), aside / name / f"{stem}.pt")
                 progress.advance(len(part))
             _write_list(aside / f"{name}.json", recorded, data)
         if mids:
