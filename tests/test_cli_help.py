@@ -91,16 +91,17 @@ def test_help__of_an_objective_shows_its_settings_and_the_defaults_that_it_bring
     text = shown(capsys, "pretrain", "--help", objective)
     own = set(config.setting_types(cls)) - set(config.setting_types(settings.PretrainSettings))
     brought = {name for recipe in cls.recipes if recipe.value == objective for name in recipe.defaults}
-    assert set(flags(text)) == {name.replace("_", "-") for name in own | brought}
+    assert set(flags(text)) == {name.removesuffix("_").replace("_", "-") for name in own | brought}
     assert objective in headings(text)[0]
     assert text.count(f" with {objective}]") == len(brought)
 
 
 def test_help_all__shows_the_settings_of_every_objective(capsys):
     text = shown(capsys, "pretrain", "--help-all")
-    assert headings(text)[-4:] == [
+    assert headings(text)[-5:] == [
         "With the objective lejepa",
         "With the objective contrastive",
+        "With the objective distill",
         "With the objectives joint, mpc, mpg",
         "With the objective reconstruction",
     ]

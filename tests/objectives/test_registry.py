@@ -12,6 +12,7 @@ from tymbal import config
 from tymbal.errors import SettingsError
 from tymbal.objectives import registry
 from tymbal.objectives.contrastive import ContrastiveSettings
+from tymbal.objectives.distill import DistillSettings
 from tymbal.objectives.lejepa import LeJEPASettings
 from tymbal.objectives.reconstruction import ReconstructionSettings
 from tymbal.objectives.ssast import SSASTSettings
@@ -23,6 +24,7 @@ SETTINGS = {
     "mpg": SSASTSettings,
     "reconstruction": ReconstructionSettings,
     "contrastive": ContrastiveSettings,
+    "distill": DistillSettings,
 }
 
 

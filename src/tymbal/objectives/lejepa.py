@@ -178,6 +178,13 @@ class LeJEPAObjective(nn.Module):
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, settings.projection)
         )
 
+    def beside(self) -> Self:
+        """This one as a part of another objective on the same encoder, whose weights are then the other's alone."""
+        encoder = self.encoder
+        del self.encoder
+        object.__setattr__(self, "encoder", encoder)
+        return self
+
     def forward(self, spectrogram: Tensor, frames: Tensor, row: Tensor, epoch: Tensor, **_: Any) -> dict[str, Any]:
         """Computes the loss of a batch.
 

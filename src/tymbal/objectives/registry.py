@@ -34,6 +34,7 @@ __all__ = ["names", "resolve", "run_settings", "spec", "without_foreign"]
 _MODULES = {
     "lejepa": "tymbal.objectives.lejepa",
     "contrastive": "tymbal.objectives.contrastive",
+    "distill": "tymbal.objectives.distill",
     "joint": "tymbal.objectives.ssast",
     "mpc": "tymbal.objectives.ssast",
     "mpg": "tymbal.objectives.ssast",

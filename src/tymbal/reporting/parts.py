@@ -25,6 +25,7 @@ from tymbal.evaluation.baseline import baseline_features
 from tymbal.evaluation.scoring import LabelledScores, score_validation
 from tymbal.inference.encoding import FrozenEncoder
 from tymbal.inference.predictions import detections_path, is_annotations
+from tymbal.inference.teachers import TEACHER_FILE
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.objectives import registry
@@ -41,6 +42,7 @@ from tymbal.reporting.run_part import (
     run_tiles,
     shown_views,
     speed,
+    teacher_and_student,
 )
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.settings import PtSettings, ReportSettings
@@ -163,7 +165,9 @@ def _rebuilt(run: _Run, logged: list[dict[str, Any]]) -> list[Section]:
 
     name = run.record.settings.get("objective")
     if name in registry.names() and registry.spec(name).settings.compares_views:
-        return [section("Views", views)]
+        taught = run.path / TEACHER_FILE
+        met = [section("Teacher and student", lambda: teacher_and_student(taught))] if taught.exists() else []
+        return [*met, section("Views", views)]
     return [section("Hidden and rebuilt", draw)]
 
 

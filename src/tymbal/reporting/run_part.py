@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from tymbal.config import from_mapping, with_todays_names
-from tymbal.errors import CheckpointError
+from tymbal.errors import CheckpointError, SettingsError
 from tymbal.evaluation.snapshots import can_rebuild, read_snapshots, rebuilt_by
+from tymbal.files import read_json
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model
 from tymbal.objectives import registry
@@ -41,6 +42,7 @@ __all__ = [
     "run_tiles",
     "shown_views",
     "speed",
+    "teacher_and_student",
 ]
 
 _TITLES = {
@@ -54,6 +56,8 @@ _TITLES = {
     "mAP": "mean average precision",
     "prevalence": "prevalence, the mAP of scores that tell nothing",
     "auc": "area under the ROC curve",
+    "fit": "share of the teacher's variance that is met",
+    "teacher_cosine": "cosine of the student's vectors and the teacher's",
     "rank": "effective rank of embeddings",
     "cosine": "mean cosine of pairs of clips",
     "probe_accuracy": "linear probe: accuracy",
@@ -76,6 +80,7 @@ _SHORT = {
     "mse": "squared error",
     "mAP": "mAP",
     "prevalence": "prevalence",
+    "fit": "teacher met",
 }
 _LEVELS = {"random_": "random weights", "plain_": "the best plain line"}
 """What a probe during the training is compared with: what stands in its figure's name, and what it is called."""
@@ -178,12 +183,12 @@ def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | N
         result["metrics"] if result else evaluated[-1] if evaluated else logged[-1] if logged else {}
     )
     of_views = bool({"eval_agreement", "eval_alignment"} & set(figures))
-    leading: tuple[str, ...] = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "nce", "mse", "loss")
+    leading: tuple[str, ...] = ("accuracy", "balanced_accuracy", "mAP", "f1", "acc", "fit", "nce", "mse", "loss")
     if "eval_prevalence" in figures:  # clips with several labels
         leading = ("mAP", "prevalence", "auc", "f1")
     for name in [name for name in leading if figures.get(f"eval_{name}") is not None][:4]:
         value = figures[f"eval_{name}"]
-        share = name in ("accuracy", "balanced_accuracy", "mAP", "prevalence", "f1", "acc")
+        share = name in ("accuracy", "balanced_accuracy", "mAP", "prevalence", "f1", "acc", "fit")
         title = "other view found" if name == "acc" and of_views else _SHORT.get(name, _TITLES.get(name, name))
         shown[f"{title}, validation"] = f"{100 * value:.1f} %" if share else f"{value:.4g}"
     if logged:
@@ -196,6 +201,44 @@ def run_tiles(logged: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | N
     else:
         shown["ended"] = "not yet"
     return shown
+
+
+def teacher_and_student(file: Path) -> str:
+    """How large and fast a student and its teacher are, and how well it meets the teacher, label by label.
+
+    Args:
+        file: What the run has written down at its end.
+
+    Raises:
+        NotShownError: It has written down nothing yet.
+        SettingsError: The file is damaged.
+    """
+    try:
+        found = read_json(file) if file.is_file() else {}
+        if "student" not in found:
+            raise NotShownError("the run has not ended yet")
+        sides = [("teacher", found["teacher"]), ("student", found["student"])]
+        sized = [(name, _number(side["megabytes"]), _number(side["clips_per_second"])) for name, side in sides]
+        labels = [
+            (name, f"{each['clips']:,}", f"{each['fit']:.2f}", f"{each['cosine']:.2f}")
+            for name, each in sorted(found["labels"].items(), key=lambda item: float(item[1]["fit"]))
+        ]
+        whole = [("all", f"{found['clips']:,}", f"{found['fit']:.2f}", f"{found['cosine']:.2f}")]
+        of = "spectrogram and encoder" if found["hears"] else "encoder alone"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(f"is damaged ({error!r})", path=file, advice="Run the training's command again.") from None
+    lead = (
+        "What the teacher gives of clean clips, as the student gives it. Met is the share of its variance: 1 is all, "
+    )
+    lead += "0 what the mean of all clips gives. Labels that it meets worst come first."
+    speeds = table(("", "MB of weights", "clips a second"), sized, numbers=(1, 2))
+    by_label = table(("label", "clips", "met", "cosine"), [*whole, *labels], numbers=(1, 2, 3))
+    remark = f"Clips a second of this machine when the run ended; the student's: {of}."
+    return f"{speeds}{note(remark)}<p>{escape(lead)}</p>{by_label}"
+
+
+def _number(value: Any) -> str:
+    return "not known" if value is None else f"{float(value):,.3g}" if float(value) < 10 else f"{float(value):,.0f}"
 
 
 _MOST = 3  # checkpoints

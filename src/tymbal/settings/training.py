@@ -203,7 +203,8 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
             (Balestriero & LeCun 2025); `contrastive` tells the two views of each clip from those of all others (SimCLR,
             Chen et al. 2020); `mpc` tells each masked patch from the others of its clip, `mpg` rebuilds it, `joint`
             does both (SSAST, Gong et al. 2022); `reconstruction` rebuilds the whole spectrogram from one with masked
-            stretches and bands. What each takes besides, and its defaults, shows for example `tymbal pretrain --help
+            stretches and bands; `distill` gives the vectors of a `teacher`: a larger model, another program's
+            embeddings, ONNX files. What each takes besides, and its defaults, shows for example `tymbal pretrain --help
             lejepa`.
         from_: Start from these weights: a run, a model folder, a Hugging Face or SSAST checkpoint, or the weights that
             a script has saved of such an encoder.

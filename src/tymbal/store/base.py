@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from tymbal.audio.failures import Failure
 from tymbal.errors import SettingsError, StoreError
 from tymbal.settings import FeatureSettings
+from tymbal.store.vectors import RowVectors
 
 __all__ = ["DamagedRowsError", "Facts", "LabelTable", "SpectrogramSource"]
 
@@ -135,10 +136,12 @@ class SpectrogramSource(ABC):
         index: id, file, start, end, frames, labels, group, split, shard and row of each.
         dtype: Type of the arrays that `gather` returns.
         views: Spectrograms a row: 1, or 2 where rows are pairs of views.
+        taught: What a teacher says of the rows, where they are to be learned with it.
     """
 
     dtype: np.dtype[Any] = np.dtype(np.float16)
     views = 1
+    taught: RowVectors | None = None
 
     def __init__(self, path: Path, index: pa.Table, facts: Facts, *, label_names: Sequence[str] | None = None) -> None:
         self.path = path

@@ -70,6 +70,8 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         self.rows = np.asarray(rows, dtype=np.int64).reshape(-1)
         self.labels = labels
         self._frames = store.real_frames
+        taught = store.taught
+        self._taught = taught if taught is not None and taught.known(self.rows).all() else None
         if labels and not store.labels:
             raise StoreError(
                 "has no labels",
@@ -92,8 +94,9 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         Returns:
             `spectrogram` float16 [batch, frames, mels], raw log-mel values; `frames` int64 [batch], those of real
             sound; `row` int64 [batch], in the store; `epoch` int64 [batch]; with labels `labels`, int64 [batch] or
-            float32 [batch, labels]. The memory of `spectrogram` is used again when nothing refers to it any more.
-            Where clips have become unreadable the batch is smaller, down to none at all.
+            float32 [batch, labels]; where a teacher knows all of these rows `target`, its vectors, float32
+            [batch, parts, width]. The memory of `spectrogram` is used again when nothing refers to it any more. Where
+            clips have become unreadable the batch is smaller, down to none at all.
         """
         epoch, position = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
         readable, values = _gather_readable(self.store, self.rows[position])
@@ -104,6 +107,8 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
             batch["labels"] = torch.from_numpy(self.store.label_matrix(rows))
         elif self.labels:
             batch["labels"] = torch.from_numpy(self.store.label_indices(rows))
+        if self._taught is not None:
+            batch["target"] = torch.from_numpy(self._taught.gather(rows))
         return batch
 
     def _spectrograms(self, values: Tensor, row: Tensor, epoch: Tensor) -> dict[str, Tensor]:

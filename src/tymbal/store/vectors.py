@@ -1,0 +1,167 @@
+"""Vectors of a store's clips, kept on the disk: what a teacher says of each, one vector for each part of its time.
+
+    kept/
+        vectors.json     how many rows, parts and numbers, and what decided them; written once
+        vectors.bin      float32 [rows, parts, width], as many rows as the store, most of them filled later
+        marks.bin        uint32 [rows]: 0 not computed yet, 1 the teacher has nothing to say, else the CRC-32 of the row
+
+Rows are filled one block after the other, values before their marks: after a kill what is marked is whole, and the rest
+is computed when it is asked for again. They are read through the memory map, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tymbal.errors import StoreError
+from tymbal.files import locked, read_json, replace_folder, verified, with_checksum, write_json
+
+__all__ = ["RowVectors"]
+
+_SCHEMA = 1
+_DESCRIPTION, _VALUES, _MARKS = "vectors.json", "vectors.bin", "marks.bin"
+_OPEN, _NOTHING = 0, 1
+_BLOCK = 4096
+_AGAIN = "Delete the folder: it is computed again."
+
+
+class RowVectors:
+    """Vectors by row; opened by `begin`, or by `open` where they are there.
+
+    Attributes:
+        path: Their folder.
+        count: Rows, as many as the store has.
+        parts: Vectors of a row, in order of time.
+        width: Numbers of a vector.
+        facts: What decided them.
+    """
+
+    def __init__(self, path: Path, *, count: int, parts: int, width: int, facts: Mapping[str, Any]) -> None:
+        self.path = path
+        self.count, self.parts, self.width = count, parts, width
+        self.facts = dict(facts)
+        self._maps: tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32]] | None = None
+
+    @classmethod
+    def begin(cls, path: Path, *, count: int, parts: int, width: int, facts: Mapping[str, Any]) -> RowVectors:
+        """Opens a folder, or makes one for as many rows, of which none is computed yet.
+
+        Raises:
+            StoreError: It is there and damaged, or of other vectors.
+        """
+        if not path.exists():
+            shape = {"count": count, "parts": parts, "width": width}
+            with replace_folder(path) as aside:
+                for name, size in ((_VALUES, 4 * count * parts * width), (_MARKS, 4 * count)):
+                    with (aside / name).open("wb") as file:
+                        file.truncate(size)
+                write_json(aside / _DESCRIPTION, with_checksum({"schema": _SCHEMA, **shape, "facts": dict(facts)}))
+        opened = cls.open(path)
+        if (opened.count, opened.parts, opened.width) != (count, parts, width):
+            raise StoreError("holds vectors of other clips or of another teacher", path=path, advice=_AGAIN)
+        return opened
+
+    @classmethod
+    def open(cls, path: Path) -> RowVectors:
+        """Opens a folder of vectors.
+
+        Raises:
+            StoreError: There is none, it is damaged, or a later version wrote it.
+        """
+        try:
+            given = verified(read_json(path / _DESCRIPTION))
+            if given["schema"] != _SCHEMA:
+                raise StoreError(
+                    f"holds vectors of schema {given['schema']}, this Tymbal reads {_SCHEMA}", path=path, advice=_AGAIN
+                )
+            shape = {name: int(given[name]) for name in ("count", "parts", "width")}
+            sizes = [(path / name).stat().st_size for name in (_VALUES, _MARKS)]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise StoreError(f"the kept vectors cannot be read: {error}", path=path, advice=_AGAIN) from None
+        if sizes != [4 * shape["count"] * shape["parts"] * shape["width"], 4 * shape["count"]]:
+            raise StoreError("the kept vectors are cut short", path=path, advice=_AGAIN)
+        return cls(path, facts=given["facts"], **shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_maps": None}  # a worker process maps the files itself
+
+    @property
+    def _opened(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32]]:
+        if self._maps is None:
+            shape = (self.count, self.parts, self.width)
+            values = np.memmap(self.path / _VALUES, np.float32, "r", shape=shape)
+            self._maps = values, np.memmap(self.path / _MARKS, np.uint32, "r", shape=(self.count,))
+        return self._maps
+
+    def pending(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of some rows that are not computed yet."""
+        return np.asarray(rows[self._opened[1][rows] == _OPEN])
+
+    def known(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of some rows have vectors, bool [rows]."""
+        return np.asarray(self._opened[1][rows] > _NOTHING)
+
+    def add(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32], nothing: npt.NDArray[np.int64]) -> None:
+        """Keeps the vectors of some rows, and that of others the teacher has nothing to say.
+
+        Args:
+            rows: Rows, [n].
+            values: Their vectors, [n, parts, width].
+            nothing: Other rows.
+
+        Raises:
+            StoreError: Another process fills the folder.
+        """
+        busy = StoreError(
+            "another process computes these vectors", path=self.path, advice="Wait until it is done, then run again."
+        )
+        with locked(self.path, busy):
+            self._write(_VALUES, dict(zip(rows.tolist(), values, strict=True)))
+            marks = {row: _checksum(row_values) for row, row_values in zip(rows.tolist(), values, strict=True)}
+            self._write(_MARKS, {**marks, **dict.fromkeys(nothing.tolist(), np.uint32(_NOTHING))})
+
+    def _write(self, name: str, items: Mapping[int, npt.NDArray[Any] | np.uint32]) -> None:
+        with (self.path / name).open("rb+") as file:
+            for row in sorted(items):
+                data = items[row].tobytes()
+                file.seek(row * len(data))
+                file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Reads the vectors of rows that have some, float32 [rows, parts, width].
+
+        Raises:
+            StoreError: One has none, or is not what was written.
+        """
+        values, marks = self._opened
+        found = np.ascontiguousarray(values[rows])
+        for row, row_values, mark in zip(rows.tolist(), found, marks[rows].tolist(), strict=True):
+            if _checksum(row_values) != mark:
+                what = "has no vectors" if mark in (_OPEN, _NOTHING) else "has other vectors than were written"
+                raise StoreError(f"row {row} {what}", path=self.path, advice=_AGAIN)
+        return found
+
+    def moments(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean and standard deviation of each number over rows, float64 [parts, width] both."""
+        total = np.zeros((self.parts, self.width))
+        for start in range(0, len(rows), _BLOCK):
+            total += self.gather(rows[start : start + _BLOCK]).sum(axis=0, dtype=np.float64)
+        mean = total / max(len(rows), 1)
+        squares = np.zeros_like(mean)
+        for start in range(0, len(rows), _BLOCK):
+            squares += np.square(self.gather(rows[start : start + _BLOCK]) - mean).sum(axis=0)
+        return mean, np.sqrt(squares / max(len(rows), 1))
+
+
+def _checksum(values: npt.NDArray[np.float32]) -> np.uint32:
+    """CRC-32 of a row, never one of the two marks that mean something else."""
+    return np.uint32(max(zlib.crc32(np.ascontiguousarray(values).tobytes()), _NOTHING + 1))
