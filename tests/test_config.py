@@ -237,7 +237,7 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
     cls = registry.run_settings("contrastive")
     old = {"projection_norm": False, "projection_parts": 0, "negatives": "all", "view_padding": "found"}
     old |= {"probe_pooling": "mean", "stem": 0, "fall_in_warmup": True, "label_separator": ";", "silence": "leave-out"}
-    old |= {"weight_decay": 0.05, "adam_beta2": 0.98, "split": "auto", "positions": "auto"}
+    old |= {"weight_decay": 0.05, "adam_beta2": 0.98, "split": "auto", "positions": "auto", "repeats": "merge"}
     old |= {"recipe": "none", "ema": 0.0, "lora": 0, "layer_decay": 1.0, "head_warmup": 0.0, "eval_start": False}
     assert config.begun_before(cls, {"temperature": 0.1}) == old
     today = config.to_mapping(cls())
@@ -252,6 +252,7 @@ def test_begun_before__is_what_a_run_of_an_earlier_version_did():
         "weight_decay": 0.05,
         "adam_beta2": 0.98,
         "split": "auto",
+        "repeats": "merge",
         "ema": 0.0,
         "lora": 0,
         "layer_decay": 1.0,
@@ -268,6 +269,9 @@ def test_resolve__a_run_goes_on_as_it_was_begun():
     given = registry.resolve({"objective": "contrastive", "projection_norm": True}, begun=begun)
     assert (given.projection_norm, given.projection_parts) == (True, 0)
     assert registry.resolve({"objective": "contrastive"}).projection_norm is True
+    begun_by_views = {"objective": "lejepa", "view_strength": 1.0}
+    assert registry.resolve({"objective": "lejepa"}, begun=begun_by_views).mixing == "energies"
+    assert registry.resolve({"objective": "lejepa"}).mixing == "levels"
     assert registry.resolve({"objective": "joint"}, begun=begun) == registry.resolve({"objective": "joint"})
 
 
@@ -290,6 +294,7 @@ def test_old_name__stays_in_the_description_of_a_model():
         "objective": "reconstruction",
         "channels": 16,
         "decoder_width": None,
+        "decode": "frames",
         "time_masks": 2,
         "time_mask": 12,
         "frequency_masks": 2,

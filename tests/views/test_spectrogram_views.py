@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tymbal.randomness import fold
@@ -80,19 +81,21 @@ def test_frequency__is_shifted_and_scaled_about_the_middle() -> None:
     assert torch.allclose(middle, torch.full((8,), 15.5), atol=1e-4)
 
 
-def test_mixing__adds_energy_of_a_clip_of_the_batch_where_both_sound() -> None:
+@pytest.mark.parametrize("levels", [False, True])
+def test_mixing__adds_energy_or_averages_levels_where_both_clips_sound(*, levels: bool) -> None:
     x, real = clips()
     mix = SpectrogramViews(pitch=0, frequency_shift=0, tempo=0, equaliser=0, gain=0, mix=0.9)
-    mixed, ends = spectrogram_views(x, real, KEYS, mix, padding=-1.5, scale=1.0)
+    mixed, ends = spectrogram_views(x, real, KEYS, mix, padding=-1.5, scale=None if levels else 1.0)
     assert torch.equal(ends, real)
     for clip in range(16):
         fits = []
         for other in set(range(16)) - {clip}:
             both = min(int(real[clip]), int(real[other]))
-            own, added = x[clip, :both].double().exp(), x[other, :both].double().exp()
-            change = mixed[clip, :both].double().exp() - own
-            share = (change * (added - own)).sum() / (added - own).square().sum()
-            fits.append(float((change - share * (added - own)).abs().max()))
+            own, added, made = (each[:both].double() for each in (x[clip], x[other], mixed[clip]))
+            if not levels:
+                own, added, made = own.exp(), added.exp(), made.exp()
+            share = ((made - own) * (added - own)).sum() / (added - own).square().sum()
+            fits.append(float((made - own - share * (added - own)).abs().max()))
         assert min(fits) < 1e-4
     assert torch.allclose(mixed[0, int(real[0]) :], torch.tensor(-1.5))
 

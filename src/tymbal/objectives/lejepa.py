@@ -62,6 +62,9 @@ class LeJEPASettings(PretrainSettings):
         augmentations: YAML file that says, under `spectrogram_views`, how views are drawn. `None` is
             configs/audio_augmentation_config.yaml where it is there, else the defaults.
         view_strength: What all strengths of the views are multiplied by.
+        mixing: How another clip is laid over a view: its `levels` are averaged with the clip's own, so that quiet parts
+            change as much as loud ones; or its `energies` are added, as sound in air does, which changes quiet parts
+            most.
         global_views: Global views of each clip, 2 or more.
         local_views: Local views of each clip.
         kept: Fraction of the patches of sound that the encoder sees of a global view. `None` is a half of patches as
@@ -86,6 +89,7 @@ class LeJEPASettings(PretrainSettings):
     objective: Literal["lejepa"] = "lejepa"
     augmentations: str | None = setting(None, path=True, describes_model=False)
     view_strength: float = 1.0
+    mixing: Literal["levels", "energies"] = setting("levels", before="energies", describes_model=False)
     global_views: int = 2
     local_views: int = 1
     kept: float | None = setting(None, by_data=True)
@@ -256,7 +260,7 @@ class LeJEPAObjective(nn.Module):
             drawn_keys,
             self.views,
             padding=(self.normalisation.padding - self.normalisation.mean) / (2 * self.normalisation.std),
-            scale=2 * self.normalisation.std,
+            scale=2 * self.normalisation.std if self.settings.mixing == "energies" else None,
             others=(others, lengths),
             first=first,
         )

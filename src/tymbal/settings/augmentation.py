@@ -257,7 +257,7 @@ class SpectrogramViews:
         equaliser: Largest gain of a knot of the random equaliser, in units of the normalised spectrogram.
         knots: Knots of the equaliser over the mel bins, between which it is linear.
         gain: Largest gain of the whole clip, in units of the normalised spectrogram.
-        mix: Largest share of the energy of another clip of the batch.
+        mix: Largest share of another clip of the batch, of energies or of levels as the objective adds them.
     """
 
     pitch: float = 0.1

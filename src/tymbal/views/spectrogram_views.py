@@ -1,9 +1,9 @@
 """Views of a clip that are drawn from its spectrogram alone, so that any store will do; batched, on its device.
 
 A view is the clip with its pitch and tempo changed a little (one affine warp of frequency and of time), another
-colour of sound (a smooth random equaliser and a gain), and some of another clip's energy laid over it. Frequency is
-warped by an interpolation matrix, time by a gather of frames: each touches one axis, at a fraction of what a general
-resampling of images costs. What lies behind a clip's end moves with the end, so that padding never becomes sound.
+colour of sound (a smooth random equaliser and a gain), and some of another clip laid over it. Frequency is warped by an
+interpolation matrix, time by a gather of frames: each touches one axis, at a fraction of what a general resampling of
+images costs. What lies behind a clip's end moves with the end, so that padding never becomes sound.
 
 Every number that is drawn is a function of a key (seed, epoch, row, view): the same on every device, in every process
 and in a resumed run. Spectrograms are normalised before, so strengths are the same for loud and for quiet recordings.
@@ -32,7 +32,7 @@ def spectrogram_views(
     settings: SpectrogramViews,
     *,
     padding: float,
-    scale: float,
+    scale: float | None,
     others: tuple[Tensor, Tensor] | None = None,
     first: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,8 @@ def spectrogram_views(
         keys: A key a view, int64 [views x batch], see `tymbal.randomness.fold`: first those of all clips' first view.
         settings: What is drawn, and how strongly.
         padding: The normalised value of padding.
-        scale: Natural logarithm of energy in one normalised unit, for adding energies.
+        scale: Natural logarithm of energy in one normalised unit, for adding energies of clips that are laid over
+            others; None averages their levels.
         others: Clips that may be laid over these, of which these are a part, and their frames of sound; None is these.
         first: Place of the first of these clips among them.
 
@@ -87,11 +88,11 @@ def _mixed(
     keys: Tensor,
     *,
     most: float,
-    scale: float,
+    scale: float | None,
     others: tuple[Tensor, Tensor],
     place: Tensor,
 ) -> Tensor:
-    """Replaces a share of each clip's energy by that of another one, where both have sound.
+    """Replaces a share of each clip's energy, or level, by that of another one, where both have sound.
 
     `place` is that of each view's own clip among the others, which is never its own partner.
     """
@@ -100,6 +101,8 @@ def _mixed(
     other = (place + 1 + (drawn[:, 0] * (len(clips) - 1)).long()) % len(clips)
     share = (drawn[:, 1] * most).view(-1, 1, 1)
     both = (torch.arange(x.shape[1], device=x.device) < torch.minimum(frames, lengths[other])[:, None]).float()
+    if scale is None:
+        return torch.addcmul(x, clips[other].sub_(x).mul_(share), both.unsqueeze(2))
     # log((1 - a) e^x + a e^y) = x + log(1 - a) + softplus(y - x + log(a / (1 - a)))
     odds = (share / (1 - share)).clamp(min=1e-12).log()
     change = F.softplus(clips[other].sub_(x).mul_(scale).add_(odds)).add_(torch.log1p(-share)).div_(scale)
