@@ -37,6 +37,7 @@ from tymbal.preparation.plan import Plan, make_plan
 from tymbal.preparation.record import (
     FAILURES,
     Record,
+    begun_digest,
     check_output,
     check_same_plan,
     check_space,
@@ -183,6 +184,7 @@ def prepare(
         plan = make_plan(listed.clips, listed.lengths, chosen)
         if chosen.preview:
             return _preview(store, plan, chosen)
+        plan = _as_begun(store, plan, listed, chosen)
         record = Record.of(source, chosen, listed, plan)
         if not plan.windows:  # an empty plan is not begun: files may be mended
             raise nothing_left(listed.failures, record.source)
@@ -242,6 +244,13 @@ def _listed(
     for note in listed.notes:
         tell(note, warning=True)
     return listed
+
+
+def _as_begun(store: Path, plan: Plan, listed: Listed, settings: PrepareSettings) -> Plan:
+    """The plan, or that of an earlier version by which a folder of views was begun or finished."""
+    if not settings.views or begun_digest(store) in (None, plan.digest()):
+        return plan
+    return make_plan(listed.clips, listed.lengths, settings, coarse=True)
 
 
 def _tell_useless(settings: PrepareSettings) -> None:

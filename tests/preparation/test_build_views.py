@@ -10,6 +10,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tymbal.files import locked
 from tymbal.preparation import build
 from tymbal.preparation import build_views as views
 from tymbal.preparation import record as space
+from tymbal.preparation.plan import Plan, make_plan
 from tymbal.settings import FeatureSettings
 from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.store.packed.packed_store import PairStore
@@ -122,7 +124,7 @@ def test_workers__write_the_same_bytes(
     if write == "pt":
         assert first.pop("metadata.json").replace(b"one/out", b"two/out") == second.pop("metadata.json")
     assert first == second
-    assert len(first) == (81 if write == "pt" else 4)
+    assert len(first) == (81 if write == "pt" else 11)
 
 
 @pytest.mark.parametrize("write", ["store", "pt"])
@@ -207,6 +209,43 @@ def test_parts__together_are_the_whole(store: Path, sound: Path, tmp_path: Path)
     assert "part 1/3 is done" in tymbal.prepare(sound, tmp_path / "merged", part="1/3", **SMALL).summary()
     with pytest.raises(SettingsError, match="K from 1 to N"):
         tymbal.prepare(sound, tmp_path / "none", part="4/3", **SMALL)
+
+
+@pytest.mark.parametrize(("count", "parts", "expected"), [(10, 3, [4, 4, 2]), (40, 4, [13, 10, 10, 7])])
+def test_parts__of_few_clips_are_some_for_each(count: int, parts: int, expected: list[int], tmp_path: Path) -> None:
+    folder = make_sound(tmp_path / "sound", count)
+    merged = tmp_path / "merged"
+    done = []
+    for part in range(1, parts + 1):
+        tymbal.prepare(folder, tmp_path / f"{part}", part=f"{part}/{parts}", write="pt", **SMALL)
+        files = {path.name.rpartition("_v")[0] for path in (tmp_path / f"{part}").rglob("*.pt")}
+        done.append(len(files))
+        shutil.copytree(tmp_path / f"{part}", merged, dirs_exist_ok=True)
+    assert sorted(done, reverse=True) == sorted(expected, reverse=True)
+    assert sum(done) == count
+    tymbal.prepare(folder, merged, write="pt", **SMALL)
+    tymbal.prepare(folder, tmp_path / "whole", write="pt", **SMALL)
+    assert content(merged).keys() == content(tmp_path / "whole").keys()
+
+
+@pytest.mark.parametrize("write", ["store", "pt"])
+def test_prepare__goes_on_with_shards_as_an_earlier_version_planned_them(
+    write: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def earlier(*given: Any, coarse: bool = False) -> Plan:
+        del coarse
+        return make_plan(*given, coarse=True)
+
+    with monkeypatch.context() as before:
+        before.setattr(sys.modules["tymbal.prepare"], "make_plan", earlier)
+        tymbal.prepare(sound, tmp_path / "whole", write=write, **SMALL)
+        tymbal.prepare(sound, tmp_path / "begun", write=write, part="1/2", **SMALL)
+    assert len(list((tmp_path / "begun" / "work").glob("0*.json"))) == 1
+    tymbal.prepare(sound, tmp_path / "begun", write=write, **SMALL)
+    tymbal.prepare(sound, tmp_path / "whole", write=write, **SMALL)  # is complete
+    assert content(tmp_path / "begun").keys() == content(tmp_path / "whole").keys()
+    shards = len(list((tmp_path / "whole").rglob("shards/*.npy")))
+    assert shards == (2 if write == "store" else 0)
 
 
 def test_parts__are_done_side_by_side_and_the_whole_after_them(sound: Path, tmp_path: Path) -> None:

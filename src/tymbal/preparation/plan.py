@@ -25,6 +25,7 @@ LONGEST_WINDOW = 10.24
 _FRAME_MULTIPLE = 16
 _SHARDS_AT_LEAST = 32
 _ROWS_AT_LEAST = 32
+_PARTS, _MIXED_AT_LEAST, _MIXED = 8, 4, 16
 _ROUNDING = 1e-6
 _SPARE = 0.005  # seconds read beyond a window, so that rounding to samples never costs it its last frame
 
@@ -95,13 +96,16 @@ class Plan:
         return digest.hexdigest()
 
 
-def make_plan(clips: Sequence[Clip], lengths: Mapping[str, float], settings: PrepareSettings) -> Plan:
+def make_plan(
+    clips: Sequence[Clip], lengths: Mapping[str, float], settings: PrepareSettings, *, coarse: bool = False
+) -> Plan:
     """Cuts clips into windows and gathers windows into shards.
 
     Args:
         clips: The clips to prepare.
         lengths: Seconds of each file.
         settings: Window, hop, frames, which clips, and size of a shard.
+        coarse: Make shards of few views as large as earlier versions did.
 
     Raises:
         SettingsError: The window is shorter than one frame.
@@ -119,8 +123,14 @@ def make_plan(clips: Sequence[Clip], lengths: Mapping[str, float], settings: Pre
     row_bytes = frames * settings.mel_bins * 2 * max(2 * settings.views, 1)
     rows = max(settings.shard_mib * 2**20 // row_bytes, 1)
     # Many small shards keep many processes busy; a large data set has them anyway.
-    few = max(len(windows) // _SHARDS_AT_LEAST, _ROWS_AT_LEAST)
+    fewest = _fewest_views(len(windows)) if settings.views and not coarse else _ROWS_AT_LEAST
+    few = max(len(windows) // _SHARDS_AT_LEAST, fewest)
     return Plan(tuple(_by_file(windows)), seconds, frames, min(rows, few), by_split=settings.views > 0)
+
+
+def _fewest_views(windows: int) -> int:
+    """Windows of a shard of views at least: few enough that each part of the work gets some, enough to mix."""
+    return min(max(windows // _PARTS, _MIXED_AT_LEAST), _MIXED)
 
 
 def window_starts(length: float, *, window: float, hop: float, min_fill: float) -> list[float]:

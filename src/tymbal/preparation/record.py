@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.compute as pc
 
@@ -34,6 +34,7 @@ from tymbal.views.augmentation_config import augmentation_mapping, chosen_augmen
 __all__ = [
     "FAILURES",
     "Record",
+    "begun_digest",
     "check_output",
     "check_same_plan",
     "check_space",
@@ -145,18 +146,28 @@ def check_output(store: Path, settings: PrepareSettings) -> None:
             )
 
 
+def begun_digest(store: Path) -> str | None:
+    """The hash of the plan by which a folder was begun or finished; None where it was not, or does not say."""
+    if (store / METADATA).is_file():
+        return cast("str | None", read_metadata(store)[1].get("tymbal", {}).get("plan"))
+    if (store / DESCRIPTION).is_file():
+        return cast("str | None", Description.read(store).provenance.get("plan"))
+    before = Record.read(store)
+    return None if before is None else before.digest
+
+
 def check_same_plan(store: Path, record: Record) -> None:
     """Checks that a preparation is the one that was begun, or finished, in a folder.
 
     Raises:
         StoreError: Its files, or what is known of them, are others.
     """
+    digest = begun_digest(store)
     if (store / METADATA).is_file():
         recorded = read_metadata(store)[1].get("tymbal", {})
-        digest, files = recorded.get("plan"), set(recorded.get("files", ()))
+        files = set(recorded.get("files", ()))
     elif (store / DESCRIPTION).is_file():
         description = Description.read(store)
-        digest = description.provenance.get("plan")
         index, _ = read_index(store, description)
         left_out = {failure.file for failure in read_failures(store) if failure.reason != ADDED}
         files = {*pc.unique(index["file"]).to_pylist(), *left_out}
@@ -164,7 +175,7 @@ def check_same_plan(store: Path, record: Record) -> None:
         before = Record.read(store)
         if before is None:
             return
-        digest, files = before.digest, set(before.files)
+        files = set(before.files)
     if digest == record.digest:
         return
     if was_read_otherwise(store) and files == set(record.files):
