@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import tymbal
+from small_model import small_model
 from tones import FEATURES, tone_folder, tone_store
 from tymbal.config import to_keywords
 from tymbal.errors import DeviceError, SettingsError
@@ -131,3 +132,17 @@ def test_doctor__pairs_and_waveforms_are_tried_as_they_are_learned_from(form: st
     assert min(trial.loading, trial.step) > 0
     clips = (12 if form == "waveforms" else 24) // 2  # half of them are for validation
     assert result.epoch_seconds == pytest.approx(clips / trial.clips_per_second)
+
+
+def test_doctor__says_how_long_a_teacher_and_a_student_take(tmp_path: Path):
+    store = tone_store(tmp_path / "store", clips=6, validation=2)
+    teacher = small_model(tmp_path / "teacher")
+    trial = {"seconds": 0.2, "size": "mini", "patch": "16x2", "batch_size": 4, "device": "cpu"}
+    found = tymbal.doctor(store.path, teacher=str(teacher), **trial)
+    assert found.teacher["asking_seconds"] == pytest.approx(18 / found.teacher["asking_rate"])
+    assert found.teacher["epoch_seconds"] == pytest.approx(12 / found.teacher["student_rate"])
+    assert "for all of the store, once" in found.summary()
+    assert tymbal.doctor(store.path, **trial).teacher == {}
+    nowhere = tymbal.doctor(store.path, teacher=str(tmp_path / "nothing.yaml"), **trial)
+    assert nowhere.teacher == {}
+    assert any("there is no such" in text for text in nowhere.advice)

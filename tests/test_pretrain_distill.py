@@ -182,3 +182,24 @@ def test_target__of_the_model_folder_is_that_of_the_run(run: Path, store: Path):
     assert isinstance(objective, DistillObjective)
     assert set(loaded.objective_state) == set(objective.head_state())
     assert loaded.description.features == FEATURES
+
+
+def test_probe__reads_teacher_and_student_side_by_side(run: Path, store: Path, teacher: Path, tmp_path: Path):
+    table = tmp_path / "probe.json"
+    result = tymbal.probe(run, store, table, teacher=str(teacher), pooling=("grid",), device="cpu")
+    vectors = load_model(teacher)
+    assert result.figure("teacher", reader="ridge") > 0.6  # it hears which tone is which
+    (row,) = [row for row in result.rows if row.features == "teacher" and row.reader == "ridge"]
+    assert row.pooling in ("parts", "mean")
+    assert row.dimensions == {"parts": 4 * 32, "mean": 32}[row.pooling]
+    megabytes = 4e-6 * sum(value.numel() for value in vectors.module.parameters())
+    assert result.sides["teacher"]["megabytes"] == pytest.approx(megabytes)
+    assert "teacher: " in result.summary()
+    assert "clips a second" in result.summary()
+    tymbal.report(table, tmp_path / "page.html")
+    assert (
+        "The teacher is what the model may have learned from: the teacher has" in (tmp_path / "page.html").read_text()
+    )
+    alone = tymbal.probe(run, store, pooling=("grid",), device="cpu")
+    assert alone.sides == {}
+    assert [row for row in result.rows if row.features != "teacher"] == list(alone.rows)

@@ -31,12 +31,16 @@ from tymbal.data import dataset_of
 from tymbal.errors import StoreError, TymbalError
 from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import LOG_FLOOR, Normalisation
+from tymbal.inference.teachers import open_teacher, teacher_speed
 from tymbal.machine import check_companions, cores, machine
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.models.encoder_choice import is_full_height
 from tymbal.objectives.contrastive import ContrastiveObjective, ContrastiveSettings
+from tymbal.objectives.distill import DistillObjective, DistillSettings, Target
 from tymbal.objectives.ssast import SSASTObjective, SSASTSettings
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import SIZES, DoctorSettings, FeatureSettings, PtSettings, parse_patch
+from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.packed_store import Store
 from tymbal.store.pairs.pair_store import PairFileStore
@@ -65,6 +69,8 @@ class DoctorResult:
         store: Facts of the store; empty without a store or if it cannot be read.
         trial: The measured speeds; None without a trial.
         epoch_seconds: How long an epoch of pretraining on the store would take; None without one.
+        teacher: Clips a second of a teacher and of a student's training, and the seconds that asking about all clips
+            and an epoch then take; empty without a teacher.
         size: The encoder that was tried.
         advice: What is wrong or could be better, and what to do.
         as_json: Whether the summary is JSON.
@@ -77,6 +83,7 @@ class DoctorResult:
     store: dict[str, str] = field(default_factory=dict)
     trial: Trial | None = None
     epoch_seconds: float | None = None
+    teacher: dict[str, float] = field(default_factory=dict)
     size: str = "small"
     advice: tuple[str, ...] = ()
     as_json: bool = False
@@ -94,9 +101,19 @@ class DoctorResult:
             parts.append(_block("Trial", self._measured(self.trial)))
         if self.epoch_seconds is not None:
             parts.append(f"This store, size {self.size}, this machine: {duration(self.epoch_seconds)} an epoch.")
+        if self.teacher:
+            parts.append(_block("Teacher", self._taught()))
         advice = [_wrapped(f"- {text}", "  ") for text in self.advice]
         parts.append("\n".join(["What to do", *advice]) if advice else "Nothing is wrong.")
         return "\n\n".join(parts)
+
+    def _taught(self) -> dict[str, str]:
+        asking = "its table is read, nothing is computed"
+        if self.teacher["asking_rate"]:
+            asked = duration(self.teacher["asking_seconds"])
+            asking = f"{self.teacher['asking_rate']:,.1f} clips a second, {asked} for all of the store, once"
+        epoch = duration(self.teacher["epoch_seconds"])
+        return {"asking": asking, "student": f"{self.teacher['student_rate']:,.1f} clips a second, {epoch} an epoch"}
 
     def _measured(self, trial: Trial) -> dict[str, str]:
         hours = trial.features * 60 / 3600
@@ -137,6 +154,7 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
     epoch = None
     if trial is not None and opened is not None:
         epoch = len(opened.rows("train" if "train" in opened.splits else None)) / trial.clips_per_second
+    taught = {} if chosen.teacher is None else _try_teacher(opened, chosen, advice)
     free = free_disk(Path(store or "."))
     advice += _advice(chosen, trial, epoch, free)
     return DoctorResult(
@@ -147,6 +165,7 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
         store=facts,
         trial=trial,
         epoch_seconds=epoch,
+        teacher=taught,
         size=chosen.size,
         advice=tuple(advice),
         as_json=chosen.json,
@@ -384,8 +403,6 @@ def _load(store: SpectrogramSource, settings: DoctorSettings) -> float:
 
 def _learn(frames: int, mels: int, settings: DoctorSettings, *, pairs: bool) -> tuple[float, int]:
     """Clips a second, and clips a step; of pairs with the contrastive objective."""
-    device, _ = choose_device(settings.device)
-    dtype, _ = choose_precision(settings.precision, device)
     width, depth, heads = SIZES[settings.size]
     patch = parse_patch(settings.patch)
     config = EncoderConfig(width=width, depth=depth, heads=heads, mels=mels, frames=frames, patch=patch, stride=patch)
@@ -396,12 +413,29 @@ def _learn(frames: int, mels: int, settings: DoctorSettings, *, pairs: bool) -> 
         if pairs
         else SSASTObjective(encoder, normalisation=normalisation, encode=settings.encode)
     )
+    return _steps(objective, frames, mels, settings, pairs=pairs)
+
+
+def _steps(
+    objective: nn.Module,
+    frames: int,
+    mels: int,
+    settings: DoctorSettings,
+    *,
+    pairs: bool = False,
+    target: tuple[int, int] | None = None,
+) -> tuple[float, int]:
+    """Clips a second, and clips a step, of an objective that learns from noise, with a teacher's vectors or without."""
+    device, _ = choose_device(settings.device)
+    dtype, _ = choose_precision(settings.precision, device)
     objective.to(device).train()
     groups = parameter_groups(objective.named_parameters(), learning_rate=1e-4, weight_decay=0.05)
     optimizer = torch.optim.AdamW(groups)
 
     def step(clips: int) -> None:
         batch = _noise(clips, (2, frames, mels) if pairs else (frames, mels), device)
+        if target is not None:
+            batch["target"] = torch.randn(clips, *target, device=device)
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
             loss: Tensor = objective(**batch)["loss"]
         loss.backward()  # type: ignore[no-untyped-call]
@@ -414,6 +448,42 @@ def _learn(frames: int, mels: int, settings: DoctorSettings, *, pairs: bool) -> 
     while clips < settings.batch_size and _seconds(partial(step, clips)) < _LONGEST_STEP / 2:
         clips = min(2 * clips, settings.batch_size)
     return clips * _often(partial(step, clips), settings.seconds * _SHARES["step"]), clips
+
+
+def _try_teacher(store: SpectrogramSource | None, settings: DoctorSettings, advice: list[str]) -> dict[str, float]:
+    """Asks a teacher about some clips, and has a student learn from vectors as long as its own."""
+    if store is None or settings.teacher is None or _is_for_pairs(store):
+        advice.append("A teacher is tried on a store of spectrograms: tymbal doctor STORE --teacher T.")
+        return {}
+    patch = parse_patch(settings.patch)
+    compared = 4 if is_full_height(settings.patch, store.mels) else 1
+    try:
+        teacher = open_teacher(settings.teacher, store, parts=None, compared=compared, settings=settings)
+    except TymbalError as error:
+        advice.append(str(error))
+        return {}
+    rows = store.rows("train" if "train" in store.splits else None)
+    asking = teacher_speed(teacher, rows) or 0.0
+    width, depth, heads = SIZES[settings.size]
+    config = EncoderConfig(
+        width=width, depth=depth, heads=heads, mels=store.mels, frames=store.frames, patch=patch, stride=patch
+    )
+    shape = (teacher.parts, teacher.width)
+    objective = DistillObjective(
+        SpectrogramEncoder(config),
+        normalisation=Normalisation(mean=0.0, std=0.5, padding=LOG_FLOOR),
+        settings=DistillSettings(),
+        views=SpectrogramViews(),
+        target=Target(torch.zeros(shape), torch.ones(shape)),
+        frames=float(store.frames),
+    )
+    rate, _ = _steps(objective, store.frames, store.mels, settings, target=shape)
+    return {
+        "asking_rate": asking,
+        "asking_seconds": len(store) / asking if asking else 0.0,
+        "student_rate": rate,
+        "epoch_seconds": len(rows) / rate,
+    }
 
 
 def _noise(clips: int, shape: tuple[int, ...], device: torch.device) -> dict[str, Tensor]:

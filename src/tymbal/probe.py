@@ -13,8 +13,8 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ class ProbeResult:
             (column); empty with several labels a clip, or folds.
         folds: Into how many folds all these clips were split anew; None for the split of the store.
         verdict: The model beside the best of plain line and random weights; None where neither was read.
+        sides: Of a teacher and the model `megabytes` and `clips_per_second`; empty without a teacher.
         written: Files that were written.
     """
 
@@ -60,6 +61,7 @@ class ProbeResult:
     confusion: tuple[tuple[int, ...], ...] = ()
     folds: int | None = None
     verdict: Verdict | None = None
+    sides: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     written: tuple[Path, ...] = ()
 
     def figure(self, features: str, *, pooling: str | None = None, reader: str = "logistic") -> float:
@@ -87,6 +89,8 @@ class ProbeResult:
             head = f"{len(self.classes)} classes, {self.train + self.validation:,} clips in {self.folds} folds"
         lines = [head, "", table(self.rows, multilabel=self.multilabel), *self._confused()]
         lines += [] if self.verdict is None else ["", self.verdict.text()]
+        lines += [""] if self.sides else []
+        lines += [f"{'model' if name == 'student' else name}: {_side(side)}" for name, side in self.sides.items()]
         return "\n".join([*lines, *(f"\nwritten: {path}" for path in self.written)])
 
     def _confused(self) -> list[str]:
@@ -101,6 +105,12 @@ class ProbeResult:
         worst = sorted(pairs, key=lambda pair: -pair[0])[:_MOST_PAIRS]
         listed = "; ".join(f"{true} for {predicted} ({count})" for count, true, predicted in worst)
         return ["", f"The model's probe takes most often {listed}."]
+
+
+def _side(side: Mapping[str, float | None]) -> str:
+    size, rate = side["megabytes"], side["clips_per_second"]
+    parts = ["size not known" if size is None else f"{size:,.1f} MB of weights"]
+    return ", ".join([*parts, "speed not known" if rate is None else f"{rate:,.0f} clips a second"])
 
 
 @written_alone
@@ -155,6 +165,7 @@ def probe(
         confusion=_confusion(run.rows, clips),
         folds=None if chosen.folds is None else run.rows[0].repeats,
         verdict=run.verdict,
+        sides=run.sides,
         written=() if output is None else (Path(output),),
     )
     if output is not None:
@@ -193,5 +204,6 @@ def _write(result: ProbeResult, output: Path, settings: ProbeSettings, *, model:
     verdict = None if result.verdict is None else result.verdict.to_json()
     facts: dict[str, Any] = {"train": result.train, "validation": result.validation, "classes": list(result.classes)}
     facts |= {"confusion": result.confusion, "verdict": verdict}
+    facts |= {"sides": result.sides} if result.sides else {}
     chosen = configuration.to_mapping(settings)
     write_json(output, {"model": model, "data": data, "settings": chosen, **facts, "rows": rows})

@@ -27,8 +27,8 @@ class ProbeRow:
     """One row of the table: a set of features and the reader that classifies them.
 
     Attributes:
-        features: `baseline`, `plain` (the best plain line), `random` (the encoder with random weights) or `model`, and
-            `random+plain` and `model+plain`, side by side.
+        features: `baseline`, `plain` (the best plain line), `random` (the encoder with random weights), `teacher` or
+            `model`, and `random+plain` and `model+plain`, side by side.
         pooling: How the tokens were pooled; for the baseline `moments`, for an attentive probe `tokens`. What was
             chosen stands behind: `grid:4` is a grid of four parts of the time; `grid:4/2` where folds or draws chose
             differently, the most frequent first.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from tymbal.evaluation.probe_tasks import READERS, ProbeRow, ProbeTask, aggregat
 from tymbal.evaluation.selection import Choice, Verdict, choose, judge, mix_layers
 from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
 from tymbal.inference.frontend import ReadyModel
+from tymbal.inference.teachers import kept_vectors, open_teacher, speeds
 from tymbal.models.classifier import GRIDS, pooled_width
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.progress import Progress
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProbeRun", "run_probes"]
 
-_ORDER = ("baseline", "plain", "random", "random+plain", "model", "model+plain")
+_ORDER = ("baseline", "plain", "random", "random+plain", "teacher", "model", "model+plain")
 
 _MOST_VALUES = 5 * 10**8
 """Numbers of a grid's embeddings of all layers that are held at most: 2 GB."""
@@ -50,11 +51,14 @@ class ProbeRun:
         rows: The lines of the table.
         clips: The clips that could be read for each of them.
         verdict: The model beside the best of plain line and random weights; None where neither was read.
+        sides: Of the teacher and the model `megabytes` and `clips_per_second`, None where they are not known; empty
+            without a teacher.
     """
 
     rows: tuple[ProbeRow, ...]
     clips: LabelledClips
     verdict: Verdict | None
+    sides: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
     encoders = _encoders(model, settings)
     layers = settings.layers(encoders["model"].encoder.config.depth)
     table: list[ProbeRow] = []
+    sides: dict[str, dict[str, float | None]] = {}
     if set(settings.readers) != {"attentive"}:
         read, plain = plain_features(store, probes.rows)
         lines = [_Line("baseline", (_Block("baseline", read, {"moments": plain[MOMENTS]}, "moments"),))]
@@ -133,6 +138,9 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
                 own = _encoder_lines(embedded, name, settings, config, finest=finest, own_parts=own_parts)
                 beside = _beside(own)
                 lines += [*own, _Line(f"{name}+plain", (*beside.blocks, plain_block), beside.layer)]
+        if settings.teacher is not None:
+            line, sides = _teacher(settings.teacher, model, encoders["model"], store, probes)
+            lines.append(line)
         with Progress(len(lines) * probes.fits, "Fitting", unit="fits") as progress:
             for line in lines:
                 table += probes.on_features(line, progress)
@@ -142,7 +150,24 @@ def run_probes(model: ReadyModel, store: SpectrogramSource, clips: LabelledClips
             table += _attentive_probes(encoder, store, probes, name=name, layers=tokens)
     ordered = sorted(table, key=lambda row: _ORDER.index(row.features))
     verdict = judge(ordered, groups=probes.groups, multilabel=clips.multilabel, readers=READERS)
-    return ProbeRun(tuple(ordered), clips.among(probes.rows[probes.readable]), verdict)
+    return ProbeRun(tuple(ordered), clips.among(probes.rows[probes.readable]), verdict, sides)
+
+
+def _teacher(
+    path: str, model: ReadyModel, encoder: FrozenEncoder, store: SpectrogramSource, probes: _Probes
+) -> tuple[_Line, dict[str, dict[str, float | None]]]:
+    """The line of a teacher, and sizes and speeds of it and the model."""
+    teacher = open_teacher(path, store, parts=None, compared=model.description.own_parts, settings=probes.settings)
+    with tempfile.TemporaryDirectory(prefix="tymbal-teacher-") as folder:
+        kept = kept_vectors(teacher, store, probes.rows, Path(folder))
+        rows = probes.rows[kept.known(probes.rows)]
+        vectors = kept.gather(rows)
+    ways = {"mean": vectors.mean(axis=1)}
+    if teacher.parts > 1:
+        ways = {"parts": vectors.reshape(len(rows), -1), **ways}
+    return _Line("teacher", (_Block("teacher", rows, ways, next(iter(ways))),)), speeds(
+        teacher, encoder.encoder, model.description, store, rows
+    )
 
 
 def _finest_grid(config: EncoderConfig, clips: int) -> str:

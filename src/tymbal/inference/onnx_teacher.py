@@ -35,7 +35,6 @@ from tymbal.errors import ModelError, SettingsError
 from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import time_parts
 from tymbal.inference.teachers import MOST_PARTS, SoundTeacher
-from tymbal.machine import cores
 from tymbal.settings import FeatureSettings
 from tymbal.settings.fields import check
 from tymbal.store.base import SpectrogramSource
@@ -262,7 +261,8 @@ def _session(file: Path) -> Any:
             "there is no such file of the teacher", path=file, advice="Put it there, or set folder in the description."
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = cores()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would hold up others
     options.log_severity_level = 4  # what it cannot do is an error of ours
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -48,7 +48,7 @@ __all__ = [
     "open_teacher",
     "recorded_vectors",
     "side_by_side",
-    "student_speed",
+    "speeds",
     "teacher_speed",
 ]
 
@@ -379,7 +379,7 @@ def teacher_speed(teacher: Teacher, rows: NDArray[np.int64]) -> float | None:
 
 
 @torch.no_grad()
-def student_speed(
+def _student_speed(
     encoder: SpectrogramEncoder,
     description: ModelDescription,
     store: SpectrogramSource,
@@ -445,18 +445,29 @@ def side_by_side(
             for name, inside in zip(store.labels, matrix.T, strict=True)
             if inside.any()
         }
+    sides = speeds(teacher, objective.encoder, description, store, rows)
+    return {**sides, "hears": teacher is None or teacher.hears, **met}
+
+
+def speeds(
+    teacher: Teacher | None,
+    encoder: SpectrogramEncoder,
+    description: ModelDescription,
+    store: SpectrogramSource,
+    rows: NDArray[np.int64],
+) -> dict[str, dict[str, float | None]]:
+    """Size and speed of a teacher and a student, from sound where the teacher hears sound; None is not known."""
     hears = teacher is None or teacher.hears
-    sides = {
+    return {
         "teacher": {
             "megabytes": None if teacher is None else teacher.megabytes,
             "clips_per_second": None if teacher is None else teacher_speed(teacher, rows),
         },
         "student": {
-            "megabytes": _megabytes(objective.encoder),
-            "clips_per_second": student_speed(objective.encoder, description, store, rows, hears=hears),
+            "megabytes": _megabytes(encoder),
+            "clips_per_second": _student_speed(encoder, description, store, rows, hears=hears),
         },
     }
-    return {**sides, "hears": hears, **met}
 
 
 def _met(

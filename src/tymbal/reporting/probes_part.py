@@ -19,9 +19,17 @@ from tymbal.reporting.classifier_part import confusion_matrix
 
 __all__ = ["Probes"]
 
-_SETS = ("baseline", "plain", "random", "random+plain", "model", "model+plain")
-_COLOURS = {"baseline": "b2", "plain": "b2", "random": "b1", "random+plain": "b1", "model": "b0", "model+plain": "b0"}
-_NO_LAYERS = ("baseline", "plain")
+_SETS = ("baseline", "plain", "random", "random+plain", "teacher", "model", "model+plain")
+_COLOURS = {
+    "baseline": "b2",
+    "plain": "b2",
+    "random": "b1",
+    "random+plain": "b1",
+    "teacher": "b3",
+    "model": "b0",
+    "model+plain": "b0",
+}
+_NO_LAYERS = ("baseline", "plain", "teacher")
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,8 @@ class Probes:
         if any(row["features"] == "plain" for row in rows):
             text += " The plain line is the best of several such descriptions, some of which keep order in time; "
             text += "+plain is read side by side with it."
+        if any(row["features"] == "teacher" for row in rows):
+            text += f" The teacher is what the model may have learned from: {self._sides()}."
         if any(row["repeats"] > 1 for row in rows):
             text += f" Means over {max(row['repeats'] for row in rows)} folds, with their standard deviation."
         body = "".join(self._bar(row) for row in rows)
@@ -112,6 +122,16 @@ class Probes:
         if not self.facts.get("confusion"):
             raise NotShownError("clips have several labels, or were asked in folds")
         return confusion_matrix(np.array(self.facts["confusion"], np.int64), tuple(self.facts["classes"]))
+
+    def _sides(self) -> str:
+        """Sizes and speeds of the teacher and the model."""
+        said = []
+        for name, side in (self.facts.get("sides") or {}).items():
+            known = [("megabytes", "MB of weights"), ("clips_per_second", "clips a second")]
+            numbers = [f"{side[key]:,.3g} {unit}" for key, unit in known if side.get(key) is not None]
+            if numbers:
+                said.append(f"the {'model' if name == 'student' else name} has {' and '.join(numbers)}")
+        return "; ".join(said) or "sizes and speeds are not known"
 
     @property
     def _asked(self) -> int:

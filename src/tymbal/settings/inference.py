@@ -46,6 +46,8 @@ class ProbeSettings(PtSettings):
         folds: Split the labelled clips anew into so many folds, whole groups together, instead of the store's split.
         cache: Keep embeddings in the user's cache folder ($TYMBAL_CACHE) for the next probe of the same.
         random: Also probe the same encoder with random weights.
+        teacher: Also probe a teacher, as `pretrain --objective distill` takes one: its vectors of the parts of a clip
+            side by side, or their mean, as reads better inside the training clips. Its size and speed stand beside.
         batch_size: Clips a batch.
         precision: As in training.
         device: As in training.
@@ -68,6 +70,7 @@ class ProbeSettings(PtSettings):
     folds: int | None = setting(None, first=True)
     cache: bool = setting(True, first=True)
     random: bool = setting(True, first=True)
+    teacher: str | None = setting(None, path=True, first=True)
     batch_size: int = setting(64, first=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     device: str = setting("auto", first=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tymbal.settings.fields import check, parse_patch
+from tymbal.settings.fields import check, parse_patch, setting
 
 __all__ = ["DoctorSettings", "ExploreSettings", "ReportSettings"]
 
@@ -114,6 +114,7 @@ class DoctorSettings:
         encode: What the encoder sees, as in pretraining.
         batch_size: Clips a step; fewer are tried where a step takes long.
         seconds: About how long is tried; 0 tries nothing.
+        teacher: Also try a student of this teacher, as `pretrain --objective distill` takes one, on the store.
         precision: As in training.
         device: As in training.
         json: Print JSON.
@@ -126,6 +127,7 @@ class DoctorSettings:
     encode: Literal["all", "visible"] = "all"
     batch_size: int = 64
     seconds: float = 10.0
+    teacher: str | None = setting(None, path=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     json: bool = False
