@@ -184,7 +184,7 @@ class Trial:
             return
         with np.load(path) as found:
             features = dict(zip(found["clips"].tolist(), found["embeddings"], strict=True))
-        clips = [clip for clip in tymbal.Manifest.read(self.folder / "store.csv") if clip.labels]
+        clips = [clip for clip in self.manifest if clip.labels]
         if self.set.folds is None:
             parts = [[clip.split == "validation" for clip in clips]]
         else:

@@ -109,9 +109,13 @@ def test_objective__draws_by_epoch_in_training_only() -> None:
     assert float(module(**inputs)["loss"].detach()) == float(module(**later)["loss"].detach())
 
 
-def test_shown__is_what_the_encoder_sees_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Views, their length and their visible patches are those of a training step of that epoch."""
-    module, clips = objective(kept=0.5, kept_local=0.2), batch()
+@pytest.mark.parametrize("mixing", ["levels", "energies"])
+def test_shown__is_what_the_encoder_sees_in_training(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views, their length and their visible patches are those of a training step of that epoch.
+
+    Of new runs with patches as high as the spectrogram, nothing else of a view is drawn.
+    """
+    module, clips = objective(kept=0.5, kept_local=0.2, mixing=mixing), batch()
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
     forward = SpectrogramEncoder.forward
 
@@ -124,16 +128,30 @@ def test_shown__is_what_the_encoder_sees_in_training(monkeypatch: pytest.MonkeyP
     normalised = module.normalisation(clips["spectrogram"], clips["frames"])
     shown = module.eval().shown(normalised, clips["frames"], clips["row"], epoch=2)
     assert list(shown) == ["global view 1", "global view 2", "local view 1"]
-    views = torch.cat([x for x, _ in given]).view(3, 8, 24, 16)
-    for view, expected in zip(shown.values(), views, strict=True):
-        torch.testing.assert_close(torch.from_numpy(view.values), expected)
-    for view, visible in zip(shown.values(), (*given[0][1].split(8), given[1][1]), strict=True):
+    encoded = [pair for x, visible in given for pair in zip(x.split(8), visible.split(8), strict=True)]
+    for view, (drawn, visible) in zip(shown.values(), encoded, strict=True):
         seen = ~torch.from_numpy(view.hidden)
         for place in range(8):  # patches are as high as the spectrogram, and two frames long
             frames = torch.zeros(24, dtype=torch.bool)
             for patch in visible[place].tolist():
                 frames[2 * patch : 2 * patch + 2] = True
             assert torch.equal(seen[place], frames[:, None].expand(-1, 16))
+            expected = torch.from_numpy(view.values[place])
+            torch.testing.assert_close(drawn[place], expected[frames] if mixing == "levels" else expected)
+
+
+def test_step__of_what_is_seen_is_that_of_whole_views() -> None:
+    """Drawing only the frames that are seen changes neither loss nor gradients."""
+    figures = []
+    for alone in (True, False):
+        module = objective(kept=0.5, kept_local=0.2).train()
+        assert module._draws_what_is_seen
+        module._draws_what_is_seen = alone
+        loss = module(**batch())["loss"]
+        loss.backward()
+        figures.append((loss.detach(), module.encoder.patch_projection.weight.grad))
+    torch.testing.assert_close(figures[0][0], figures[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(figures[0][1], figures[1][1], rtol=1e-4, atol=1e-6)
 
 
 def test_objective__gives_every_parameter_a_gradient_and_learns() -> None:

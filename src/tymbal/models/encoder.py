@@ -297,6 +297,7 @@ class SpectrogramEncoder(nn.Module):
         mask: Tensor | None = None,
         visible: Tensor | None = None,
         frames: Tensor | None = None,
+        columns: int | None = None,
         hidden_states: bool = False,
         prefix_only: bool = False,
     ) -> EncoderOutput:
@@ -308,6 +309,8 @@ class SpectrogramEncoder(nn.Module):
             visible: Patches that are encoded at all, by number, in any order: int64, [batch, visible].
             frames: Frames of sound in each clip, int64 [batch], for encoders that do not attend to padding. `None`: all
                 are.
+            columns: Columns of patches in the whole spectrogram, where the one given holds the `visible` patches alone,
+                side by side: for patches as high as it that do not overlap, without a stem.
             hidden_states: Also give the output of every block.
             prefix_only: Give the tokens in front of the patches alone, all that cls pooling looks at: the last block
                 then computes no others.
@@ -326,8 +329,11 @@ class SpectrogramEncoder(nn.Module):
             )
         if mask is not None and visible is not None:
             raise ValueError("give mask or visible, not both: what is not visible is not there to be masked")
-        grid = self.config.grid_of(spectrogram.shape[1])
-        tokens = self._embed(self.seen(spectrogram), self.positions(grid), mask=mask, visible=visible)
+        grid = self.config.grid_of(spectrogram.shape[1]) if columns is None else (1, columns)
+        patches = self.seen(spectrogram)
+        if visible is not None and columns is None:
+            patches = _gather(patches, visible)  # before the projection: patches that are not seen cost nothing
+        tokens = self._embed(patches, self.positions(grid), mask=mask, visible=visible)
         attended = None
         if frames is not None and not self.config.attend_to_padding:
             attended = self._attended(frames, grid, visible)
@@ -349,12 +355,13 @@ class SpectrogramEncoder(nn.Module):
         return F.pad(patches % grid[1] < real, (PREFIX_TOKENS, 0), value=True)[:, None, None]
 
     def _embed(self, patches: Tensor, positions: Tensor, *, mask: Tensor | None, visible: Tensor | None) -> Tensor:
-        """Patches [batch, patches, projected area] to tokens [batch, prefix + patches, width] with their positions."""
+        """Patches [batch, patches, projected area] to tokens [batch, prefix + patches, width] with their positions.
+
+        With `visible` these patches are those, in its order.
+        """
         batch = patches.shape[0]
         prefix_positions, patch_positions = positions[:, :PREFIX_TOKENS], positions[:, PREFIX_TOKENS:]
         if visible is not None:
-            # Before the projection: patches that are not seen cost nothing.
-            patches = _gather(patches, visible)
             patch_positions = _gather(patch_positions.expand(batch, -1, -1), visible)
         tokens = self.patch_projection(patches)
         if mask is not None:

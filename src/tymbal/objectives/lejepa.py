@@ -39,7 +39,7 @@ from tymbal.settings.fields import check, setting
 from tymbal.settings.training import ENDLESS
 from tymbal.store.base import SpectrogramSource
 from tymbal.views.augmentation_config import read_augmentation
-from tymbal.views.spectrogram_views import spectrogram_views
+from tymbal.views.spectrogram_views import spectrogram_views, view_lengths
 
 __all__ = ["OBJECTIVE", "LeJEPAObjective", "LeJEPASettings", "sigreg", "visible_patches"]
 
@@ -177,6 +177,9 @@ class LeJEPAObjective(nn.Module):
         real = min(max(math.ceil(frames / config.stride[1]), 1), columns)
         self._shown = tuple(max(1, round((kept or 1) * rows * real)) for kept in (settings.kept, settings.kept_local))
         self.parts = settings.parts or 1
+        # Runs of before go on as they were: a product of fewer rows may round otherwise.
+        alone = rows == 1 and config.patch[1] == config.stride[1] and not config.stem
+        self._draws_what_is_seen = alone and settings.mixing == "levels"
         width, hidden = rows * self.parts * config.width, settings.projection_hidden * config.width
         self.projection = nn.Sequential(
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, settings.projection)
@@ -237,34 +240,33 @@ class LeJEPAObjective(nn.Module):
         """
         load_heads(self.head_state(), state, advice="It is of another projection, patch or number of parts.")
 
-    def draw_views(self, clips: Tensor, frames: Tensor, keys: Tensor, views: range) -> tuple[Tensor, Tensor, Tensor]:
+    def _draw(self, clips: Tensor, frames: Tensor, keys: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draws views of normalised clips, one behind the other.
 
         Args:
             clips: Normalised, float32 [batch, frames, mels].
             frames: Frames of sound, int64 [batch].
-            keys: A key a clip, int64 [batch].
-            views: Numbers of the views.
+            keys: A key a view, int64 [views x batch].
+            shown: The frames of each that are needed, int64 [views x batch, shown]; None is all.
 
         Returns:
-            The views, [views x batch, frames, mels], their frames of sound, and a key each, int64 [views x batch].
+            The views, [views x batch, frames or shown, mels], and their frames of sound, int64 [views x batch].
         """
         others, lengths, first = clips, frames, 0
         if self.training and self.views.mix > 0:  # those that may be laid over a clip
             others, lengths = gather_batch(clips), gather_batch(frames)
             first = 0 if len(others) == len(clips) else rank() * len(clips)
-        drawn_keys = torch.cat([fold(keys, view) for view in views])
-        drawn, ends = spectrogram_views(
+        return spectrogram_views(
             clips,
             frames,
-            drawn_keys,
+            keys,
             self.views,
             padding=(self.normalisation.padding - self.normalisation.mean) / (2 * self.normalisation.std),
             scale=2 * self.normalisation.std if self.settings.mixing == "energies" else None,
             others=(others, lengths),
             first=first,
+            shown=shown,
         )
-        return drawn, ends, drawn_keys
 
     @torch.no_grad()
     def shown(self, spectrogram: Tensor, frames: Tensor, row: Tensor, *, epoch: int = 0) -> dict[str, View]:
@@ -274,28 +276,37 @@ class LeJEPAObjective(nn.Module):
         views: dict[str, View] = {}
         for number in range(globals_ + locals_):
             shown = self._shown[0 if number < globals_ else 1]
-            drawn, ends, _, visible = self._visible(spectrogram, frames, keys, range(number, number + 1), shown)
+            drawn_keys = fold(keys, number)
+            ends, _, visible = self._visible(frames, drawn_keys, spectrogram.shape[1], shown)
+            drawn, _ = self._draw(spectrogram, frames, drawn_keys, None)
             place = number + 1 if number < globals_ else number + 1 - globals_
             name = f"{'global' if number < globals_ else 'local'} view {place}"
             views[name] = View.from_tensors(drawn, ends, visible, self.encoder.config)
         return views
 
     @torch.no_grad()
-    def _visible(
-        self, clips: Tensor, frames: Tensor, keys: Tensor, views: range, shown: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Some views, their frames of sound, their columns with sound, and the patches that are seen of each."""
-        drawn, ends, drawn_keys = self.draw_views(clips, frames, keys, views)
-        grid = self.encoder.config.grid_of(drawn.shape[1])
+    def _visible(self, frames: Tensor, keys: Tensor, length: int, shown: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of views by their keys: their frames of sound, their columns with sound, and the patches that are seen."""
+        ends = view_lengths(frames.repeat(len(keys) // len(frames)), keys, self.views, most=length)
+        grid = self.encoder.config.grid_of(length)
         columns = self.encoder.config.real_columns(ends, grid[1])
         heard = torch.arange(grid[1], device=columns.device) < columns[:, None]
-        return drawn, ends, columns, visible_patches(drawn_keys, heard.repeat(1, grid[0]), shown)
+        return ends, columns, visible_patches(keys, heard.repeat(1, grid[0]), shown)
 
     def _pooled(self, clips: Tensor, frames: Tensor, keys: Tensor, views: range, shown: int) -> Tensor:
         """Cells of the visible tokens of some views of each clip, [views, batch, rows x parts x width]."""
-        drawn, ends, columns, visible = self._visible(clips, frames, keys, views, shown)
-        grid = self.encoder.config.grid_of(drawn.shape[1])
-        tokens = self.encoder(drawn, visible=visible, frames=ends).tokens[:, PREFIX_TOKENS:]
+        drawn_keys = torch.cat([fold(keys, view) for view in views])
+        ends, columns, visible = self._visible(frames, drawn_keys, clips.shape[1], shown)
+        grid = self.encoder.config.grid_of(clips.shape[1])
+        if self._draws_what_is_seen:
+            wide = self.encoder.config.patch[1]
+            seen = (visible[..., None] * wide + torch.arange(wide, device=visible.device)).flatten(1)
+            drawn, _ = self._draw(clips, frames, drawn_keys, seen)
+            encoded = self.encoder(drawn, visible=visible, frames=ends, columns=grid[1])
+        else:
+            drawn, _ = self._draw(clips, frames, drawn_keys, None)
+            encoded = self.encoder(drawn, visible=visible, frames=ends)
+        tokens = encoded.tokens[:, PREFIX_TOKENS:]
         cells = pool_cells(tokens, grid=grid, parts=self.parts, real_columns=columns, patches=visible)
         return cells.view(len(views), len(keys), -1)
 

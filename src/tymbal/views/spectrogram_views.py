@@ -20,7 +20,7 @@ from torch import Tensor
 from tymbal.randomness import uniform
 from tymbal.settings.augmentation import SpectrogramViews
 
-__all__ = ["spectrogram_views"]
+__all__ = ["spectrogram_views", "view_lengths"]
 
 _WARP, _COLOUR, _MIX = 60, 61, 62  # streams of random numbers
 
@@ -35,6 +35,7 @@ def spectrogram_views(
     scale: float | None,
     others: tuple[Tensor, Tensor] | None = None,
     first: int = 0,
+    shown: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draws views of each clip.
 
@@ -48,23 +49,24 @@ def spectrogram_views(
             others; None averages their levels.
         others: Clips that may be laid over these, of which these are a part, and their frames of sound; None is these.
         first: Place of the first of these clips among them.
+        shown: Numbers of the frames of each view that are drawn, side by side, int64 [views x batch, shown]; None is
+            all. What is not shown costs little.
 
     Returns:
-        Views, [views x batch, frames, mels], and the frames of sound in them, int64 [views x batch].
+        Views, [views x batch, frames or shown, mels], and the frames of sound in the whole views, int64 [views x
+        batch].
     """
-    times = len(keys) // max(len(spectrogram), 1)
+    length, times = spectrogram.shape[1], len(keys) // max(len(spectrogram), 1)
     views, frames = spectrogram.repeat(times, 1, 1), frames.repeat(times)
     others = (spectrogram, frames[: len(spectrogram)]) if others is None else others
     if settings.mix > 0 and len(others[0]) > 1:
         place = (first + torch.arange(len(spectrogram), device=keys.device)).repeat(times)
         views = _mixed(views, frames, keys, most=settings.mix, scale=scale, others=others, place=place)
-    warp = 2 * uniform(keys, 5, stream=_WARP) - 1  # pitch, shift along frequency, tempo, gain, shift in time
-    views, frames = _warped_time(
-        views,
-        frames,
-        tempo=(warp[:, 2] * math.log1p(settings.tempo)).exp(),
-        late=(warp[:, 4] + 1) / 2 * settings.time_shift * frames,
-    )
+    warp = _warps(keys)
+    tempo, late = _time_of(warp, frames, settings)
+    number = torch.arange(length, device=keys.device).expand(len(keys), -1) if shown is None else shown
+    views = _warped_time(views, frames, number, tempo=tempo, late=late)
+    ends = view_lengths(frames, keys, settings, most=length)
     views = _warped_frequency(
         views,
         pitch=(warp[:, 0] * math.log1p(settings.pitch)).exp(),
@@ -72,8 +74,34 @@ def spectrogram_views(
         colour=_colour(keys, views.shape[2], settings) + warp[:, 3, None] * settings.gain,
     )
     # A product and a sum: on a CPU a mask that is broadcast costs many times as much.
-    heard = (torch.arange(views.shape[1], device=views.device) < frames[:, None]).unsqueeze(2).float()
-    return views.mul_(heard).add_((1 - heard) * padding), frames
+    heard = (number < ends[:, None]).unsqueeze(2).float()
+    return views.mul_(heard).add_((1 - heard) * padding), ends
+
+
+def view_lengths(frames: Tensor, keys: Tensor, settings: SpectrogramViews, *, most: int) -> Tensor:
+    """Frames of sound in the views that `spectrogram_views` draws by these keys.
+
+    Args:
+        frames: Frames of sound in the clip of each view, int64 [views x batch].
+        keys: A key a view, int64 [views x batch].
+        settings: What is drawn.
+        most: Frames of a view.
+
+    Returns:
+        int64 [views x batch].
+    """
+    tempo, late = _time_of(_warps(keys), frames, settings)
+    return (frames * tempo + late).round().long().clamp(1, most)
+
+
+def _warps(keys: Tensor) -> Tensor:
+    """Pitch, shift along frequency, tempo, gain and shift in time of each view, from -1 to 1: [views, 5]."""
+    return 2 * uniform(keys, 5, stream=_WARP) - 1
+
+
+def _time_of(warp: Tensor, frames: Tensor, settings: SpectrogramViews) -> tuple[Tensor, Tensor]:
+    """By how much each view is stretched, and how many frames later its sound begins: [views] each."""
+    return (warp[:, 2] * math.log1p(settings.tempo)).exp(), (warp[:, 4] + 1) / 2 * settings.time_shift * frames
 
 
 def _colour(keys: Tensor, mels: int, settings: SpectrogramViews) -> Tensor:
@@ -109,11 +137,13 @@ def _mixed(
     return torch.addcmul(x, change, both.unsqueeze(2))
 
 
-def _warped_time(x: Tensor, frames: Tensor, *, tempo: Tensor, late: Tensor) -> tuple[Tensor, Tensor]:
-    """Stretches time by `tempo` and lets the sound begin `late` frames later, its first frame held till then."""
+def _warped_time(x: Tensor, frames: Tensor, number: Tensor, *, tempo: Tensor, late: Tensor) -> Tensor:
+    """Stretches time by `tempo` and lets the sound begin `late` frames later, its first frame held till then.
+
+    Gives the frames of these numbers, [batch, shown, mels] for [batch, shown].
+    """
     batch, length, mels = x.shape
-    ends = (frames * tempo + late).round().long().clamp(1, length)
-    place = (torch.arange(length, device=x.device) + 0.5 - late[:, None]) / tempo[:, None] - 0.5
+    place = (number + 0.5 - late[:, None]) / tempo[:, None] - 0.5
     last = (frames - 1)[:, None]
     place = torch.minimum(place.clamp(min=0), last.float())
     low = place.floor().long()
@@ -121,7 +151,7 @@ def _warped_time(x: Tensor, frames: Tensor, *, tempo: Tensor, late: Tensor) -> t
     flat = x.reshape(batch * length, mels)
     below, above = (first + low).flatten(), (first + torch.minimum(low + 1, last)).flatten()
     weight = (place - low).view(-1, 1)
-    return torch.lerp(flat[below], flat[above], weight).view(x.shape), ends
+    return torch.lerp(flat[below], flat[above], weight).view(batch, -1, mels)
 
 
 def _warped_frequency(x: Tensor, *, pitch: Tensor, shift: Tensor, colour: Tensor) -> Tensor:
@@ -133,5 +163,6 @@ def _warped_frequency(x: Tensor, *, pitch: Tensor, shift: Tensor, colour: Tensor
     bins = torch.arange(mels, device=x.device)
     centre = (mels - 1) / 2
     source = (centre + (bins - centre) / pitch[:, None] - shift[:, None] * mels).clamp(0, mels - 1)
-    matrix = (1 - (bins[None, :, None] - source[:, None, :]).abs()).clamp(min=0)  # [batch, from, to]
+    # In place: fresh memory costs more than what is done to it.
+    matrix = (bins[None, :, None] - source[:, None, :]).abs_().neg_().add_(1).clamp_(min=0)  # [batch, from, to]
     return torch.baddbmm(colour.unsqueeze(1), x, matrix)
