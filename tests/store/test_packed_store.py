@@ -12,7 +12,7 @@ from small_store import FRAMES, MELS, small_store, spectrogram
 from tymbal.errors import StoreError
 from tymbal.features.kaldi import LOG_FLOOR
 from tymbal.store.packed import packed_store as module
-from tymbal.store.packed.format import MappedShard
+from tymbal.store.packed.format import ShardFile
 from tymbal.store.packed.packed_store import Store
 
 
@@ -76,16 +76,16 @@ def test_gather__never_overwrites_a_result_that_is_in_use(store: Store) -> None:
 
 def test_gather__reads_past_the_map_what_is_not_cached(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[tuple[str, int]] = []
-    monkeypatch.setattr(MappedShard, "cached", lambda self, row: False)
-    monkeypatch.setattr(MappedShard, "announce", lambda self, row: announced.append((self.path.name, row)))
+    monkeypatch.setattr(ShardFile, "cached", lambda self, row: False)
+    monkeypatch.setattr(ShardFile, "announce", lambda self, row: announced.append((self.path.name, row)))
     np.testing.assert_array_equal(store.gather([22, 0, 6]), np.stack([padded(22), padded(0), padded(6)]))
     assert announced == [("00004.npy", 2), ("00000.npy", 0), ("00001.npy", 1)]
 
 
 def test_announce__asks_only_a_few_rows_where_all_are_cached(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
-    monkeypatch.setattr(MappedShard, "cached", lambda self, row: asked.append(row) or True)
-    monkeypatch.setattr(MappedShard, "announce", lambda self, row: pytest.fail("announced what is cached"))
+    monkeypatch.setattr(ShardFile, "cached", lambda self, row: asked.append(row) or True)
+    monkeypatch.setattr(ShardFile, "announce", lambda self, row: pytest.fail("announced what is cached"))
     store.announce(np.arange(20))
     assert len(asked) == 2
 

@@ -1,4 +1,4 @@
-"""The files of a store folder: its description, and shard files in memory.
+"""The files of a store folder: its description, and shard files, open for reading.
 
     store/
       store.json       schema version, features, shape, shards, statistics, settings, provenance; written last
@@ -10,10 +10,10 @@
 
 A folder without `store.json` is no store: it is written when everything else stands.
 
-Copying from a mapped file runs at the speed of memory as long as its pages are cached. Where they are not, every page
-fault waits for the disk alone. Then the kernel is told all rows of a batch first (`posix_fadvise`), so that it fetches
-them together, and they are read with `preadv`. Whether pages are cached is asked of a few rows (`RWF_NOWAIT`); the
-answer only decides how fast a batch comes. Systems without these calls (macOS, Windows) always copy from the map.
+Rows are read with `preadv`, from cached pages nearly at the speed of memory. Where pages are not cached, the kernel is
+told all rows of a batch first (`posix_fadvise`), so that it fetches them together. Whether they are is asked of a few
+rows (`RWF_NOWAIT`); the answer only decides how fast a batch comes. Systems without these calls (macOS, Windows) just
+read. Nothing is mapped: a file that is cut off while a map of it is copied from would kill the process.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import contextlib
 import dataclasses
 import errno
 import math
-import mmap
 import os
+import threading
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -53,8 +53,8 @@ __all__ = [
     "WORK",
     "DamagedStoreError",
     "Description",
-    "MappedShard",
     "Shard",
+    "ShardFile",
     "check_file",
     "check_shard",
     "shard_name",
@@ -259,11 +259,16 @@ REPAIR = "Run the `tymbal prepare` command that made it again: it repairs what i
 _ALTERED = "is not what was written: its checksum differs"
 _BLOCK = 1 << 22
 _READ_AGAIN = REPAIR
+_HAS_PREADV = hasattr(os, "preadv")
 _CAN_ASK = hasattr(os, "RWF_NOWAIT") and hasattr(os, "posix_fadvise")
 
 
-class MappedShard:
+class ShardFile:
     """One `.npy` file of spectrograms, open for reading.
+
+    It is read, not mapped: where a mapped file is cut off while a row is being copied, the process is killed. From
+    cached pages a call takes 1.3 to 1.4 times as long as a copy out of a map, 40 microseconds more for 64 rows of a
+    second.
 
     Args:
         path: The file.
@@ -272,34 +277,27 @@ class MappedShard:
         dtype: Type of its values, two bytes each.
 
     Raises:
-        StoreError: The file cannot be opened, or its header does not say this shape.
+        StoreError: The file cannot be opened, its header does not say this shape, or it is too short.
     """
 
     def __init__(self, path: Path, rows: int, shape: tuple[int, ...], dtype: npt.DTypeLike = np.float16) -> None:
         self.path = path
         self.row_bytes = math.prod(shape) * 2
+        self._lock = threading.Lock()
         self._file = _open(path)
         try:
             _check_header(path, (rows, *shape), np.dtype(dtype))
-            self._bytes = NPY_HEADER + rows * self.row_bytes
-            self.check_length()
-            self._map = mmap.mmap(self._file, self._bytes, access=mmap.ACCESS_READ)
+            self._check_length(rows)
         except BaseException:
             os.close(self._file)
             raise
-        self.array: npt.NDArray[Any] = np.ndarray((rows, *shape), dtype, self._map, NPY_HEADER)
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, AttributeError):
             os.close(self._file)
 
-    def check_length(self) -> None:
-        """Looks whether the file is as long as it was: reading the map behind its end would kill the process.
-
-        Raises:
-            StoreError: It has become shorter.
-        """
-        if os.lseek(self._file, 0, os.SEEK_END) < self._bytes:
+    def _check_length(self, rows: int) -> None:
+        if os.lseek(self._file, 0, os.SEEK_END) < NPY_HEADER + rows * self.row_bytes:
             raise self._shorter()
 
     def _shorter(self) -> StoreError:
@@ -324,7 +322,7 @@ class MappedShard:
         os.posix_fadvise(self._file, NPY_HEADER + row * self.row_bytes, self.row_bytes, os.POSIX_FADV_WILLNEED)
 
     def read(self, row: int, out: memoryview) -> None:
-        """Reads one row into `out` [row_bytes], past the map.
+        """Reads one row into `out` [row_bytes]; safe to call from several threads.
 
         Raises:
             StoreError: The file is shorter than it was, or the disk fails.
@@ -332,12 +330,22 @@ class MappedShard:
         start, done = NPY_HEADER + row * self.row_bytes, 0
         while done < self.row_bytes:
             try:
-                got = os.preadv(self._file, [out[done:]], start + done)
+                got = self._read_at(start + done, out[done:])
             except OSError as error:
                 raise StoreError(f"cannot be read: {error.strerror}", path=self.path) from error
             if got == 0:
                 raise self._shorter()
             done += got
+
+    def _read_at(self, start: int, out: memoryview) -> int:
+        """Reads some bytes from a place on; gives their number, 0 behind the end."""
+        if _HAS_PREADV:
+            return os.preadv(self._file, [out], start)
+        with self._lock:  # elsewhere threads share one place in the file
+            os.lseek(self._file, start, os.SEEK_SET)
+            data = os.read(self._file, len(out))
+        out[: len(data)] = data
+        return len(data)
 
 
 def check_file(path: Path, size: int | None, crc: int | None) -> None:

@@ -35,7 +35,7 @@ from tymbal.store.packed.format import (
     WAVEFORMS,
     DamagedStoreError,
     Description,
-    MappedShard,
+    ShardFile,
     check_shard,
 )
 from tymbal.store.parallel_copy import BufferPool, copy_in_parallel
@@ -72,7 +72,7 @@ class Store(SpectrogramSource):
         self._verified = bytearray(len(self))
         self._all_verified = False
         self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
-        self._shards: dict[int, MappedShard] = {}
+        self._shards: dict[int, ShardFile] = {}
         self._pool = BufferPool()
         # The last two announced batches, and whether they were cached.
         self._announced: deque[tuple[list[int], bool]] = deque(maxlen=2)
@@ -159,28 +159,19 @@ class Store(SpectrogramSource):
         places = [self._place(row) for row in indices]
         size = math.prod(self.row_shape) * 2
 
-        def copy(start: int, stop: int) -> None:
-            for target, (shard, row) in zip(out[start:stop], places[start:stop], strict=True):
-                target[...] = shard.array[row]
-
         def read(start: int, stop: int) -> None:
             for number in range(start, stop):
                 shard, row = places[number]
                 shard.read(row, view[number * size : (number + 1) * size])
 
         view = out.reshape(-1).view(np.uint8).data
-        mapped = self._seem_cached(indices)
-        if mapped:
-            for shard in {shard for shard, _ in places}:
-                shard.check_length()
-        copy_in_parallel(copy if mapped else read, len(indices), size)
+        self._seem_cached(indices)  # else they are fetched in the background from now on, all at once
+        copy_in_parallel(read, len(indices), size)
         if self.checksums is not None and not self._all_verified:
             self._verify(indices, view, size, places)
         return out
 
-    def _verify(
-        self, rows: list[int], values: memoryview, size: int, places: Sequence[tuple[MappedShard, int]]
-    ) -> None:
+    def _verify(self, rows: list[int], values: memoryview, size: int, places: Sequence[tuple[ShardFile, int]]) -> None:
         """Compares rows with their checksums that this process reads for the first time.
 
         Raises:
@@ -260,14 +251,14 @@ class Store(SpectrogramSource):
             raise IndexError(f"rows {min(indices)} to {max(indices)} of a store of {len(self)} spectrograms")
         return indices
 
-    def _place(self, row: int) -> tuple[MappedShard, int]:
+    def _place(self, row: int) -> tuple[ShardFile, int]:
         """The shard of a row, and its place in it."""
         number = bisect_right(self._first_rows, row) - 1
         return self._shards.get(number) or self._shard(number), row - self._first_rows[number]
 
-    def _shard(self, number: int) -> MappedShard:
+    def _shard(self, number: int) -> ShardFile:
         description = self.description.shards[number]
-        shard = MappedShard(self.path / description.file, description.rows, self.row_shape, self.dtype)
+        shard = ShardFile(self.path / description.file, description.rows, self.row_shape, self.dtype)
         self._shards[number] = shard
         return shard
 
