@@ -64,6 +64,10 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tymbal.finetune(root / "store", root / "run", epochs=2, eval_every=1, **TINY, **CPU)
     tymbal.pretrain(root / "store", root / "encoder", max_steps=4, **TINY, **CPU)
     small_model(root / "model", labels=tuple(PITCHES), pooling="mean", seed=1)
+    (root / "index").mkdir()
+    tymbal.embed(root / "model", root / "sound", root / "index" / "index.parquet", **CPU)
+    (root / "tables").mkdir()
+    _predict(root / "model", root / "tables" / "scores.csv", root / "sound")
     _unfinished(root)
     return root
 
@@ -73,7 +77,7 @@ class _StopError(Exception):
 
 
 def _unfinished(root: Path) -> None:
-    """A preparation without its last shard, and predictions without their last recording."""
+    """A preparation without its last shard, and predictions and embeddings without their last recording."""
 
     def stop(*_: object, **__: object) -> None:
         raise _StopError
@@ -91,15 +95,41 @@ def _unfinished(root: Path) -> None:
             raise _StopError
         ended(spool, outcome)
 
-    (root / "scores").mkdir()
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(_StopError):
-        patch.setattr(Spool, "end", end)
-        _predict(root / "model", root / "scores" / "out.csv", root / "sound")
+    for name, verb in (("scores", _predict), ("vectors", _embed_sound)):
+        (root / name).mkdir()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(_StopError):
+            patch.setattr(Spool, "end", end)
+            verb(root / "model", root / name / ("out.csv" if verb is _predict else "out.npy"), root / "sound")
 
 
 def _predict(model: Path, output: Path, sound: Path) -> str:
     tymbal.predict(model, sound, output, batch_size=1, **CPU)
     return output.read_text()
+
+
+def _embed_sound(model: Path, output: Path, sound: Path) -> bytes:
+    tymbal.embed(model, sound, output, batch_size=1, **CPU)
+    return output.read_bytes()
+
+
+def _probe(model: Path, store: Path) -> Any:
+    rows = tymbal.probe(model, store, pooling=("mean",), readers=("ridge", "knn"), cache=False, **CPU).rows
+    return [(row.features, row.reader, row.figures) for row in rows]
+
+
+def _similar(model: Path, index: Path) -> Any:
+    found = tymbal.similar(model, model.parent / "sound" / "low" / "0.wav", index / "index.parquet", **CPU)
+    return [(one.file, round(one.similarity, 5)) for one in found.neighbours]
+
+
+def _finetune(store: Path, output: Path, **more: Any) -> Any:
+    result = tymbal.finetune(store, output / "run", epochs=1, **TINY, **CPU, **more)
+    return {name: value for name, value in result.metrics.items() if name in ("eval_accuracy", "eval_loss")}
+
+
+def _pretrain(store: Path, output: Path) -> Any:
+    result = tymbal.pretrain(store, output / "run", max_steps=2, objective="joint", **TINY, **CPU)
+    return {name: value for name, value in result.metrics.items() if name in ("eval_acc", "eval_loss")}
 
 
 def _embed(source: Path, output: Path) -> bytes:
@@ -164,6 +194,25 @@ CASES = {
     "run-finetune": Case("run", _continued),
     "encoder-convert": Case("encoder", _convert("tymbal")),
     "encoder-report": Case("encoder", _report),
+    "vectors-embed": Case(
+        "vectors",
+        lambda source, output: _embed_sound(source.parent / "model", source / "out.npy", source.parent / "sound"),
+    ),
+    "store-probe": Case("store", lambda source, output: _probe(source.parent / "model", source)),
+    "model-probe": Case("model", lambda source, output: _probe(source, source.parent / "store")),
+    "model-embed": Case(
+        "model", lambda source, output: _embed_sound(source, output / "a.npy", source.parent / "sound")
+    ),
+    "model-similar": Case("model", lambda source, output: _similar(source, source.parent / "index")),
+    "index-similar": Case("index", lambda source, output: _similar(source.parent / "model", source)),
+    "store-finetune": Case("store", _finetune),
+    "store-pretrain": Case("store", _pretrain),
+    "encoder-finetune": Case(
+        "encoder", lambda source, output: _finetune(source.parent / "store", output, from_=str(source))
+    ),
+    "pairs-doctor": Case("pairs", _doctor),
+    "pairs-report": Case("pairs", _report),
+    "tables-report": Case("tables", lambda source, output: _report(source / "scores.csv", output)),
 }
 
 

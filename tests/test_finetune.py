@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file
 from sklearn import metrics
@@ -616,3 +617,41 @@ def test_finetune__one_validation_clip_leaves_figures_undefined(tmp_path: Path) 
     assert "eval_auc" in (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "eval_auc" not in result.metrics
     assert "accuracy" in result.summary()
+
+
+def test_finetune__background_is_a_class_of_windows_as_long_as_the_clips(tmp_path: Path) -> None:
+    folder = tone_folder(tmp_path / "sound", clips=6)
+    noise = 0.01 * np.random.default_rng(0).normal(size=8 * 8000)
+    (tmp_path / "noise").mkdir()
+    soundfile.write(tmp_path / "noise" / "long.wav", noise, 8000)
+    given = {**TINY, "sample_rate": 8000, "mel_bins": 16, "max_steps": 30}
+    result = finetune(folder, tmp_path / "run", background=str(tmp_path / "noise"), **given)
+    model = load_model(result.run)
+    assert model.description.labels == ("background", "high", "low", "middle")
+    assert model.description.background == "background"
+    assert model.description.level is not None
+    store = Store.open(result.run / "store")
+    names = [store.labels[place] for place in store.label_matrix(np.arange(len(store))).argmax(axis=1)]
+    assert names.count("background") == 24  # of 8 s in windows of 0.335 s
+    without = finetune(folder, tmp_path / "without", **given)
+    assert Store.open(without.run / "store").frames == store.frames
+    assert load_model(without.run).description.background is None
+    finetune(folder, tmp_path / "run", background=str(tmp_path / "noise"), **given)  # again: it is finished
+    predict(result.run, tmp_path / "noise" / "long.wav", tmp_path / "out.csv", reject=None, device="cpu")
+    assert (tmp_path / "out.detections.csv").read_text().count("background") == 0
+
+
+def test_finetune__background_beside_a_class_of_that_name_is_refused(tmp_path: Path) -> None:
+    folder = tone_folder(tmp_path / "sound")
+    for split in ("train", "validation"):
+        (folder / split / "low").rename(folder / split / "background")
+    with pytest.raises(SettingsError, match="have the label background already"):
+        finetune(folder, tmp_path / "run", background=str(folder), **TINY)
+    tone_store(tmp_path / "store")
+    with pytest.raises(SettingsError, match="background"):
+        finetune(tmp_path / "store", tmp_path / "other", background=str(folder), **TINY)
+
+
+def test_finetune__several_labels_have_no_level(tmp_path: Path) -> None:
+    tone_store(tmp_path / "store", multilabel=True)
+    assert load_model(finetune(tmp_path / "store", tmp_path / "run", epochs=1, **TINY).run).description.level is None

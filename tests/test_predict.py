@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -486,3 +487,30 @@ def test_predict__refuses_a_window_beyond_memory_before_it_writes(classifier: Pa
     with pytest.raises(SettingsError, match=r"32 windows of 1e\+12 s are spectrograms of .* more than this machine"):
         predict(classifier, recording, tmp_path / "out.csv", window=1e12, **CPU)
     assert list(tmp_path.iterdir()) == [recording]
+
+
+def test_predict__names_nothing_in_what_is_far_quieter_than_its_clips(
+    classifier: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faint = 10 ** (-80 / 20) * np.random.default_rng(0).normal(size=round(2 * CLIP * RATE))
+    recording = write(tmp_path / "gaps.wav", faint, tone("low", seconds=CLIP, seed=70), faint)
+    level = load_model(classifier).description.level
+    assert level is not None
+    predict(classifier, recording, tmp_path / "out.csv", **CPU)
+    assert {(row["start"], row["end"]) for row in table(tmp_path / "out.csv")} == {("0.670", "1.005")}
+    assert [row["label"] for row in table(tmp_path / "out.detections.csv")] == ["low"]
+    assert "4 windows of 5 are more than 10 dB quieter" in capsys.readouterr().err
+    predict(classifier, recording, tmp_path / "all.csv", reject=None, **CPU)
+    assert len({row["start"] for row in table(tmp_path / "all.csv")}) == 5
+    predict(classifier, recording, tmp_path / "far.csv", reject=200.0, **CPU)
+    assert (tmp_path / "far.csv").read_text() == (tmp_path / "all.csv").read_text()
+
+
+def test_predict__detects_no_background(classifier: Path, tmp_path: Path) -> None:
+    loaded = load_model(classifier)
+    save_model(tmp_path / "model", loaded.module, replace(loaded.description, background="low"))
+    parts = [tone(label, seconds=CLIP, seed=50 + i) for i, label in enumerate(("low", "high", "low"))]
+    recording = write(tmp_path / "three.wav", *parts)
+    predict(tmp_path / "model", recording, tmp_path / "out.csv", **CPU)
+    assert [row[2] for row in best(table(tmp_path / "out.csv"))] == ["low", "high", "low"]
+    assert [row["label"] for row in table(tmp_path / "out.detections.csv")] == ["high"]

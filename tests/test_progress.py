@@ -26,11 +26,26 @@ def test_meter__rate_and_remaining():
     assert meter.text("clips") == "0/100 clips"
     clock.now += 2
     meter.advance(40, failed=3)
-    assert (meter.rate, meter.remaining) == (20.0, 3.0)
-    assert meter.text("clips") == "40/100 clips, 20/s, 3 s left, 3 failed"
-    clock.now += 3
-    meter.advance(60)
-    assert meter.text("clips") == "100/100 clips, 20/s, 5 s, 3 failed"
+    assert (meter.rate, meter.remaining) == (20.0, None)
+    assert meter.text("clips") == "40/100 clips, 20/s, 3 failed"
+    clock.now += 4
+    meter.advance(40)
+    assert meter.text("clips") == "80/100 clips, 13/s, 2 s left, 3 failed"
+    clock.now += 2
+    meter.advance(20)
+    assert meter.text("clips") == "100/100 clips, 12/s, 8 s, 3 failed"
+
+
+def test_meter__the_first_batch_is_no_measure_of_what_is_left():
+    clock = Clock()
+    meter = Meter(101, clock=clock)
+    clock.now += 8  # memory is taken, kernels are chosen
+    meter.advance(1)
+    assert meter.remaining is None
+    for _ in range(20):
+        clock.now += 0.3
+        meter.advance(1)
+    assert meter.remaining == pytest.approx(24.0)
 
 
 def test_meter__what_was_done_before_does_not_count():
@@ -39,7 +54,9 @@ def test_meter__what_was_done_before_does_not_count():
     clock.now += 10
     meter.advance(10)
     assert meter.rate == 1.0
-    assert meter.remaining == 90.0
+    clock.now += 5
+    meter.advance(5)
+    assert meter.remaining == 85.0
 
 
 def test_meter__forgets_a_slow_start():

@@ -47,6 +47,9 @@ _BY_WIDTH = ("lp-ft", "scratch")
 _EVALUATIONS = 10
 """Evaluations at most of a run that is as long as its `min_steps`: they cost more than learning from few clips."""
 
+_LISTENED = 2000
+"""Clips by which the level of the quietest ones is known."""
+
 _RATE, _WIDTH = 1e-3, 128
 """The learning rate of an encoder, and its width; that of wider ones falls in proportion (Yang et al. 2021)."""
 
@@ -140,7 +143,8 @@ def finetune(
         from tymbal.models.folder import save_model
 
         provenance = {**description.provenance, "settings": recorded, "metrics": result.metrics}
-        save_model(result.model, merged(objective.model), replace(description, provenance=provenance))
+        level = None if clips.multilabel else _level(store, clips.train)
+        save_model(result.model, merged(objective.model), replace(description, provenance=provenance, level=level))
         if result.model == RunFolder(run).model:
             _write_confusion(RunFolder(run), result, clips.classes)
 
@@ -160,6 +164,20 @@ def finetune(
         eval_start=chosen.eval_start,
         finalise=finalise,
     )
+
+
+def _level(store: SpectrogramSource, rows: NDArray[np.int64]) -> float | None:
+    """Level of the quietest clips, see `ModelDescription.level`; None where none can be read any more."""
+    import numpy as np
+
+    from tymbal.features.normalisation import Normalisation, loudest
+    from tymbal.store.dataset import normalised_batches
+
+    some = rows[np.unique(np.linspace(0, len(rows) - 1, _LISTENED).astype(np.int64))]
+    as_it_is = Normalisation(mean=0.0, std=0.5, padding=store.padding)
+    batches = normalised_batches(store, some, normalisation=as_it_is, batch_size=64, device="cpu")
+    levels = [loudest(batch.x, batch.frames).numpy() for batch in batches]
+    return float(np.percentile(np.concatenate(levels), 1)) if levels else None
 
 
 def _resolved(
@@ -252,12 +270,13 @@ def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str
 def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
     """Refuses classes that occur only in validation, or too few, before sound is prepared."""
     from tymbal.evaluation.labelled_clips import refuse_too_few, refuse_unlearned
-    from tymbal.preparation.clips import given_labels
+    from tymbal.preparation.clips import BACKGROUND, given_labels
 
     labels = given_labels(
         source, PrepareSettings(label_csv=settings.label_csv, label_separator=settings.label_separator)
     )
     taught = sorted(labels.get("train", set()) | labels.get(None, set()))
+    taught += [] if settings.background is None or not taught else [BACKGROUND]
     refuse_too_few(taught, 1 if settings.loss == "bce" else 2, path=str(source))
     if labels.get("train"):
         refuse_unlearned(sorted(labels.get("validation", set()) - labels["train"]), path=str(source))
@@ -304,6 +323,7 @@ def _objective(
     from tymbal.models.classifier import GRIDS, Standardisation
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.classification import ClassificationObjective
+    from tymbal.preparation.clips import BACKGROUND
     from tymbal.settings.augmentation import SpectrogramViews
 
     # The same seed gives the same weights, independent of the caller's random numbers.
@@ -338,6 +358,7 @@ def _objective(
     }
     if start.head is not None:
         provenance["head"] = start.head
+    background = None if settings.background is None else BACKGROUND
     description = ModelDescription(
         encoder=model.encoder.config,
         features=start.features,
@@ -350,6 +371,7 @@ def _objective(
         skip_padding=model.skip_padding,
         standardise=isinstance(model.head_norm, Standardisation),
         multilabel=clips.multilabel,
+        background=background,
         head_eps=start.head_eps,
         objective=start.objective,
         provenance=provenance,

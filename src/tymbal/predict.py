@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.audio.failures import Failure
-from tymbal.progress import Progress, counted, duration
+from tymbal.progress import Progress, counted, duration, tell
 from tymbal.settings import PredictSettings
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def predict(
     recordings, closed = find_recordings(files)
     kind = output_format(output, chosen, recordings)
     ready = ready_model(model, chosen)
-    scorer = ready.scorer()
+    scorer = ready.scorer(reject=chosen.reject)
     cut = cut_for(scorer.description, window=chosen.window, hop=chosen.hop, batch_size=chosen.batch_size)
     predictions = Predictions(scorer, chosen, kind)
 
@@ -112,6 +112,9 @@ def predict(
         remaining = [recording for recording in recordings if recording.key not in done]
         walk(remaining, spool, cut, score, batch_size=chosen.batch_size, progress=progress)
 
+    decided = configuration.deciding(chosen)
+    if scorer.floor is None:
+        del decided["reject"]  # as before there was such a setting
     job = Job(
         title="Predicting",
         items=recordings,
@@ -123,7 +126,7 @@ def predict(
             "model": scorer.fingerprint,
             "precision": str(ready.dtype),
             "scores": predictions.what,
-            **configuration.deciding(chosen),
+            **decided,
         },
         compute=compute,
         failures=lambda outcomes: [*closed, *failures_of(outcomes)],
@@ -131,6 +134,11 @@ def predict(
     )
     finished = run_job(job, output, failures_file=failures_path(output, kind))
     detections, written = finished.written
+    if predictions.rejected:
+        tell(
+            f"{counted(predictions.rejected, 'window')} of {predictions.scored:,} are more than {chosen.reject:g} dB "
+            "quieter than what the model has learned from, and have no label (--reject)"
+        )
     return PredictResult(
         output=output,
         written=written,

@@ -32,8 +32,8 @@ from tymbal.errors import AudioError, SettingsError, StoreError, what_to_do
 from tymbal.files import locked
 from tymbal.preparation.build import Built, Task, read_sidecar
 from tymbal.preparation.build_views import show_views
-from tymbal.preparation.clips import Header, Listed, list_clips, read_headers
-from tymbal.preparation.plan import Plan, make_plan
+from tymbal.preparation.clips import BACKGROUND, Header, Listed, list_clips, read_headers, with_background
+from tymbal.preparation.plan import LONGEST_WINDOW, Plan, make_plan
 from tymbal.preparation.record import (
     FAILURES,
     Record,
@@ -53,6 +53,7 @@ from tymbal.preparation.task_pool import TaskPool, bytes_of, bytes_present, dask
 from tymbal.progress import Progress, duration, tell
 from tymbal.settings import (
     FeatureSettings,
+    FinetuneSettings,
     PrepareSettings,
     PtSettings,
     SoundSettings,
@@ -307,10 +308,15 @@ def prepare_spectrograms(path: Path, run: Path, features: FeatureSettings, setti
         sound = _with_validation(path, validation, settings.label_separator, keep_repeats=keep_repeats)
     elif keep_repeats and not path.is_dir():
         sound = read_source(path, label_separator=settings.label_separator, keep_repeats=True)
+    label_csv = settings.label_csv
+    if isinstance(settings, FinetuneSettings) and settings.background is not None:
+        sound, label_csv, cut = with_background(sound, Path(settings.background), settings), None, True
+        if settings.window is None and settings.frames is None:
+            keywords["window"] = _longest_clip(sound)
     prepared = prepare(
         sound,
         run / "store",
-        label_csv=settings.label_csv,
+        label_csv=label_csv,
         label_separator=settings.label_separator,
         validation=settings.validation,
         frames=settings.frames,
@@ -334,6 +340,17 @@ def _tell_of_windows(store: Store) -> None:
             f"{longer:,} files are longer than a clip and become several windows; the notebooks of this recipe take "
             "the beginning of each file only, as tymbal prepare --longer crop-start does"
         )
+
+
+def _longest_clip(listing: Listing) -> float | None:
+    """Seconds of the longest clip that is no background, as prepared without one; None where none can be opened."""
+    clips = [clip for clip in listing.clips if clip.labels != (BACKGROUND,)]
+    headers = read_headers(list(dict.fromkeys(clip.file for clip in clips)))
+    lengths = {header.file: header.seconds for header in headers if isinstance(header, Header)}
+    ends = [lengths[clip.file] if clip.end is None else clip.end for clip in clips if clip.file in lengths]
+    starts = [clip.start for clip in clips if clip.file in lengths]
+    longest = max((end - start for start, end in zip(starts, ends, strict=True)), default=None)
+    return None if longest is None else min(longest, LONGEST_WINDOW)
 
 
 def prepare_waveforms(path: Path, run: Path, settings: ViewPairSettings) -> Store:

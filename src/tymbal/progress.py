@@ -65,11 +65,16 @@ def counted(count: int, name: str) -> str:
     return f"{count:,} {name}" if count == 1 else f"{count:,} {name}s"
 
 
+_SETTLING = 4.0
+"""Seconds after the first items before what is left is estimated."""
+
+
 class Meter:
     """Counts what is done and tells rate and remaining time.
 
-    The rate is that of the last `span` seconds, so that the first slow batch of a training run or a nap of the machine
-    does not spoil the estimate for the rest. Items done before the start (a resumed run) do not count.
+    The rate is that of the last `span` seconds, so that a nap of the machine does not spoil the estimate for the rest.
+    Nor does the first batch, which is a slow one: what is left is estimated from some seconds after it on, and by what
+    came after it. Items done before the start (a resumed run) do not count.
 
     Args:
         total: The number of items; None if unknown.
@@ -87,6 +92,7 @@ class Meter:
         self._span = span
         self._clock = clock
         self._start = clock()
+        self._first: tuple[float, int] | None = None
         self._marks: deque[tuple[float, int]] = deque([(self._start, done)])
 
     def advance(self, count: int = 1, *, failed: int = 0) -> None:
@@ -94,6 +100,8 @@ class Meter:
         now = self._clock()
         self.done += count
         self.failed += failed
+        if self._first is None and self.done > self._marks[0][1]:
+            self._first = now, self.done
         # A mark a hundredth of the span is plenty, and keeps the deque short at a hundred thousand clips a second.
         if now - self._marks[-1][0] >= self._span / 100:
             self._marks.append((now, self.done))
@@ -114,9 +122,14 @@ class Meter:
 
     @property
     def remaining(self) -> float | None:
-        """Seconds left at this rate; None where the total or the rate is unknown."""
-        rate = self.rate
-        return None if self.total is None or rate is None else max(0.0, (self.total - self.done) / rate)
+        """Seconds left; None where the total is unknown, and within some seconds after the first items."""
+        if self.total is None or self._first is None:
+            return None
+        now, left = self._clock(), max(0, self.total - self.done)
+        since, before = max(self._first, self._marks[0])
+        if now - self._first[0] < _SETTLING or self.done == before:
+            return None if left else 0.0
+        return left * (now - since) / (self.done - before)
 
     def text(self, unit: str = "") -> str:
         """One line: `1,200/8,000 clips, 340/s, 20 s left, 3 failed`."""

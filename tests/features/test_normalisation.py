@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tymbal.features.normalisation import Normalisation
+from tymbal.features.normalisation import Normalisation, loudest
 
 
 def test_dataset__subtracts_the_mean_and_puts_the_models_padding_behind_the_sound() -> None:
@@ -54,3 +54,9 @@ def test_without__takes_padding_anywhere() -> None:
     behind = normalisation(values, torch.tensor([4, 4]))
     moved = normalisation.without(values.roll(2, 1), torch.tensor([[True, True, False, False, False, False]] * 2))
     torch.testing.assert_close(moved, behind.roll(2, 1))
+
+
+def test_loudest__is_of_the_real_frames() -> None:
+    spectrogram = torch.full((2, 4, 3), -5.0)
+    spectrogram[0, 1, 2], spectrogram[0, 3, 0], spectrogram[1, 3, 1] = 2.0, 9.0, 4.0
+    assert loudest(spectrogram.half(), torch.tensor([3, 4])).tolist() == [2.0, 4.0]

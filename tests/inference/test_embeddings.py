@@ -6,8 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
-from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, rows_of
+import tymbal
+from small_model import small_model
+from tones import RATE, tone
+from tymbal.errors import StoreError
+from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_embeddings, rows_of
 
 
 def embeddings(path: Path, values: np.ndarray) -> Path:
@@ -46,3 +51,21 @@ def test_nearest__an_index_is_kept_until_the_file_changes(tmp_path: Path):
     assert kept.stat().st_mtime_ns == made
     embeddings(path, values[::-1].copy()[:400])
     assert nearest_approximately(path, values[-1], 1)[0].tolist() == [0]
+
+
+def test_read_embeddings__a_flipped_byte_is_noticed(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone("low", seconds=3, seed=1), RATE)
+    tymbal.embed(small_model(tmp_path / "model"), tmp_path / "a.wav", tmp_path / "a.parquet", device="cpu")
+    data = (tmp_path / "a.parquet").read_bytes()
+    whole = [batch.to_pydict() for batch in read_embeddings(tmp_path / "a.parquet")]
+    noticed = 0
+    for place in range(4, len(data) - 8, 131):
+        (tmp_path / "b.parquet").write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        try:
+            found = [batch.to_pydict() for batch in read_embeddings(tmp_path / "b.parquet")]
+        except StoreError as error:
+            assert "b.parquet" in str(error)
+            noticed += 1
+        else:
+            assert found == whole
+    assert noticed > 0

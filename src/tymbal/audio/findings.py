@@ -193,6 +193,7 @@ def _table(counts: Iterable[tuple[str, int]], most: int = _MOST) -> str:
     counts = list(counts)
     if len(counts) == 1:
         return counts[0][0]
+    most += len(counts) == most + 1  # one more takes no more room than saying so
     shown = ", ".join(f"{name} ({count:,})" for name, count in counts[:most])
     return shown if len(counts) <= most else f"{shown} and {len(counts) - most} more"
 

@@ -126,9 +126,10 @@ def refuse_unlearned(labels: Sequence[str], *, path: str | Path) -> None:
         StoreError: There are such labels; the message names them.
     """
     if labels:
-        more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED else ""
+        more = f" and {len(labels) - _NAMED} more" if len(labels) > _NAMED + 1 else ""
+        named = ", ".join(labels[: _NAMED if more else len(labels)])
         raise StoreError(
-            f"no clip to learn from has the label that validation clips have: {', '.join(labels[:_NAMED])}{more}",
+            f"no clip to learn from has the label that validation clips have: {named}{more}",
             path=path,
             advice="Move clips of it into the training part, correct a misspelt name, or leave it out.",
         )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["ENERGY_FLOOR", "LOG_FLOOR", "Moments", "Normalisation", "NormalizeBy", "time_parts"]
+__all__ = ["ENERGY_FLOOR", "LOG_FLOOR", "Moments", "Normalisation", "NormalizeBy", "loudest", "time_parts"]
 
 NormalizeBy = Literal["dataset", "clip"]
 
@@ -70,6 +70,20 @@ class Normalisation:
         variance = centred.masked_fill(behind, 0.0).square().sum((1, 2), keepdim=True) / count
         normal = centred / (2 * variance.sqrt().clamp(min=_FLATTEST))
         return normal.masked_fill(behind, (self.padding - self.mean) / (2 * self.std))
+
+
+def loudest(spectrogram: Tensor, frames: Tensor) -> Tensor:
+    """The largest log-mel value of each spectrogram, which background noise has far below what it lies behind.
+
+    Args:
+        spectrogram: Log-mel, [batch, frames, mels].
+        frames: Frames of real sound, int64 [batch], at least 1.
+
+    Returns:
+        float32 [batch].
+    """
+    behind = torch.arange(spectrogram.shape[1], device=frames.device) >= frames[:, None]
+    return spectrogram.float().masked_fill(behind.unsqueeze(2), -torch.inf).amax(dim=(1, 2))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the schema under `tymbal`, so that a search embeds its example alike.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,24 @@ def read_record(path: Path) -> dict[str, Any]:
         raise StoreError(f"is damaged: {error}", path=path, advice="Embed again.") from None
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file whose checksums are compared as it is read; those of earlier versions have none."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        what = str(error).splitlines()[0]
+        raise StoreError(f"is damaged, or cannot be read: {what}", path=path, advice="Embed again.") from None
+
+
 def read_embeddings(path: Path) -> Iterator[pa.RecordBatch]:
-    """The embeddings of a Parquet file in pieces."""
-    with pq.ParquetFile(path) as file:
+    """The embeddings of a Parquet file in pieces.
+
+    Raises:
+        StoreError: They are not what was written.
+    """
+    with _opened(path) as file:
         size = file.schema_arrow.field(EMBEDDING).type.list_size
         yield from file.iter_batches(batch_size=max(1, CHUNK_BYTES // (4 * size)), columns=[EMBEDDING])
 
@@ -129,7 +145,7 @@ def rows_of(path: Path, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
     by_row: dict[int, dict[str, Any]] = {}
     ordered = np.sort(rows)
     first = 0
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         for batch in file.iter_batches(columns=columns):
             inside = ordered[(ordered >= first) & (ordered < first + batch.num_rows)]
             if len(inside):
@@ -141,7 +157,7 @@ def rows_of(path: Path, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
 def _build(kind: Any, path: Path, output: Path, *, dimensions: int) -> None:
     index = kind(ndim=dimensions, metric="cos", dtype="f32")
     first = 0
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         count = file.metadata.num_rows
     with Progress(count, "Indexing", unit="embeddings") as progress:
         for batch in read_embeddings(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tymbal.compute.device import choose_device, choose_precision
 from tymbal.errors import ModelError
 from tymbal.features.bank import filter_bank
 from tymbal.features.kaldi import LOG_FLOOR
+from tymbal.features.normalisation import loudest
 from tymbal.inference.encoding import Encoded, FrozenEncoder, check_layer, column_seconds, encode
 from tymbal.inference.streaming import Window
 from tymbal.models.classifier import SpectrogramClassifier, pooled_width
@@ -40,7 +42,12 @@ class FrontEnd:
         self._fbank = filter_bank(description.features)
 
     def __call__(self, windows: Sequence[Window], *, length: int) -> tuple[Tensor, Tensor]:
-        """Computes normalised spectrograms.
+        """Computes normalised spectrograms; see `spectrograms`."""
+        spectrograms, frames = self.spectrograms(windows, length=length)
+        return self._description.normalisation(spectrograms, frames), frames
+
+    def spectrograms(self, windows: Sequence[Window], *, length: int) -> tuple[Tensor, Tensor]:
+        """Computes spectrograms as they are.
 
         Args:
             windows: Windows of at most `length` samples and at least one frame; shorter ones are padded as the model
@@ -48,7 +55,8 @@ class FrontEnd:
             length: Samples of a full window.
 
         Returns:
-            float32 [windows, frames, mels] on the device, and the frames of each that hold sound, int64 [windows].
+            Log-mel, float32 [windows, frames, mels] on the device, and the frames of each that hold sound, int64
+            [windows].
         """
         features = self._description.features
         count = max(features.frames_of(length), self._description.encoder.patch[1])
@@ -58,8 +66,7 @@ class FrontEnd:
             known = self._fbank(torch.from_numpy(window.samples))
             spectrograms[number, : len(known)] = known
             frames[number] = len(known)
-        frames = frames.to(self._device)
-        return self._description.normalisation(spectrograms.to(self._device), frames), frames
+        return spectrograms.to(self._device), frames.to(self._device)
 
 
 class Scorer:
@@ -70,9 +77,12 @@ class Scorer:
         device: The device to compute on.
         dtype: Arithmetic, bfloat16 or float16; None is float32.
         source: The path that the user gave, for messages.
+        reject: Windows that are so many dB quieter than the quietest clips that it has learned from have no label. None
+            is that all have one, as where these are not known.
 
     Attributes:
         labels: Names of the labels, in the order of the scores.
+        floor: The largest log-mel value of a window without a label; None is that all have one.
         sample_rate: Rate of the sound that it takes, in Hz.
         fingerprint: Hash of the weights.
 
@@ -87,6 +97,7 @@ class Scorer:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         source: str | None = None,
+        reject: float | None = None,
     ) -> None:
         description = loaded.description
         if not isinstance(loaded.module, SpectrogramClassifier) or not description.labels:
@@ -98,6 +109,9 @@ class Scorer:
         self.description = description
         self.labels = description.labels
         self.sample_rate = description.features.sample_rate
+        self.floor = None
+        if reject is not None and description.level is not None:
+            self.floor = description.level - reject * math.log(10) / 10
         self.fingerprint = fingerprint(loaded.module)
         self._device, self._dtype = torch.device(device), dtype
         self._model = loaded.module.to(self._device).eval()
@@ -118,12 +132,16 @@ class Scorer:
 
         Returns:
             Probabilities [windows, labels]: they sum to 1 where a clip has one label, each is independent where it
-            may have several.
+            may have several. Windows that are too quiet for a label have -1 for all.
         """
-        x, frames = self._front(windows, length=length)
+        spectrograms, frames = self._front.spectrograms(windows, length=length)
+        x = self.description.normalisation(spectrograms, frames)
         with torch.inference_mode(), torch.autocast(self._device.type, dtype=self._dtype, enabled=bool(self._dtype)):
             logits = self._model(x, frames=frames)
-        return probabilities(logits, multilabel=self.description.multilabel)
+        scores = probabilities(logits, multilabel=self.description.multilabel)
+        if self.floor is not None:
+            scores[(loudest(spectrograms, frames) < self.floor).cpu().numpy()] = -1.0
+        return scores
 
 
 def probabilities(logits: Tensor, *, multilabel: bool) -> NDArray[np.float32]:
@@ -264,13 +282,13 @@ class ReadyModel:
         """The model's description: the spectrograms that it was trained on, and its normalisation."""
         return self.loaded.description
 
-    def scorer(self) -> Scorer:
-        """The model as a classifier.
+    def scorer(self, *, reject: float | None = None) -> Scorer:
+        """The model as a classifier; see `Scorer`.
 
         Raises:
             ModelError: It has no classifier.
         """
-        return Scorer(self.loaded, device=self.device, dtype=self.dtype, source=self.source)
+        return Scorer(self.loaded, device=self.device, dtype=self.dtype, source=self.source, reject=reject)
 
     def embedder(self, *, pooling: str = "mean", layer: int | None = None, skip_padding: bool = True) -> Embedder:
         """The model's encoder for windows of sound; see `Embedder`."""

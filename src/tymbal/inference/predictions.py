@@ -115,6 +115,8 @@ class Predictions:
 
     Attributes:
         what: Which scores are spooled: those of `windows` or of `detections`.
+        scored: Windows that came so far.
+        rejected: Those of them that are too quiet for a label.
 
     Raises:
         SettingsError: A threshold is for a label that the model does not have.
@@ -127,10 +129,15 @@ class Predictions:
         self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
         listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
         self.what = "detections" if kind.per_recording else "windows"
+        if scorer.description.background is not None:  # nothing is to be found there
+            self._detected[scorer.labels.index(scorer.description.background)] = np.inf
         self._least_scores = self._detected if kind.per_recording else listed
+        self.scored = self.rejected = 0
 
     def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
         """The scores of a batch [windows, labels] that reach their threshold, best first in each window."""
+        self.scored += len(scores)
+        self.rejected += int((scores[:, 0] < 0).sum())
         order = np.argsort(-scores, axis=1, kind="stable")[:, : self._settings.top]
         ordered = np.take_along_axis(scores, order, axis=1)
         window, place = np.nonzero(ordered >= self._least_scores[order])

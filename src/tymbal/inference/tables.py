@@ -267,6 +267,9 @@ class Csv(RowFormat, EmbeddingFormat):
             )
 
 
+_PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+
+
 class Parquet(RowFormat, EmbeddingFormat):
     """Apache Parquet, compressed with zstd; numbers are stored unrounded."""
 
@@ -278,7 +281,7 @@ class Parquet(RowFormat, EmbeddingFormat):
         """Opens a file for rows, see `RowFormat`."""
         schema = pa.schema([(name, _TYPES[kind]) for name, kind in columns.items()])
         rows: list[Row] = []
-        with replace_file(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd") as writer:
+        with replace_file(path) as aside, pq.ParquetWriter(aside, schema, **_PARQUET) as writer:
 
             def flush() -> None:
                 transposed = zip(*rows, strict=True) if rows else [() for _ in columns]
@@ -296,7 +299,7 @@ class Parquet(RowFormat, EmbeddingFormat):
 
     def read(self, path: Path) -> Iterator[dict[str, Any]]:
         """Reads rows, a row group at a time."""
-        with pq.ParquetFile(path) as table:
+        with pq.ParquetFile(path, page_checksum_verification=True) as table:
             for batch in table.iter_batches():
                 yield from batch.to_pylist()
 
@@ -308,7 +311,7 @@ class Parquet(RowFormat, EmbeddingFormat):
         described = schema.with_metadata({RECORD_KEY: json.dumps(record).encode()})
         buffered: list[pa.Table] = []
         size = 0
-        with replace_file(path) as aside, pq.ParquetWriter(aside, described, compression="zstd") as writer:
+        with replace_file(path) as aside, pq.ParquetWriter(aside, described, **_PARQUET) as writer:
 
             def flush() -> None:
                 nonlocal size

@@ -52,6 +52,9 @@ class ModelDescription:
         objective: How it was pretrained, as settings.
         embedding: How its tokens are pooled into an embedding where nothing else is asked for; `None` is the mean, as
             of all models before this was recorded.
+        level: Level of the quietest clips that a classifier of one label a clip has learned from: the first percentile
+            of their largest log-mel values. `None` is not known, as of all models before this was recorded.
+        background: The label of clips in which nothing is to be found; `None` where there is none.
         provenance: Where it comes from, for the model card: `verb`, `version`, `created`, `from`, `data`, `settings`,
             `metrics`, whichever are known.
     """
@@ -70,6 +73,8 @@ class ModelDescription:
     standardise: bool = False
     objective: dict[str, Any] | None = None
     embedding: str | None = None
+    level: float | None = None
+    background: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -123,8 +128,9 @@ class ModelDescription:
             del values["encoder"]["attend_to_padding"]
         if self.encoder.positions == "resize":
             del values["encoder"]["positions"]
-        if self.embedding is None:
-            del values["embedding"]
+        for name in ("embedding", "level", "background"):
+            if values[name] is None:
+                del values[name]
         if not self.encoder.stem:
             del values["encoder"]["stem"]
         return values

@@ -17,11 +17,20 @@ from tymbal.audio.failures import Failure, check_reachable, printable
 from tymbal.audio.findings import remarked
 from tymbal.audio.manifest import Clip, Manifest
 from tymbal.audio.sources import Listing, read_source
-from tymbal.errors import AudioError
+from tymbal.errors import AudioError, SettingsError
 from tymbal.progress import counted
-from tymbal.settings import PrepareSettings
+from tymbal.settings import FinetuneSettings, PrepareSettings
 
-__all__ = ["ADDED", "Header", "Listed", "given_labels", "list_clips", "read_headers"]
+__all__ = [
+    "ADDED",
+    "BACKGROUND",
+    "Header",
+    "Listed",
+    "given_labels",
+    "list_clips",
+    "read_headers",
+    "with_background",
+]
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,35 @@ def _staying(failures: Sequence[Failure]) -> list[str]:
         "Still left out, since it could not be opened when this was begun or came later: "
         f"{counted(len(names), 'file')}, as {names[0]}. A new output folder would have it."
     ]
+
+
+BACKGROUND = "background"
+"""The label of clips in which nothing is to be found."""
+
+
+def with_background(source: str | os.PathLike[str] | Listing, folder: Path, settings: FinetuneSettings) -> Listing:
+    """The clips of a source with their labels, and those of a folder of background behind them.
+
+    Raises:
+        ManifestError: One of them cannot be read.
+        SettingsError: The source has clips of that label already.
+    """
+    read = read_source(source, label_csv=settings.label_csv, label_separator=settings.label_separator)
+    clips, notes = label_clips(read.clips, PrepareSettings(), labelled=read.labelled)
+    if any(BACKGROUND in clip.labels for clip in clips):
+        raise SettingsError(
+            f"the clips have the label {BACKGROUND} already",
+            advice="Leave background out: they are learned as any other class.",
+        )
+    other = read_source(folder)
+    silent = [clip.but(labels=(BACKGROUND,), split=None, id=Path(clip.file).as_posix()) for clip in other.clips]
+    return Listing(
+        [*split_by_folders(clips), *silent],
+        read.root,
+        labelled=True,
+        notes=[*read.notes, *notes],
+        failures=[*read.failures, *other.failures],
+    )
 
 
 def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSettings) -> dict[str | None, set[str]]:

@@ -257,8 +257,8 @@ def _named(what: str, files: Iterable[str]) -> list[str]:
     names = sorted(files)
     if not names:
         return []
-    more = f" and {len(names) - 3:,} more" if len(names) > 3 else ""
-    return [f"{what}: {', '.join(names[:3])}{more}"]
+    more = f" and {len(names) - 3:,} more" if len(names) > 4 else ""
+    return [f"{what}: {', '.join(names[: 3 if more else 4])}{more}"]
 
 
 _SPARE = 1.05  # for the index and other files beside the shards

@@ -105,7 +105,8 @@ class PredictSettings:
 
     Attributes:
         window: Length of a window in seconds. `None` is the length that the model was trained on.
-        hop: Seconds from one window to the next. `None` is the window: no overlap.
+        hop: Seconds from one window to the next. `None` is the window: no overlap, so that what lies across two windows
+            may be missed; a quarter of a window finds more, in four times the time.
         threshold: Lower scores are left out. `None` is 0 in the table of windows, 0.5 for detections.
         label_thresholds: Thresholds of single labels, which stand above `threshold`: `robin=0.3 wren=0.8`.
         top: Keep this many best labels a window. `None` keeps all.
@@ -113,7 +114,11 @@ class PredictSettings:
         gap: Seconds between two windows that are joined nevertheless.
         format: `csv`, `parquet`, `json` (an array) or `jsonl`: a table of windows and beside it one of detections;
             `raven` or `audacity`: a file of detections for each recording, in a folder. `None` tells by the ending of
-            the output.
+            the output. Cells are what files and labels are called: a spreadsheet takes those that begin with =, +, - or
+            @ for formulas, unless their columns are imported as text.
+        reject: Windows that are so many dB quieter than the quietest clips that a classifier of one label a clip has
+            learned from have no label, and no row: such a classifier has to name something everywhere. `None` keeps
+            them all. Models of earlier versions do not know how loud their clips were, and keep all.
         batch_size: Windows a batch.
         precision: As in training.
         device: As in training.
@@ -128,6 +133,7 @@ class PredictSettings:
     top: int | None = None
     merge: bool = setting(True, resumable=True)
     gap: float = setting(0.0, resumable=True)
+    reject: float | None = 10.0
     format: str | None = setting(None, resumable=True, choices=("csv", "parquet", "json", "jsonl", "raven", "audacity"))
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
@@ -143,6 +149,7 @@ class PredictSettings:
             check(_is_threshold(item), "label_thresholds", item, "a label and a score from 0 to 1, as in robin=0.3")
         check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
         check(self.gap >= 0, "gap", self.gap, "a time in seconds, 0 or more")
+        check(self.reject is None or self.reject >= 0, "reject", self.reject, "0 dB or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 

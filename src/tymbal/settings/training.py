@@ -419,6 +419,9 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         balance: Draw clips by weights instead of each once an epoch: 1000 / count of each of its labels, added up, so
             that rare classes come as often as common ones.
         weights_csv: Weights to draw by: a line for each entry of the training list, in its order.
+        background: Folder of sound in which nothing is to be found, cut into windows as long as the clips: one more
+            class, `background`, which `predict` detects nowhere. Without it a classifier of one label a clip names
+            something everywhere.
         classes: The classes of the model: those `seen` in training, or all of the `table` in `label_csv`, in its order.
         ensemble: Also score the mean of the predictions of all evaluations so far (SSAST's cumulative figures).
         dropout: Dropout before the head's linear layer.
@@ -471,6 +474,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     view_strength: float = setting(0.0, before=0.0, group="augmentation")
     balance: bool = setting(False, group="balance")
     weights_csv: str | None = setting(None, group="balance")
+    background: str | None = setting(None, path=True, data=True, only_for=("sound",), first=True)
     classes: Literal["seen", "table"] = "seen"
     ensemble: bool = False
     dropout: float = 0.0
@@ -512,6 +516,10 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
             )
         if self.classes == "table" and self.label_csv is None:
             raise SettingsError("classes is table, but there is no table", advice="Give label_csv.")
+        if self.background is not None and self.classes == "table":
+            raise SettingsError(
+                "background is a class that the table of labels does not have", advice="Leave classes out."
+            )
         if self.weights_csv is not None and not self.balance:
             raise SettingsError("weights_csv has no effect without balance", advice="Set balance, or leave it out.")
         check(0 <= self.dropout < 1, "dropout", self.dropout, "a fraction below 1")
