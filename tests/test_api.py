@@ -17,7 +17,7 @@ from tymbal.errors import SettingsError
 from tymbal.files import sole_writer
 
 VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "report", "embed", "similar")
-VERBS += ("explore", "push", "doctor", "convert", "demo")
+VERBS += ("explore", "merge", "push", "doctor", "convert", "demo")
 
 
 @pytest.mark.parametrize("name", tymbal.__all__)
@@ -70,10 +70,10 @@ def test_scan__needs_no_torch(tmp_path):
     assert not _imported(code) & {"torch", "transformers"}
 
 
-@pytest.mark.parametrize("verb", ["convert", "finetune", "pretrain", "probe", "report", "scan", "similar"])
+@pytest.mark.parametrize("verb", ["convert", "finetune", "merge", "pretrain", "probe", "report", "scan", "similar"])
 def test_verbs__one_process_writes_an_output(verb: str, tmp_path: Path) -> None:
     output = tmp_path / "out.html"
-    sources = [str(tmp_path)] * {"probe": 2, "similar": 3}.get(verb, 1)
+    sources = [str(tmp_path)] * {"merge": 2, "probe": 2, "similar": 3}.get(verb, 1)
     with sole_writer(output), pytest.raises(SettingsError, match="another process is writing this output"):
         getattr(tymbal, verb)(*sources, output)
     assert not list(tmp_path.iterdir())

@@ -131,7 +131,19 @@ def test_help__of_a_group_that_there_is_not(capsys):
 
 def test_help__verbs_come_in_the_order_of_the_way(capsys):
     text = shown(capsys, "--help")
-    verbs = ["scan", "prepare", "pretrain", "probe", "finetune", "predict", "embed", "similar", "push", "convert"]
+    verbs = [
+        "scan",
+        "prepare",
+        "pretrain",
+        "probe",
+        "finetune",
+        "merge",
+        "predict",
+        "embed",
+        "similar",
+        "push",
+        "convert",
+    ]
     places = [text.index(f"\n  {verb} ") for verb in verbs]
     assert places == sorted(places)
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from tymbal.explore import explore
     from tymbal.finetune import finetune
+    from tymbal.merge import merge
     from tymbal.models.folder import LoadedModel, load_model, save_model
     from tymbal.predict import predict
     from tymbal.prepare import prepare
@@ -74,6 +75,7 @@ __all__ = [
     "explore",
     "finetune",
     "load_model",
+    "merge",
     "predict",
     "prepare",
     "pretrain",
@@ -97,6 +99,7 @@ _ORIGIN = {
     "explore": "tymbal.explore",
     "finetune": "tymbal.finetune",
     "load_model": "tymbal.models.folder",
+    "merge": "tymbal.merge",
     "predict": "tymbal.predict",
     "prepare": "tymbal.prepare",
     "pretrain": "tymbal.pretrain",

@@ -150,6 +150,21 @@ _TABLE = (
         heading=_WAY,
     ),
     Verb(
+        name="merge",
+        text="Make one classifier of two with one encoder, or teach one further labels from clips of these alone.",
+        arguments=(
+            Argument(name="first", text="A classifier: a run, a model folder, a model of the Hub.", kind=str),
+            Argument(
+                name="second",
+                text="Another one; or clips of further labels: a folder a label, a folder named as its label, a list "
+                "or a store.",
+                kind=str,
+            ),
+            _output("The model folder to write.", required=True),
+        ),
+        heading=_WAY,
+    ),
+    Verb(
         name="predict",
         text="Score recordings of any length, window by window. Run again after a stop, it continues.",
         arguments=(

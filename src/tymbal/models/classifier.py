@@ -248,6 +248,8 @@ class SpectrogramClassifier(nn.Module):
         head_eps: Epsilon of the head's layer norm. `None` is the encoder's, the only one that a Hugging Face
             configuration can express; SSAST has 1e-5 here.
         standardise: Whether the head has a `Standardisation` in the place of its layer norm.
+        groups: Sizes of the groups of labels that exclude each other, where several classifiers stand side by side;
+            together they are all labels. Empty for one classifier.
     """
 
     def __init__(
@@ -260,9 +262,11 @@ class SpectrogramClassifier(nn.Module):
         dropout: float = 0.0,
         head_eps: float | None = None,
         standardise: bool = False,
+        groups: tuple[int, ...] = (),
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.groups = groups
         self.encoder.mask_token.requires_grad = False
         self.pooling = pooling
         self.skip_padding = skip_padding and pooling != "cls"
@@ -294,9 +298,26 @@ class SpectrogramClassifier(nn.Module):
         return pool(output.tokens, how=self.pooling, grid=output.grid, real_columns=real)
 
     def forward(self, spectrogram: Tensor, *, frames: Tensor | None = None) -> Tensor:
-        """Normalised spectrograms [batch, frames, mels] to logits [batch, labels]; `frames` as in `embed`."""
+        """Normalised spectrograms [batch, frames, mels] to logits [batch, labels]; `frames` as in `embed`.
+
+        With groups these are the log-odds of each label within its group: their sigmoid is the group's softmax.
+        """
         pooled = self.embed(spectrogram, frames=frames)
-        return cast(Tensor, self.head(self.head_dropout(self.head_norm(pooled))))
+        logits: Tensor = self.head(self.head_dropout(self.head_norm(pooled)))
+        return (
+            torch.cat([_log_odds(part) for part in logits.split_with_sizes(self.groups, 1)], 1)
+            if self.groups
+            else logits
+        )
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Log-odds of each label of a softmax against all others, [batch, labels]; of a single one its own logit."""
+    count = logits.shape[1]
+    if count == 1:
+        return logits
+    own = torch.eye(count, dtype=torch.bool, device=logits.device)
+    return logits - logits.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(2)
 
 
 SCRIPT_POOLING = "all-normed-twice"

@@ -19,10 +19,21 @@ if TYPE_CHECKING:
 
 Shape = TypeVar("Shape", EncoderConfig, FeatureSettings)
 
-__all__ = ["AUDIOSET_MEAN", "AUDIOSET_STD", "SCHEMA", "ModelDescription", "features_of", "normalisation_of"]
+__all__ = [
+    "AUDIOSET_MEAN",
+    "AUDIOSET_STD",
+    "GROUPED",
+    "SCHEMA",
+    "ModelDescription",
+    "features_of",
+    "normalisation_of",
+]
 
 SCHEMA = 1
 """Version of the description in a model folder. It goes up when older readers would misunderstand it."""
+
+GROUPED = 2
+"""Version of the description of a classifier with groups of labels, which older readers would take for one softmax."""
 
 _LONGEST_FRAME, _MOST_MELS = 1 << 22, 1 << 14
 _ANY_LENGTH: dict[Any, Any] = {tuple[int, int]: tuple[int, ...]}
@@ -47,6 +58,8 @@ class ModelDescription:
         pooling: How the classifier pools tokens; `None` for an encoder.
         skip_padding: Whether the classifier pools over the patches that hold sound only; never with `cls`.
         multilabel: Whether a clip can have several labels (a sigmoid each) or has one (softmax).
+        groups: Sizes of the groups of labels that exclude each other, of classifiers side by side; `multilabel` then
+            holds, with the softmax of its group as the score of a label. Empty for all others.
         head_eps: Epsilon of the classifier's layer norm; `None` is the encoder's.
         standardise: Whether the classifier standardises what it pools, instead of a layer norm.
         objective: How it was pretrained, as settings.
@@ -69,6 +82,7 @@ class ModelDescription:
     pooling: str | None = None
     skip_padding: bool = False
     multilabel: bool = False
+    groups: tuple[int, ...] = ()
     head_eps: float | None = None
     standardise: bool = False
     objective: dict[str, Any] | None = None
@@ -83,6 +97,9 @@ class ModelDescription:
                 raise SettingsError(f"{name} of the model is {getattr(self, name)}, and not a finite number")
         if self.std <= 0:
             raise SettingsError(f"std of the model is {self.std:g}, and not above 0")
+        fitting = self.multilabel and min(self.groups, default=1) >= 1 and sum(self.groups) == len(self.labels)
+        if self.groups and not fitting:
+            raise SettingsError(f"groups of {self.groups} labels are not the {len(self.labels)} labels of the model")
         if self.features.window_samples > _LONGEST_FRAME or self.features.mel_bins > _MOST_MELS:
             raise SettingsError(
                 f"its frames of {self.features.window_samples:,} samples and {self.features.mel_bins:,} mel bins are "
@@ -123,7 +140,9 @@ class ModelDescription:
 
     def to_json(self) -> dict[str, Any]:
         """The description as plain JSON values."""
-        values = {"schema": SCHEMA, **asdict(self)}
+        values = {"schema": GROUPED if self.groups else SCHEMA, **asdict(self)}
+        if not self.groups:
+            del values["groups"]
         if self.encoder.attend_to_padding:  # as all models before this was a choice
             del values["encoder"]["attend_to_padding"]
         if self.encoder.positions == "resize":
@@ -148,9 +167,9 @@ class ModelDescription:
             raise ModelError(
                 "the model's description is missing or damaged", path=path, advice="Copy the folder again."
             )
-        if schema != SCHEMA:
+        if schema not in (SCHEMA, GROUPED):
             raise ModelError(
-                f"the model's description has schema {schema}, this Tymbal reads {SCHEMA}",
+                f"the model's description has schema {schema}, this Tymbal reads {SCHEMA} and {GROUPED}",
                 path=path,
                 advice="Upgrade Tymbal: pip install -U tymbal",
             )

@@ -29,7 +29,7 @@ from tymbal.files import checksum_of, replace_folder, verified, with_checksum, w
 from tymbal.models import hub
 from tymbal.models.card import CardFacts, model_card
 from tymbal.models.classifier import SCRIPT_POOLING, ScriptClassifier, SpectrogramClassifier, Standardisation
-from tymbal.models.description import SCHEMA, ModelDescription
+from tymbal.models.description import GROUPED, SCHEMA, ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.formats import huggingface, scripts
 from tymbal.models.formats import huggingface as extractor
@@ -101,7 +101,9 @@ def save_model(
         ModelError: Where the description is not that of the module.
     """
     encoder = _check(module, description)
-    obstacle = huggingface.obstacle(description.encoder, description.pooling, standardise=description.standardise)
+    obstacle = huggingface.obstacle(
+        description.encoder, description.pooling, standardise=description.standardise, groups=description.groups
+    )
     preprocessor = extractor.to_preprocessor(description, own_class=obstacle is not None)
     if obstacle is None:
         config, state = huggingface.to_config(description), huggingface.to_state(module)
@@ -202,7 +204,9 @@ def _check_depth(description: ModelDescription, tensors: Mapping[str, Tensor], *
 def classifier_of(encoder: SpectrogramEncoder, description: ModelDescription) -> SpectrogramClassifier:
     """The classifier that is described, around an encoder, with a head that has no weights of its own yet."""
     if description.pooling == SCRIPT_POOLING:
-        return ScriptClassifier(encoder, len(description.labels))
+        script = ScriptClassifier(encoder, len(description.labels))
+        script.groups = description.groups
+        return script
     return SpectrogramClassifier(
         encoder,
         len(description.labels),
@@ -210,6 +214,7 @@ def classifier_of(encoder: SpectrogramEncoder, description: ModelDescription) ->
         skip_padding=description.skip_padding,
         head_eps=description.head_eps,
         standardise=description.standardise,
+        groups=description.groups,
     )
 
 
@@ -314,7 +319,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         ModelError: Our description is not what was written.
     """
     ours = config.get("tymbal")
-    if not isinstance(ours, Mapping) or ours.get("schema") != SCHEMA:  # which is reported in its place
+    if not isinstance(ours, Mapping) or ours.get("schema") not in (SCHEMA, GROUPED):  # which is reported in its place
         return
     try:
         verified(dict(ours))
@@ -344,6 +349,7 @@ def _check(module: SpectrogramEncoder | SpectrogramClassifier, description: Mode
         eps = encoder.config.layer_norm_eps if description.head_eps is None else description.head_eps
         pairs["number of labels"] = (module.head.out_features, len(description.labels))
         pairs["pooling"] = (module.pooling, description.pooling)
+        pairs["groups"] = (module.groups, description.groups)
         pairs["skip_padding"] = (module.skip_padding, description.skip_padding)
         pairs["standardise"] = (isinstance(module.head_norm, Standardisation), description.standardise)
         pairs["head_eps"] = (getattr(module.head_norm, "eps", eps), eps)

@@ -371,6 +371,8 @@ def _fitting(checkpoint: Checkpoint, head: HeadChoice) -> tuple[list[int] | None
         return None, None
     if head.new:
         return None, "new, as asked for"
+    if origin.groups:
+        return None, "new, since the labels of the source fall into groups that exclude each other"
     if head.pooling not in (None, origin.pooling):
         return None, f"new, since that of the source pools by {origin.pooling}, not by {head.pooling}"
     return _order(origin.labels, tuple(head.labels), unnamed=_unnamed(checkpoint), pooling=origin.pooling)

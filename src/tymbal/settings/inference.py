@@ -8,7 +8,7 @@ from typing import Literal
 
 from tymbal.plugins import TABLE_FORMATS
 from tymbal.settings.fields import check, parse_patch, setting
-from tymbal.settings.sound import PtSettings, SoundSettings
+from tymbal.settings.sound import PtSettings
 
 __all__ = [
     "ConvertSettings",
@@ -298,30 +298,40 @@ class PushSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeSettings(SoundSettings, PtSettings):
-    """One classifier of two, or of one and clips of further classes.
+class MergeSettings(PtSettings):
+    """One classifier of two, or of one and clips of further labels.
 
     Attributes:
-        shared: The row of a label that both classifiers have, where clips may have several labels: the `mean` of both
-            scores before the sigmoid, or that of the `first` or of the `second` classifier.
-        pseudo: Embeddings that stand for the sound that the classifier learned from, which is not there: drawn from the
-            statistics and the rows of its head, for each label so many.
-        strength: How far the rows of new labels are held back, as an L2 penalty. `None` is chosen by held-out clips.
+        shared: The scores of a label that both classifiers have, where a clip may have several labels: the `mean` of
+            both before the sigmoid, or those of the `first` or of the `second`.
+        label: Label of clips that have none. `None` is the name of their folder.
+        recall: Share of the new clips, each held out once, that must still be recognised by a new label: its threshold
+            rises as far as that allows, so that it takes as little as possible from the labels that were there.
+        pseudo: Embeddings that stand for the sound that the classifier learned from and that is not there, for each of
+            its labels; drawn from the mean and deviation that its head keeps.
+        strength: How far the weights of new labels are held back, an L2 penalty.
         batch_size: Clips a batch.
-        precision: As in training.
         device: As in training.
-        seed: Seed of the split of new clips, and of what is drawn.
+        seed: Seed of what is drawn.
     """
 
     group = "merging"
 
     shared: Literal["mean", "first", "second"] = setting("mean", first=True)
+    label: str | None = setting(None, first=True)
+    recall: float = setting(0.9, first=True)
     pseudo: int = setting(200, first=True)
-    strength: float | None = setting(None, first=True)
+    strength: float = setting(0.1, first=True)
     batch_size: int = setting(64, first=True)
-    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     device: str = setting("auto", first=True)
     seed: int = setting(42, first=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.recall <= 1, "recall", self.recall, "a fraction above 0, at most 1")
+        check(self.pseudo >= 1, "pseudo", self.pseudo, "1 or more")
+        check(self.strength > 0, "strength", self.strength, "a number above 0")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 
 def _check_format(name: str | None) -> None:

@@ -97,6 +97,12 @@ def _written(
     if to is None and rebuilds and isinstance(module, SpectrogramEncoder):
         scripts.write(output, module, heads, transformers=settings.transformers)
         return "script", _what_a_script_needs(description, heads, transformers=settings.transformers)
+    if to in (None, "ssast") and description.groups:
+        raise ModelError(
+            "neither an SSAST file nor one of a script can hold labels that fall into groups",
+            path=source,
+            advice="Use --to tymbal or onnx.",
+        )
     if to is None and isinstance(module, ScriptClassifier):
         scripts.write(output, module, {}, transformers=settings.transformers)
         return "script", _what_a_script_needs(description, {}, transformers=settings.transformers)
@@ -112,7 +118,9 @@ def _written(
         ssast.write(output, module, objective_state=heads)
         return "ssast", _what_ssast_lacks(loaded, description)
     if to == "hf":
-        obstacle = huggingface.obstacle(description.encoder, description.pooling, standardise=description.standardise)
+        obstacle = huggingface.obstacle(
+            description.encoder, description.pooling, standardise=description.standardise, groups=description.groups
+        )
         if obstacle is not None:
             raise ModelError(
                 f"Hugging Face's AST cannot hold this model: {obstacle}",

@@ -131,7 +131,9 @@ _IN_MEMORY = (
 )
 
 
-def obstacle(config: EncoderConfig, pooling: str | None, *, standardise: bool = False) -> str | None:
+def obstacle(
+    config: EncoderConfig, pooling: str | None, *, standardise: bool = False, groups: tuple[int, ...] = ()
+) -> str | None:
     """Why transformers' AST classes cannot hold such a model, in words; `None` where they can."""
     if config.patch[0] != config.patch[1]:
         return f"its patches are {config.patch[0]}x{config.patch[1]}, and transformers' AST has square ones only"
@@ -141,8 +143,11 @@ def obstacle(config: EncoderConfig, pooling: str | None, *, standardise: bool = 
         return "it does not attend to padding, and transformers' AST attends to all patches alike"
     if pooling not in (None, "cls"):
         return f"its classifier pools by {pooling}, and transformers' AST by cls only"
-    if standardise:
-        return "its classifier standardises what it pools, and transformers' AST has a layer norm there"
+    if standardise or groups:
+        own, theirs = "standardises what it pools", "a layer norm there"
+        if groups:
+            own, theirs = "has labels that fall into groups", "one softmax"
+        return f"its classifier {own}, and transformers' AST has {theirs}"
     return None
 
 

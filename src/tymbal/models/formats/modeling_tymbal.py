@@ -218,6 +218,7 @@ class TymbalForAudioClassification(_Pretrained):
         else:
             self.head_norm = _Standardisation(width) if described.get("standardise") else nn.LayerNorm(width, eps=eps)
         self.head = nn.Linear(width, len(described["labels"]))
+        self.groups = tuple(described.get("groups", ()))
         self.post_init()
 
     def forward(
@@ -226,6 +227,8 @@ class TymbalForAudioClassification(_Pretrained):
         """Logits of normalised spectrograms [batch, frames, mels]; the mask [batch, frames] is 1 where sound is."""
         frames = self._frames(input_values, attention_mask)
         logits = self.head(self.head_norm(self._pool(self.encoder(input_values, frames), frames)))
+        if self.groups:  # the sigmoid of a label is then the softmax of its group
+            logits = torch.cat([_log_odds(part) for part in logits.split_with_sizes(self.groups, 1)], 1)
         loss = None
         if labels is not None:
             if self.config.problem_type == "multi_label_classification":
@@ -260,3 +263,12 @@ class TymbalForAudioClassification(_Pretrained):
             return mean
         own = (_PREFIX / (_PREFIX + rows * real)).to(mean.dtype)[:, None]
         return torch.lerp(mean, tokens[:, :_PREFIX].mean(1), own)  # all tokens alike
+
+
+def _log_odds(logits: Tensor) -> Tensor:
+    """Log-odds of each label of a softmax against all others; of a single one its own logit."""
+    if logits.shape[1] == 1:
+        return logits
+    own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    result: Tensor = logits - logits.unsqueeze(1).masked_fill(own, -torch.inf).logsumexp(2)
+    return result
