@@ -40,7 +40,8 @@ tymbal predict  classifier night.flac -o night.csv
 tymbal report   run classifier night.csv
 tymbal embed    run recordings -o recordings.parquet
 tymbal similar  run clip.wav recordings.parquet
-tymbal explore  classifier recordings"""
+tymbal explore  classifier recordings
+tymbal push     classifier owner/name --license cc-by-4.0"""
 
 _REGISTERED = {"objective": registry.names, "filter_bank": FILTER_BANKS.names}
 """Settings whose choices other packages can add to, and who knows them."""
