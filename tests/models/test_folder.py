@@ -173,8 +173,8 @@ def test_load_model__a_damaged_or_newer_folder_is_an_error(tmp_path):
         describe(replace(CONFIG, patch=(32, 2), stride=(32, 2))),
     )
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "tymbal": {**config["tymbal"], "schema": 2}}))
-    with pytest.raises(ModelError, match=r"(?s)schema 2, this Tymbal reads 1.*Upgrade"):
+    (folder / "config.json").write_text(json.dumps({**config, "tymbal": {**config["tymbal"], "schema": 3}}))
+    with pytest.raises(ModelError, match=r"(?s)schema 3, this Tymbal reads 1 and 2.*Upgrade"):
         load_model(folder)
     changed = {**config["tymbal"], "encoder": {**config["tymbal"]["encoder"], "depth": 2}}
     (folder / "config.json").write_text(json.dumps({**config, "tymbal": changed}))
