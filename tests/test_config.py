@@ -271,7 +271,7 @@ def test_resolve__a_run_goes_on_as_it_was_begun():
     assert registry.resolve({"objective": "contrastive"}).projection_norm is True
     begun_by_views = {"objective": "lejepa", "view_strength": 1.0}
     assert registry.resolve({"objective": "lejepa"}, begun=begun_by_views).mixing == "energies"
-    assert registry.resolve({"objective": "lejepa"}).mixing == "levels"
+    assert registry.resolve({"objective": "lejepa"}).mixing == "auto"  # the data say how
     assert registry.resolve({"objective": "joint"}, begun=begun) == registry.resolve({"objective": "joint"})
 
 

@@ -184,6 +184,7 @@ def test_pretrain__leaves_patch_and_parts_to_the_sound(store: Path, tmp_path: Pa
         "patch": "32x4",
         "parts": 4,
         "kept": 0.5,
+        "mixing": "levels",
         "batches": "mixed",
     }
     assert {name: recorded[name] for name in own} == own
@@ -195,9 +196,9 @@ def test_pretrain__leaves_patch_and_parts_to_the_sound(store: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("settings", "epochs"),
     [
-        ({"patch": "32x4"}, 20),
-        ({"patch": "32x4", "max_minutes": 9}, 20),
-        ({"patch": "32x4", "epochs": 30}, 30),
+        ({"patch": "32x4"}, 30),
+        ({"patch": "32x4", "max_minutes": 9}, 30),
+        ({"patch": "32x4", "epochs": 40}, 40),
         ({"patch": "8x8"}, 100),
         ({"patch": "8x8", "max_minutes": 9, "max_steps": None}, 100_000),
     ],

@@ -295,11 +295,12 @@ def _fitted(settings: PretrainSettings, store: SpectrogramSource, rows: NDArray[
     from tymbal.models.folder import open_checkpoint
 
     size, patch = settings.size, settings.patch
+    structure = time_structure(store, rows) if settings.depends_on_structure else None
     if settings.from_ is not None:
         known = open_checkpoint(settings.from_, heads=settings.heads).description.encoder.patch
         patch = f"{known[0]}x{known[1]}"
-    elif patch == "auto":
-        patch, why = patch_for(time_structure(store, rows), mels=store.mels, frames=store.frames)
+    elif patch == "auto" and structure is not None:
+        patch, why = patch_for(structure, mels=store.mels, frames=store.frames)
         tell(f"Patches of {patch} mel bins x frames: {why}")
     if size == "auto" and settings.from_ is None and not (settings.width and settings.depth):
         size, why = size_for(store, rows)
@@ -309,7 +310,8 @@ def _fitted(settings: PretrainSettings, store: SpectrogramSource, rows: NDArray[
     filling = counts[counts >= _FILLING * max(settings.batch_size, *settings.batch_sizes, 1)]
     grouped = len(filling) >= _GROUPS and 2 * filling.sum() >= len(rows)
     height = is_full_height(patch, store.mels)
-    return settings.fitted(DataChoice(size=size, patch=patch, full_height=height, grouped=bool(grouped)))
+    steady = structure is not None and structure.steady
+    return settings.fitted(DataChoice(size=size, patch=patch, full_height=height, grouped=bool(grouped), steady=steady))
 
 
 def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Objective, ModelDescription, bool]:

@@ -42,8 +42,8 @@ def test_time_structure__tells_what_stays_from_what_unfolds(tmp_path: Path):
     unfolds = store_of(tmp_path / "unfolds", [word(random)[: random.integers(30, 65)] for _ in range(40)])
     rows = np.arange(40)
     still, moving = time_structure(stays, rows), time_structure(unfolds, rows)
-    assert not still.unfolds
-    assert moving.unfolds
+    assert (still.unfolds, still.steady) == (False, True)
+    assert (moving.unfolds, moving.steady) == (True, False)
     assert patch_for(still, mels=MELS, frames=FRAMES)[0] == "16x16"
     assert patch_for(moving, mels=MELS, frames=FRAMES)[0] == "16x4"
 

@@ -17,6 +17,7 @@ from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives import lejepa
 from tymbal.objectives.lejepa import LeJEPAObjective, LeJEPASettings, sigreg, visible_patches
 from tymbal.randomness import fold
+from tymbal.settings import DataChoice
 from tymbal.settings.augmentation import SpectrogramViews
 
 CONFIG = EncoderConfig(
@@ -138,6 +139,14 @@ def test_shown__is_what_the_encoder_sees_in_training(mixing: str, monkeypatch: p
             assert torch.equal(seen[place], frames[:, None].expand(-1, 16))
             expected = torch.from_numpy(view.values[place])
             torch.testing.assert_close(drawn[place], expected[frames] if mixing == "levels" else expected)
+
+
+def test_settings__mixing_follows_from_the_sound() -> None:
+    assert LeJEPASettings().fitted(DataChoice(steady=True)).mixing == "energies"
+    assert LeJEPASettings().fitted(DataChoice()).mixing == "levels"
+    assert LeJEPASettings(mixing="levels").fitted(DataChoice(steady=True)).mixing == "levels"
+    assert LeJEPASettings(patch="16x16").depends_on_structure
+    assert not LeJEPASettings(patch="16x16", mixing="levels").depends_on_structure
 
 
 def test_step__of_what_is_seen_is_that_of_whole_views() -> None:

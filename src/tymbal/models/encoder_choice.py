@@ -26,7 +26,7 @@ __all__ = ["TimeStructure", "is_filled", "is_full_height", "patch_for", "size_fo
 _PARTS = 8
 _CLIPS = 400
 _BATCH = 100
-_SLOW, _OVER_SPECTRUM = 0.5, 1.0
+_SLOW, _OVER_SPECTRUM, _STEADY = 0.5, 1.0, 0.25
 _SQUARE, _COLUMN = 16, 4
 _FILLED = 0.9
 _HOURS: dict[Size, float] = {"mini": 50.0, "tiny": 500.0}
@@ -51,6 +51,11 @@ class TimeStructure:
     def unfolds(self) -> bool:
         """Whether clips are told apart by how they unfold in time."""
         return self.slow >= _SLOW and self.over_spectrum >= _OVER_SPECTRUM
+
+    @property
+    def steady(self) -> bool:
+        """Whether clips differ in their spectra alone, hardly in how they unfold."""
+        return self.over_spectrum < _STEADY
 
 
 def time_structure(store: SpectrogramSource, rows: npt.NDArray[np.int64]) -> TimeStructure:

@@ -177,12 +177,14 @@ class DataChoice:
         patch: Its patch.
         full_height: Whether patches, also given ones, are as high as the spectrogram.
         grouped: Whether most clips are of groups large enough for batches of one group.
+        steady: Whether clips differ in their spectra alone, hardly in how they unfold.
     """
 
     size: Literal["auto", "mini", "tiny", "small", "base"] = "mini"
     patch: str = "16x16"
     full_height: bool = False
     grouped: bool = False
+    steady: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +199,7 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
             a lower learning rate that falls from layer to layer, new heads first trained alone, a moving average of the
             weights, and an evaluation before the first step. `none` trains as from random weights. `auto` is continue
             with `from`, and none without, or with the objective reconstruction, whose defaults are for that.
-        epochs: Passes over the training clips. Where they are not given, lejepa takes 20 with patches as high as the
+        epochs: Passes over the training clips. Where they are not given, lejepa takes 30 with patches as high as the
             spectrogram, and others as many as fit into `max_minutes`.
         objective: What is learned: `lejepa` makes views of a clip agree and spreads clips like a standard normal
             (Balestriero & LeCun 2025); `contrastive` tells the two views of each clip from those of all others (SimCLR,
@@ -291,6 +293,11 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     def groups_batches(self) -> bool:
         """Whether the clips of a batch are to be of one group."""
         return False
+
+    @property
+    def depends_on_structure(self) -> bool:
+        """Whether anything is left to how the sound unfolds in time."""
+        return self.patch == "auto" and self.from_ is None
 
     def fitted(self, choice: DataChoice) -> Self:
         """These settings with all that they leave to the data."""
