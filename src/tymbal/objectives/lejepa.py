@@ -250,7 +250,7 @@ class LeJEPAObjective(nn.Module):
         """
         load_heads(self.head_state(), state, advice="It is of another projection, patch or number of parts.")
 
-    def _draw(self, clips: Tensor, frames: Tensor, keys: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
+    def draw_views(self, clips: Tensor, frames: Tensor, keys: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
         """Draws views of normalised clips, one behind the other.
 
         Args:
@@ -288,7 +288,7 @@ class LeJEPAObjective(nn.Module):
             shown = self._shown[0 if number < globals_ else 1]
             drawn_keys = fold(keys, number)
             ends, _, visible = self._visible(frames, drawn_keys, spectrogram.shape[1], shown)
-            drawn, _ = self._draw(spectrogram, frames, drawn_keys, None)
+            drawn, _ = self.draw_views(spectrogram, frames, drawn_keys, None)
             place = number + 1 if number < globals_ else number + 1 - globals_
             name = f"{'global' if number < globals_ else 'local'} view {place}"
             views[name] = View.from_tensors(drawn, ends, visible, self.encoder.config)
@@ -311,10 +311,10 @@ class LeJEPAObjective(nn.Module):
         if self._draws_what_is_seen:
             wide = self.encoder.config.patch[1]
             seen = (visible[..., None] * wide + torch.arange(wide, device=visible.device)).flatten(1)
-            drawn, _ = self._draw(clips, frames, drawn_keys, seen)
+            drawn, _ = self.draw_views(clips, frames, drawn_keys, seen)
             encoded = self.encoder(drawn, visible=visible, frames=ends, columns=grid[1])
         else:
-            drawn, _ = self._draw(clips, frames, drawn_keys, None)
+            drawn, _ = self.draw_views(clips, frames, drawn_keys, None)
             encoded = self.encoder(drawn, visible=visible, frames=ends)
         tokens = encoded.tokens[:, PREFIX_TOKENS:]
         cells = pool_cells(tokens, grid=grid, parts=self.parts, real_columns=columns, patches=visible)
