@@ -10,7 +10,7 @@ import soundfile
 from small_model import small_model
 from tones import PITCHES, RATE, tone, tone_store
 from tymbal import embed
-from tymbal.errors import AudioError, ModelError, SettingsError, StoreError
+from tymbal.errors import ManifestError, ModelError, SettingsError, StoreError
 from tymbal.evaluation import embedding_cache as cache
 from tymbal.exploring import library
 from tymbal.exploring.library import Library, open_library
@@ -96,7 +96,7 @@ def test_library__what_there_can_be_no_neighbours_in(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such file of embeddings"):
         opened(tmp_path / "absent.parquet", model)
     (tmp_path / "table.csv").write_text("a,b\n")
-    with pytest.raises(AudioError):
+    with pytest.raises(ManifestError):
         opened(tmp_path / "table.csv", model)
     tone_store(tmp_path / "store", clips=5)
     other = small_model(tmp_path / "other", frames=32, seed=1)
