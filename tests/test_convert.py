@@ -12,6 +12,8 @@ from transformers import ASTForAudioClassification, ASTModel
 
 import tymbal
 from digits import digit_files, write_digits, write_label_csv, write_list
+from small_model import small_model
+from training_setup import make_store
 from tymbal.convert import convert
 from tymbal.errors import ModelError, SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR
@@ -214,3 +216,21 @@ def test_convert__is_a_verb(digits, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'store'}: 40 packed spectrograms\n"
     assert main(["convert", str(digits[0]), str(tmp_path / "store")]) == 2
     assert "the output exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("of_model", "settings", "name"),
+    [
+        (True, {"layout": "frames-mels"}, "layout"),
+        (True, {"validation": 0.1}, "validation"),
+        (False, {"stride": "8x8"}, "stride"),
+        (False, {"transformers": "5"}, "transformers"),
+    ],
+)
+def test_convert__settings_for_what_the_source_is_not_are_refused(
+    of_model: bool, settings: dict[str, object], name: str, tmp_path: Path
+) -> None:
+    source = small_model(tmp_path / "model") if of_model else make_store(tmp_path / "store").path
+    with pytest.raises(SettingsError, match=f"{name} has no effect: .* is {'a' if of_model else 'no'} model"):
+        convert(source, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()

@@ -14,7 +14,7 @@ What is written appears whole or not at all. What a format cannot hold is refuse
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,6 +41,18 @@ _MODELS = ("tymbal", "hf", "ssast", "pth", "onnx")
 _FILES = {"ssast": ".pth", "pth": ".pth", "onnx": ".onnx"}
 _WEIGHTS = (".pth", ".bin", ".ckpt", ".pt", ".safetensors")
 _BATCH = 64
+_OF_SPECTROGRAMS = (
+    "data_dir",
+    "data_val",
+    "data_val_dir",
+    "validation",
+    "label_separator",
+    "mel_bins",
+    "layout",
+    "padding",
+    "shard_mib",
+)
+_OF_MODELS = ("stride", "heads", "pooling", "multilabel", "transformers")
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,9 @@ def convert(
         raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
     data = open_data(source, chosen)
     if _is_model(data.path) or not data.exists:  # a name on the hub; the loader reports a missing one
+        _refuse_useless(chosen, _OF_SPECTROGRAMS, f"{source} is a model")
         return _model(source, target, chosen)
+    _refuse_useless(chosen, _OF_MODELS, f"{source} is no model")
     if not data.has_rows:
         raise SettingsError(
             "this is no store, holds no .pt spectrograms and no model",
@@ -106,6 +120,13 @@ def convert(
     if data.has_views:
         return _pairs(data.store(), target, chosen, to=to)
     return _spectrograms(data.single_spectrograms(), target, chosen, to=to)
+
+
+def _refuse_useless(settings: ConvertSettings, names: Iterable[str], why: str) -> None:
+    """Refuses settings for what the source is not, which would have no effect."""
+    given = [name for name in names if getattr(settings, name) != getattr(ConvertSettings, name)]
+    if given:
+        raise SettingsError(f"{given[0]} has no effect: {why}", advice=f"Leave out {' and '.join(given)}.")
 
 
 def _pairs(pairs: SpectrogramSource, target: Path, settings: ConvertSettings, *, to: str) -> ConvertResult:

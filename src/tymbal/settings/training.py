@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,7 +21,15 @@ from tymbal.settings.fields import (
 )
 from tymbal.settings.sound import PtSettings, SoundSettings
 
-__all__ = ["ENDLESS", "DataChoice", "FinetuneSettings", "PretrainSettings", "TrainingSettings", "ViewPairSettings"]
+__all__ = [
+    "ENDLESS",
+    "DataChoice",
+    "FinetuneSettings",
+    "PretrainSettings",
+    "TrainingSettings",
+    "ViewPairSettings",
+    "useless_settings",
+]
 
 
 ENDLESS = 100_000.0
@@ -538,3 +546,42 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         """Width, depth and heads of an encoder that starts from random weights."""
         width, depth, heads = SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
+
+
+def useless_settings(settings: TrainingSettings, given: Iterable[str]) -> list[str]:
+    """Given settings that have no effect beside others, each with the reason, in words.
+
+    Args:
+        settings: All settings.
+        given: Names of those that the user gave; of others nothing is said.
+    """
+    schedule, named = settings.schedule, f"schedule={settings.schedule}"
+    rules: list[tuple[bool, str, tuple[str, ...]]] = [
+        (schedule != "step", named, ("step_start", "step_every", "step_factor")),
+        (schedule != "plateau", named, ("plateau_patience", "plateau_factor")),
+        (settings.optimizer == "sgd", "optimizer=sgd", ("adam_beta2",)),
+        (settings.eval_steps is not None, "eval_steps", ("eval_every",)),
+        (settings.max_steps is not None, "max_steps", ("epochs",)),
+        (bool(settings.batch_sizes), "batch_sizes", ("batch_size",)),
+        (settings.patience == 0, "patience=0", ("min_progress",)),
+        (settings.average_from is None, "average_from=None", ("average_to",)),
+    ]
+    if isinstance(settings, PretrainSettings | FinetuneSettings):
+        rules.append((settings.from_ is not None, "from", ("width", "depth", "stem")))
+        rules.append((settings.from_ is None, "from=None", ("positions",)))
+    if isinstance(settings, PretrainSettings):
+        rules.append((settings.probe_data is None, "probe_data=None", ("probe_every", "probe_pooling")))
+    if isinstance(settings, FinetuneSettings):
+        rules += [
+            (settings.from_ is None, "from=None", ("new_head",)),
+            (settings.head_start != "probe", f"head_start={settings.head_start}", ("head_scale",)),
+            (settings.head_norm == "batch", "head_norm=batch", ("head_epsilon",)),
+        ]
+    names = {name.replace("-", "_") for name in given}
+    defaults = {each.name: each.default for each in fields(type(settings))}
+    return [
+        f"{name} has no effect with {why}"
+        for holds, why, useless in rules
+        for name in useless
+        if holds and name in names and getattr(settings, name) != defaults[name]
+    ]
