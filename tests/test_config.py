@@ -93,6 +93,9 @@ def test_to_mapping__round_trip():
 def test_diff__one_line_a_key():
     assert config.diff(FeatureSettings(), FeatureSettings(mel_bins=64)) == ["mel_bins: 128 -> 64"]
     assert config.diff({"a": 1, "c": (1, 2)}, {"b": "x", "c": [1, 2]}) == ["a: 1 -> (not set)", "b: (not set) -> 'x'"]
+    # A setting that came later, and is not used.
+    assert config.diff({"a": 1}, {"a": 1, "b": None}) == []
+    assert config.diff({"a": 1, "b": None}, {"a": 1}) == ["b: None -> (not set)"]
 
 
 def test_resolve__keywords_stand_above_the_file(tmp_path):

@@ -233,13 +233,16 @@ def deciding(settings: Any) -> dict[str, Any]:
 
 
 def diff(old: Any, new: Any) -> list[str]:
-    """What differs between two settings or mappings: one line a key, `window: 5.0 -> 2.5`; empty where nothing does."""
+    """What differs between two settings or mappings: one line a key, `window: 5.0 -> 2.5`; empty where nothing does.
+
+    What only the new ones have, as None, is no difference: a setting that the version of the old ones did not have.
+    """
     before, after = (dict(side) if isinstance(side, Mapping) else to_mapping(side) for side in (old, new))
     absent = object()
     lines = []
     for key in dict.fromkeys([*before, *after]):
         left, right = plain(before.get(key, absent)), plain(after.get(key, absent))
-        if left != right:
+        if left != right and not (left is absent and right is None):
             sides = ["(not set)" if side is absent else shown(side) for side in (left, right)]
             lines.append(f"{key}: {sides[0]} -> {sides[1]}")
     return lines
