@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import tymbal
@@ -22,6 +24,7 @@ from tymbal.models.folder import load_model
 from tymbal.objectives import registry
 from tymbal.pretrain import pretrain
 from tymbal.settings import DataChoice
+from tymbal.settings.fields import nature
 from tymbal.training.callbacks import Evaluation
 from tymbal.training.records import read_metrics
 
@@ -73,6 +76,19 @@ def test_pretrain__run_yaml_repeats_the_run(run: Path, store: Path, tmp_path: Pa
     pretrain(store, tmp_path / "other", config=run / "run.yaml", seed=1)
     third = load_model(tmp_path / "other").module.state_dict()
     assert not first["cls_token"].equal(third["cls_token"])
+
+
+@pytest.mark.parametrize("objective", ["lejepa", "joint", "reconstruction"])
+def test_pretrain__run_yaml_of_a_version_without_todays_settings_repeats(objective: str, store: Path, tmp_path: Path):
+    pretrain(store, tmp_path / "run", **{**SHORT, "objective": objective, "max_steps": 2})
+    file = tmp_path / "run" / "run.yaml"
+    recorded = yaml.safe_load(file.read_text())
+    cls = registry.run_settings(objective)
+    newer = {each.name for each in fields(cls) if nature(cls, each.name).before is not None}
+    recorded["settings"] = {name: value for name, value in recorded["settings"].items() if name not in newer}
+    old = tmp_path / "old.yaml"
+    old.write_text(yaml.safe_dump(recorded))
+    assert pretrain(store, tmp_path / "again", config=old).steps == 2
 
 
 def test_pretrain__does_not_depend_on_what_was_drawn_before(run: Path, store: Path, tmp_path: Path):

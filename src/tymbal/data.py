@@ -313,8 +313,9 @@ class DataSource(Generic[Chosen]):
         self._refuse([name for name, kinds in natures.items() if kinds and kind not in kinds], what)
 
     def _refuse(self, names: Sequence[str], what: str) -> None:
-        plain = PtSettings()
-        given = [name for name in names if getattr(self._settings, name) != getattr(plain, name)]
+        # What a run of an earlier version did stands in for what it could not be given.
+        unsaid = {name: (getattr(PtSettings(), name), nature(PtSettings, name).before) for name in names}
+        given = [name for name in names if getattr(self._settings, name) not in unsaid[name]]
         if given:
             raise SettingsError(
                 f"{given[0]} is for other data: {self.path} is {what}",
