@@ -220,4 +220,4 @@ def test_main__what_the_system_refuses_is_told(
 
 def test_main__a_path_that_is_too_long_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["prepare", "a" * 5000, "-o", "store"]) == 2
-    assert "file name too long" in capsys.readouterr().err
+    assert "there is no such folder or list" in capsys.readouterr().err

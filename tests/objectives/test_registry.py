@@ -70,6 +70,7 @@ def test_describe_objective__is_what_model_folders_say():
         "objective",
         "channels",
         "decoder_width",
+        "decode",
         "time_masks",
         "time_mask",
         "frequency_masks",
