@@ -220,15 +220,17 @@ def _taught(
                 )
             vectors = kept_vectors(teacher, data, rows, run)
         except TymbalError as error:
-            kept = recorded_vectors(Path(read_json(file)["kept"]), data, rows) if file.is_file() else None
+            kept = recorded_vectors(file, data, rows)
             if kept is None or settings.teacher_views:
                 raise
             tell(f"The teacher cannot be read any more ({error.what}); its kept vectors are taken", warning=True)
             vectors = kept
-        write_json(file, {"teacher": settings.teacher, "kept": str(vectors.path)})
+        known = int(vectors.known(rows).sum())
+        write_json(file, {"teacher": settings.teacher, "kept": str(vectors.path), "known": known})
         return str(vectors.path)
 
     data.taught = RowVectors.open(Path(on_rank_zero(ask)))
+    data.taught.learned = asked
     tell(
         f"The teacher gives {data.taught.width:,} numbers for each of {data.taught.parts} parts of a clip"
         if data.taught.parts > 1

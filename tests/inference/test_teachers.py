@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -139,9 +140,22 @@ def test_kept__goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     vectors = kept_vectors(teacher, store, np.arange(12), tmp_path)
     assert teacher.asked == list(range(6, 12))
     assert vectors.gather(np.array([0, 11]))[:, 1, 2].tolist() == [0, 11]
-    assert recorded_vectors(vectors.path, store, np.arange(12)) is not None
-    assert recorded_vectors(vectors.path, tone_store(tmp_path / "other", clips=5), np.arange(12)) is None
+    record = tmp_path / "teacher.json"
+    record.write_text(json.dumps({"kept": str(vectors.path), "known": 11}))
+    assert recorded_vectors(record, store, np.arange(12)) is not None
+    assert recorded_vectors(record, tone_store(tmp_path / "other", clips=5), np.arange(12)) is None
+    record.write_text(json.dumps({"kept": str(vectors.path), "known": 12}))
+    assert recorded_vectors(record, store, np.arange(12)) is None
     assert recorded_vectors(tmp_path / "nowhere", store, np.arange(12)) is None
+
+
+def test_kept__what_could_not_be_read_is_asked_again(tmp_path: Path):
+    store = tone_store(tmp_path / "store", clips=4, validation=1)
+    teacher = _Counting()
+    kept_vectors(teacher, store, np.arange(6), tmp_path)
+    assert 4 not in kept_vectors(teacher, store, np.arange(6), tmp_path).pending(np.arange(6))
+    teacher.facts, teacher.hears = {"teacher": "hearing"}, True
+    assert kept_vectors(teacher, store, np.arange(6), tmp_path).pending(np.arange(6)).tolist() == [4]
 
 
 # Tables

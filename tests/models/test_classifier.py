@@ -95,6 +95,7 @@ def _standardise(rank: int, folder: str) -> None:
     if rank == 1:
         torch.save({"gradient": module[0].weight.grad, **module[1].state_dict()}, f"{folder}/result.pt")
     dist.barrier()
+    dist.barrier()  # a process that leaves while another one still talks takes it down
     dist.destroy_process_group()
 
 

@@ -356,6 +356,7 @@ def one_of_two(rank: int, folder: str) -> None:
     loss, hits = nt_xent(projected, clips, temperature=0.3, everywhere=True)
     (loss * len(clips)).backward()
     torch.save((loss.detach() * len(clips), hits.sum(), projected.grad), f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that leaves while another one still talks takes it down
     dist.destroy_process_group()
 
 
@@ -382,6 +383,7 @@ def half_of_the_batch(rank: int, folder: str) -> None:
     sums = {name: out["sums"][name] for name in ("count", "loss", "acc", "alignment", "uniformity", "moment")}
     statistics = module.projection[1].running_var
     torch.save((out["loss"].detach(), gradients, sums, statistics), f"{folder}/{rank}.pt")
+    dist.barrier()  # a process that leaves while another one still talks takes it down
     dist.destroy_process_group()
 
 

@@ -261,6 +261,7 @@ def _work(rank: int, folder: str) -> None:
     gradients = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
     if rank == 0:
         torch.save(gradients, f"{folder}/result.pt")
+    dist.barrier()  # a process that leaves while another one still talks takes it down
     dist.destroy_process_group()
 
 

@@ -90,3 +90,16 @@ def test_dataset__gives_the_vectors_of_its_rows(tmp_path: Path):
     assert batch["row"].tolist() == [0, 5]
     assert np.array_equal(batch["target"].numpy(), values()[[1, 0]])
     assert "target" not in StoreDataset(store, np.array([0, 1])).__getitems__([0])  # not all of them are known
+
+
+def test_filling__is_for_one_process(tmp_path: Path):
+    vectors = filled(tmp_path / "kept")
+    with (
+        vectors.filling(),
+        pytest.raises(StoreError, match="another process computes these vectors"),
+        RowVectors.open(tmp_path / "kept").filling(),
+    ):
+        pass
+    with vectors.filling():
+        vectors.add(np.array([3]), np.ones((1, 2, 3), np.float32), NONE)
+    assert vectors.known(np.array([3])).all()

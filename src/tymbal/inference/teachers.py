@@ -26,6 +26,7 @@ from tymbal.audio.decode import read
 from tymbal.audio.failures import Failure, write_failures
 from tymbal.errors import AudioError, ModelError, SettingsError, StoreError, TymbalError
 from tymbal.features.bank import filter_bank
+from tymbal.files import read_json
 from tymbal.inference.encoding import check_features
 from tymbal.inference.frontend import ComputeSettings, FrontEnd, ready_model
 from tymbal.inference.streaming import Window
@@ -289,15 +290,15 @@ def kept_vectors(teacher: Teacher, store: SpectrogramSource, rows: NDArray[np.in
     """
     facts = {**teacher.facts, "parts": teacher.parts, "clips": _identity(store)}
     digest = hashlib.blake2b(json.dumps(facts, sort_keys=True, default=str).encode(), digest_size=10).hexdigest()
-    vectors = RowVectors.begin(
-        _place(store, run) / digest, count=len(store), parts=teacher.parts, width=teacher.width, facts=facts
-    )
-    pending = vectors.pending(rows)
+    shape = {"count": len(store), "parts": teacher.parts, "width": teacher.width}
+    vectors = RowVectors.begin(_place(store, run, digest) / digest, **shape, facts=facts)
     reasons: dict[int, str] = {}
-    if len(pending):
-        with Progress(len(pending), "Asking the teacher", unit="clips") as progress:
-            for start in range(0, len(pending), _BLOCK):
-                _ask(teacher, vectors, pending[start : start + _BLOCK], reasons, progress)
+    if len(vectors.pending(rows)):
+        with vectors.filling():
+            pending = vectors.pending(rows)
+            with Progress(len(pending), "Asking the teacher", unit="clips") as progress:
+                for start in range(0, len(pending), _BLOCK):
+                    _ask(teacher, vectors, pending[start : start + _BLOCK], reasons, progress)
     known = vectors.known(rows)
     if not known.all():
         files = store.index["file"].take(rows[~known]).to_pylist()
@@ -336,23 +337,34 @@ def _ask(
     known = np.concatenate([rows[:0], *(answer.rows for answer in answers)])
     shape = (0, vectors.parts, vectors.width)
     values = np.concatenate([np.empty(shape, np.float32), *(answer.values for answer in answers)])
-    vectors.add(known, values, np.setdiff1d(rows, known))
+    # What could not be read may be there again the next time.
+    said = [row for answer in answers for row in answer.nothing if not teacher.hears]
+    vectors.add(known, values, np.array(sorted(said), np.int64))
 
 
-def recorded_vectors(path: Path, store: SpectrogramSource, rows: NDArray[np.int64]) -> RowVectors | None:
-    """Kept vectors of a run that goes on, whose teacher need not be there any more; None where some are missing."""
+def recorded_vectors(file: Path, store: SpectrogramSource, rows: NDArray[np.int64]) -> RowVectors | None:
+    """Kept vectors of a run that goes on, whose teacher need not be there any more; None where they are not the same.
+
+    Args:
+        file: What the run has written down of its teacher.
+        store: The store of the clips.
+        rows: The rows that the run asked for.
+    """
     try:
-        vectors = RowVectors.open(path)
-    except StoreError:
+        recorded = read_json(file)
+        vectors = RowVectors.open(Path(recorded["kept"]))
+        known = int(recorded["known"])
+    except (OSError, ValueError, KeyError, TypeError, StoreError):
         return None
     same = vectors.facts.get("clips") == _identity(store) and vectors.count == len(store)
-    return vectors if same and not len(vectors.pending(rows)) else None
+    return vectors if same and int(vectors.known(rows).sum()) == known else None
 
 
-def _place(store: SpectrogramSource, run: Path) -> Path:
-    """The folder for kept vectors: beside a packed store, else in the run."""
+def _place(store: SpectrogramSource, run: Path, name: str) -> Path:
+    """The folder for kept vectors of a name: beside a packed store, where they may be written; else in the run."""
     beside = store.path.absolute().with_name(f"{store.path.absolute().name}.teachers")
-    writable = os.access(beside if beside.exists() else beside.parent, os.W_OK)
+    places = (beside / name, beside, beside.parent)
+    writable = os.access(next(place for place in places if place.exists()), os.W_OK)
     return beside if store.description_files and writable else run / "teacher"
 
 

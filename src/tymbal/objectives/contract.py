@@ -73,8 +73,9 @@ class Objective(Trainable, Protocol):
 
     A batch has `spectrogram`, log-mel values as they are stored, of any float type, [batch, frames, mels], of pairs of
     views [batch, 2, frames, mels]; `frames`, real frames of each clip before padding, int64 [batch]; `row`, its number
-    in the store, int64 [batch]; and `epoch`, that of each clip, int64 [batch]. Random numbers are drawn from `row`,
-    `epoch` and the seed alone (`tymbal.randomness`): so a resumed run draws the same.
+    in the store, int64 [batch]; and `epoch`, that of each clip, int64 [batch]; where the store has a teacher's vectors
+    (`SpectrogramSource.taught`) `target`, those of the clips, float32 [batch, parts, width]. Random numbers are drawn
+    from `row`, `epoch` and the seed alone (`tymbal.randomness`): so a resumed run draws the same.
 
     An objective whose loss compares the clips of a batch with each other has an attribute `compares_clips` of True.
     While it trains it sees to it that the batch of all processes counts (`compute.processes.gather_batch`); evaluations

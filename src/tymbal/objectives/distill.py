@@ -140,7 +140,7 @@ class Target:
         """
         if data.taught is None:
             return cls(torch.zeros(1, 1), torch.ones(1, 1))
-        rows = data.rows("train" if data.splits else None)
+        rows = data.rows() if data.taught.learned is None else data.taught.learned
         mean, deviation = data.taught.moments(rows[data.taught.known(rows)])
         if not deviation.max() > _LEAST_DEVIATION * max(1.0, float(np.abs(mean).max())):
             raise SettingsError(

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,10 @@ class RowVectors:
         parts: Vectors of a row, in order of time.
         width: Numbers of a vector.
         facts: What decided them.
+        learned: The rows that are learned from, by which the numbers are scaled; None is all that have vectors.
     """
+
+    learned: npt.NDArray[np.int64] | None = None
 
     def __init__(self, path: Path, *, count: int, parts: int, width: int, facts: Mapping[str, Any]) -> None:
         self.path = path
@@ -108,24 +112,30 @@ class RowVectors:
         """Which of some rows have vectors, bool [rows]."""
         return np.asarray(self._opened[1][rows] > _NOTHING)
 
-    def add(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32], nothing: npt.NDArray[np.int64]) -> None:
-        """Keeps the vectors of some rows, and that of others the teacher has nothing to say.
-
-        Args:
-            rows: Rows, [n].
-            values: Their vectors, [n, parts, width].
-            nothing: Other rows.
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Within it this process is the only one that adds vectors.
 
         Raises:
-            StoreError: Another process fills the folder.
+            StoreError: Another process adds some.
         """
         busy = StoreError(
             "another process computes these vectors", path=self.path, advice="Wait until it is done, then run again."
         )
         with locked(self.path, busy):
-            self._write(_VALUES, dict(zip(rows.tolist(), values, strict=True)))
-            marks = {row: _checksum(row_values) for row, row_values in zip(rows.tolist(), values, strict=True)}
-            self._write(_MARKS, {**marks, **dict.fromkeys(nothing.tolist(), np.uint32(_NOTHING))})
+            yield
+
+    def add(self, rows: npt.NDArray[np.int64], values: npt.NDArray[np.float32], nothing: npt.NDArray[np.int64]) -> None:
+        """Keeps the vectors of some rows, and that of others the teacher has nothing to say; within `filling`.
+
+        Args:
+            rows: Rows, [n].
+            values: Their vectors, [n, parts, width].
+            nothing: Other rows.
+        """
+        self._write(_VALUES, dict(zip(rows.tolist(), values, strict=True)))
+        marks = {row: _checksum(row_values) for row, row_values in zip(rows.tolist(), values, strict=True)}
+        self._write(_MARKS, {**marks, **dict.fromkeys(nothing.tolist(), np.uint32(_NOTHING))})
 
     def _write(self, name: str, items: Mapping[int, npt.NDArray[Any] | np.uint32]) -> None:
         with (self.path / name).open("rb+") as file:
