@@ -380,9 +380,10 @@ def shown_views(loaded: LoadedModel, clips: Clips, rows: NDArray[np.int64]) -> s
     if batch is None:
         raise NotShownError("not one of the clips can be read any more")
     views = viewing.shown(batch.x, batch.frames, torch.from_numpy(batch.rows))
-    lead = "Views of a clip differ in pitch, tempo and colour, and have some of another clip laid over them. These are "
-    lead += "of the first epoch: above whole, below what the encoder is shown of them; what is grey it never sees. "
-    lead += "What it makes of all views of a clip shall be alike, and of other clips different."
+    lead = "Views of a clip differ in pitch, tempo and colour, and have some of another clip laid over them, but for a "
+    lead += "student's. These are of the first epoch: above whole, below what the encoder is shown; what is grey it "
+    lead += "never sees. What it makes of all views of a clip shall be alike, and of other clips different; of a "
+    lead += "student's view it shall give what the teacher gives of the clip."
     drawn = []
     for place, row in enumerate(batch.rows.tolist()):
         label = ", ".join(clips.labels(row))
