@@ -40,7 +40,8 @@ import numpy as np
 import learning
 import tymbal
 from _learning import SETS, Figures, machine, processor_seconds, spread
-from tymbal.inference.teachers import kept_vectors, open_teacher
+from tymbal.inference.taught import kept_vectors
+from tymbal.inference.teachers import open_teacher
 from tymbal.models.encoder_choice import is_full_height, patch_for, time_structure
 from tymbal.settings import PretrainSettings
 from tymbal.store.packed.packed_store import Store

@@ -29,9 +29,10 @@ from tymbal.compute.device import choose_device, choose_precision, cpu_has_bf16,
 from tymbal.config import versions
 from tymbal.data import dataset_of
 from tymbal.errors import StoreError, TymbalError
+from tymbal.evaluation.students import teacher_speed
 from tymbal.features.bank import filter_bank
 from tymbal.features.normalisation import LOG_FLOOR, Normalisation
-from tymbal.inference.teachers import open_teacher, teacher_speed
+from tymbal.inference.teachers import open_teacher
 from tymbal.machine import check_companions, cores, machine
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.models.encoder_choice import is_full_height
@@ -39,7 +40,7 @@ from tymbal.objectives.contrastive import ContrastiveObjective, ContrastiveSetti
 from tymbal.objectives.distill import DistillObjective, DistillSettings, Target
 from tymbal.objectives.ssast import SSASTObjective, SSASTSettings
 from tymbal.progress import Progress, duration, tell
-from tymbal.settings import SIZES, DoctorSettings, FeatureSettings, PtSettings, parse_patch
+from tymbal.settings import SIZES, DataChoice, DoctorSettings, FeatureSettings, PtSettings, parse_patch
 from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.packed_store import Store
@@ -456,9 +457,9 @@ def _try_teacher(store: SpectrogramSource | None, settings: DoctorSettings, advi
         advice.append("A teacher is tried on a store of spectrograms: tymbal doctor STORE --teacher T.")
         return {}
     patch = parse_patch(settings.patch)
-    compared = 4 if is_full_height(settings.patch, store.mels) else 1
+    taught = DistillSettings().fitted(DataChoice(full_height=is_full_height(settings.patch, store.mels)))
     try:
-        teacher = open_teacher(settings.teacher, store, parts=None, compared=compared, settings=settings)
+        teacher = open_teacher(settings.teacher, store, parts=None, compared=taught.parts or 1, settings=settings)
     except TymbalError as error:
         advice.append(str(error))
         return {}
@@ -472,7 +473,7 @@ def _try_teacher(store: SpectrogramSource | None, settings: DoctorSettings, advi
     objective = DistillObjective(
         SpectrogramEncoder(config),
         normalisation=Normalisation(mean=0.0, std=0.5, padding=LOG_FLOOR),
-        settings=DistillSettings(),
+        settings=taught,
         views=SpectrogramViews(),
         target=Target(torch.zeros(shape), torch.ones(shape)),
         frames=float(store.frames),

@@ -21,8 +21,8 @@ import numpy as np
 from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.compute.processes import on_rank_zero, quiet_except_rank_zero
-from tymbal.errors import SettingsError, StoreError, TymbalError
-from tymbal.files import read_json, write_json, written_alone
+from tymbal.errors import SettingsError
+from tymbal.files import written_alone
 from tymbal.objectives import registry
 from tymbal.objectives.contract import continue_heads
 from tymbal.progress import tell
@@ -34,20 +34,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from tymbal.inference.teachers import Teacher
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.contract import Objective
-    from tymbal.objectives.distill import DistillObjective, DistillSettings
     from tymbal.store.base import SpectrogramSource
     from tymbal.training.callbacks import Evaluation
     from tymbal.training.run_folder import Resume, RunResult
 
 __all__ = ["pretrain"]
-
-_FOR_SCALE = 512
-"""Clips that tell the scale of the vectors of a teacher that is asked about views."""
-_COMPARED, _HARDLY = 2000, 0.1
-"""Clips on which student and teacher are compared at the end, and what share of its variance is hardly any."""
 
 _FILLING, _GROUPS = 2, 10
 """Batches that a group has to fill, and groups that have to do so, for batches of one group each: of a few speakers an
@@ -87,7 +80,9 @@ def pretrain(
     """
     from tymbal.data import dataset_of, open_data, subsample
     from tymbal.evaluation.snapshots import Snapshots, can_rebuild
+    from tymbal.evaluation.students import compare
     from tymbal.evaluation.watch import LabelProbe, Watch
+    from tymbal.inference.taught import taught
     from tymbal.models.hub import pinned
     from tymbal.models.warm_start import features_at
     from tymbal.objectives.distill import DistillObjective, DistillSettings
@@ -114,7 +109,7 @@ def pretrain(
     chosen = on_rank_zero(lambda: _fitted(chosen, data, train_rows))
     on_rank_zero(lambda: RunFolder(run).record("pretrain", arguments, chosen))
     if isinstance(chosen, DistillSettings):
-        train_rows, validation_rows = _taught(data, chosen, run, train_rows, validation_rows)
+        train_rows, validation_rows = taught(data, chosen, run, train_rows, validation_rows)
     objective, description, new_heads = _objective(data, chosen)
     module = cast("nn.Module", objective)
     probe = LabelProbe.open(chosen, description)
@@ -152,7 +147,7 @@ def pretrain(
             objective_state=objective.head_state(),
         )
         if isinstance(chosen, DistillSettings) and isinstance(objective, DistillObjective):
-            _compare(objective, described, data, validation_rows, settings=chosen, run=run)
+            compare(objective, described, data, validation_rows, settings=chosen, run=run)
 
     warming = chosen.head_warmup if new_heads and chosen.from_ is not None else 0.0
     return train(
@@ -183,109 +178,6 @@ def _rows(store: SpectrogramSource, *, every: int) -> tuple[NDArray[np.int64], N
         tell(f"Of every split one clip in {every} is taken")
     tell(f"{len(train):,} clips to learn from, {len(validation):,} to validate on")
     return train, validation
-
-
-def _taught(
-    data: SpectrogramSource,
-    settings: DistillSettings,
-    run: Path,
-    train_rows: NDArray[np.int64],
-    validation_rows: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Has the teacher say its vectors of the clips, as far as they are not kept, for the store to give with them.
-
-    Returns:
-        The rows to learn from and to validate on of which it says something.
-
-    Raises:
-        SettingsError: There is no teacher, or it cannot be asked about views.
-        TymbalError: It cannot be read or does not fit the clips.
-    """
-    from tymbal.inference.teachers import TEACHER_FILE, kept_vectors, recorded_vectors
-    from tymbal.store.vectors import RowVectors
-
-    asked = train_rows
-    if settings.teacher_views:  # of the clips as they are it is asked only for the scale of its vectors
-        asked = train_rows[np.unique(np.linspace(0, len(train_rows) - 1, _FOR_SCALE).astype(np.int64))]
-    rows = np.unique(np.concatenate([asked, validation_rows]))
-
-    def ask() -> str:
-        file = run / TEACHER_FILE
-        try:
-            teacher = _open_teacher(data, settings)
-            if settings.teacher_views and (teacher.hears or teacher.megabytes is None):
-                raise SettingsError(
-                    f"the teacher {settings.teacher} does not read the store's spectrograms, of which views are drawn",
-                    advice="Leave out teacher_views: it is then asked once about each clip as it is.",
-                )
-            vectors = kept_vectors(teacher, data, rows, run)
-        except TymbalError as error:
-            kept = recorded_vectors(file, data, rows)
-            if kept is None or settings.teacher_views:
-                raise
-            tell(f"The teacher cannot be read any more ({error.what}); its kept vectors are taken", warning=True)
-            vectors = kept
-        known = int(vectors.known(rows).sum())
-        write_json(file, {"teacher": settings.teacher, "kept": str(vectors.path), "known": known})
-        return str(vectors.path)
-
-    data.taught = RowVectors.open(Path(on_rank_zero(ask)))
-    data.taught.learned = asked
-    tell(
-        f"The teacher gives {data.taught.width:,} numbers for each of {data.taught.parts} parts of a clip"
-        if data.taught.parts > 1
-        else f"The teacher gives {data.taught.width:,} numbers a clip"
-    )
-    if not settings.teacher_views:
-        train_rows = train_rows[data.taught.known(train_rows)]
-    validation_rows = validation_rows[data.taught.known(validation_rows)]
-    if not len(train_rows):
-        raise StoreError("the teacher says nothing of any clip to learn from", path=data.path)
-    return train_rows, validation_rows
-
-
-def _open_teacher(data: SpectrogramSource, settings: DistillSettings) -> Teacher:
-    from tymbal.inference.teachers import open_teacher
-
-    if settings.teacher is None:
-        raise SettingsError(
-            "distill learns from a teacher, and none is given",
-            advice="Give --teacher: a model, a table of embeddings, or the .yaml of an ONNX file.",
-        )
-    parts, compared = settings.teacher_parts, settings.parts or 1
-    return open_teacher(settings.teacher, data, parts=parts, compared=compared, settings=settings)
-
-
-def _compare(
-    objective: DistillObjective,
-    description: ModelDescription,
-    data: SpectrogramSource,
-    rows: NDArray[np.int64],
-    *,
-    settings: DistillSettings,
-    run: Path,
-) -> None:
-    """Writes down how well the student meets its teacher on validation clips, and how large and fast both are."""
-    from tymbal.inference.teachers import TEACHER_FILE, side_by_side
-
-    try:
-        teacher: Teacher | None = _open_teacher(data, settings)
-    except TymbalError:
-        teacher = None
-    rows = rows if len(rows) else data.rows()[data.taught.known(data.rows())] if data.taught is not None else rows
-    rows = np.sort(np.random.default_rng(settings.seed).permutation(rows)[:_COMPARED])
-    was_training = objective.training
-    found = side_by_side(objective.eval(), description, data, rows, teacher)
-    objective.train(was_training)
-    file = run / TEACHER_FILE
-    write_json(file, {**read_json(file), **found})
-    rates = {name: found[name]["clips_per_second"] for name in ("teacher", "student")}
-    met = f"{100 * found['fit']:.0f} % of the teacher's variance is met" if "fit" in found else "the student is saved"
-    if rates["teacher"] and rates["student"]:
-        met += f"; {rates['student']:,.0f} clips a second, the teacher {rates['teacher']:,.0f}"
-    tell(met[0].upper() + met[1:])
-    if found.get("fit", 1.0) < _HARDLY:
-        tell("The student hardly meets its teacher: more epochs or a larger --size may", warning=True)
 
 
 def _fitted(settings: PretrainSettings, store: SpectrogramSource, rows: NDArray[np.int64]) -> PretrainSettings:

@@ -16,8 +16,9 @@ import tymbal
 from small_model import small_model
 from tones import FEATURES, RATE, tone_folder, tone_store
 from tymbal.errors import ModelError, SettingsError, StoreError
+from tymbal.inference.taught import kept_vectors, recorded_vectors
 from tymbal.inference.teacher_tables import TableTeacher
-from tymbal.inference.teachers import Teacher, kept_vectors, open_teacher, recorded_vectors
+from tymbal.inference.teachers import Teacher, open_teacher
 from tymbal.models.folder import load_model
 from tymbal.objectives.distill import TeacherEncoder
 from tymbal.settings import PretrainSettings
@@ -132,7 +133,7 @@ def test_kept__is_asked_once_and_found_beside_the_store(tmp_path: Path):
 
 
 def test_kept__goes_on_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tymbal.inference.teachers._BLOCK", 3)
+    monkeypatch.setattr("tymbal.inference.taught._BLOCK", 3)
     store = tone_store(tmp_path / "store", clips=4, validation=1)
     with pytest.raises(KeyboardInterrupt):
         kept_vectors(_Counting(stop_after=7), store, np.arange(12), tmp_path)

@@ -22,9 +22,11 @@ from tymbal.evaluation.labelled_clips import LabelledClips
 from tymbal.evaluation.linear import grouped_folds
 from tymbal.evaluation.probe_tasks import READERS, ProbeRow, ProbeTask, aggregate, draw_shots
 from tymbal.evaluation.selection import Choice, Verdict, choose, judge, mix_layers
+from tymbal.evaluation.students import speeds
 from tymbal.inference.encoding import FrozenEncoder, RowEmbeddings
 from tymbal.inference.frontend import ReadyModel
-from tymbal.inference.teachers import kept_vectors, open_teacher, speeds
+from tymbal.inference.taught import kept_vectors
+from tymbal.inference.teachers import open_teacher
 from tymbal.models.classifier import GRIDS, pooled_width
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.progress import Progress

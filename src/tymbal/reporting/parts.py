@@ -25,7 +25,7 @@ from tymbal.evaluation.baseline import baseline_features
 from tymbal.evaluation.scoring import LabelledScores, score_validation
 from tymbal.inference.encoding import FrozenEncoder
 from tymbal.inference.predictions import detections_path, is_annotations
-from tymbal.inference.teachers import TEACHER_FILE
+from tymbal.inference.taught import TEACHER_FILE
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import load_model
 from tymbal.objectives import registry
