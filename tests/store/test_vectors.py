@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -46,6 +47,15 @@ def test_vectors__are_gone_on_with(tmp_path: Path):
     assert more.gather(np.array([3])).tolist() == np.ones((1, 2, 3)).tolist()
     with pytest.raises(StoreError, match="vectors of other clips"):
         RowVectors.begin(tmp_path / "kept", count=7, parts=2, width=3, facts={})
+
+
+@pytest.mark.parametrize("name", ["vectors.bin", "marks.bin"])
+def test_vectors__that_are_cut_while_they_are_open_are_an_error(name: str, tmp_path: Path):
+    vectors = filled(tmp_path / "kept")
+    vectors.gather(np.array([5]))
+    os.truncate(tmp_path / "kept" / name, 4)
+    with pytest.raises(StoreError, match="cut short"):
+        vectors.gather(np.array([5]))
 
 
 def test_vectors__of_zeros_count_as_known(tmp_path: Path):

@@ -6,7 +6,8 @@
         marks.bin        uint32 [rows]: 0 not computed yet, 1 the teacher has nothing to say, else the CRC-32 of the row
 
 Rows are filled one block after the other, values before their marks: after a kill what is marked is whole, and the rest
-is computed when it is asked for again. They are read through the memory map, so that memory does not grow with them.
+is computed when it is asked for again. They are read row by row: memory does not grow with them, and a file that is cut
+is a message, where a map of it would kill the process.
 """
 
 from __future__ import annotations
@@ -51,7 +52,6 @@ class RowVectors:
         self.path = path
         self.count, self.parts, self.width = count, parts, width
         self.facts = dict(facts)
-        self._maps: tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32]] | None = None
 
     @classmethod
     def begin(cls, path: Path, *, count: int, parts: int, width: int, facts: Mapping[str, Any]) -> RowVectors:
@@ -93,24 +93,13 @@ class RowVectors:
             raise StoreError("the kept vectors are cut short", path=path, advice=_AGAIN)
         return cls(path, facts=given["facts"], **shape)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_maps": None}  # a worker process maps the files itself
-
-    @property
-    def _opened(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32]]:
-        if self._maps is None:
-            shape = (self.count, self.parts, self.width)
-            values = np.memmap(self.path / _VALUES, np.float32, "r", shape=shape)
-            self._maps = values, np.memmap(self.path / _MARKS, np.uint32, "r", shape=(self.count,))
-        return self._maps
-
     def pending(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Those of some rows that are not computed yet."""
-        return np.asarray(rows[self._opened[1][rows] == _OPEN])
+        return np.asarray(rows[self._marks()[rows] == _OPEN])
 
     def known(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of some rows have vectors, bool [rows]."""
-        return np.asarray(self._opened[1][rows] > _NOTHING)
+        return np.asarray(self._marks()[rows] > _NOTHING)
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -152,13 +141,40 @@ class RowVectors:
         Raises:
             StoreError: One has none, or is not what was written.
         """
-        values, marks = self._opened
-        found = np.ascontiguousarray(values[rows])
-        for row, row_values, mark in zip(rows.tolist(), found, marks[rows].tolist(), strict=True):
+        found = np.empty((len(rows), self.parts, self.width), np.float32)
+        marks = np.empty((len(rows), 1), np.uint32)
+        self._read(_VALUES, rows, found)
+        self._read(_MARKS, rows, marks)
+        for row, row_values, mark in zip(rows.tolist(), found, marks[:, 0].tolist(), strict=True):
             if _checksum(row_values) != mark:
                 what = "has no vectors" if mark in (_OPEN, _NOTHING) else "has other vectors than were written"
                 raise StoreError(f"row {row} {what}", path=self.path, advice=_AGAIN)
         return found
+
+    def _marks(self) -> npt.NDArray[np.uint32]:
+        """The marks of all rows, as they are now."""
+        marks = np.fromfile(self.path / _MARKS, np.uint32)
+        if len(marks) != self.count:
+            raise self._cut_short()
+        return marks
+
+    def _read(self, name: str, rows: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> None:
+        """Reads the entries of rows into an array [rows, …]."""
+        if not len(rows):
+            return
+        size = out.nbytes // len(rows)
+        room = out.reshape(-1).view(np.uint8).data
+        try:
+            with (self.path / name).open("rb") as file:
+                for place, row in enumerate(rows.tolist()):
+                    file.seek(row * size)
+                    if file.readinto(room[place * size : (place + 1) * size]) != size:
+                        raise self._cut_short()
+        except OSError as error:
+            raise StoreError(f"the kept vectors cannot be read: {error}", path=self.path, advice=_AGAIN) from None
+
+    def _cut_short(self) -> StoreError:
+        return StoreError("the kept vectors are cut short", path=self.path, advice=_AGAIN)
 
     def moments(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Mean and standard deviation of each number over rows, float64 [parts, width] both."""
