@@ -26,7 +26,7 @@ _NAME = re.compile(r"(?P<name>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?:@(?P<revision>[^
 _FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json")
 """What is downloaded of a model: no pickles, and no code."""
 
-_OURS = ("config.json", "preprocessor_config.json", "*.safetensors", "labels.json", "feature_extraction_tymbal.py")
+_OURS = ("config.json", "preprocessor_config.json", "*.safetensors", "labels.json", "*_tymbal.py")
 """What an upload replaces as a whole, beside the card: files of another model must not stay between them."""
 
 _REVISION = "Give a branch, a tag or a commit that it has, or none for its newest."
