@@ -16,8 +16,6 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tymbal.audio.manifest import SPLITS, Clip, place
 from tymbal.errors import ManifestError, SettingsError
 from tymbal.settings import ScanSettings
@@ -301,12 +299,15 @@ def _drawn(clips: list[Clip], settings: ScanSettings) -> list[Clip]:
 def _taken_by_sklearn(clips: list[Clip], settings: ScanSettings) -> set[str]:
     """The files that `sklearn.model_selection.train_test_split(sorted(files), test_size=…, random_state=…)` sets aside.
 
-    It shuffles with NumPy's legacy generator, whose numbers are fixed for good, and takes the first of them.
+    One file at least is left to learn from, where it would leave none and fail.
     """
     files = sorted({place(clip) for clip in clips})
-    order = np.random.RandomState(settings.seed).permutation(len(files))
-    count = min(math.ceil(settings.validation * len(files)), len(files) - 1)  # of a single file it takes none
-    return {files[i] for i in order[: max(count, 0)]}
+    count = min(math.ceil(settings.validation * len(files)), len(files) - 1)
+    if count < 1:
+        return set()
+    from sklearn.model_selection import train_test_split
+
+    return set(train_test_split(files, test_size=count, random_state=settings.seed)[1])
 
 
 def _unit_of(clips: list[Clip], how: str) -> Callable[[Clip], str]:
