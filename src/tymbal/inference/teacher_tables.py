@@ -22,26 +22,16 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tymbal.audio.file_lists import SYNONYMS
 from tymbal.errors import SettingsError
 from tymbal.inference.teachers import MOST_PARTS, Answer, Teacher
 from tymbal.store.base import SpectrogramSource
 
 __all__ = ["TableTeacher"]
 
-_FILE = (
-    "file",
-    "filename",
-    "file_name",
-    "path",
-    "filepath",
-    "file_path",
-    "source",
-    "source_id",
-    "audio_file",
-    "recording",
-)
-_START = ("start", "start_s", "start_seconds", "begin", "offset", "offset_s", "onset", "start_time", "begin_time")
-_END = ("end", "end_s", "end_seconds", "stop", "offset_end", "end_time", "stop_time")
+_FILE = (*SYNONYMS["file"], "source", "source_id", "recording")
+_START = (*SYNONYMS["start"], "start_s", "start_seconds", "offset", "offset_s")
+_END = (*SYNONYMS["end"], "end_s", "end_seconds", "offset_end")
 _ID = ("id", "clip", "clip_id")
 _VECTOR = ("embedding", "embeddings", "vector", "features")
 _BATCH = 1024
@@ -194,7 +184,7 @@ def _read(path: Path) -> _Table:
     """
     try:
         if path.suffix.lower() == ".npy":
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+            vectors = np.load(path, allow_pickle=False)
             table = pacsv.read_csv(path.with_name(f"{path.stem}.rows.csv"))
             vectors = np.asarray(vectors, np.float32) if vectors.ndim == 2 else np.empty((0, 0), np.float32)
         else:
