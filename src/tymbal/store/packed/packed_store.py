@@ -74,8 +74,7 @@ class Store(SpectrogramSource):
         self._first_rows = list(accumulate((shard.rows for shard in description.shards), initial=0))
         self._shards: dict[int, ShardFile] = {}
         self._pool = BufferPool()
-        # The last two announced batches, and whether they were cached.
-        self._announced: deque[tuple[list[int], bool]] = deque(maxlen=2)
+        self._announced: deque[list[int]] = deque(maxlen=2)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -165,7 +164,8 @@ class Store(SpectrogramSource):
                 shard.read(row, view[number * size : (number + 1) * size])
 
         view = out.reshape(-1).view(np.uint8).data
-        self._seem_cached(indices)  # else they are fetched in the background from now on, all at once
+        if all(announced != indices for announced in self._announced):
+            self._fetch(indices)
         copy_in_parallel(read, len(indices), size)
         if self.checksums is not None and not self._all_verified:
             self._verify(indices, view, size, places)
@@ -225,23 +225,16 @@ class Store(SpectrogramSource):
         If the sampled rows are cached, all are taken to be. A no-op where the system has no such call.
         """
         indices = self._listed(rows)
-        self._announced.append((indices, self._fetch(indices)))
+        self._announced.append(indices)
+        self._fetch(indices)
 
-    def _seem_cached(self, rows: list[int]) -> bool:
-        for announced, cached in self._announced:
-            if announced == rows:
-                return cached
-        return self._fetch(rows)
-
-    def _fetch(self, rows: list[int]) -> bool:
-        """Whether rows seem cached; if not, asks the kernel to fetch them."""
+    def _fetch(self, rows: list[int]) -> None:
+        """Asks the kernel to fetch rows all at once, in the background, where they do not seem to be cached."""
         sample = [self._place(row) for row in rows[:: max(len(rows) // _ASKED, 1)][:_ASKED]]
-        if all(shard.cached(row) for shard, row in sample):
-            return True
-        for row in rows:
-            shard, within = self._place(row)
-            shard.announce(within)
-        return False
+        if not all(shard.cached(row) for shard, row in sample):
+            for row in rows:
+                shard, within = self._place(row)
+                shard.announce(within)
 
     def _listed(self, rows: npt.ArrayLike) -> list[int]:
         # A batch flushes the processor's cache: after it few and simple steps in Python cost less than fast ones in
