@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.encoder import EncoderConfig
 from tymbal.settings import FeatureSettings
 from tymbal.store.packed.packed_store import Store
 from tymbal.store.packed.writer import Entry, write_store
@@ -50,3 +53,25 @@ def make_store(
     ]
     features = FeatureSettings(mel_bins=MELS, sample_rate=sample_rate)
     return write_store(folder, [(clip(), entry) for entry in entries], features=features, frames=FRAMES)
+
+
+COLUMNS = EncoderConfig(
+    width=16, depth=2, heads=2, mels=16, frames=24, patch=(16, 2), stride=(16, 2), attend_to_padding=False
+)
+"""A small encoder with patches as high as the spectrogram."""
+
+BY_CLIP = Normalisation(mean=-4.0, std=2.0, padding=-15.0, by="clip")
+
+
+def noisy_batch(count: int = 8, seed: int = 1) -> dict[str, torch.Tensor]:
+    """A batch for `COLUMNS`: clips of several lengths, each of noise about a spectrum of its own."""
+    random = torch.Generator().manual_seed(seed)
+    frames = torch.randint(8, 25, (count,), generator=random)
+    clips = 3 * torch.randn(count, 1, 16, generator=random) + torch.randn(count, 24, 16, generator=random) - 4
+    clips[torch.arange(24) >= frames[:, None]] = -15.0
+    return {
+        "spectrogram": clips.half(),
+        "frames": frames,
+        "row": torch.arange(count),
+        "epoch": torch.zeros(count, dtype=torch.int64),
+    }

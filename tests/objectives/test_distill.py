@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from training_setup import BY_CLIP, COLUMNS, noisy_batch
 from tymbal.errors import ModelError, SettingsError
-from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import pool_cells
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
@@ -23,25 +23,20 @@ from tymbal.settings import DataChoice, FeatureSettings
 from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.settings.training import ENDLESS
 
-CONFIG = EncoderConfig(
-    width=16, depth=2, heads=2, mels=16, frames=24, patch=(16, 2), stride=(16, 2), attend_to_padding=False
-)
-NORMALISATION = Normalisation(mean=-4.0, std=2.0, padding=-15.0, by="clip")
-
 
 def objective(*, teacher: TeacherEncoder | None = None, **settings: Any) -> DistillObjective:
     torch.manual_seed(0)
-    encoder = SpectrogramEncoder(CONFIG)
+    encoder = SpectrogramEncoder(COLUMNS)
     chosen = DistillSettings(**{"parts": 2, "projection": 8, "slices": 16, **settings})
     joined = None
     if chosen.with_:
         joined = LeJEPAObjective(
-            encoder, normalisation=NORMALISATION, settings=chosen, views=SpectrogramViews(), frames=20.0, seed=3
+            encoder, normalisation=BY_CLIP, settings=chosen, views=SpectrogramViews(), frames=20.0, seed=3
         )
     generator = torch.Generator().manual_seed(5)
     return DistillObjective(
         encoder,
-        normalisation=NORMALISATION,
+        normalisation=BY_CLIP,
         settings=chosen,
         views=SpectrogramViews().times(chosen.view_strength),
         target=Target(torch.randn(2, 5, generator=generator) / 4, torch.rand(2, 5, generator=generator) + 1),
@@ -54,21 +49,11 @@ def objective(*, teacher: TeacherEncoder | None = None, **settings: Any) -> Dist
 
 def batch(count: int = 8, seed: int = 1) -> dict[str, torch.Tensor]:
     """Clips, and as their teacher's vectors mixtures of the means of their mel bins, the same for all clips."""
-    random = torch.Generator().manual_seed(seed)
-    frames = torch.randint(8, 25, (count,), generator=random)
-    clips = 3 * torch.randn(count, 1, 16, generator=random) + torch.randn(count, 24, 16, generator=random) - 4
-    clips[torch.arange(24) >= frames[:, None]] = -15.0
+    given = noisy_batch(count, seed)
     mixture = torch.randn(16, 5, generator=torch.Generator().manual_seed(7))
-    normal = NORMALISATION(clips, frames)
-    middle = torch.stack([normal[i, : frames[i]].mean(0) for i in range(count)])
-    target = torch.stack([middle @ mixture, -middle @ mixture], 1)
-    return {
-        "spectrogram": clips.half(),
-        "frames": frames,
-        "row": torch.arange(count),
-        "epoch": torch.zeros(count, dtype=torch.int64),
-        "target": target,
-    }
+    normal = BY_CLIP(given["spectrogram"], given["frames"])
+    middle = torch.stack([clip[:length].mean(0) for clip, length in zip(normal, given["frames"], strict=True)])
+    return {**given, "target": torch.stack([middle @ mixture, -middle @ mixture], 1)}
 
 
 @pytest.mark.parametrize("how", ["squared", "cosine", "smooth_l1"])

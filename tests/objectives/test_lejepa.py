@@ -11,43 +11,26 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from training_setup import BY_CLIP, COLUMNS, noisy_batch
 from tymbal.errors import ModelError, SettingsError
-from tymbal.features.normalisation import Normalisation
-from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.objectives import lejepa
 from tymbal.objectives.lejepa import LeJEPAObjective, LeJEPASettings, sigreg, visible_patches
 from tymbal.randomness import fold
 from tymbal.settings import DataChoice
 from tymbal.settings.augmentation import SpectrogramViews
 
-CONFIG = EncoderConfig(
-    width=16, depth=2, heads=2, mels=16, frames=24, patch=(16, 2), stride=(16, 2), attend_to_padding=False
-)
-
 
 def objective(**settings: Any) -> LeJEPAObjective:
     torch.manual_seed(0)
     return LeJEPAObjective(
-        SpectrogramEncoder(CONFIG),
-        normalisation=Normalisation(mean=-4.0, std=2.0, padding=-15.0, by="clip"),
+        SpectrogramEncoder(COLUMNS),
+        normalisation=BY_CLIP,
         settings=LeJEPASettings(**{"parts": 2, "projection": 8, "slices": 16, **settings}),
         views=SpectrogramViews(),
         frames=20.0,
         seed=3,
     )
-
-
-def batch(count: int = 8, seed: int = 1) -> dict[str, torch.Tensor]:
-    random = torch.Generator().manual_seed(seed)
-    frames = torch.randint(8, 25, (count,), generator=random)
-    clips = 3 * torch.randn(count, 1, 16, generator=random) + torch.randn(count, 24, 16, generator=random) - 4
-    clips[torch.arange(24) >= frames[:, None]] = -15.0
-    return {
-        "spectrogram": clips.half(),
-        "frames": frames,
-        "row": torch.arange(count),
-        "epoch": torch.zeros(count, dtype=torch.int64),
-    }
 
 
 def test_sigreg__is_the_integral_written_out() -> None:
@@ -84,7 +67,7 @@ def test_objective__is_finite_for_the_extreme_numbers_that_are_drawn(
     drawn: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lejepa, "uniform", lambda keys, count, *, stream: torch.full((1, count), drawn))
-    assert objective()(**batch())["loss"].isfinite()
+    assert objective()(**noisy_batch())["loss"].isfinite()
 
 
 def test_visible_patches__take_sound_first() -> None:
@@ -100,7 +83,7 @@ def test_visible_patches__take_sound_first() -> None:
 
 def test_objective__draws_by_epoch_in_training_only() -> None:
     module = objective()
-    inputs = batch()
+    inputs = noisy_batch()
     later = {**inputs, "epoch": torch.ones(8, dtype=torch.int64)}
     module.train()
     first = float(module(**inputs)["loss"].detach())
@@ -116,7 +99,7 @@ def test_shown__is_what_the_encoder_sees_in_training(mixing: str, monkeypatch: p
 
     Of new runs with patches as high as the spectrogram, nothing else of a view is drawn.
     """
-    module, clips = objective(kept=0.5, kept_local=0.2, mixing=mixing), batch()
+    module, clips = objective(kept=0.5, kept_local=0.2, mixing=mixing), noisy_batch()
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
     forward = SpectrogramEncoder.forward
 
@@ -156,7 +139,7 @@ def test_step__of_what_is_seen_is_that_of_whole_views() -> None:
         module = objective(kept=0.5, kept_local=0.2).train()
         assert module._draws_what_is_seen
         module._draws_what_is_seen = alone
-        loss = module(**batch())["loss"]
+        loss = module(**noisy_batch())["loss"]
         loss.backward()
         figures.append((loss.detach(), module.encoder.patch_projection.weight.grad))
     torch.testing.assert_close(figures[0][0], figures[1][0], rtol=1e-5, atol=1e-6)
@@ -165,11 +148,11 @@ def test_step__of_what_is_seen_is_that_of_whole_views() -> None:
 
 def test_objective__gives_every_parameter_a_gradient_and_learns() -> None:
     module = objective(sigreg_weight=0.2).train()
-    asked = batch(32, seed=9)
+    asked = noisy_batch(32, seed=9)
     before = module.eval()(**asked)["sums"]
     optimizer = torch.optim.AdamW(module.train().parameters(), lr=3e-3)
     for step in range(80):
-        outputs = module(**{**batch(16, seed=step), "epoch": torch.full((16,), step)})
+        outputs = module(**{**noisy_batch(16, seed=step), "epoch": torch.full((16,), step)})
         optimizer.zero_grad()
         outputs["loss"].backward()
         missing = [name for name, value in module.named_parameters() if value.requires_grad and value.grad is None]
@@ -184,7 +167,7 @@ def test_objective__gives_every_parameter_a_gradient_and_learns() -> None:
 
 def test_objective__does_not_see_what_a_clip_is_padded_with() -> None:
     module = objective().eval()
-    inputs = batch()
+    inputs = noisy_batch()
     louder = inputs["spectrogram"].clone()
     louder[torch.arange(24) >= inputs["frames"][:, None]] = 3.0
     same = module(**{**inputs, "spectrogram": louder})
@@ -193,7 +176,7 @@ def test_objective__does_not_see_what_a_clip_is_padded_with() -> None:
 
 def test_head_state__goes_on_and_refuses_another_shape() -> None:
     module, other = objective().train(), objective(seed=1)
-    module(**batch())  # moves the statistics of batch norm
+    module(**noisy_batch())  # moves the statistics of batch norm
     other.load_head_state({name: value.clone() for name, value in module.head_state().items()})
     for name, value in other.head_state().items():
         assert torch.equal(value, module.head_state()[name])
@@ -214,7 +197,7 @@ def _work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     module = objective().train()
     parallel = nn.parallel.DistributedDataParallel(module)
-    part = {name: value[4 * rank : 4 * rank + 4] for name, value in batch().items()}
+    part = {name: value[4 * rank : 4 * rank + 4] for name, value in noisy_batch().items()}
     loss = parallel(**part)["loss"]
     loss.backward()
     gradients = {name: value.grad for name, value in module.named_parameters() if value.grad is not None}
@@ -224,11 +207,11 @@ def _work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes__are_one_with_their_batch(tmp_path: Path) -> None:
+def test_two_processes__are_one_with_their_noisy_batch(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_work, args=(str(tmp_path),), nprocs=2)
     together = torch.load(tmp_path / "result.pt", weights_only=True)
     module = objective().train()
-    loss = module(**batch())["loss"]
+    loss = module(**noisy_batch())["loss"]
     loss.backward()
     assert float(together.pop("loss")) == pytest.approx(float(loss.detach()), abs=1e-5)
     for name, value in module.named_parameters():
@@ -238,12 +221,12 @@ def test_two_processes__are_one_with_their_batch(tmp_path: Path) -> None:
 
 def test_encoder__that_does_not_attend_to_padding_gives_the_same_however_long_it_is() -> None:
     torch.manual_seed(0)
-    encoder = SpectrogramEncoder(CONFIG).eval()
+    encoder = SpectrogramEncoder(COLUMNS).eval()
     clip = torch.randn(1, 12, 16)
     padded = torch.cat([clip, torch.full((1, 12, 16), 7.0)], 1)
     frames = torch.tensor([12])
     # The positions of a shorter grid would be resized: those of the long one are cut.
-    short = SpectrogramEncoder(replace(CONFIG, frames=12)).eval()
+    short = SpectrogramEncoder(replace(COLUMNS, frames=12)).eval()
     state = encoder.state_dict()
     state["position_embedding"] = state["position_embedding"][:, :8]
     short.load_state_dict(state)

@@ -69,7 +69,12 @@ class Normalisation:
         centred = x - x.masked_fill(behind, 0.0).sum((1, 2), keepdim=True) / count
         variance = centred.masked_fill(behind, 0.0).square().sum((1, 2), keepdim=True) / count
         normal = centred / (2 * variance.sqrt().clamp(min=_FLATTEST))
-        return normal.masked_fill(behind, (self.padding - self.mean) / (2 * self.std))
+        return normal.masked_fill(behind, self.normal_padding)
+
+    @property
+    def normal_padding(self) -> float:
+        """What padding is after normalising, by clip as well as by data set."""
+        return (self.padding - self.mean) / (2 * self.std)
 
 
 def loudest(spectrogram: Tensor, frames: Tensor) -> Tensor:

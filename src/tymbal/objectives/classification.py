@@ -128,8 +128,7 @@ class ClassificationObjective(nn.Module):
             )
         x = self.normalisation(spectrogram, frames)
         if views is not None:
-            scale = 2 * self.normalisation.std
-            padding = (self.normalisation.padding - self.normalisation.mean) / scale
+            padding, scale = self.normalisation.normal_padding, 2 * self.normalisation.std
             x, frames = spectrogram_views(x, frames, keys, views, padding=padding, scale=scale)
         if augmentation is not None:
             x = augmentation.disturb(x, frames, keys)

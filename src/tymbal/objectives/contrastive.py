@@ -374,7 +374,7 @@ class ContrastiveObjective(nn.Module):
             frames,
             torch.cat([fold(keys, view) for view in range(2)]),
             views,
-            padding=(self.normalisation.padding - self.normalisation.mean) / (2 * self.normalisation.std),
+            padding=self.normalisation.normal_padding,
             scale=2 * self.normalisation.std,
             others=others[:2],
             first=others[2],

@@ -32,17 +32,21 @@ from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.classifier import SpectrogramClassifier, Standardisation, pool_cells
 from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
-from tymbal.models.encoder_choice import is_filled
 from tymbal.models.folder import LoadedModel, load_model
 from tymbal.objectives.contract import ObjectiveSpec, View, load_heads
-from tymbal.objectives.lejepa import LeJEPAObjective, LeJEPASettings, visible_patches
+from tymbal.objectives.lejepa import (
+    LeJEPAObjective,
+    LeJEPASettings,
+    drawn_views,
+    settle_padding,
+    visible_patches,
+)
 from tymbal.randomness import EVALUATION, fold
 from tymbal.settings import DataChoice
 from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.settings.fields import check, setting
 from tymbal.settings.training import ENDLESS
 from tymbal.store.base import SpectrogramSource
-from tymbal.views.augmentation_config import read_augmentation
 from tymbal.views.spectrogram_views import spectrogram_views
 
 __all__ = ["OBJECTIVE", "DistillObjective", "DistillSettings", "Target", "TeacherEncoder"]
@@ -56,7 +60,7 @@ _MOST_NUMBERS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings(LeJEPASettings):
-    """Learning from a teacher. Settings of lejepa that are not about views or parts are for `with lejepa`.
+    """Learning from a teacher. Settings of lejepa that are not about views or parts, and mixing, are for `with lejepa`.
 
     Attributes:
         epochs: Passes over the training clips. Where they are not given 30, or as many as fit into `max_minutes`.
@@ -276,7 +280,7 @@ class DistillObjective(nn.Module):
         if self.training:
             view, ends = self._view(clips, frames, keys)
             if self._teacher is not None:
-                target = self._teacher(_as_stored(view, ends, clips, spectrogram, frames), ends)
+                target = self._teacher(_as_stored(view, clips, spectrogram, frames), ends)
         if target is None:
             raise ValueError("the clips come without the teacher's vectors, and there is no teacher to ask")
         given = self._projected(view, ends, keys if self.training else None)
@@ -331,7 +335,11 @@ class DistillObjective(nn.Module):
         """As of `tymbal.objectives.contract.ViewingObjective`."""
         keys = fold(self.seed, torch.full_like(row, epoch), row)
         view, ends = self._view(spectrogram, frames, keys)
-        shown = {"the student's view": View.from_tensors(view, ends, self._visible(ends, keys), self.encoder.config)}
+        shown = {
+            "the student's view": View.from_tensors(
+                view, ends, self._visible(ends, keys, view.shape[1]), self.encoder.config
+            )
+        }
         return shown if self.joined is None else {**shown, **self.joined.shown(spectrogram, frames, row, epoch=epoch)}
 
     def _view(self, clips: Tensor, frames: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -341,16 +349,16 @@ class DistillObjective(nn.Module):
             frames,
             fold(keys, _VIEW),
             self.views,
-            padding=(self.normalisation.padding - self.normalisation.mean) / (2 * self.normalisation.std),
-            scale=2 * self.normalisation.std,
+            padding=self.normalisation.normal_padding,
+            scale=None,  # nothing is mixed
         )
 
-    def _visible(self, ends: Tensor, keys: Tensor) -> Tensor | None:
-        """Numbers of the patches that the student sees, [batch, seen]; None is all."""
+    def _visible(self, ends: Tensor, keys: Tensor, length: int) -> Tensor | None:
+        """Numbers of the patches that the student sees of views of so many frames, [batch, seen]; None is all."""
         config = self.encoder.config
         if self._seen is None:
             return None
-        rows, columns = config.grid
+        rows, columns = config.grid_of(length)
         heard = torch.arange(columns, device=ends.device) < config.real_columns(ends, columns)[:, None]
         return visible_patches(fold(keys, _VIEW), heard.repeat(1, rows), self._seen)
 
@@ -358,7 +366,7 @@ class DistillObjective(nn.Module):
         """What the student makes of views: float32 [batch, parts of the teacher, width]."""
         config = self.encoder.config
         grid = config.grid_of(view.shape[1])
-        visible = None if keys is None else self._visible(ends, keys)
+        visible = None if keys is None else self._visible(ends, keys, view.shape[1])
         tokens = self.encoder(view, visible=visible, frames=ends).tokens[:, PREFIX_TOKENS:]
         real = config.real_columns(ends, grid[1])
         cells = pool_cells(tokens, grid=grid, parts=self.parts, real_columns=real, patches=visible)
@@ -372,11 +380,13 @@ class DistillObjective(nn.Module):
         return (F.mse_loss if self.settings.teacher_loss == "squared" else F.smooth_l1_loss)(given, wanted)
 
 
-def _as_stored(view: Tensor, ends: Tensor, clips: Tensor, spectrogram: Tensor, frames: Tensor) -> Tensor:
-    """Views of normalised clips on the scale of the store, which other models normalise in their own way."""
+def _as_stored(view: Tensor, clips: Tensor, spectrogram: Tensor, frames: Tensor) -> Tensor:
+    """Views of normalised clips on the scale of the store, which other models normalise in their own way.
+
+    What lies behind their ends is not on it: whoever normalises them replaces that by padding.
+    """
     mean, deviation = _clip_moments(spectrogram.float(), frames)
     own_mean, own_deviation = _clip_moments(clips, frames)
-    del ends  # what lies behind them is replaced by padding
     return (view - own_mean) * (deviation / own_deviation.clamp(min=1e-6)) + mean
 
 
@@ -392,12 +402,8 @@ def _clip_moments(values: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
 def _build(
     encoder: SpectrogramEncoder, data: SpectrogramSource, normalisation: Normalisation, settings: DistillSettings
 ) -> DistillObjective:
-    views = read_augmentation(settings.augmentations).spectrogram_views
-    views = views if settings.view_strength == 1 else views.times(settings.view_strength)
-    frames = float(data.real_frames.mean())
-    if settings.from_ is None:
-        attends = is_filled(data) if settings.attend_to_padding is None else settings.attend_to_padding
-        encoder.config = replace(encoder.config, attend_to_padding=attends)
+    views, frames = drawn_views(settings), float(data.real_frames.mean())
+    settle_padding(encoder, data, settings)
     shared: dict[str, Any] = {"normalisation": normalisation, "settings": settings, "frames": frames}
     joined = LeJEPAObjective(encoder, views=views, seed=settings.seed, **shared) if settings.with_ else None
     teacher = None

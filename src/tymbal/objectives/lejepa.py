@@ -41,7 +41,15 @@ from tymbal.store.base import SpectrogramSource
 from tymbal.views.augmentation_config import read_augmentation
 from tymbal.views.spectrogram_views import spectrogram_views, view_lengths
 
-__all__ = ["OBJECTIVE", "LeJEPAObjective", "LeJEPASettings", "sigreg", "visible_patches"]
+__all__ = [
+    "OBJECTIVE",
+    "LeJEPAObjective",
+    "LeJEPASettings",
+    "drawn_views",
+    "settle_padding",
+    "sigreg",
+    "visible_patches",
+]
 
 _VISIBLE, _DIRECTIONS = 63, 64  # streams of random numbers
 _OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4}
@@ -271,7 +279,7 @@ class LeJEPAObjective(nn.Module):
             frames,
             keys,
             self.views,
-            padding=(self.normalisation.padding - self.normalisation.mean) / (2 * self.normalisation.std),
+            padding=self.normalisation.normal_padding,
             scale=2 * self.normalisation.std if self.settings.mixing == "energies" else None,
             others=(others, lengths),
             first=first,
@@ -385,20 +393,33 @@ def _intraclass_correlation(projected: Tensor) -> Tensor:
     return (between - within) / (between + (views - 1) * within).clamp(min=1e-12)
 
 
-def _build(
-    encoder: SpectrogramEncoder, data: SpectrogramSource, normalisation: Normalisation, settings: LeJEPASettings
-) -> LeJEPAObjective:
+def drawn_views(settings: LeJEPASettings) -> SpectrogramViews:
+    """How views are drawn: what the file of augmentations says, in the strength of the settings.
+
+    Raises:
+        SettingsError: The file cannot be read.
+    """
     views = read_augmentation(settings.augmentations).spectrogram_views
-    frames = float(data.real_frames.mean())
+    return views if settings.view_strength == 1 else views.times(settings.view_strength)
+
+
+def settle_padding(encoder: SpectrogramEncoder, data: SpectrogramSource, settings: LeJEPASettings) -> None:
+    """Settles whether a new encoder attends to padding; one that starts from weights goes on as it is."""
     if settings.from_ is None:
         attends = is_filled(data) if settings.attend_to_padding is None else settings.attend_to_padding
         encoder.config = replace(encoder.config, attend_to_padding=attends)
+
+
+def _build(
+    encoder: SpectrogramEncoder, data: SpectrogramSource, normalisation: Normalisation, settings: LeJEPASettings
+) -> LeJEPAObjective:
+    settle_padding(encoder, data, settings)
     return LeJEPAObjective(
         encoder,
         normalisation=normalisation,
         settings=settings,
-        views=views if settings.view_strength == 1 else views.times(settings.view_strength),
-        frames=frames,
+        views=drawn_views(settings),
+        frames=float(data.real_frames.mean()),
         seed=settings.seed,
     )
 

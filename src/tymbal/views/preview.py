@@ -126,7 +126,7 @@ def _drawn(
         frames,
         torch.cat([fold(keys, view) for view in range(_DRAWN)]),
         maker.settings.spectrogram_views,
-        padding=(normalisation.padding - mean) / (2 * normalisation.std),
+        padding=normalisation.normal_padding,
         scale=2 * normalisation.std,
     )
     for place, name in enumerate(names):
