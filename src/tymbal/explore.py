@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tymbal import config as configuration
 from tymbal.errors import SettingsError
-from tymbal.exploring.uploads import own_folder
+from tymbal.pages.serving import address, free_port, own_folder
 from tymbal.progress import say, tell
 from tymbal.settings import ExploreSettings
 from tymbal.stopping import stop_at_once
@@ -76,8 +75,8 @@ def explore(
     """
     chosen = configuration.resolve(ExploreSettings, settings, config=config)
     _check_gradio()
-    port = _free_port(chosen.host, chosen.port)
-    say(f"Starting: the page will be at {_address(chosen.host, port)}")
+    port = free_port(chosen.host, chosen.port)
+    say(f"Starting: the page will be at {address(chosen.host, port)}")
     with stop_at_once(), _own_uploads() as folder:
         tell(f"Loading {model}")
         view, library, facts = _open(str(model), None if store is None else Path(store), chosen)
@@ -105,32 +104,6 @@ def _wait(served: Served, until: threading.Event) -> None:
         pass
 
 
-_FIRST_PORT, _PORTS = 7860, 100
-
-
-def _free_port(host: str, port: int | None) -> int:
-    """The port, or the first free one from 7860 on, so that the address is known before anything is loaded.
-
-    Raises:
-        SettingsError: It is taken, or the address is not this machine's.
-    """
-    wanted = range(_FIRST_PORT, _FIRST_PORT + _PORTS) if port is None else (port,)
-    for number in wanted:
-        with contextlib.suppress(OSError):
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.create_server((host, number), family=family):
-                return number
-    raise SettingsError(
-        f"the page cannot be served at {host if port is None else _address(host, port)}: the port is taken, or the "
-        "address is not this machine's",
-        advice="Choose another --port or --host.",
-    )
-
-
-def _address(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def _check_gradio() -> None:
     """Refuses at once what would fail when the sounds are embedded."""
     if importlib.util.find_spec("gradio") is None:
@@ -144,7 +117,7 @@ def _own_uploads() -> Iterator[Path]:
     """A folder for what is dropped, gone at the end. Gradio reads it, and its telemetry, from the environment."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     before = os.environ.get("GRADIO_TEMP_DIR")
-    with own_folder() as folder:
+    with own_folder("explore") as folder:
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
         try:
             yield folder

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tymbal.exploring.uploads import Guard, own_folder
+from tymbal.exploring.uploads import Guard
 
 
 class Keeping:
@@ -68,19 +65,3 @@ def test_guard__bounds_an_upload_and_the_sum(tmp_path: Path, told: bool) -> None
     (tmp_path / "sound").unlink()
     assert sends(6) == 413
     assert not (tmp_path / "sound").exists()
-
-
-def test_own_folder__deletes_what_killed_servers_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left, young, other = (tmp_path / name for name in ("tymbal-explore-a", "tymbal-explore-b", "else"))
-    for folder in (left, young, other):
-        folder.mkdir()
-        (folder / "sound.wav").write_bytes(b"RIFF")
-    os.utime(left, (time.time() - 3600,) * 2)
-    with own_folder() as first:
-        assert not left.exists()
-        assert young.exists()
-        assert other.exists()
-        with own_folder():
-            assert first.exists()  # it is in use
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["else", "tymbal-explore-b"]

@@ -112,6 +112,15 @@ def test_bin_at__is_the_centre_of_a_kaldi_bin() -> None:
         assert filter_bank(features).bin_at(700 * (math.exp(centre / 1127) - 1)) == pytest.approx(number, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", ["kaldi", "librosa"])
+def test_hertz_at__is_the_inverse_of_bin_at(name: str) -> None:
+    bank = filter_bank(FeatureSettings(filter_bank=name, sample_rate=16_000))
+    for hertz in (25.0, 440.0, 7_900.0):
+        assert bank.hertz_at(bank.bin_at(hertz)) == pytest.approx(hertz, abs=1e-6)
+    assert bank.hertz_at(-50) == pytest.approx(0, abs=1e-6)
+    assert bank.hertz_at(1000) == pytest.approx(8000, abs=1e-6)
+
+
 def test_bin_at__is_linear_to_one_kilohertz_with_librosa() -> None:
     features = FeatureSettings(filter_bank="librosa", sample_rate=22_050, mel_bins=128, low_freq=0)
     places = [filter_bank(features).bin_at(hertz) for hertz in (0, 500, 1000)]

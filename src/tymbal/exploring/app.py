@@ -24,10 +24,10 @@ from tymbal.exploring.library import Library
 from tymbal.exploring.model_view import Look, ModelView, Survey
 from tymbal.exploring.uploads import Guard, Uploads
 from tymbal.pages.page import embedded_style, note
+from tymbal.pages.serving import LOOPBACK
 
 __all__ = ["Served", "build", "serve"]
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PLACES = (".gradio-container", ".dark .gradio-container, .gradio-container.dark")  # in the light and in the dark
 _WAITING = "Going through the recording …"
 _DROP = "Drop a sound above, or record one. It stays on this machine and is deleted when you close the page."
@@ -277,7 +277,7 @@ def serve(
     mono = ("ui-monospace", "Menlo", "Consolas", "monospace")
     theme = gr.themes.Default(primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=mono)
     # Another site's script that has its own name point to this machine is not answered.
-    names = [*_LOOPBACK, "[::1]", host] if host in _LOOPBACK else ["*"]
+    names = [*LOOPBACK, "[::1]", host] if host in LOOPBACK else ["*"]
     try:
         _, url, _ = page.launch(
             server_name=host,
@@ -309,7 +309,7 @@ def serve(
             f"the page cannot be served at {host}:{port}: the port was taken meanwhile",
             advice="Run the same command again, or choose another --port.",
         ) from None
-    return Served(url, host in _LOOPBACK, partial(page.close, verbose=False))
+    return Served(url, host in LOOPBACK, partial(page.close, verbose=False))
 
 
 def _html(value: str = "", *, elem_id: str | None = None, script: str | None = None) -> gr.HTML:

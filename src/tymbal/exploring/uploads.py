@@ -1,31 +1,16 @@
-"""What the explorer takes in: from whom, how much, and how long it is kept.
-
-A page in another tab can send requests to a server on this machine, too, and browsers say from where they come. The
-explorer answers its own page only, takes no more than it has room for, and keeps nothing when it ends; what a killed
-server left is deleted by the next one.
-"""
+"""What the explorer takes in: from its own page only, no more than it has room for, and kept while it is looked at."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 import threading
-import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from tymbal.errors import SettingsError, TymbalError
-from tymbal.files import locked
-from tymbal.progress import tell
+from tymbal.pages.serving import is_foreign
 
-__all__ = ["Guard", "Uploads", "own_folder"]
-
-_PREFIX = "tymbal-explore-"
-_YOUNG = 60.0
-"""Seconds in which another server may have made its folder and not locked it yet."""
+__all__ = ["Guard", "Uploads"]
 
 _Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Message]]
@@ -33,35 +18,8 @@ _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Message, _Receive, _Send], Awaitable[None]]
 
 
-@contextlib.contextmanager
-def own_folder() -> Iterator[Path]:
-    """A folder for uploads, deleted at the end; what killed servers have left is deleted now."""
-    _remove_left_overs()
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder, _held(Path(folder)):
-        yield Path(folder)
-
-
-def _remove_left_overs() -> None:
-    """Deletes folders of servers that do not run any more; those of others are not ours to delete."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(TymbalError, OSError):
-            if not (folder / "lock").exists() and time.time() - folder.stat().st_mtime < _YOUNG:
-                continue
-            with _held(folder):
-                pass
-            shutil.rmtree(folder)
-            tell(f"Deleted {folder}, which an explorer that was killed had left")
-
-
-def _held(folder: Path) -> contextlib.AbstractContextManager[None]:
-    return locked(folder, SettingsError("another explorer uses this folder", path=folder))
-
-
 class Guard:
     """ASGI middleware that answers the page's own requests only, and takes no upload that is too large.
-
-    Browsers name the page that a request comes from (`Origin`, `Sec-Fetch-Site`); programs name none and are answered.
-    Following a link to the page is not a request of another page.
 
     Args:
         app: What it guards.
@@ -82,7 +40,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        if _is_foreign(scope.get("method", "GET"), headers):
+        if is_foreign(scope.get("method", "GET"), headers):
             await _refuse(scope, send, 403, "This page answers no other site.")
             return
         if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -121,17 +79,6 @@ class Guard:
     def _too_large(self, room: int) -> str:
         what = "one upload" if room == self._most else "all uploads together"
         return f"This is more than the {room / 1e9:.3g} GB that are left for {what}."
-
-
-def _is_foreign(method: str, headers: dict[str, str]) -> bool:
-    """Whether a request was made by the page of another site."""
-    origin = headers.get("origin")
-    if origin is not None:
-        hosts = {headers.get("host", ""), headers.get("x-forwarded-host", "")}
-        return urlsplit(origin).netloc not in hosts - {""}
-    if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
-        return False
-    return not (method == "GET" and headers.get("sec-fetch-mode") == "navigate")
 
 
 async def _refuse(scope: _Message, send: _Send, status: int, why: str) -> None:

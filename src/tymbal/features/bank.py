@@ -92,6 +92,20 @@ class FilterBank(ABC):
         low, high = self.mel_of(settings.low_freq), self.mel_of(settings.high_freq or settings.sample_rate / 2)
         return (self.mel_of(hertz) - low) / (high - low) * (settings.mel_bins + 1) - 1
 
+    def hertz_at(self, place: float) -> float:
+        """The frequency in Hz at a place between the mel bins, the inverse of `bin_at`.
+
+        It is kept within 0 and half the rate.
+
+        Args:
+            place: The mel bin, as a number with a fraction.
+        """
+        low, high = 0.0, self.settings.sample_rate / 2
+        for _ in range(48):  # to a billionth of a hertz
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.bin_at(middle) < place else (low, middle)
+        return (low + high) / 2
+
     def constant_bins(self, hertz: float) -> int:
         """Mel bins that say nothing of sound that ends at a frequency: above it, or narrower than the transform's bins.
 

@@ -23,10 +23,12 @@ __all__ = [
     "card",
     "cards",
     "details",
+    "document",
     "embedded_style",
     "note",
     "page",
     "section",
+    "style",
     "table",
     "tiles",
     "words",
@@ -103,16 +105,29 @@ def page(title: str, lead: str, parts: Sequence[Part], *, footer: str, contents:
     if contents:
         navigation = f'<nav aria-label="Contents"><ul>{"".join(entries)}</ul></nav>'
         main = f'<div class="frame">{navigation}\n{main}</div>'
-    return "".join(
+    content = "".join(
         [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
-            '<link rel="icon" href="data:,">\n',
-            f'<title>{escape(title)}</title>\n<style>\n{_style()}</style>\n</head>\n<body class="tymbal">\n',
             f'<header><h1>{escape(title)}</h1><p class="soft">{escape(lead)}</p></header>\n',
             f"{main}\n<footer>{escape(footer)}</footer>\n",
-            f"<script>\n{_file('page.js')}</script>\n</body>\n</html>\n",
+            f"<script>\n{_file('page.js')}</script>",
         ]
+    )
+    return document(title, head=f"<style>\n{style(_file('page.css'))}</style>", body=content)
+
+
+def document(title: str, *, head: str, body: str) -> str:
+    """The frame of a page: what all of them say in their head, and a body of class `tymbal`.
+
+    Args:
+        title: Its title, as plain text.
+        head: Where its style and scripts are, as HTML.
+        body: Its content, as HTML.
+    """
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n{head}\n</head>\n'
+        f'<body class="tymbal">\n{body}\n</body>\n</html>\n'
     )
 
 
@@ -228,10 +243,11 @@ def embedded_style(light: str, dark: str) -> str:
     return f"{_colours(light, _LIGHT)}{_colours(dark, _DARK)}{_file('parts.css')}"
 
 
-def _style() -> str:
+def style(more: str) -> str:
+    """The style of a page in a frame of its own, in the light, in the dark and on paper, and what the page adds."""
     dark, printed = _colours(":root", _DARK), _colours(":root", _PRINTED, scheme="light")
     media = f"@media (prefers-color-scheme: dark) {{ {dark} }}\n@media print {{ {printed} }}\n"
-    return f"{_colours(':root', _LIGHT, scheme='light dark')}{media}{_file('parts.css')}{_file('page.css')}"
+    return f"{_colours(':root', _LIGHT, scheme='light dark')}{media}{_file('parts.css')}{more}"
 
 
 def _colours(selector: str, colours: Mapping[str, str], *, scheme: str = "") -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tymbal.audio.decode import info, read
 from tymbal.errors import TymbalError
 
-__all__ = ["Sounds", "flac", "player"]
+__all__ = ["Sounds", "flac", "heard", "player"]
 
 _HIGHEST_RATE = 48_000
 _ULTRASONIC = 96_000
@@ -36,6 +36,32 @@ def player(content: bytes, *, name: str = "") -> str:
     code = base64.b64encode(content).decode("ascii")
     known = f' id="{name}"' if name else ""
     return f'<audio{known} controls preload="metadata" src="data:audio/flac;base64,{code}"></audio>'
+
+
+def heard(path: Path, start: float, end: float | None, *, seconds: float) -> tuple[bytes, bool]:
+    """A part of a recording as a person is to hear it: at one loudness, and ultrasound ten times slower.
+
+    Args:
+        path: The recording.
+        start: Where the part begins, in seconds.
+        end: Where it ends; None is the end of the recording.
+        seconds: How long it may be played, at most.
+
+    Returns:
+        A FLAC file, and whether it is played slower.
+
+    Raises:
+        AudioError: It cannot be read.
+    """
+    header = info(path)
+    native = header.sample_rate
+    slower = _SLOWER if native > _ULTRASONIC else 1
+    stop = start + seconds / slower
+    rate = native if slower > 1 else min(native, _HIGHEST_RATE)
+    wave, rate = read(path, sample_rate=rate, start=start, end=min(header.duration if end is None else end, stop))
+    wave = wave - wave.mean()
+    wave *= _LOUDEST / max(float(np.abs(wave).max()), 1e-6)
+    return flac(wave, rate // slower), slower > 1
 
 
 class Sounds:
@@ -71,12 +97,13 @@ class Sounds:
         if self._left <= 0 or self._room <= 0:
             return "", ""
         try:
-            content = self._piece(self.locate(file), start, end)
+            content, slower = heard(self.locate(file), start, end, seconds=self._seconds)
         except TymbalError as error:
             self._missing.append(f"{error.path or file}: {error.what}")
             return "", ""
         self._left -= 1
         self._given += 1
+        self._slower |= slower
         self._room -= len(content)
         name = f"sound-{next(self._numbers)}"
         return name, player(content, name=name)
@@ -95,15 +122,3 @@ class Sounds:
         path = Path(file)
         places = [path, self._beside / path, self._beside.parent / path, self._beside / path.name]
         return next((place for place in places if place.is_file()), path)
-
-    def _piece(self, path: Path, start: float, end: float | None) -> bytes:
-        header = info(path)
-        native = header.sample_rate
-        slower = _SLOWER if native > _ULTRASONIC else 1
-        stop = start + self._seconds / slower
-        rate = native if slower > 1 else min(native, _HIGHEST_RATE)
-        wave, rate = read(path, sample_rate=rate, start=start, end=min(header.duration if end is None else end, stop))
-        self._slower |= slower > 1
-        wave = wave - wave.mean()
-        wave *= _LOUDEST / max(float(np.abs(wave).max()), 1e-6)
-        return flac(wave, rate // slower)
