@@ -1,0 +1,1 @@
+"""What this package adds to Tymbal; each module is imported when it is chosen."""
