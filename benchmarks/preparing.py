@@ -2,6 +2,7 @@
 
     python benchmarks/preparing.py --data ../shared/data/esc10
     python benchmarks/preparing.py                                   # synthetic sound
+    python benchmarks/preparing.py --against ../before/src           # the same of another checkout, in turns
 
 Five-second clips at 44.1 kHz, 16-bit WAV, become a store of 16 kHz spectrograms. What bounds it is decoding, resampling
 and the filter bank of one core, measured alone on the same files, times the cores. Cores that work at once share memory
@@ -39,6 +40,7 @@ from tymbal.audio.decode import read
 from tymbal.features.kaldi import KaldiFbank
 
 RATE, SECONDS = 44_100, 5
+HERE = Path(__file__).resolve().parents[1] / "src"
 
 
 class Cost(NamedTuple):
@@ -75,13 +77,23 @@ def measure(folder: Path, options: argparse.Namespace, workers: int) -> None:
     alone: list[Cost] = []
     together: list[float] = []
     runs: dict[int, list[Cost]] = {small: [], large: []}
+    others: dict[int, list[Cost]] = {small: [], large: []}
+    arithmetic: dict[str, list[float]] = {"this": [], "other": []}
     for number in range(options.rounds):
         for count in options.clips:
             alone.append(run_alone(folder / str(large), options.alone))
             together.append(run_together(folder / str(large), options.alone, workers))
             runs[count].append(run_prepare(folder / str(count), folder / "store", workers))
+            if options.against is not None:
+                others[count].append(run_prepare(folder / str(count), folder / "store", workers, options.against))
+                for name, code in (("this", HERE), ("other", options.against)):
+                    arithmetic[name].append(run_alone_of(code, folder / str(large), options.alone))
             print(f"round {number + 1}, {count:,} clips: {runs[count][-1].seconds:.1f} s", file=sys.stderr)
     print(report(alone, together, runs, workers))
+    if options.against is not None:
+        print(f"\nThe other checkout, against the same bound:\n{report(alone, together, others, workers)}")
+        this, other = (min(arithmetic[name]) for name in ("this", "other"))
+        print(f"\nArithmetic alone, least: this {this:.3f} ms a clip, the other {other:.3f}, ratio {other / this:.3f}")
 
 
 def report(alone: list[Cost], together: list[float], runs: dict[int, list[Cost]], workers: int) -> str:
@@ -159,6 +171,18 @@ def run_alone(folder: Path, count: int) -> Cost:
     return Cost((time.perf_counter() - start) / len(files), (time.process_time() - used) / len(files))
 
 
+def run_alone_of(code: Path, folder: Path, count: int) -> float:
+    """Milliseconds of processor time a clip of `run_alone` takes in a process of a checkout's `src` folder."""
+    program = (
+        "import sys, torch; from pathlib import Path; torch.set_num_threads(1); "
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r}); from preparing import run_alone; "
+        f"folder = Path({str(folder)!r}); run_alone(folder, 20); "
+        f"print(1000 * run_alone(folder, {count}).processor)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(code.resolve())}
+    return float(subprocess.check_output([sys.executable, "-c", program], env=environment, text=True))
+
+
 def run_together(folder: Path, count: int, workers: int) -> float:
     """Clips a second of as many processes as there are workers, each with `run_alone` to do."""
     context = multiprocessing.get_context("spawn")
@@ -179,12 +203,13 @@ def _one_of_several(folder: Path, count: int, barrier: Any, costs: Any) -> None:
     costs.put(run_alone(folder, count).seconds)
 
 
-def run_prepare(source: Path, store: Path, workers: int) -> Cost:
-    """What one preparation costs."""
+def run_prepare(source: Path, store: Path, workers: int, code: Path | None = None) -> Cost:
+    """What one preparation costs, by this checkout or the `src` folder of another."""
+    environment = os.environ if code is None else {**os.environ, "PYTHONPATH": str(code.resolve())}
     shutil.rmtree(store, ignore_errors=True)
     command = [sys.executable, "-m", "tymbal", "prepare", str(source), "-o", str(store), "--workers", str(workers)]
     start, used = time.perf_counter(), children_time()
-    process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, "--quiet"], stdout=subprocess.DEVNULL, env=environment)
     peak = Peak(process.pid)
     if process.wait() != 0:
         sys.exit("tymbal prepare failed; its own message is above.")
@@ -248,6 +273,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, nargs=2, default=[1000, 4000], metavar=("FEW", "MANY"))
     parser.add_argument("--alone", type=int, default=300, help="clips of each measurement on one core")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--against", type=Path, help="src folder of another checkout")
     parser.add_argument("--workers", type=int, help="processes; one a core by default")
     parser.add_argument("--folder", type=Path, help="where to write the temporary files (0.45 MB a clip)")
     return parser.parse_args()

@@ -37,6 +37,24 @@ def test_read__native_rate_is_exact(write, rate):
     np.testing.assert_array_equal(got, wave)
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.aiff", "a.au", "a.caf", "a.w64", "a.rf64", "a.flac"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32"])
+def test_read__integers_are_the_bits_that_libsndfile_makes_of_them(tmp_path, name, subtype):
+    if name == "a.flac" and subtype == "PCM_32":
+        pytest.skip("libsndfile writes no FLAC of 32 bits")
+    if subtype == "PCM_16":
+        samples = np.arange(-(1 << 15), 1 << 15, dtype=np.int16)
+    else:
+        extremes = [-(1 << 31), (1 << 31) - 1, (1 << 31) - 65, -1, 0, 1, (1 << 24) + 1, (1 << 25) + 3]
+        drawn = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, 50_000, dtype=np.int64)
+        samples = np.concatenate([np.array(extremes), drawn]).astype(np.int32)
+    soundfile.write(tmp_path / name, samples, 44_100, subtype=subtype)
+    expected, _ = soundfile.read(tmp_path / name, dtype="float32")
+    got, _ = read(tmp_path / name)
+    assert got.min() == -1.0
+    np.testing.assert_array_equal(got.view(np.int32), expected.view(np.int32))
+
+
 def test_read__stereo_is_the_mean_of_the_channels(write):
     wave = np.stack([tone(0.3, 16_000, seed=seed) for seed in range(3)], axis=1)
     for channels in (2, 3):
