@@ -171,9 +171,9 @@ def test_help__is_coloured_on_a_terminal_only(capsys, monkeypatch):
 def test_help__says_what_must_be_given_and_what_is_by_default(capsys):
     text = " ".join(shown(capsys, "predict", "--help").split())
     assert "Usage: tymbal predict MODEL FILES... -o OUTPUT [SETTINGS]" in text
-    assert "--format raven or audacity a folder. [required]" in text
+    assert "--format raven or audacity a folder, with kaleidoscope one id.csv. [required]" in text
     assert "[default: on] [--no-merge switches it off]" in text
-    assert "[choices: csv, parquet, json, jsonl, raven, audacity]" in text
+    assert "[choices: csv, parquet, json, jsonl, raven, audacity, kaleidoscope]" in text
     assert "--threshold Lower scores are left out. `None` is 0 in the table of windows, 0.5 for detections. --" in text
 
 

@@ -174,7 +174,7 @@ _TABLE = (
             Argument(name="files", text="Recordings, or folders of them; or one list.", many=True),
             _output(
                 "The table, a row a window and label (.csv, .parquet, .json, .jsonl); a table of detections is "
-                "written beside it. With --format raven or audacity a folder.",
+                "written beside it. With --format raven or audacity a folder, with kaleidoscope one id.csv.",
                 required=True,
             ),
         ),

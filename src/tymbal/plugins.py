@@ -104,6 +104,7 @@ TABLE_FORMATS = Registry(
         "npy": "tymbal.inference.tables:Npy",
         "raven": "tymbal.inference.annotations:Raven",
         "audacity": "tymbal.inference.annotations:Audacity",
+        "kaleidoscope": "tymbal.inference.annotations:Kaleidoscope",
     },
 )
 """Table formats (`tymbal.inference.tables.TableFormat`)."""

@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+import tymbal
+from small_model import small_model
+from tones import tone_folder
+from tymbal.audio.sources import read_source
 from tymbal.errors import SettingsError
 from tymbal.inference.annotations import DETECTED, Audacity, Raven
 from tymbal.inference.detections import Detection
@@ -97,3 +101,35 @@ def test_read_predictions__an_empty_table_is_what_its_name_says(name: str, kind:
     (tmp_path / name).write_text("file,start,end,label,score\n")
     found = read_predictions(tmp_path / name)
     assert (found.kind, list(found.rows)) == (kind, [])
+
+
+def test_kaleidoscope__predict_writes_what_is_read_as_predictions_and_as_labels(tmp_path: Path) -> None:
+    sound = tone_folder(tmp_path / "sound", clips=1, splits=("night_20240701_213000",))
+    model = small_model(tmp_path / "model", labels=("owl", "wren"), pooling="mean")
+    tymbal.predict(model, sound, tmp_path / "id.csv", format="kaleidoscope", threshold=0.0, device="cpu")
+    assert {path.name for path in tmp_path.iterdir()} == {"sound", "model", "id.csv"}
+    found = read_predictions(tmp_path / "id.csv")
+    assert found.kind == "detections"
+    rows = list(found.rows)
+    tymbal.predict(model, sound, tmp_path / "night.csv", threshold=0.0, device="cpu")
+    plain = list(read_predictions(tmp_path / "night.detections.csv").rows)
+    assert len(rows) == len(plain) == 6
+    for row, same in zip(rows, plain, strict=True):
+        assert row[:4] == (str(Path(same.file).absolute()), *same[1:4])
+        assert row.score == pytest.approx(same.score, abs=1e-6)
+    listing = read_source(tmp_path / "id.csv")
+    assert {clip.labels for clip in listing.clips} == {("owl", "wren")}
+    assert [clip.end for clip in listing.clips] == [0.335] * 3
+
+
+def test_kaleidoscope__of_birdnet(tmp_path: Path) -> None:
+    (tmp_path / "birds.csv").write_text(
+        "INDIR,FOLDER,IN FILE,OFFSET,DURATION,scientific_name,common_name,confidence,lat,lon\n"
+        "/data,site1,rec1.wav,3.0,3.0,Turdus merula,Eurasian Blackbird,0.8123,-1,-1\n"
+    )
+    found = read_predictions(tmp_path / "birds.csv")
+    path = str(Path("/data/site1/rec1.wav"))
+    assert [tuple(row) for row in found.rows] == [(path, 3.0, 6.0, "Eurasian Blackbird", 0.8123)]
+    (tmp_path / "birds.csv").write_text("INDIR,FOLDER,IN FILE,OFFSET,DURATION,AUTO ID\n/data,a,b.wav,x,1,owl\n")
+    with pytest.raises(SettingsError, match="line 2 cannot be read: OFFSET is 'x'"):
+        list(read_predictions(tmp_path / "birds.csv").rows)

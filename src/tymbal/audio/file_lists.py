@@ -2,7 +2,7 @@
 
 A row is a mapping with Tymbal's own column names. Other names for the same thing are understood (`SYNONYMS`, compared
 without case, spaces and units); columns that mean nothing here are ignored, and `Table.ignored` says which. Raven's
-selection tables are lists of the parts of files that they name.
+selection tables and Kaleidoscope's `id.csv` are lists of the parts of files that they name.
 
 Several labels of a clip are a list (Parquet, JSON; in text as JSON or Python writes it), or have a separator between
 them: `;`, or what the labels themselves show, and that is said.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tymbal.audio.kaleidoscope import KaleidoscopeRows, is_kaleidoscope
 from tymbal.errors import ManifestError
 from tymbal.files import parse_json
 
@@ -340,6 +341,8 @@ def _read_csv(path: Path, delimiter: str | None = None) -> Table:
     numbers = tuple(number for number, _ in cells[1:])
     if names[:1] == ["Selection"]:
         return _raven(path, names, list(zip(numbers, rows, strict=True)))
+    if is_kaleidoscope(names):
+        return _kaleidoscope(path, names, list(zip(numbers, rows, strict=True)))
     return _table(path, names, rows, numbers=numbers)
 
 
@@ -374,6 +377,32 @@ def _raven(path: Path, names: list[str], rows: list[tuple[int, dict[str, str]]])
         parts.append({"file": file, "start": start, "end": stop, "label": row[label] if label else None})
     columns = ("file", "start", "end", *(["label"] if label else []))
     return Table(path, parts, columns, numbers=tuple(index for index, _ in rows))
+
+
+def _kaleidoscope(path: Path, names: list[str], rows: list[tuple[int, dict[str, str]]]) -> Table:
+    """Kaleidoscope's table; what a program said is taken for labels only where no person said anything."""
+    reader = KaleidoscopeRows(names, path.parent)
+    by_hand = any(reader.manual(row) for _, row in rows)
+    parts: list[Row] = []
+    for index, row in rows:
+        try:
+            part = reader.part(row)
+        except ValueError as error:
+            raise ManifestError(
+                f"row {index}: {error}", path=path, advice="Is it a table that Kaleidoscope wrote?"
+            ) from None
+        label = reader.manual(row) if by_hand else part.label
+        parts.append({"file": part.file, "start": part.start, "end": part.end, "label": label})
+    notes = []
+    if by_hand:
+        unsaid = sum(not part["label"] for part in parts)
+        notes.append(f"{path.name}: labels are those of MANUAL ID; {unsaid:,} of {len(parts):,} rows have none")
+    elif reader.has_labels:
+        notes.append(f"{path.name}: no row has a MANUAL ID; labels are what a program said (AUTO ID)")
+    if any(reader.channel(row) not in ("", "0") for _, row in rows):
+        notes.append(f"{path.name}: CHANNEL is not looked at: channels are averaged")
+    columns = ("file", "start", "end", *(["label"] if reader.has_labels else []))
+    return Table(path, parts, columns, numbers=tuple(index for index, _ in rows), notes=tuple(notes))
 
 
 def _read_parquet(path: Path) -> Table:

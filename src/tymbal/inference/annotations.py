@@ -1,4 +1,4 @@
-"""Detections as other programs draw them over a spectrogram, written and read: Raven selections, Audacity labels.
+"""Detections as other programs show them: Raven selections, Audacity labels, Kaleidoscope's `id.csv`.
 
 Raven: text with tabs, `View` is `Spectrogram 1`. Opened as a selection table, Raven takes Begin and End Time, which
 count from the beginning of all sound that is open; opened as a sound selection table, Begin Path and File Offset. A
@@ -9,17 +9,19 @@ fourth column is not in its format, so that the score stands in the label.
 from __future__ import annotations
 
 import contextlib
+import csv
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tymbal.audio.kaleidoscope import COLUMNS, KaleidoscopeRows, cells_of
 from tymbal.audio.sources import Recording
 from tymbal.errors import SettingsError
 from tymbal.files import replace_file
-from tymbal.inference.tables import Kind, RowFormat, Write
+from tymbal.inference.tables import Kind, RowFormat, Write, has_kaleidoscope_columns
 
-__all__ = ["DETECTED", "RAVEN_COLUMNS", "Annotation", "Audacity", "Raven", "annotation_files"]
+__all__ = ["DETECTED", "RAVEN_COLUMNS", "Annotation", "Audacity", "Kaleidoscope", "Raven", "annotation_files"]
 
 _RAVEN_LABELS = ("Label", "Common Name", "Species", "Annotation")
 """What the column of labels is called: by us, by BirdNET, and by hand."""
@@ -186,6 +188,41 @@ class Audacity(RowFormat):
             is_score = bool(label) and re.fullmatch(r"[01]?\.\d+", last) is not None
             score = float(last) if is_score else 1.0
             yield Annotation("", start, end, label if is_score else text, score)._asdict()
+
+
+class Kaleidoscope(RowFormat):
+    """Kaleidoscope's `id.csv`, which it opens as results; the score stands where it has its match ratio."""
+
+    name = "kaleidoscope"
+    suffixes = (".csv",)
+    detections_only = True
+
+    @contextlib.contextmanager
+    def open(self, path: Path, columns: Mapping[str, Kind]) -> Iterator[Write]:
+        """Opens a table, see `RowFormat`; it needs file, start, end, label, score and start_time."""
+        with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as table:
+            writer = csv.writer(table, lineterminator="\r\n")
+            writer.writerow(COLUMNS)
+            yield lambda row: writer.writerow(cells_of(dict(zip(columns, row, strict=True))))
+
+    def read(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Reads a table, ours, Kaleidoscope's or BirdNET's; what a person said stands above what a program did.
+
+        Raises:
+            SettingsError: A row cannot be read.
+        """
+        with path.open(encoding="utf-8-sig", newline="") as table:
+            rows = csv.DictReader(table)
+            reader = KaleidoscopeRows(rows.fieldnames or (), path.parent)
+            for row in rows:
+                try:
+                    yield reader.part(row)._asdict()
+                except ValueError as error:
+                    raise SettingsError(f"line {rows.line_num} cannot be read: {error}", path=path) from None
+
+    def recognises(self, path: Path) -> bool:
+        """Whether a table has Kaleidoscope's columns."""
+        return self.fits(path) and has_kaleidoscope_columns(path)
 
 
 def _lines(path: Path) -> Iterator[list[str]]:

@@ -2,7 +2,7 @@
 
     table = read_predictions(Path("night.parquet"))    or night.detections.jsonl, or a folder of selection tables
 
-Windows and detections are told apart by the column `windows`, which only detections have.
+Windows and detections are told apart by the column `windows`, which only detections have, or by the format.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def failures_path(output: Path, kind: RowFormat) -> Path:
 
 @dataclass(frozen=True)
 class _Tables:
-    """Functions that write rows of either table."""
+    """Functions that write rows of either table; None where windows are not listed."""
 
-    windows: Callable[[Sequence[Any]], None]
+    windows: Callable[[Sequence[Any]], None] | None
     detections: Callable[[Sequence[Any]], None]
 
 
@@ -128,10 +128,10 @@ class Predictions:
         every, some = settings.threshold, settings.label_thresholds
         self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
         listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
-        self.what = "detections" if kind.per_recording else "windows"
+        self.what = "detections" if kind.detections_only or kind.per_recording else "windows"
         if scorer.description.background is not None:  # nothing is to be found there
             self._detected[scorer.labels.index(scorer.description.background)] = np.inf
-        self._least_scores = self._detected if kind.per_recording else listed
+        self._least_scores = self._detected if self.what == "detections" else listed
         self.scored = self.rejected = 0
 
     def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
@@ -170,16 +170,15 @@ class Predictions:
     def _write_tables(
         self, spool: Spool, recordings: Sequence[Recording], output: Path
     ) -> tuple[int, tuple[Path, ...]]:
-        detections_path = output.with_name(f"{output.stem}.detections{output.suffix}")
+        both = self.what == "windows"
+        detections = output.with_name(f"{output.stem}.detections{output.suffix}") if both else output
         count = 0
         with ExitStack() as stack:
-            tables = _Tables(
-                stack.enter_context(self._format.open(output, WINDOWS)),
-                stack.enter_context(self._format.open(detections_path, DETECTIONS)),
-            )
+            windows = stack.enter_context(self._format.open(output, WINDOWS)) if both else None
+            tables = _Tables(windows, stack.enter_context(self._format.open(detections, DETECTIONS)))
             for outcome, batches in spool.read(recordings):
                 count += self._write_recording(tables, outcome, batches)
-        return count, (output, detections_path)
+        return count, tuple(dict.fromkeys((output, detections)))
 
     def _write_recording(self, tables: _Tables, outcome: Outcome, batches: Iterator[pa.RecordBatch]) -> int:
         began = None if outcome.began is None else datetime.fromisoformat(outcome.began)
@@ -190,7 +189,8 @@ class Predictions:
 
         def listed() -> Iterator[Scored]:
             for one in self._scored(batches):
-                tables.windows(row(one))
+                if tables.windows is not None:
+                    tables.windows(row(one))
                 yield one
 
         count = 0
@@ -238,7 +238,8 @@ def read_predictions(path: Path) -> PredictionTable:
     """Reads predictions.
 
     Args:
-        path: A table (.csv, .parquet, .json, .jsonl), a Raven or Audacity file (.txt), or a folder of these.
+        path: A table (.csv, .parquet, .json, .jsonl), Kaleidoscope's id.csv, a Raven or Audacity file (.txt), or a
+            folder of files for single recordings.
 
     Raises:
         SettingsError: It is none of these, lacks a column, or a row cannot be read; the last two also while rows are
@@ -256,13 +257,15 @@ def read_predictions(path: Path) -> PredictionTable:
     rows = read_rows(path, table_format)
     first = next(rows, None)
     if first is None:  # nothing but its name tells what an empty table would hold
-        return PredictionTable("detections" if path.stem.endswith(".detections") else "windows", iter(()))
+        detected = table_format.detections_only or path.stem.endswith(".detections")
+        return PredictionTable("detections" if detected else "windows", iter(()))
     missing = [name for name in _COLUMNS if name not in first]
     if missing:
         raise SettingsError(
             f"is no table of predictions: it lacks {', '.join(missing)}", path=path, advice=f"{_ADVICE}."
         )
-    kind: Literal["windows", "detections"] = "detections" if "windows" in first else "windows"
+    detected = table_format.detections_only or "windows" in first
+    kind: Literal["windows", "detections"] = "detections" if detected else "windows"
     return PredictionTable(kind, (_row(row, number, path) for number, row in enumerate(chain([first], rows), 1)))
 
 

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tymbal.audio.kaleidoscope import is_kaleidoscope
 from tymbal.errors import SettingsError
 from tymbal.files import parse_json, replace_file
 from tymbal.inference.spool import CHUNK_BYTES
@@ -48,6 +49,7 @@ __all__ = [
     "endings",
     "format_of",
     "formats",
+    "has_kaleidoscope_columns",
     "read_rows",
     "recognised",
     "table_format",
@@ -85,12 +87,14 @@ class TableFormat(ABC):
         name: Its name for `--format`.
         suffixes: Endings of its files, with the dot; the first is that of files which are named for the user.
         per_recording: Whether each recording has a file of its own, in a folder.
+        detections_only: Whether it lists what was detected, and not every window.
         holds: Its contents, for messages.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
     per_recording: ClassVar[bool] = False
+    detections_only: ClassVar[bool] = False
     holds: ClassVar[str]
 
     def fits(self, path: Path) -> bool:
@@ -177,7 +181,7 @@ def format_of(path: Path, kind: type[Format]) -> Format | None:
 
 def endings(kind: type[Format]) -> str:
     """The endings of files for all recordings, for messages: `.csv, .parquet or .npy`."""
-    *most, last = [candidate.suffixes[0] for candidate in formats(kind) if not candidate.per_recording]
+    *most, last = dict.fromkeys(each.suffixes[0] for each in formats(kind) if not each.per_recording)
     return f"{', '.join(most)} or {last}"
 
 
@@ -189,7 +193,9 @@ def choose_format(output: Path, name: str | None, kind: type[Format]) -> Format:
     """
     chosen = format_of(output, kind) if name is None else table_format(name, kind)
     if chosen is None:
-        others = " or ".join(f"--format {candidate.name}" for candidate in formats(kind) if candidate.per_recording)
+        others = " or ".join(
+            f"--format {each.name}" for each in formats(kind) if each.detections_only or each.per_recording
+        )
         say = f", or say {others}" if others else ""
         raise SettingsError(
             "the output's name does not tell its format", path=output, advice=f"End it in {endings(kind)}{say}."
@@ -250,6 +256,10 @@ class Csv(RowFormat, EmbeddingFormat):
         """Reads rows of texts."""
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from csv.DictReader(file)
+
+    def recognises(self, path: Path) -> bool:
+        """Whether it is a file of this name that other formats do not know by its columns."""
+        return self.fits(path) and not has_kaleidoscope_columns(path)
 
     @contextlib.contextmanager
     def open_embeddings(
@@ -423,6 +433,12 @@ class Npy(EmbeddingFormat):
     def files(self, path: Path) -> tuple[Path, ...]:
         """The array and the table of its rows."""
         return path, path.with_name(f"{path.stem}.rows.csv")
+
+
+def has_kaleidoscope_columns(path: Path) -> bool:
+    """Whether a text file begins with the columns of a Kaleidoscope table."""
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        return is_kaleidoscope(next(csv.reader(file), []))
 
 
 def vectors(rows: pa.Table | pa.RecordBatch) -> NDArray[np.float32]:

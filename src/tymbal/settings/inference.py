@@ -113,9 +113,10 @@ class PredictSettings:
         merge: Join windows in a row with the same label into one detection.
         gap: Seconds between two windows that are joined nevertheless.
         format: `csv`, `parquet`, `json` (an array) or `jsonl`: a table of windows and beside it one of detections;
-            `raven` or `audacity`: a file of detections for each recording, in a folder. `None` tells by the ending of
-            the output. Cells are what files and labels are called: a spreadsheet takes those that begin with =, +, - or
-            @ for formulas, unless their columns are imported as text.
+            `raven` or `audacity`: a file of detections for each recording, in a folder; `kaleidoscope`: detections in
+            one `id.csv`. `None` tells by the ending of the output. Cells are what files and labels are called: a
+            spreadsheet takes those that begin with =, +, - or @ for formulas, unless their columns are imported as
+            text.
         reject: Windows that are so many dB quieter than the quietest clips that a classifier of one label a clip has
             learned from have no label, and no row: such a classifier has to name something everywhere. `None` keeps
             them all. Models of earlier versions do not know how loud their clips were, and keep all.
@@ -134,7 +135,9 @@ class PredictSettings:
     merge: bool = setting(True, resumable=True)
     gap: float = setting(0.0, resumable=True)
     reject: float | None = 10.0
-    format: str | None = setting(None, resumable=True, choices=("csv", "parquet", "json", "jsonl", "raven", "audacity"))
+    format: str | None = setting(
+        None, resumable=True, choices=("csv", "parquet", "json", "jsonl", "raven", "audacity", "kaleidoscope")
+    )
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
     device: str = setting("auto", resumable=True)
