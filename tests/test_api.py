@@ -17,7 +17,7 @@ from tymbal.errors import SettingsError
 from tymbal.files import sole_writer
 
 VERBS = ("scan", "prepare", "pretrain", "probe", "finetune", "predict", "report", "embed", "similar")
-VERBS += ("explore", "merge", "push", "doctor", "convert", "demo")
+VERBS += ("explore", "label", "merge", "push", "doctor", "convert", "demo")
 
 
 @pytest.mark.parametrize("name", tymbal.__all__)

@@ -67,3 +67,26 @@ def tone_store(
             )
             found.append((fbank(torch.from_numpy(sound)).numpy(), entry))
     return write_store(path, found, features=FEATURES, frames=FRAMES)
+
+
+WINDOW = 2680 / RATE
+"""Seconds of a clip of `FRAMES` frames."""
+
+
+def evening(folder: Path, *, recordings: int = 2, windows: int = 40) -> Path:
+    """Recordings of noise, in each of which every tenth window holds a low tone, and another one a high tone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(recordings):
+        parts = []
+        for place in range(windows):
+            seed = 1000 * number + place
+            noise = np.random.default_rng(seed).normal(scale=0.05, size=round(WINDOW * RATE)).astype(np.float32)
+            heard = heard_at(place * WINDOW)
+            parts.append(tone(heard, seconds=WINDOW, seed=seed) if heard else noise)
+        soundfile.write(folder / f"evening-{number}.wav", np.concatenate(parts), RATE, subtype="PCM_16")
+    return folder
+
+
+def heard_at(start: float) -> str | None:
+    """The tone of the window of an evening that starts then; None is noise."""
+    return {3: "low", 7: "high"}.get(round(start / WINDOW) % 10)

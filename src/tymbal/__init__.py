@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     )
     from tymbal.explore import explore
     from tymbal.finetune import finetune
+    from tymbal.label import label
     from tymbal.merge import merge
     from tymbal.models.folder import LoadedModel, load_model, save_model
     from tymbal.predict import predict
@@ -74,6 +75,7 @@ __all__ = [
     "embed",
     "explore",
     "finetune",
+    "label",
     "load_model",
     "merge",
     "predict",
@@ -98,6 +100,7 @@ _ORIGIN = {
     "embed": "tymbal.embed",
     "explore": "tymbal.explore",
     "finetune": "tymbal.finetune",
+    "label": "tymbal.label",
     "load_model": "tymbal.models.folder",
     "merge": "tymbal.merge",
     "predict": "tymbal.predict",

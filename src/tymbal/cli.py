@@ -204,6 +204,21 @@ _TABLE = (
         heading=_WAY,
     ),
     Verb(
+        name="label",
+        text="Label recordings with a model that says which windows come next. Run again, it continues.",
+        arguments=(
+            Argument(name="model", text=_MODEL, kind=str),
+            Argument(
+                name="recordings",
+                text="Recordings of any length, or folders of them; or one .parquet file of `tymbal embed`.",
+                many=True,
+            ),
+            _output("The folder of the labels, labels.csv among them.", required=True),
+        ),
+        continues=True,
+        heading=_WAY,
+    ),
+    Verb(
         name="report",
         text="See what came out, on one page with pictures and sound that opens in any browser.",
         arguments=(

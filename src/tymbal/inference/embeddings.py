@@ -6,7 +6,7 @@ the schema under `tymbal`, so that a search embeds its example alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,15 +64,15 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise StoreError(f"is damaged, or cannot be read: {what}", path=path, advice="Embed again.") from None
 
 
-def read_embeddings(path: Path) -> Iterator[pa.RecordBatch]:
-    """The embeddings of a Parquet file in pieces.
+def read_embeddings(path: Path, columns: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """The embeddings of a Parquet file in pieces, with further columns beside them.
 
     Raises:
         StoreError: They are not what was written.
     """
     with _opened(path) as file:
         size = file.schema_arrow.field(EMBEDDING).type.list_size
-        yield from file.iter_batches(batch_size=max(1, CHUNK_BYTES // (4 * size)), columns=[EMBEDDING])
+        yield from file.iter_batches(batch_size=max(1, CHUNK_BYTES // (4 * size)), columns=[*columns, EMBEDDING])
 
 
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]

@@ -14,6 +14,7 @@ from tymbal.settings.fields import SIZES, parse_patch
 from tymbal.settings.inference import (
     ConvertSettings,
     EmbedSettings,
+    LabelSettings,
     MergeSettings,
     PredictSettings,
     ProbeSettings,
@@ -34,6 +35,7 @@ __all__ = [
     "ExploreSettings",
     "FeatureSettings",
     "FinetuneSettings",
+    "LabelSettings",
     "MergeSettings",
     "PredictSettings",
     "PrepareSettings",

@@ -152,6 +152,7 @@ GROUPS = {
     "probe": "Probe",
     "windows": "Windows",
     "search": "Search",
+    "labelling": "Labels and who gives them",
     "formats": "What becomes what",
     "page": "Page",
     "sharing": "What others see",

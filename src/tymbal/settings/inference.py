@@ -13,6 +13,7 @@ from tymbal.settings.sound import PtSettings
 __all__ = [
     "ConvertSettings",
     "EmbedSettings",
+    "LabelSettings",
     "MergeSettings",
     "PredictSettings",
     "ProbeSettings",
@@ -229,6 +230,57 @@ class SimilarSettings:
 
     def __post_init__(self) -> None:
         check(self.top >= 1, "top", self.top, "1 or more")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """Labels of recordings, window by window, with a model that says which come next.
+
+    Attributes:
+        labels: Names of the labels, in the order of their keys; more come with answers.
+        several: A window may have several labels, or none. Off, every window has one.
+        begin: Annotations to begin with: Raven's, Audacity's or CSV files, or folders of them.
+        review: A table of `tymbal predict --review`: its windows come first.
+        who: Who answers, as the table says. `None` is the name of the account.
+        merge: Join two tables of labels into one instead, and say how far they agree.
+        window: Length of a window in seconds. `None` is the length that the model was trained on.
+        hop: Seconds from one window to the next. `None` is the window: no overlap.
+        pooling: What an embedding is, as in `tymbal embed`.
+        most: Windows that are looked through at once; of more, so many are drawn at random, and those that are most
+            like an example come to them.
+        batch_size: Windows a batch.
+        precision: As in training.
+        device: As in training.
+        seed: Seed of all draws.
+    """
+
+    group = "labelling"
+
+    labels: tuple[str, ...] = setting((), first=True)
+    several: bool = setting(True, first=True)
+    begin: tuple[str, ...] = setting((), first=True)
+    review: str | None = setting(None, first=True)
+    who: str | None = setting(None, first=True)
+    merge: bool = setting(False, first=True)
+    window: float | None = setting(None, group="windows")
+    hop: float | None = setting(None, group="windows")
+    pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = setting(
+        "auto", group="windows"
+    )
+    most: int = setting(100_000, group="windows")
+    batch_size: int = setting(32, group="windows")
+    precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", group="windows")
+    device: str = setting("auto", group="windows")
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        check(len(set(self.labels)) == len(self.labels), "labels", self.labels, "names that differ")
+        for label in self.labels:
+            check(label.strip() not in ("", "?"), "labels", label, "a name with a letter")
+        check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
+        check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        check(self.most >= 100, "most", self.most, "100 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
 

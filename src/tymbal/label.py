@@ -1,0 +1,136 @@
+"""Labels of recordings, window by window, with a model that says which comes next: `tymbal label`.
+
+    tymbal label run nights -o labels --labels robin,wren
+    tymbal label run nights -o labels --begin raven_tables
+    tymbal label --merge anns_labels bens_labels -o both.csv
+
+The same without a page, for scripts and notebooks:
+
+    session = tymbal.label.open_labels("run", "nights", "labels")
+    for suggestion in tymbal.label.next_clips(session, 10):
+        tymbal.label.answer(session, suggestion.window, "robin")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tymbal import config as configuration
+from tymbal.files import sole_writer, written_alone
+from tymbal.settings import LabelSettings
+
+if TYPE_CHECKING:
+    from tymbal.labelling.choosing import Suggestion
+    from tymbal.labelling.knowledge import Knowledge
+    from tymbal.labelling.session import Session
+    from tymbal.labelling.table import Window
+
+__all__ = ["LabelResult", "answer", "label", "next_clips", "open_labels"]
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """The outcome of a labelling.
+
+    Attributes:
+        output: The folder of the labelling.
+        table: The table of labels.
+        knowledge: What is known by now.
+    """
+
+    output: Path
+    table: Path
+    knowledge: Knowledge
+
+    def summary(self) -> str:
+        """Windows by label, and where the table is."""
+        known = self.knowledge
+        lines = [f"{count:,} {name}" for name, count in known.counts.items()]
+        rest = [f"{known.nothing:,} with nothing", f"{known.unsure:,} unsure", f"{known.checked:,} checked blindly"]
+        return "\n".join([", ".join([*lines, *rest]), *([known.advice] if known.advice else []), f"{self.table}"])
+
+
+@written_alone
+def label(
+    model: str | Path,
+    recordings: str | Path | Sequence[str | Path],
+    output: str | Path,
+    *,
+    config: str | Path | None = None,
+    **settings: Any,
+) -> LabelResult:
+    """Labels recordings on a page that stays on this machine.
+
+    Args:
+        model: A run, a model folder, a Hugging Face or SSAST checkpoint.
+        recordings: Recordings of any length, folders of them, or a `.parquet` file of `tymbal embed`.
+        output: The folder of the labelling. What is there goes on.
+        config: YAML file with settings.
+        **settings: See `tymbal.settings.LabelSettings`.
+
+    Raises:
+        AudioError: No recording can be read.
+        ModelError: The model cannot be read, or the embeddings are another model's.
+        SettingsError: Settings do not fit, or the table or annotations cannot be read.
+    """
+    from tymbal.labelling.session import Session
+
+    chosen = configuration.resolve(LabelSettings, settings, config=config)
+    session = Session.open(model, recordings, output, chosen)
+    return LabelResult(Path(output), session.path, session.knowledge())
+
+
+def open_labels(
+    model: str | Path, recordings: str | Path | Sequence[str | Path], output: str | Path, **settings: Any
+) -> Session:
+    """Opens a labelling for scripts and notebooks; the arguments are those of `label`.
+
+    Raises:
+        AudioError: No recording can be read.
+        ModelError: The model cannot be read, or the embeddings are another model's.
+        SettingsError: Settings do not fit, or the table or annotations cannot be read.
+    """
+    from tymbal.labelling.session import Session
+
+    return Session.open(model, recordings, output, configuration.resolve(LabelSettings, settings))
+
+
+def next_clips(session: Session, count: int = 1, **how: Any) -> list[Suggestion]:
+    """The windows that come next.
+
+    Args:
+        session: What `open_labels` gave.
+        count: How many.
+        **how: `by`, `like`, `vector`, `label`, `skip`; see `tymbal.labelling.session.Session.next`.
+    """
+    return session.next(count, **how)
+
+
+def answer(
+    session: Session, window: Window, *labels: str, unsure: bool = False, check: bool = False, **box: float
+) -> None:
+    """Says what is heard in a window; it is on the disk when this returns.
+
+    Args:
+        session: What `open_labels` gave.
+        window: The window.
+        *labels: What is heard; none is that nothing is.
+        unsure: Whether that is not known.
+        check: Whether the window is one of the blind sample, `session.check`.
+        **box: Where it is heard: `start` and `end` in seconds, `low` and `high` in Hz.
+
+    Raises:
+        SettingsError: The answer contradicts itself, or another process labels the same.
+    """
+    from tymbal.labelling.table import Answer
+
+    kind: Literal["labels", "nothing", "unsure"] = "unsure" if unsure else "labels" if labels else "nothing"
+    with sole_writer(session.path):
+        session.answer([Answer(window, labels, kind, check=check, **box)])
+
+
+for _function in (open_labels, next_clips, answer):  # `tymbal.label` is the function, and has them beside it
+    setattr(label, _function.__name__, _function)

@@ -1,0 +1,291 @@
+"""Which window a person is asked about next.
+
+Every way gives a rank to the windows without an answer; of the first few it ranks, those are taken that are farthest
+from each other and from what was answered already (farthest-first traversal, Gonzalez 1985), and never two neighbouring
+windows of one recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tymbal.labelling.head import Examples, Head
+from tymbal.labelling.table import Window
+from tymbal.labelling.windows import Windows, cosines
+
+__all__ = ["CHOICES", "Suggestion", "next_places", "spread_out", "uncertainty"]
+
+CHOICES: Mapping[str, str] = {
+    "mixed": "A bit of all",
+    "likely": "Most likely",
+    "uncertain": "Most uncertain",
+    "margin": "Closest race",
+    "committee": "Where readers disagree",
+    "different": "Most different",
+    "clusters": "One of each cluster",
+    "random": "At random",
+}
+"""Ways to choose, and what a person calls them."""
+
+_WIDER = 5
+"""Of how many times as many windows as are wanted the most different are taken."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A window that a person is asked about.
+
+    Attributes:
+        window: The window.
+        scores: Probability of each label; empty without a head.
+        reason: Why it was chosen: `likely`, `uncertain`, `like the example`, `different`, `surprise`, …
+    """
+
+    window: Window
+    scores: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+
+def uncertainty(probabilities: NDArray[np.float32], *, several: bool, by: str = "entropy") -> NDArray[np.float32]:
+    """How unsure a head is of each window, [windows], from probabilities [windows, labels].
+
+    Args:
+        probabilities: Of each label.
+        several: Whether each label is decided for itself: then the label that is least sure counts.
+        by: `entropy`, or `margin` between the two best (of one label between yes and no).
+    """
+    if several:
+        return np.asarray(-np.abs(probabilities - 0.5).min(axis=1))
+    if by == "margin":
+        ordered = np.partition(probabilities, -2, axis=1)
+        return np.asarray(ordered[:, -2] - ordered[:, -1])
+    return np.asarray(-(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1))
+
+
+def spread_out(
+    windows: Windows,
+    ranked: NDArray[np.int64],
+    count: int,
+    *,
+    beside: Sequence[int] = (),
+    wider: int = _WIDER,
+) -> list[int]:
+    """Of the first windows of a ranking those that are most different, none of them neighbours.
+
+    Args:
+        windows: All windows.
+        ranked: Places, best first.
+        count: How many to take.
+        beside: Places that were taken before.
+        wider: Of how many times as many windows they are taken; 1 takes the best.
+
+    Returns:
+        Places; fewer where there are no more.
+    """
+    pool = ranked[: max(count * wider, count)]
+    rest = ranked[len(pool) :]
+    taken: list[int] = []
+    blocked = np.zeros(len(windows), bool)
+    nearest = np.full(len(pool), np.inf, np.float32)
+    values = windows.vectors[pool]
+    for place in beside:
+        blocked |= windows.neighbours(place)
+        nearest = np.minimum(nearest, _distances(values, windows.vectors[place]))
+    while len(taken) < count:
+        free = ~blocked[pool]
+        if not free.any():
+            pool, rest = rest[: count * wider], rest[count * wider :]
+            if not len(pool):
+                break
+            values = windows.vectors[pool]
+            nearest = np.full(len(pool), np.inf, np.float32)
+            for place in (*beside, *taken):
+                nearest = np.minimum(nearest, _distances(values, windows.vectors[place]))
+            continue
+        place = int(pool[np.argmax(np.where(free, nearest, -1.0))])  # the best one where nothing was taken yet
+        taken.append(place)
+        blocked |= windows.neighbours(place)
+        nearest = np.minimum(nearest, _distances(values, windows.vectors[place]))
+    return taken
+
+
+def _distances(values: NDArray[np.float32], one: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Squared distances of vectors [windows, width] from one, [windows]."""
+    apart = values - one
+    return np.asarray(np.einsum("ij,ij->i", apart, apart))
+
+
+def next_places(
+    windows: Windows,
+    count: int,
+    *,
+    by: str,
+    head: Head | None,
+    examples: Examples,
+    asked: NDArray[np.bool_],
+    like: NDArray[np.float32] | None = None,
+    label: str | None = None,
+    last: Sequence[int] = (),
+    seed: Sequence[int] = (0,),
+) -> list[tuple[int, str]]:
+    """Chooses the windows that come next.
+
+    Args:
+        windows: All windows.
+        count: How many are wanted.
+        by: One of `CHOICES`.
+        head: The head; None as long as there is none.
+        examples: What the head has learned from.
+        asked: Windows that are not asked about, bool [windows].
+        like: A vector that windows are to be like, [width].
+        label: A label whose windows are wanted.
+        last: Places of the windows that were asked about last.
+        seed: Seed of what is drawn at random.
+
+    Returns:
+        Places and reasons, in the order in which they are asked.
+    """
+    rng = np.random.default_rng(list(seed))
+    free = np.flatnonzero(~asked)
+    chooser = _Chooser(windows, free, head, examples, rng)
+    if like is not None:
+        plan = [("like the example", count, chooser.like(like), 1)]
+    elif by == "mixed":
+        plan = chooser.mixed(count, label)
+    else:
+        plan = [chooser.by(by, count, label)]
+    taken: list[tuple[int, str]] = []
+    for reason, wanted, ranked, wider in plan:
+        beside = [*last, *(place for place, _ in taken)]
+        taken += [(place, reason) for place in spread_out(windows, ranked, wanted, beside=beside, wider=wider)]
+    if like is None and by == "mixed":  # what is likely, uncertain and new in turns
+        taken = [taken[place] for place in rng.permutation(len(taken))]
+    return taken
+
+
+@dataclass
+class _Chooser:
+    """Rankings of the windows that may be asked about."""
+
+    windows: Windows
+    free: NDArray[np.int64]
+    head: Head | None
+    examples: Examples
+    rng: np.random.Generator
+
+    def mixed(self, count: int, label: str | None) -> list[_Part]:
+        """Most likely, most uncertain, and surprises."""
+        if self.head is None:
+            return [self.by("different", count, label)]
+        surprises = max(1, round(_SURPRISES * count)) if count > 1 else int(self.rng.random() < _SURPRISES)
+        likely = (count - surprises) // 2 if self.head.several else 0
+        return [
+            self.by("likely", likely, label),
+            self.by("uncertain", count - surprises - likely, label),
+            self.by("different", surprises, label),
+        ]
+
+    def by(self, how: str, count: int, label: str | None) -> _Part:
+        """One way to choose: reason, how many, places with the best first, and of how many times as many."""
+        if self.head is None and how not in ("random", "clusters"):
+            how = "different"
+        if how == "random":
+            return "surprise", count, self.rng.permutation(self.free), 1
+        if how == "clusters":
+            return "one of a cluster", count, self.clusters(count), 1
+        if how == "different":
+            return "different", count, self.different(count), 1
+        if how == "committee":
+            return "committee", count, self._ranked(self._disagreement(label)), _WIDER
+        probabilities = self._probabilities(label)
+        if how == "likely":
+            return "likely", count, self._ranked(probabilities.max(axis=1)), 2
+        several = self.head is not None and self.head.several
+        doubt = uncertainty(probabilities, several=several, by="margin" if how == "margin" else "entropy")
+        return "uncertain", count, self._ranked(doubt), _WIDER
+
+    def like(self, vector: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The nearest to a vector first."""
+        return self._ranked(cosines(self.windows.vectors[self.free], vector))
+
+    def different(self, count: int) -> NDArray[np.int64]:
+        """Windows that are far from all answers and from each other: k-means++ (Arthur and Vassilvitskii 2007).
+
+        The farthest of all are odd ones out; drawing by the squared distance gives what is both new and frequent.
+        """
+        candidates = self.rng.permutation(self.free)[:_CANDIDATES]
+        if not len(candidates):
+            return candidates
+        values = self.windows.vectors[candidates]
+        nearest = np.full(len(candidates), np.inf, np.float32)
+        for place in self.examples.places[-_REMEMBERED:]:
+            nearest = np.minimum(nearest, _distances(values, self.windows.vectors[place]))
+        chosen: list[int] = []
+        for _ in range(min(2 * count, len(candidates))):
+            weight = np.ones(len(candidates)) if np.isinf(nearest[0]) else nearest.astype(np.float64)
+            if not weight.sum() > 0:
+                break
+            one = int(self.rng.choice(len(candidates), p=weight / weight.sum()))
+            chosen.append(int(candidates[one]))
+            nearest = np.minimum(nearest, _distances(values, values[one]))
+            nearest[one] = 0.0
+        rest = np.setdiff1d(self.free, chosen)
+        return np.concatenate([np.array(chosen, np.int64), self.rng.permutation(rest)])
+
+    def clusters(self, count: int) -> NDArray[np.int64]:
+        """The middle window of each cluster, of as many as are wanted; large clusters first."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        candidates = self.rng.permutation(self.free)[:_CANDIDATES]
+        if len(candidates) <= count:
+            return candidates
+        values = self.windows.vectors[candidates]
+        found = MiniBatchKMeans(count, n_init=1, random_state=int(self.rng.integers(2**31))).fit(values)
+        sizes = np.bincount(found.labels_, minlength=count)
+        middles = [
+            candidates[np.argmin(_distances(values, found.cluster_centers_[cluster].astype(np.float32)))]
+            for cluster in np.argsort(-sizes)
+            if sizes[cluster]
+        ]
+        first = np.array(list(dict.fromkeys(map(int, middles))), np.int64)
+        return np.concatenate([first, self.rng.permutation(np.setdiff1d(self.free, first))])
+
+    def _ranked(self, values: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Windows by their values, the largest first, of equal ones any."""
+        return self.free[np.argsort(-values, kind="stable")]
+
+    def _probabilities(self, label: str | None) -> NDArray[np.float32]:
+        if self.head is None:
+            raise ValueError("there is no head yet")
+        probabilities = self.head.probabilities(self.windows.vectors[self.free])
+        if label is None:
+            return probabilities
+        place = self.head.labels.index(label)
+        return probabilities[:, place : place + 1]
+
+    def _disagreement(self, label: str | None) -> NDArray[np.float32]:
+        """Deviation of the probabilities that the members of a committee give, the largest of all labels, [windows]."""
+        if self.head is None:
+            raise ValueError("there is no head yet")
+        names = self.head.labels if label is None else (label,)
+        said = np.zeros((2, len(self.free), len(names)), np.float32)
+        heads = self.examples.committee(self.windows, seed=int(self.rng.integers(2**31)))
+        for member in heads:
+            given = member.probabilities(self.windows.vectors[self.free])
+            for column, name in enumerate(names):
+                if name in member.labels:
+                    value = given[:, member.labels.index(name)]
+                    said[0, :, column] += value
+                    said[1, :, column] += value * value
+        mean, square = said / max(len(heads), 1)
+        return np.asarray((square - mean * mean).max(axis=1))
+
+
+_Part = tuple[str, int, NDArray[np.int64], int]
+_SURPRISES = 0.1
+_CANDIDATES = 20_000
+_REMEMBERED = 500

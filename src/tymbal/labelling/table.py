@@ -1,0 +1,254 @@
+"""The table of labels: what people have said of stretches of recordings, a row a label.
+
+    file,start,end,low,high,label,who,when,round
+    nights/a.wav,35.000,40.000,,,robin,ann,2026-05-01T06:12:09.310+00:00,4
+    nights/a.wav,40.000,45.000,,,,ann,2026-05-01T06:12:11.020+00:00,4
+
+Times are seconds of the recording, frequencies Hz; a box that was drawn narrows them. A row without a label was looked
+at, and nothing is there; `?` is unsure. `round` says of which fit of the model the question was, `check` that it was
+one of the blind sample, `begin` that it was read from other annotations. Paths below the table's folder are relative
+to it. The table is written at every answer, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tymbal.audio.failures import printable
+from tymbal.audio.manifest import relative_path
+from tymbal.errors import SettingsError
+from tymbal.files import replace_file
+
+__all__ = [
+    "BEGIN",
+    "CHECK",
+    "COLUMNS",
+    "TABLE",
+    "UNSURE",
+    "Answer",
+    "Row",
+    "Window",
+    "answers_of",
+    "read_annotations",
+    "read_table",
+    "rows_of_answer",
+    "table_at",
+    "write_table",
+]
+
+COLUMNS = ("file", "start", "end", "low", "high", "label", "who", "when", "round")
+
+TABLE = "labels.csv"
+"""The table's name in the folder of a labelling."""
+
+UNSURE, CHECK, BEGIN = "?", "check", "begin"
+"""The label of windows of which nothing is known, and the rounds of the blind sample and of other annotations."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window of a recording.
+
+    Attributes:
+        row: Its row in the table of embeddings.
+        file: The recording.
+        start: Seconds from the beginning of the recording.
+        end: Where it ends, in seconds.
+    """
+
+    row: int
+    file: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a person said of a window.
+
+    Attributes:
+        window: The window.
+        labels: What is heard in it.
+        kind: Whether it has `labels`, `nothing` is there, or the person is `unsure`.
+        start: Where what is heard begins, in seconds of the recording; None is the window.
+        end: Where it ends.
+        low: Its lowest frequency in Hz; None is any.
+        high: Its highest frequency.
+        check: Whether the window is one of the blind sample, of which the model's opinion was not shown.
+    """
+
+    window: Window
+    labels: tuple[str, ...] = ()
+    kind: Literal["labels", "nothing", "unsure"] = "labels"
+    start: float | None = None
+    end: float | None = None
+    low: float | None = None
+    high: float | None = None
+    check: bool = False
+
+
+class Row(NamedTuple):
+    """A row of the table; its attributes are the columns."""
+
+    file: str
+    start: float
+    end: float
+    low: float | None = None
+    high: float | None = None
+    label: str = ""
+    who: str = ""
+    when: str = ""
+    round: str = ""
+
+
+def table_at(path: Path) -> Path:
+    """The table that a folder of a labelling holds; a file is the table itself."""
+    return path / TABLE if path.is_dir() else path
+
+
+def rows_of_answer(answer: Answer, *, who: str, when: str, round: str) -> list[Row]:  # noqa: A002 - the column
+    """The rows of an answer, one a label.
+
+    Raises:
+        SettingsError: It says that labels are heard and names none, or a label is empty or `?`.
+    """
+    labels: Sequence[str] = {"nothing": ("",), "unsure": (UNSURE,)}.get(answer.kind, answer.labels)
+    if answer.kind == "labels":
+        if not labels:
+            raise SettingsError("the answer names no label", advice="Say that nothing is there, or name one.")
+        wrong = next((label for label in labels if not label.strip() or label.strip() == UNSURE), None)
+        if wrong is not None:
+            raise SettingsError(f"a label is {wrong!r}", advice="Give it a name, with at least one letter.")
+    window = answer.window
+    start = window.start if answer.start is None else answer.start
+    end = window.end if answer.end is None else answer.end
+    if not start < end:
+        raise SettingsError(f"an answer is from {start:g} to {end:g} s", advice="Its end lies behind its start.")
+    return [
+        Row(window.file, start, end, answer.low, answer.high, label.strip(), who, when, round)
+        for label in dict.fromkeys(labels)
+    ]
+
+
+def answers_of(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    """The rows of each answer, in the order of the table; rows that were read from other annotations are none."""
+    together: dict[tuple[str, float, float, str, str], list[Row]] = {}
+    for row in rows:
+        if row.round != BEGIN:
+            together.setdefault((row.file, row.start, row.end, row.who, row.when), []).append(row)
+    yield from together.values()
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Writes a table, whole or not at all."""
+    folder = path.absolute().parent
+    with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in rows:
+            times = (f"{row.start:.3f}", f"{row.end:.3f}")
+            band = ("" if value is None else f"{value:.1f}" for value in (row.low, row.high))
+            writer.writerow(
+                (printable(relative_path(row.file, folder)), *times, *band, row.label, row.who, row.when, row.round)
+            )
+
+
+def read_table(path: Path) -> list[Row]:
+    """Reads a table that `write_table` wrote.
+
+    Raises:
+        SettingsError: It is none, or a cell cannot be read.
+    """
+    rows: list[Row] = []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise SettingsError(
+                    f"is no table of labels: it lacks {', '.join(missing)}",
+                    path=path,
+                    advice="Give a table or a folder of `tymbal label`.",
+                )
+            rows.extend(_row(cells, reader.line_num, path) for cells in reader)
+    except OSError as error:
+        raise SettingsError(error.strerror or str(error), path=path, advice="Check the path.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SettingsError(f"the table cannot be read: {error}", path=path, advice="Save it as CSV, UTF-8.") from None
+    return rows
+
+
+def _row(cells: Mapping[str, str | None], line: int, path: Path) -> Row:
+    try:
+        start, end = (float(cells[name] or "") for name in ("start", "end"))
+        low, high = (float(cell) if (cell := cells[name]) else None for name in ("low", "high"))
+    except ValueError:
+        start = end = float("nan")
+        low = high = None
+    if not start < end:
+        raise SettingsError(
+            f"line {line} has no stretch of sound", path=path, advice="start and end are seconds, end behind start."
+        )
+    file = cells["file"] or ""
+    place = file if os.path.isabs(file) else os.path.normpath(path.absolute().parent / file)  # noqa: PTH117
+    label, who, when, round_ = ((cells[name] or "").strip() for name in ("label", "who", "when", "round"))
+    return Row(place, start, end, low, high, label, who, when, round_)
+
+
+def read_annotations(path: Path, files: Sequence[str]) -> list[Row]:
+    """Reads annotations of other programs as a beginning: Raven, Audacity, CSV, a folder of these, or ours.
+
+    Args:
+        path: The file or folder.
+        files: The recordings, by which names are known again.
+
+    Raises:
+        SettingsError: They cannot be read, or are of none of the recordings.
+    """
+    from tymbal.inference.predictions import read_predictions
+
+    if _is_ours(table_at(path)):
+        return read_table(table_at(path))
+    found = list(read_predictions(path).rows)
+    by_name = _by_name(files)
+    who = path.name
+    rows = [
+        Row(file, one.start, one.end, None, None, one.label, who, "", BEGIN)
+        for one in found
+        if (file := _recording(one.file, by_name)) is not None and one.label and one.start < one.end
+    ]
+    if found and not rows:
+        raise SettingsError(
+            f"its {len(found):,} annotations are of none of the recordings, the first of {found[0].file or 'no file'}",
+            path=path,
+            advice="Give the recordings that were annotated, or name the file like its recording.",
+        )
+    return rows
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.readline().rstrip("\r\n") == ",".join(COLUMNS)
+
+
+def _by_name(files: Iterable[str]) -> dict[str, str | None]:
+    """Recordings by path, name, and name without its ending; None where several have a name."""
+    names: dict[str, str | None] = {}
+    for file in files:
+        path = Path(file)
+        for name in {file, path.name, path.stem}:
+            names[name] = file if name not in names or names[name] == file else None
+    return names
+
+
+def _recording(name: str, by_name: Mapping[str, str | None]) -> str | None:
+    path = Path(name.replace("\\", "/"))
+    forms = (name, str(Path(name).absolute()), path.name, path.stem)
+    return next((file for form in forms if (file := by_name.get(form)) is not None), None)

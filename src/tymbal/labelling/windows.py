@@ -1,0 +1,209 @@
+"""The windows that are looked through, and their vectors: few enough for memory, however many hours there are.
+
+A table of embeddings may have millions of rows. Up to `most` of them, all or drawn at random, are held as float32; an
+example is looked for among all, by the index of `tymbal similar` where the table is larger. Vectors are standardised by
+the windows themselves, which nobody has to label for that; those of more than 512 numbers are turned into the 512
+directions in which they vary most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from tymbal.errors import StoreError
+from tymbal.evaluation.linear import centre_and_scale
+from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_embeddings
+from tymbal.inference.tables import vectors
+from tymbal.labelling.table import Window
+
+__all__ = ["Projection", "Windows", "cosines"]
+
+_WIDEST = 512
+_SAMPLE = 2048
+_COLUMNS = ("file", "start", "end")
+
+
+@dataclass(frozen=True)
+class Projection:
+    """From embeddings as they come to the vectors that are compared and learned from.
+
+    Attributes:
+        centre: Mean of each number, [dimensions].
+        weight: [dimensions, width].
+    """
+
+    centre: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, sample: NDArray[np.float32]) -> Projection:
+        """Standardises, and keeps the directions of most variance where there are more than 512.
+
+        Args:
+            sample: Embeddings, [windows, dimensions].
+        """
+        centre, scale = centre_and_scale(sample)
+        width = sample.shape[1]
+        if width <= _WIDEST:
+            return cls(centre.astype(np.float32), np.diag(1 / scale).astype(np.float32))
+        scaled = ((sample - centre) / scale).astype(np.float32)
+        values, directions = np.linalg.eigh(scaled @ scaled.T)
+        kept = np.flatnonzero(values > 1e-6 * values[-1])[-_WIDEST:]
+        basis = scaled.T @ (directions[:, kept] / np.sqrt(values[kept]))
+        return cls(centre.astype(np.float32), (basis / scale[:, None]).astype(np.float32))
+
+    def __call__(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The vectors of embeddings, [windows, dimensions] to [windows, width]."""
+        return np.asarray((embeddings - self.centre) @ self.weight, np.float32)
+
+
+class Windows:
+    """Windows in memory.
+
+    Args:
+        table: The table of `tymbal embed`.
+        most: Windows at most.
+        seed: Seed by which they are drawn where there are more.
+
+    Attributes:
+        table: The table.
+        total: Rows that it has.
+        rows: Rows that are held, ascending, [windows].
+        files: The recordings.
+        file: The number of each window's recording, [windows].
+        start: Where each begins, in seconds, [windows].
+        end: Where each ends, [windows].
+        vectors: Their vectors, [windows, width].
+        projection: What made the vectors of the embeddings.
+
+    Raises:
+        StoreError: The table does not say of which recordings the embeddings are.
+    """
+
+    def __init__(self, table: Path, *, most: int, seed: int) -> None:
+        self.table = table
+        self.total = int(pq.read_metadata(table).num_rows)
+        rng = np.random.default_rng(seed)
+        drawn = np.sort(rng.permutation(self.total)[:most])
+        sample = np.sort(rng.permutation(drawn)[:_SAMPLE])
+        self.projection = Projection.of(np.concatenate([vectors(batch) for _, batch in _taken(table, sample)]))
+        self.files: list[str] = []
+        self._numbers: dict[str, int] = {}
+        width = self.projection.weight.shape[1]
+        self.rows = np.empty(0, np.int64)
+        self.file, self.start, self.end = np.empty(0, np.int32), np.empty(0), np.empty(0)
+        self.vectors = np.empty((0, width), np.float32)
+        self.add(drawn)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def add(self, rows: NDArray[np.int64]) -> None:
+        """Reads further rows, of those that are not held yet, into memory."""
+        new = np.setdiff1d(rows, self.rows)
+        if not len(new):
+            return
+        room = np.empty((len(self) + len(new), self.vectors.shape[1]), np.float32)
+        parts: list[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]] = []
+        done = len(self)
+        room[:done] = self.vectors
+        for taken, batch in _taken(self.table, new):
+            room[done : done + len(taken)] = self.projection(vectors(batch))
+            start, end = (batch.column(name).to_numpy().astype(np.float64) for name in ("start", "end"))
+            parts.append((taken, self._number(batch.column("file")), start, end))
+            done += len(taken)
+        joined = [np.concatenate(side) for side in zip(*parts, strict=True)]
+        order = np.argsort(np.concatenate([self.rows, joined[0]]), kind="stable")
+        self.vectors = room if np.array_equal(order, np.arange(len(order))) else room[order]
+        held = (self.rows, self.file, self.start, self.end)
+        merged = [np.concatenate([old, more])[order] for old, more in zip(held, joined, strict=True)]
+        self.rows, self.file, self.start, self.end = merged
+
+    def _number(self, column: pa.Array) -> NDArray[np.int32]:
+        """The numbers of recordings, which get one where they are new."""
+        coded = column.dictionary_encode()
+        names = coded.dictionary.to_pylist()
+        if coded.null_count or None in names:
+            raise StoreError(
+                "these embeddings are not of recordings",
+                path=self.table,
+                advice="Give recordings, or a .parquet file of `tymbal embed` of some.",
+            )
+        for name in names:
+            if name not in self._numbers:
+                self._numbers[name] = len(self.files)
+                self.files.append(name)
+        lookup = np.array([self._numbers[name] for name in names], np.int32)
+        return np.asarray(lookup[coded.indices.to_numpy()])
+
+    def places(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where rows are held, [rows]; -1 for those that are not."""
+        wanted = np.asarray(rows, np.int64)
+        places = np.minimum(np.searchsorted(self.rows, wanted), len(self) - 1)
+        return np.where(self.rows[places] == wanted, places, -1)
+
+    def window(self, place: int) -> Window:
+        """The window that is held at a place."""
+        return Window(
+            int(self.rows[place]),
+            self.files[self.file[place]],
+            float(self.start[place]),
+            float(self.end[place]),
+        )
+
+    def inside(self, file: str, start: float, end: float) -> NDArray[np.int64]:
+        """Places of windows of a recording that share some time with a stretch of it."""
+        number = self._numbers.get(file, -1)
+        return np.flatnonzero((self.file == number) & (self.start < end) & (self.end > start))
+
+    def neighbours(self, place: int) -> NDArray[np.bool_]:
+        """Windows of the same recording that overlap the one at a place, touch it, or are it, bool [windows]."""
+        room = 1e-3 + 0.5 * (self.end[place] - self.start[place])
+        near = (self.start < self.end[place] + room) & (self.end > self.start[place] - room)
+        return np.asarray((self.file == self.file[place]) & near)
+
+    def nearest(self, embedding: NDArray[np.float32], top: int) -> NDArray[np.int64]:
+        """Places of the windows that are most like an embedding, the nearest first.
+
+        Where more windows exist than are held, all are searched, by an index, and the nearest are held from then on.
+        """
+        if self.total == len(self):
+            vector = self.projection(embedding[None])[0]
+            return np.asarray(np.argsort(-cosines(self.vectors, vector), kind="stable")[:top])
+        search = nearest_approximately if _has_index() else nearest_exactly
+        rows, _ = search(self.table, embedding, top)
+        self.add(rows)
+        return self.places(rows)
+
+    def embedding(self, row: int) -> NDArray[np.float32]:
+        """The embedding of a row of the table, as it came."""
+        return np.asarray(np.concatenate([vectors(batch) for _, batch in _taken(self.table, np.array([row]))])[0])
+
+
+def cosines(values: NDArray[np.float32], direction: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cosine of the angles between vectors [windows, width] and one direction, [windows]."""
+    lengths = np.sqrt(np.einsum("ij,ij->i", values, values)) * np.linalg.norm(direction)
+    return np.asarray((values @ direction) / np.maximum(lengths, np.finfo(np.float32).tiny))
+
+
+def _has_index() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("usearch") is not None
+
+
+def _taken(table: Path, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+    """Rows of a table, ascending, in pieces: their numbers, and the columns that are needed."""
+    first = 0
+    for batch in read_embeddings(table, _COLUMNS):
+        inside = rows[(rows >= first) & (rows < first + batch.num_rows)]
+        if len(inside):
+            yield inside, batch if len(inside) == batch.num_rows else batch.take(pa.array(inside - first))
+        first += batch.num_rows
