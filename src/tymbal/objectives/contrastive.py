@@ -53,7 +53,7 @@ from tymbal.settings import ViewPairSettings
 from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.settings.fields import check, setting
 from tymbal.store.base import SpectrogramSource
-from tymbal.views.augmentation_config import read_augmentation
+from tymbal.views.augmentation_config import read_spectrogram_views
 from tymbal.views.spectrogram_views import spectrogram_views
 
 __all__ = [
@@ -624,7 +624,7 @@ def _build(
         mask_ratio=settings.view_mask_ratio,
         real=float(frames.mean()),
         carried=settings.carries_padding,
-        views=read_augmentation(settings.augmentations).spectrogram_views if singles else None,
+        views=read_spectrogram_views(settings.augmentations) if singles else None,
         chunk=settings.chunk,
         seed=settings.seed,
     )

@@ -38,7 +38,7 @@ from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.settings.fields import check, setting
 from tymbal.settings.training import ENDLESS
 from tymbal.store.base import SpectrogramSource
-from tymbal.views.augmentation_config import read_augmentation
+from tymbal.views.augmentation_config import read_spectrogram_views
 from tymbal.views.spectrogram_views import spectrogram_views, view_lengths
 
 __all__ = [
@@ -67,7 +67,8 @@ class LeJEPASettings(PretrainSettings):
     Attributes:
         epochs: Passes over the training clips. Where they are not given: 30 with patches as high as the spectrogram;
             with others 100, or as many as fit into `max_minutes`.
-        augmentations: YAML file that says, under `spectrogram_views`, how views are drawn. `None` is
+        augmentations: YAML file that says, under `spectrogram_views`, how views are drawn; or a function of one's own
+            that changes spectrograms, as `mypackage:tilted`, which then makes the views alone. `None` is
             configs/audio_augmentation_config.yaml where it is there, else the defaults.
         view_strength: What all strengths of the views are multiplied by.
         mixing: How another clip is laid over a view: its `levels` are averaged with the clip's own, so that quiet parts
@@ -197,7 +198,8 @@ class LeJEPAObjective(nn.Module):
         self.parts = settings.parts or 1
         # Runs of before go on as they were: a product of fewer rows may round otherwise.
         alone = rows == 1 and config.patch[1] == config.stride[1] and not config.stem
-        self._draws_what_is_seen = alone and settings.mixing == "levels"
+        # A function of the user's own is given whole views.
+        self._draws_what_is_seen = alone and settings.mixing == "levels" and not views.functions
         width, hidden = rows * self.parts * config.width, settings.projection_hidden * config.width
         self.projection = nn.Sequential(
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, settings.projection)
@@ -397,9 +399,9 @@ def drawn_views(settings: LeJEPASettings) -> SpectrogramViews:
     """How views are drawn: what the file of augmentations says, in the strength of the settings.
 
     Raises:
-        SettingsError: The file cannot be read.
+        SettingsError: The file cannot be read, or a function changes waveforms.
     """
-    views = read_augmentation(settings.augmentations).spectrogram_views
+    views = read_spectrogram_views(settings.augmentations)
     return views if settings.view_strength == 1 else views.times(settings.view_strength)
 
 

@@ -30,6 +30,7 @@ from tymbal.store.packed.packed_store import read_index
 from tymbal.store.packed.writer import finish_store
 from tymbal.store.pairs.pair_files import METADATA, PART_METADATA, FileFacts, entry_of, read_metadata, write_metadata
 from tymbal.views.augmentation_config import augmentation_mapping, chosen_augmentation
+from tymbal.views.own_views import own_views
 
 __all__ = [
     "FAILURES",
@@ -229,7 +230,9 @@ def _relevant(settings: PrepareSettings) -> dict[str, Any]:
     if not settings.views:
         return {key: value for key, value in given.items() if key not in ViewSettings.__dataclass_fields__}
     # What a file of augmentations says, so that a change in it is seen, setting by setting.
-    return {**given, **_flat(augmentation_mapping(chosen_augmentation(settings)))}
+    augmentation = chosen_augmentation(settings)
+    own = {"augmentations.source": own_views(augmentation.functions).source()} if augmentation.functions else {}
+    return {**given, **_flat(augmentation_mapping(augmentation)), **own}
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "augmentations") -> dict[str, Any]:

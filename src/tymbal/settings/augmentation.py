@@ -258,6 +258,7 @@ class SpectrogramViews:
         knots: Knots of the equaliser over the mel bins, between which it is linear.
         gain: Largest gain of the whole clip, in units of the normalised spectrogram.
         mix: Largest share of another clip of the batch, of energies or of levels as the objective adds them.
+        functions: Functions of the user's own that change the views behind all of this.
     """
 
     pitch: float = 0.1
@@ -268,6 +269,7 @@ class SpectrogramViews:
     knots: int = 5
     gain: float = 0.1
     mix: float = 0.3
+    functions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("pitch", "frequency_shift", "tempo", "time_shift", "mix"):
@@ -282,7 +284,7 @@ class SpectrogramViews:
         changed = {
             item.name: min(getattr(self, item.name) * strength, 10.0 if item.name in ("equaliser", "gain") else 0.95)
             for item in fields(self)
-            if item.name != "knots"
+            if item.name not in ("knots", "functions")
         }
         return replace(self, **changed)
 
@@ -299,6 +301,8 @@ class AugmentationSettings:
         strategies: How versions differ: version v takes strategy v, beginning anew behind the last. None is no
             difference.
         spectrogram_views: How views are drawn where an objective draws them from spectrograms alone.
+        functions: Functions of the user's own, `module:function`, that change each view (`tymbal.views.own_views`):
+            those of waveforms before the augmentations above, those of spectrograms behind them.
     """
 
     num_waveform_augs: int = 3
@@ -329,6 +333,7 @@ class AugmentationSettings:
     )
     strategies: tuple[Strategy, ...] = ()
     spectrogram_views: SpectrogramViews = SpectrogramViews()
+    functions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for strategy in (Strategy(), *self.strategies):
@@ -369,8 +374,9 @@ class ViewSettings:
 
     Attributes:
         views: Versions of each clip, each a pair of views; 0 keeps the clips as they are.
-        augmentations: YAML file that says how views are drawn. `None` is configs/audio_augmentation_config.yaml if
-            that exists, else the defaults.
+        augmentations: YAML file that says how views are drawn, or a function of one's own, as `mypackage:louder`,
+            which then makes the views alone. `None` is configs/audio_augmentation_config.yaml if that exists, else the
+            defaults.
         num_waveform_augs: Augmentations of the sound drawn for a view. `None` is as the file says.
         num_spectrogram_augs: Augmentations of the spectrogram drawn for a view. `None` is as the file says.
         view_mode: `spectral` makes all views from one transform of the clip; `exact` changes its samples, slower.

@@ -344,8 +344,9 @@ class ViewPairSettings(PretrainSettings):
         view_source: Where the views come from: `generated` before (tymbal prepare --views), `fresh` from waveforms in
             every epoch, or drawn from the clip's one `spectrogram`, which any store of spectrograms, folder of .pt
             files or sound has. `auto` takes what the source holds; sound becomes waveforms.
-        augmentations: YAML file that says how views are drawn, those of spectrograms under `spectrogram_views`. `None`
-            is configs/audio_augmentation_config.yaml if that exists, else the defaults.
+        augmentations: YAML file that says how views are drawn, those of spectrograms under `spectrogram_views`; or a
+            function of one's own, as `mypackage:louder`, which then makes the views alone. `None` is
+            configs/audio_augmentation_config.yaml if that exists, else the defaults.
     """
 
     compares_views: ClassVar[bool] = True

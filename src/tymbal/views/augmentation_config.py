@@ -11,6 +11,7 @@
       - {}
       - {num_spectrogram_augs: 0}
     spectrogram_views: {pitch: 0.1, tempo: 0.15}   # where an objective draws views from spectrograms alone
+    functions: [mypackage:louder]                  # of one's own, beside all of these (`tymbal.views.own_views`)
 
 Only entries of `waveform` and `spectrogram` are ever drawn. A folder is relative to the file.
 """
@@ -35,8 +36,16 @@ from tymbal.settings.augmentation import (
     WaveformAugmentations,
 )
 from tymbal.values import nearest
+from tymbal.views.own_views import function_names, own_views
 
-__all__ = ["DEFAULT_PATH", "augmentation_from", "augmentation_mapping", "chosen_augmentation", "read_augmentation"]
+__all__ = [
+    "DEFAULT_PATH",
+    "augmentation_from",
+    "augmentation_mapping",
+    "chosen_augmentation",
+    "read_augmentation",
+    "read_spectrogram_views",
+]
 
 DEFAULT_PATH = Path("configs/audio_augmentation_config.yaml")
 """Read if it exists and no other file is named."""
@@ -49,19 +58,42 @@ _PLAIN = ("num_waveform_augs", "num_spectrogram_augs")
 
 
 def read_augmentation(path: str | os.PathLike[str] | None = None) -> AugmentationSettings:
-    """Reads augmentations from a file.
+    """Reads augmentations from a file, or loads the user's own functions, which then make the views alone.
 
     Args:
-        path: The file. None is `DEFAULT_PATH` if that exists, else the defaults.
+        path: The file, or functions: `module:function`, with commas between. None is `DEFAULT_PATH` if that exists,
+            else the defaults.
 
     Raises:
-        SettingsError: The file does not exist, or something in it is unknown or wrong.
+        SettingsError: The file does not exist, something in it is unknown or wrong, or a function cannot be used.
     """
+    functions = function_names(os.fspath(path)) if path is not None else ()
+    if functions:
+        nothing = dict.fromkeys(("pitch", "frequency_shift", "tempo", "equaliser", "gain", "mix"), 0.0)
+        mapping = {**dict.fromkeys(_PLAIN, 0), "functions": list(functions), "spectrogram_views": nothing}
+        return augmentation_from(mapping)
     if path is None:
         if not DEFAULT_PATH.is_file():
             return AugmentationSettings()
         path = DEFAULT_PATH
     return augmentation_from(read_yaml(path), source=path)
+
+
+def read_spectrogram_views(path: str | os.PathLike[str] | None = None) -> SpectrogramViews:
+    """How views are drawn where an objective draws them from spectrograms alone; arguments as `read_augmentation`.
+
+    Raises:
+        SettingsError: As `read_augmentation`, or a function changes waveforms, of which there are none.
+    """
+    settings = read_augmentation(path)
+    sounds = own_views(settings.functions).of("waveforms")
+    if sounds:
+        raise SettingsError(
+            f"the augmentation {sounds[0]} changes waveforms, and these views are drawn from spectrograms",
+            advice="Name one of spectrograms, or prepare waveforms: tymbal prepare SOUND -o STORE --views 1 --write "
+            "waveforms. Then train with the objective contrastive.",
+        )
+    return settings.spectrogram_views
 
 
 def chosen_augmentation(settings: ViewSettings) -> AugmentationSettings:
@@ -86,7 +118,10 @@ def augmentation_from(mapping: Mapping[str, Any], *, source: PathLike | None = N
         SettingsError: Something is unknown or wrong.
     """
     _check_known(
-        mapping, (*_PLAIN, "waveform", "spectrogram", "strategies", "spectrogram_views"), "the augmentations", source
+        mapping,
+        (*_PLAIN, "waveform", "spectrogram", "strategies", "spectrogram_views", "functions"),
+        "the augmentations",
+        source,
     )
     given: dict[str, Any] = {name: int(mapping[name]) for name in _PLAIN if _is_count(mapping, name, source)}
     if "waveform" in mapping:
@@ -102,7 +137,11 @@ def augmentation_from(mapping: Mapping[str, Any], *, source: PathLike | None = N
     views = mapping.get("spectrogram_views") or {}
     if not isinstance(views, Mapping):
         raise SettingsError("spectrogram_views is not a mapping", path=source, advice="Example: {pitch: 0.1}")
-    given["spectrogram_views"] = from_mapping(SpectrogramViews, views, source=source)
+    if "functions" in views:
+        raise SettingsError("functions stand beside spectrogram_views, not in it", path=source)
+    given["functions"] = _functions(mapping.get("functions") or [], source)
+    own = own_views(given["functions"]).of("spectrograms")
+    given["spectrogram_views"] = replace(from_mapping(SpectrogramViews, views, source=source), functions=own)
     try:
         return AugmentationSettings(**given)
     except SettingsError as error:
@@ -122,7 +161,15 @@ def augmentation_mapping(settings: AugmentationSettings) -> dict[str, Any]:
     strategies = [
         {name: value for name, value in to_mapping(one).items() if value is not None} for one in settings.strategies
     ]
-    return {**{name: getattr(settings, name) for name in _PLAIN}, **groups, "strategies": strategies}
+    # Stores of before know no functions.
+    own = {"functions": list(settings.functions)} if settings.functions else {}
+    return {**{name: getattr(settings, name) for name in _PLAIN}, **groups, "strategies": strategies, **own}
+
+
+def _functions(value: Any, source: PathLike | None) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise SettingsError("functions is not a list of names", path=source, advice="Example: [mypackage:louder]")
+    return tuple(value)
 
 
 def _group(cls: type[Group], value: Any, source: PathLike | None) -> Group:

@@ -66,22 +66,25 @@ class Draws:
         numbers: Uniform numbers from 0 to below 1, float32 [views, augmentations, 4], on the CPU.
         values: What they are in the ranges of the settings, and what does nothing where a view does not get the
             augmentation, float32 [views, values], on the CPU.
+        keys: The key of each view, int64 [views], on the CPU.
     """
 
     active: Tensor
     numbers: Tensor
     values: Tensor
+    keys: Tensor
 
     def __len__(self) -> int:
         return len(self.active)
 
     def part(self, start: int, stop: int) -> Draws:
         """The draws of the views from `start` to before `stop`."""
-        return Draws(self.active[start:stop], self.numbers[start:stop], self.values[start:stop])
+        some = slice(start, stop)
+        return Draws(self.active[some], self.numbers[some], self.values[some], self.keys[some])
 
     def at(self, views: Tensor) -> Draws:
         """The draws of some views, by number."""
-        return Draws(self.active[views], self.numbers[views], self.values[views])
+        return Draws(self.active[views], self.numbers[views], self.values[views], self.keys[views])
 
     def views(self, *names: str) -> Tensor:
         """Numbers of the views that get one of these augmentations, ascending, int64 [n], on the CPU."""
@@ -152,7 +155,7 @@ def draw(settings: AugmentationSettings, keys: Tensor, versions: Sequence[int]) 
         chosen[:, part] = order < count[strategy, place, None]
         start += len(names)
     active = chosen & (numbers[:, :, 1] < probability)
-    return Draws(active, numbers[:, :, 2:], _values(settings, active, numbers[:, :, 2:]))
+    return Draws(active, numbers[:, :, 2:], _values(settings, active, numbers[:, :, 2:]), keys)
 
 
 def _values(settings: AugmentationSettings, active: Tensor, numbers: Tensor) -> Tensor:

@@ -40,17 +40,22 @@ class Clips:
         energy: Energies of the bins, float32 [clips, bins, frames].
         mel: Energies of mel bins, [clips, mels, frames].
         level: Root mean square of the waveforms, [clips].
+        waveforms: Their samples, float32 [clips, samples], where they are changed before; else None.
+        lengths: Samples of sound in each, int64 [clips]; None is all.
     """
 
     spectrum: Tensor
     energy: Tensor
     mel: Tensor
     level: Tensor
+    waveforms: Tensor | None = None
+    lengths: Tensor | None = None
 
     def part(self, start: int, stop: int) -> Clips:
         """The clips from `start` to before `stop`."""
         some = slice(start, stop)
-        return Clips(self.spectrum[some], self.energy[some], self.mel[some], self.level[some])
+        sound, lengths = (None if one is None else one[some] for one in (self.waveforms, self.lengths))
+        return Clips(self.spectrum[some], self.energy[some], self.mel[some], self.level[some], sound, lengths)
 
 
 class SpectralViews:

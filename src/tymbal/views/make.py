@@ -7,6 +7,7 @@ GPU a whole batch is made at once and nothing waits for it; on a CPU by some cli
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ from tymbal.views.draw import VIEWS, Draws, clip_key, draw, view_keys
 from tymbal.views.exact import exact_waveforms
 from tymbal.views.fast_views import Clips, SpectralViews
 from tymbal.views.overlays import load_banks
+from tymbal.views.own_views import own_views
 from tymbal.views.spectrogram_ops import change_spectrograms, masked_cells, moved_spectrograms
 
 __all__ = ["FreshPairs", "FreshViewDataset", "Mode", "ViewMaker", "fresh_pairs"]
@@ -60,6 +62,7 @@ class ViewMaker:
         self._device = torch.device(device)
         self._banks = load_banks(settings, sample_rate=features.sample_rate, samples=samples)
         self._spectral = SpectralViews(features, self._banks, device=device)
+        self._own = own_views(settings.functions)
 
     @torch.no_grad()
     def clean(self, waveforms: Tensor) -> Tensor:
@@ -72,7 +75,8 @@ class ViewMaker:
 
         What is laid over a clip is so many dB below its sound: the first of its samples, int64 [clips]; None is all.
         """
-        return self._spectral.transform(waveforms, lengths)
+        clips = self._spectral.transform(waveforms, lengths)
+        return replace(clips, waveforms=waveforms, lengths=lengths) if self._own.of("waveforms") else clips
 
     @torch.no_grad()
     def views(
@@ -92,10 +96,19 @@ class ViewMaker:
             Log-mel, float32 [views, frames, mels].
         """
         if isinstance(clips, Clips):
-            mel = self._spectral(clips, clip, draws)
+            mel = self._spectral(*self._changed(clips, clip, draws), draws)
         else:
             mel = self.clean(self.waveforms(clips, clip, draws, lengths))
-        return change_spectrograms(mel, partners, draws)
+        return self._own.spectrograms(change_spectrograms(mel, partners, draws), draws.keys)
+
+    def _changed(self, clips: Clips, clip: Tensor, draws: Draws) -> tuple[Clips, Tensor]:
+        """What views are made of: the clips, or each view's own one where functions change their sound before."""
+        if clips.waveforms is None:
+            return clips, clip
+        source = clip.to(self._device)
+        sound = self._own.waveforms(clips.waveforms[source], draws.keys, sample_rate=self.features.sample_rate)
+        lengths = None if clips.lengths is None else clips.lengths[clip]
+        return self._spectral.transform(sound, lengths), torch.arange(len(clip))
 
     def log_mel(self, mel: Tensor) -> Tensor:
         """Energies in mel bins [clips, mels, frames] as log-mel spectrograms [clips, frames, mels]."""
@@ -104,6 +117,10 @@ class ViewMaker:
     @torch.no_grad()
     def waveforms(self, waveforms: Tensor, clip: Tensor, draws: Draws, lengths: Tensor | None = None) -> Tensor:
         """The waveforms of views, in `exact` mode: [views, samples]; arguments as in `views`."""
+        if self._own.of("waveforms"):
+            waveforms = self._own.waveforms(waveforms[clip], draws.keys, sample_rate=self.features.sample_rate)
+            lengths = None if lengths is None else lengths[clip]
+            clip = torch.arange(len(clip))
         return exact_waveforms(waveforms, clip, draws, features=self.features, banks=self._banks, lengths=lengths)
 
     @torch.no_grad()

@@ -29,6 +29,7 @@ from tymbal.randomness import fold
 from tymbal.settings.augmentation import AugmentationSettings, SpectrogramViews
 from tymbal.views.draw import VIEWS, clip_key, describe_changes, describe_strategies, draw, view_keys
 from tymbal.views.make import ViewMaker
+from tymbal.views.own_views import own_views
 from tymbal.views.spectrogram_views import spectrogram_views
 
 __all__ = ["Drawn", "Example", "Shown", "preview_page", "write_preview"]
@@ -244,14 +245,17 @@ def _views(drawn: Drawn) -> str:
 
 
 def _strengths(views: SpectrogramViews) -> str:
-    listed = [f"{name.replace('_', ' ')}: {value:g}" for name, value in asdict(views).items()]
+    numbers = {name: value for name, value in asdict(views).items() if name != "functions"}
+    listed = [f"{name.replace('_', ' ')}: {value:g}" for name, value in numbers.items()]
+    listed += [f"{name}, of your own" for name in views.functions]
     return f'<div class="soft">{details("How strongly", bullets(listed))}</div>'
 
 
 def _settings(settings: AugmentationSettings) -> str:
     lists = []
     for kind, title in (("waveform", "The sound"), ("spectrogram", "The spectrogram")):
-        lists.append(f"<h4>{title}</h4>{bullets(describe_strategies(settings, kind) or ['nothing'])}")
+        own = [f"{name}, of your own" for name in own_views(settings.functions).of(f"{kind}s")]
+        lists.append(f"<h4>{title}</h4>{bullets([*own, *describe_strategies(settings, kind)] or ['nothing'])}")
     return f'<div class="soft">{details("What may be drawn", "".join(lists))}</div>'
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tymbal.randomness import uniform
 from tymbal.settings.augmentation import SpectrogramViews
+from tymbal.views.own_views import own_views
 
 __all__ = ["spectrogram_views", "view_lengths"]
 
@@ -50,7 +51,7 @@ def spectrogram_views(
         others: Clips that may be laid over these, of which these are a part, and their frames of sound; None is these.
         first: Place of the first of these clips among them.
         shown: Numbers of the frames of each view that are drawn, side by side, int64 [views x batch, shown]; None is
-            all. What is not shown costs little.
+            all. What is not shown costs little. Functions of the user's own need all.
 
     Returns:
         Views, [views x batch, frames or shown, mels], and the frames of sound in the whole views, int64 [views x
@@ -73,6 +74,8 @@ def spectrogram_views(
         shift=warp[:, 1] * settings.frequency_shift,
         colour=_colour(keys, views.shape[2], settings) + warp[:, 3, None] * settings.gain,
     )
+    if settings.functions:
+        views = own_views(settings.functions).spectrograms(views, keys)
     # A product and a sum: on a CPU a mask that is broadcast costs many times as much.
     heard = (number < ends[:, None]).unsqueeze(2).float()
     return views.mul_(heard).add_((1 - heard) * padding), ends
