@@ -14,7 +14,7 @@ The same without a page, for scripts and notebooks:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,7 @@ from tymbal.files import sole_writer, written_alone
 from tymbal.settings import LabelSettings
 
 if TYPE_CHECKING:
+    from tymbal.labelling.agreement import Merged
     from tymbal.labelling.choosing import Suggestion
     from tymbal.labelling.knowledge import Knowledge
     from tymbal.labelling.session import Session
@@ -39,18 +40,21 @@ class LabelResult:
         output: The folder of the labelling.
         table: The table of labels.
         knowledge: What is known by now.
+        annotations: Files of annotations that were written beside the table.
     """
 
     output: Path
     table: Path
     knowledge: Knowledge
+    annotations: tuple[Path, ...] = ()
 
     def summary(self) -> str:
         """Windows by label, and where the table is."""
         known = self.knowledge
         lines = [f"{count:,} {name}" for name, count in known.counts.items()]
         rest = [f"{known.nothing:,} with nothing", f"{known.unsure:,} unsure", f"{known.checked:,} checked blindly"]
-        return "\n".join([", ".join([*lines, *rest]), *([known.advice] if known.advice else []), f"{self.table}"])
+        folder = [f"annotations: {self.annotations[0].parent}"] if self.annotations else []
+        return "\n".join([", ".join([*lines, *rest]), *filter(None, [known.advice]), f"labels: {self.table}", *folder])
 
 
 @written_alone
@@ -61,13 +65,14 @@ def label(
     *,
     config: str | Path | None = None,
     **settings: Any,
-) -> LabelResult:
+) -> LabelResult | Merged:
     """Labels recordings on a page that stays on this machine.
 
     Args:
-        model: A run, a model folder, a Hugging Face or SSAST checkpoint.
-        recordings: Recordings of any length, folders of them, or a `.parquet` file of `tymbal embed`.
-        output: The folder of the labelling. What is there goes on.
+        model: A run, a model folder, a Hugging Face or SSAST checkpoint; with `merge` a table of labels.
+        recordings: Recordings of any length, folders of them, or a `.parquet` file of `tymbal embed`; with `merge`
+            other tables of labels.
+        output: The folder of the labelling. What is there goes on. With `merge` the table to write.
         config: YAML file with settings.
         **settings: See `tymbal.settings.LabelSettings`.
 
@@ -76,11 +81,27 @@ def label(
         ModelError: The model cannot be read, or the embeddings are another model's.
         SettingsError: Settings do not fit, or the table or annotations cannot be read.
     """
+    from tymbal.labelling.agreement import merge_tables
     from tymbal.labelling.session import Session
 
     chosen = configuration.resolve(LabelSettings, settings, config=config)
+    if chosen.merge:
+        others = [recordings] if isinstance(recordings, str | Path) else recordings
+        merged = merge_tables([model, *others], output)
+        return replace(merged, annotations=_annotations(merged.output, chosen))
     session = Session.open(model, recordings, output, chosen)
-    return LabelResult(Path(output), session.path, session.knowledge())
+    return LabelResult(Path(output), session.path, session.knowledge(), _annotations(session.path, chosen))
+
+
+def _annotations(table: Path, chosen: LabelSettings) -> tuple[Path, ...]:
+    """Writes a table as another program takes it, where settings say so; the files."""
+    from tymbal.inference.tables import RowFormat, table_format
+    from tymbal.labelling.table import read_table, write_annotations
+
+    if chosen.format is None or not table.is_file():
+        return ()
+    folder = table.with_name(f"{table.stem}.{chosen.format}")
+    return write_annotations(read_table(table), folder, table_format(chosen.format, RowFormat))
 
 
 def open_labels(

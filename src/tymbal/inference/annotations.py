@@ -117,7 +117,8 @@ class Raven(RowFormat):
     def read(self, path: Path) -> Iterator[dict[str, Any]]:
         """Reads a table with labels, ours or another; a spectrogram's row stands for all its views.
 
-        Times are those in the recording if the table has the column File Offset.
+        Times are those in the recording if the table has the column File Offset. Beside an `Annotation` a row has the
+        frequencies `low` and `high` in Hz, None where the table does not give them.
 
         Raises:
             SettingsError: It is no such table.
@@ -136,10 +137,12 @@ class Raven(RowFormat):
                 begin, end = float(row["Begin Time (s)"]), float(row["End Time (s)"])
                 start = float(row.get("File Offset (s)") or begin)
                 score = float(row.get("Score") or row.get("Confidence") or 1)
+                names = {"low": "Low Freq (Hz)", "high": "High Freq (Hz)"}
+                band = {side: float(row[name]) if row.get(name) else None for side, name in names.items()}
             except (KeyError, ValueError):
                 raise SettingsError(f"line {number} cannot be read", path=path) from None
             file = row.get("Begin Path") or row.get("Begin File") or ""
-            yield Annotation(file, start, start + end - begin, row.get(label, ""), score)._asdict()
+            yield {**Annotation(file, start, start + end - begin, row.get(label, ""), score)._asdict(), **band}
 
     def recognises(self, path: Path) -> bool:
         """Whether a text file begins as a selection table does."""

@@ -11,6 +11,7 @@ windows, which are computed once and go on after a stop.
 from __future__ import annotations
 
 import getpass
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -207,7 +208,7 @@ class Session:
         rows = read_table(self.path) if self.path.is_file() else []
         if not rows:
             for source in self.settings.begin:
-                rows += read_annotations(Path(source), self.windows.files)
+                rows += map(self._ended, read_annotations(Path(source), self.windows.files))
         elif self.settings.begin:
             tell(f"{self.path} is there already: nothing is read to begin with", warning=True)
         for together in answers_of(rows):
@@ -224,6 +225,13 @@ class Session:
         self._round = max(rounds, default=0)
         if rows:
             tell(f"{self.path}: {counted(len(self._given), 'answer')}, {counted(len(self._begun), 'other row')}")
+
+    def _ended(self, row: Row) -> Row:
+        """A row that ends with its recording where it says no end."""
+        if math.isfinite(row.end):
+            return row
+        places = self.windows.inside(row.file, row.start, row.end)
+        return row._replace(end=float(self.windows.end[places].max(initial=row.start + 1.0)))
 
     def _window_of(self, row: Row) -> Window | None:
         """The window that an answer is of: the one that shares most time with it, of these the nearest."""

@@ -13,16 +13,20 @@ to it. The table is written at every answer, whole or not at all.
 from __future__ import annotations
 
 import csv
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tymbal.audio.failures import printable
 from tymbal.audio.manifest import relative_path
-from tymbal.errors import SettingsError
+from tymbal.errors import AudioError, SettingsError
 from tymbal.files import replace_file
+
+if TYPE_CHECKING:
+    from tymbal.inference.tables import RowFormat
 
 __all__ = [
     "BEGIN",
@@ -38,6 +42,7 @@ __all__ = [
     "read_table",
     "rows_of_answer",
     "table_at",
+    "write_annotations",
     "write_table",
 ]
 
@@ -201,34 +206,92 @@ def _row(cells: Mapping[str, str | None], line: int, path: Path) -> Row:
 
 
 def read_annotations(path: Path, files: Sequence[str]) -> list[Row]:
-    """Reads annotations of other programs as a beginning: Raven, Audacity, CSV, a folder of these, or ours.
+    """Reads annotations of other programs as a beginning, or a table of ours.
 
     Args:
-        path: The file or folder.
+        path: A table of Raven, Audacity, BirdNET or Kaleidoscope, a list with labels (CSV, Parquet, JSON), or a folder
+            of these. One that does not name its recording is named like it (`night.Table.1.selections.txt`).
         files: The recordings, by which names are known again.
 
     Raises:
+        ManifestError: A list cannot be read.
         SettingsError: They cannot be read, or are of none of the recordings.
     """
-    from tymbal.inference.predictions import read_predictions
-
     if _is_ours(table_at(path)):
         return read_table(table_at(path))
-    found = list(read_predictions(path).rows)
     by_name = _by_name(files)
-    who = path.name
-    rows = [
-        Row(file, one.start, one.end, None, None, one.label, who, "", BEGIN)
-        for one in found
-        if (file := _recording(one.file, by_name)) is not None and one.label and one.start < one.end
-    ]
-    if found and not rows:
+    count, rows, first = 0, [], ""
+    for source in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if path.is_dir() and source.suffix.lower() not in (".txt", ".csv", ".tsv"):
+            continue
+        for one in _annotations(source):
+            count, first = count + 1, first or one.file
+            file = _recording(one.file, by_name)
+            if file is not None and one.start < one.end:
+                rows.append(one._replace(file=file, who=source.name))
+    if not rows:
+        what = f"its {count:,} annotations are of none of the recordings, the first of {first}"
         raise SettingsError(
-            f"its {len(found):,} annotations are of none of the recordings, the first of {found[0].file or 'no file'}",
+            what if count else "there are no annotations with labels",
             path=path,
             advice="Give the recordings that were annotated, or name the file like its recording.",
         )
     return rows
+
+
+def _annotations(path: Path) -> Iterator[Row]:
+    """The labelled stretches of a file of annotations, of the recordings that it names, or that it is named like."""
+    from tymbal.audio.manifest import Manifest
+    from tymbal.inference.tables import read_rows, recognised
+
+    kind = recognised(path)
+    if kind is None or not kind.per_recording:
+        for clip in Manifest.read(path):
+            end = math.inf if clip.end is None else clip.end
+            yield from (Row(clip.file, clip.start, end, label=label, round=BEGIN) for label in clip.labels)
+        return
+    for row in read_rows(path, kind):
+        if row["label"]:
+            band = (row.get("low"), row.get("high"))
+            yield Row(row["file"] or path.name, row["start"], row["end"], *band, label=row["label"], round=BEGIN)
+
+
+def write_annotations(rows: Sequence[Row], folder: Path, kind: RowFormat) -> tuple[Path, ...]:
+    """Writes labels as another program takes them, a file a recording; what is unsure, or nothing, is no annotation.
+
+    Args:
+        rows: Rows of a table.
+        folder: The folder to write into.
+        kind: A format that has a file for each recording, as Raven's and Audacity's.
+
+    Returns:
+        The files.
+    """
+    from tymbal.audio.sources import Recording
+    from tymbal.inference.annotations import DETECTED, annotation_files
+
+    by_file: dict[str, list[Row]] = {}
+    for row in rows:
+        by_file.setdefault(row.file, [])
+        if row.label not in ("", UNSURE):
+            by_file[row.file].append(row)
+    recordings = [Recording(Path(file), Path(file).name) for file in by_file]
+    files = annotation_files(folder, recordings, kind.suffixes[0])
+    for file, own in by_file.items():
+        with kind.open(files[str(Path(file))], DETECTED) as write:
+            for row in sorted(own, key=lambda row: (row.start, row.label)):
+                write((row.file, row.start, row.end, row.label, 1.0, row.low or 0.0, row.high or _rate(row.file) / 2))
+    return tuple(files.values())
+
+
+def _rate(file: str) -> float:
+    """The sample rate of a recording; one that cannot be read has the lowest usual one."""
+    from tymbal.audio.decode import sample_rate_of
+
+    try:
+        return sample_rate_of(Path(file))
+    except AudioError:
+        return 16_000
 
 
 def _is_ours(path: Path) -> bool:
@@ -249,6 +312,9 @@ def _by_name(files: Iterable[str]) -> dict[str, str | None]:
 
 
 def _recording(name: str, by_name: Mapping[str, str | None]) -> str | None:
+    """The recording of a name; endings are left out one by one until one has what remains."""
     path = Path(name.replace("\\", "/"))
-    forms = (name, str(Path(name).absolute()), path.name, path.stem)
+    forms = [name, str(Path(name).absolute()), path.name]
+    while "." in forms[-1]:
+        forms.append(forms[-1].rpartition(".")[0])
     return next((file for form in forms if (file := by_name.get(form)) is not None), None)

@@ -243,7 +243,8 @@ class LabelSettings:
         begin: Annotations to begin with: Raven's, Audacity's or CSV files, or folders of them.
         review: A table of `tymbal predict --review`: its windows come first.
         who: Who answers, as the table says. `None` is the name of the account.
-        merge: Join two tables of labels into one instead, and say how far they agree.
+        merge: Join tables of labels into one instead, and say how far they agree.
+        format: Also write the labels as annotations when the labelling ends, a file a recording: `raven` or `audacity`.
         window: Length of a window in seconds. `None` is the length that the model was trained on.
         hop: Seconds from one window to the next. `None` is the window: no overlap.
         pooling: What an embedding is, as in `tymbal embed`.
@@ -263,6 +264,7 @@ class LabelSettings:
     review: str | None = setting(None, first=True)
     who: str | None = setting(None, first=True)
     merge: bool = setting(False, first=True)
+    format: Literal["raven", "audacity"] | None = setting(None, first=True)
     window: float | None = setting(None, group="windows")
     hop: float | None = setting(None, group="windows")
     pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = setting(

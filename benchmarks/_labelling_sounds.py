@@ -1,0 +1,145 @@
+"""Sounds of the trial of labelling: sets of clips, and long recordings in which events are rare, with what is heard."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+import tymbal
+
+RATE = 16_000
+EVENTS = ("dog_bark", "rooster", "person_sneeze")
+BACKGROUND = ("rain", "sea_waves", "fire_crackling")
+WINDOW = 2.5
+"""Seconds of a window of the long recordings."""
+
+RARE = 200
+"""One window in so many holds an event of a kind."""
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Recordings to label, and others by which what was learned is tested.
+
+    Attributes:
+        title: What they are called in tables.
+        pool: Folder or manifest of the recordings to label.
+        tested: Folder or manifest of those that are tested.
+        heard: What is heard, by file and number of the window.
+        labels: Names of the labels.
+        several: Whether a window may have several labels, or none.
+        window: Seconds of a window.
+    """
+
+    title: str
+    pool: list[Path]
+    tested: list[Path]
+    heard: Mapping[tuple[str, int], tuple[str, ...]]
+    labels: tuple[str, ...]
+    several: bool
+    window: float
+
+
+def esc10(data: Path, _folder: Path, *, seed: int, short: bool) -> Sounds:
+    """ESC-10; one fold is tested, by the seed."""
+    listed = tymbal.scan(data / "esc10", split="none").manifest
+    fold = f"{1 + seed % 5}-"
+    return _clips("ESC-10", listed, lambda clip: Path(clip.file).name.startswith(fold), 5.0, short=short)
+
+
+def arabic(data: Path, _folder: Path, *, seed: int, short: bool) -> Sounds:
+    """Arabic commands; a fifth of the speakers is tested, by the seed."""
+    listed = tymbal.Manifest.read(data / "arabic_commands" / "manifest.csv")
+    speakers = sorted({clip.group or "" for clip in listed})
+    tested = set(np.random.default_rng(seed).permutation(speakers)[: len(speakers) // 5].tolist())
+    return _clips("Arabic commands", listed, lambda clip: clip.group in tested, 1.0, short=short)
+
+
+def _clips(title: str, listed: tymbal.Manifest, is_tested: object, window: float, *, short: bool) -> Sounds:
+    clips = sorted(listed.clips, key=lambda clip: clip.id)[:: 8 if short else 1]
+    sides = {True: [], False: []}
+    for clip in clips:
+        sides[is_tested(clip)].append(Path(clip.file))
+    heard = {(clip.file, 0): clip.labels for clip in clips}
+    labels = tuple(sorted({label for clip in clips for label in clip.labels}))
+    return Sounds(title, sides[False], sides[True], heard, labels, several=False, window=window)
+
+
+def rare(data: Path, folder: Path, *, seed: int, short: bool) -> Sounds:
+    """Long recordings of weather, in which a window in 200 has an event of each kind.
+
+    Clips of the tested recordings are those of another fold of ESC-10 than those of the others.
+    """
+    rng = np.random.default_rng([seed, 200])
+    fold = f"{1 + seed % 5}-"
+    minutes, windows = (2, 80) if short else (10, 400)
+    heard: dict[tuple[str, int], tuple[str, ...]] = {}
+    sides: dict[bool, list[Path]] = {False: [], True: []}
+    for tested, count in ((False, minutes), (True, minutes // 2)):
+        clips = {name: _of_fold(data, name, fold, inside=tested) for name in (*EVENTS, *BACKGROUND)}
+        for number in range(count):
+            path = folder / f"{'tested' if tested else 'night'}-{number:02}.flac"
+            sound, found = _recording(clips, windows, rng, least=RARE if not short else 20)
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, sound, RATE, subtype="PCM_16")
+            heard |= {(str(path), place): labels for place, labels in found.items()}
+            sides[tested].append(path)
+    return Sounds("rare events", sides[False], sides[True], heard, EVENTS, several=True, window=WINDOW)
+
+
+def _of_fold(data: Path, name: str, fold: str, *, inside: bool) -> list[Path]:
+    return [path for path in sorted((data / "esc10" / name).iterdir()) if path.name.startswith(fold) == inside]
+
+
+def _recording(
+    clips: Mapping[str, list[Path]], windows: int, rng: np.random.Generator, *, least: int
+) -> tuple[np.ndarray, dict[int, tuple[str, ...]]]:
+    """A recording of some windows, and in which of them what is heard."""
+    length = round(WINDOW * RATE)
+    sound = np.zeros(windows * length, np.float32)
+    kind = BACKGROUND[rng.integers(len(BACKGROUND))]
+    at = 0
+    while at < len(sound):  # one weather, clip after clip, each as loud as any
+        piece = _loud(_read(clips[kind][rng.integers(len(clips[kind]))]), 0.05 * 10 ** rng.uniform(-0.3, 0.3))
+        piece = piece[: len(sound) - at]
+        sound[at : at + len(piece)] += piece
+        at += len(piece)
+    found: dict[int, tuple[str, ...]] = {}
+    for name in EVENTS:
+        for place in np.flatnonzero(rng.random(windows) < 1 / least):
+            event = _event(_read(clips[name][rng.integers(len(clips[name]))]), length)
+            event = _loud(event, 0.05 * 10 ** rng.uniform(-0.2, 0.5))
+            begin = place * length + rng.integers(0, length - len(event) + 1)
+            sound[begin : begin + len(event)] += event
+            found[int(place)] = (*found.get(int(place), ()), name)
+    return np.clip(sound, -1, 1), found
+
+
+def _read(path: Path) -> np.ndarray:
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return soxr.resample(samples.mean(1), rate, RATE)
+
+
+def _event(sound: np.ndarray, most: int) -> np.ndarray:
+    """The loudest second and a half of a clip, or less where it is silent."""
+    size = min(round(1.5 * RATE), most, len(sound))
+    total = np.concatenate([np.zeros(1), np.cumsum(np.square(sound, dtype=np.float64))])
+    begin = int((total[size:] - total[:-size]).argmax())
+    part = sound[begin : begin + size].copy()
+    ramp = round(0.01 * RATE)
+    part[:ramp] *= np.linspace(0, 1, ramp)
+    part[-ramp:] *= np.linspace(1, 0, ramp)
+    return part
+
+
+def _loud(sound: np.ndarray, level: float) -> np.ndarray:
+    return sound * (level / max(float(np.sqrt(np.mean(np.square(sound)))), 1e-6))
+
+
+SETS = {"esc10": esc10, "arabic": arabic, "rare": rare}
