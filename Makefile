@@ -5,6 +5,7 @@
 #   make test               all tests (ARGS="tests/audio -k decode" for some)
 #   make test-slow          the long trials
 #   make lint types         ruff, the order of imports, and mypy
+#   make site               the documentation as pages that need no network (site/index.html)
 #   make bench-loading      one benchmark of benchmarks/ (ARGS="--help" for what it takes)
 #
 # On Windows there is no make: see "Without make" in README.md.
@@ -19,7 +20,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
-.PHONY: demo test test-slow lint types format setup setup-dev pictures clean
+.PHONY: demo test test-slow lint types format setup setup-dev pictures site clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -49,6 +50,9 @@ bench-%: $(VENV)/.installed-dev
 pictures: $(VENV)/.installed-dev
 	$(BIN)/python docs/pictures/make.py
 
+site: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
 
@@ -66,4 +70,4 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf build dist .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

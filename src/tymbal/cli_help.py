@@ -26,7 +26,7 @@ from tymbal.settings import PretrainSettings
 from tymbal.settings.fields import GROUPS, Recipe, nature
 from tymbal.values import nearest
 
-__all__ = ["overview", "shown_default", "verb_help"]
+__all__ = ["Entry", "overview", "settings_tables", "shown_default", "verb_help"]
 
 _FEW = 15  # so many settings are shown at once
 _WIDEST = 110  # columns
@@ -57,11 +57,13 @@ class Entry:
         name: How it is given.
         text: Its description.
         notes: Choices, default, and whether it is required.
+        example: How a setting may be given: `--window 5`.
     """
 
     name: str
     text: str
     notes: tuple[str, ...] = ()
+    example: str = ""
 
 
 def overview(verbs: Sequence[Verb]) -> str:
@@ -95,9 +97,9 @@ def verb_help(verb: Verb, *, common: Sequence[Argument], group: str | None = Non
     cls = config.settings_of(verb.name)
     if cls is None:
         return "\n\n".join([*_head(verb), *_tables(_argument_tables(verb, common[1:]))])
-    objectives = registry.names() if verb.name == "pretrain" else ()
+    objectives = _objectives(verb.name)
     groups = _groups(cls)
-    if group in objectives:
+    if group is not None and group in objectives:
         return "\n\n".join(_tables(_objective_tables(group)))
     if group is not None:
         _check_group(verb.name, group, [*groups, *objectives])
@@ -105,11 +107,7 @@ def verb_help(verb: Verb, *, common: Sequence[Argument], group: str | None = Non
     names = [name for each in groups.values() for name in each]
     tables = _argument_tables(verb, common)
     if whole:
-        classes = dict.fromkeys(registry.run_settings(name) for name in objectives)
-        recipes = [recipe for each in (classes or [cls]) for recipe in getattr(each, "recipes", ())]
-        tables |= {GROUPS[key]: _entries(cls, each, recipes) for key, each in groups.items()}
-        for each in classes:
-            tables |= _own_table(each)
+        tables |= settings_tables(verb.name)
     elif len(names) <= _FEW:
         return "\n\n".join([*_head(verb), *_tables({**tables, "Settings": _entries(cls, names)})])
     else:
@@ -118,6 +116,23 @@ def verb_help(verb: Verb, *, common: Sequence[Argument], group: str | None = Non
     listed = ", ".join([*groups, *objectives])
     end = f"More: `tymbal {verb.name} --help GROUP`, where GROUP is one of {listed}; `--help-all` shows all settings."
     return "\n\n".join([*_head(verb), *_tables(tables), _paragraph(end)])
+
+
+def settings_tables(verb: str) -> dict[str, list[Entry]]:
+    """All settings of a verb by the heading of their group, those of each objective of `pretrain` by themselves."""
+    cls = config.settings_of(verb)
+    if cls is None:
+        return {}
+    classes = dict.fromkeys(registry.run_settings(name) for name in _objectives(verb))
+    recipes = [recipe for each in (classes or [cls]) for recipe in getattr(each, "recipes", ())]
+    tables = {GROUPS[key]: _entries(cls, each, recipes) for key, each in _groups(cls).items()}
+    for each in classes:
+        tables |= _own_table(each)
+    return tables
+
+
+def _objectives(verb: str) -> Sequence[str]:
+    return registry.names() if verb == "pretrain" else ()
 
 
 def shown_default(value: Any) -> str | None:
@@ -175,13 +190,37 @@ def _entries(cls: Any, names: Iterable[str], recipes: Sequence[Recipe] | None = 
     defaults = {each.name: each.default for each in fields(cls)}
     known = getattr(cls, "recipes", ()) if recipes is None else recipes
     return [
-        Entry(flag_of(name), texts[name], tuple(_notes(cls, name, kinds[name], defaults[name], known)))
+        Entry(
+            flag_of(name),
+            texts[name],
+            tuple(_notes(cls, name, kinds[name], defaults[name], known)),
+            _example(cls, name, kinds[name], defaults[name]),
+        )
         for name in names
     ]
 
 
+def _example(cls: Any, name: str, kind: Any, default: Any) -> str:
+    """How a setting may be given: by its own example, another choice than the default, or the default."""
+    if is_switch(kind):
+        return flag_of(f"no_{name}") if default is True else flag_of(name)
+    others = [choice for choice in _known_choices(cls, name, kind) if choice != default]
+    value = nature(cls, name).example or (str(others[0]) if others else None) or shown_default(default)
+    value = value if value is None else value.replace(", ", " ")
+    return "" if value is None else f"{flag_of(name)} {_quoted(value)}"
+
+
+def _quoted(value: str) -> str:
+    """As a shell needs it: words of a list stay apart, patterns stay whole."""
+    return f"'{value}'" if re.search(r"[()\[\]|^$*?<>;&\\#]", value) else value
+
+
+def _known_choices(cls: Any, name: str, kind: Any) -> tuple[str, ...]:
+    return nature(cls, name).choices or (_REGISTERED[name]() if name in _REGISTERED else _choices(kind))
+
+
 def _notes(cls: Any, name: str, kind: Any, default: Any, recipes: Sequence[Recipe]) -> Iterator[str]:
-    choices = nature(cls, name).choices or (_REGISTERED[name]() if name in _REGISTERED else _choices(kind))
+    choices = _known_choices(cls, name, kind)
     if choices:
         yield f"choices: {', '.join(choices)}"
     text = shown_default(default)

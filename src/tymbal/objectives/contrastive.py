@@ -111,7 +111,7 @@ class ContrastiveSettings(ViewPairSettings):
     view_mask: Literal["none", "crossed", "random"] = "none"
     view_mask_ratio: float = 0.5
     view_padding: Literal["carried", "found"] = setting("carried", before="found", describes_model=False)
-    chunk: int | None = setting(None, describes_model=False)
+    chunk: int | None = setting(None, describes_model=False, example="64")
 
     def __post_init__(self) -> None:
         ViewPairSettings.__post_init__(self)

@@ -82,14 +82,14 @@ class DistillSettings(LeJEPASettings):
 
     epochs: float = setting(ENDLESS, by_data=True, first=True, group="training")
     objective: Literal["distill"] = "distill"  # type: ignore[assignment]
-    teacher: str | None = setting(None, path=True, first=True)
-    teacher_parts: int | None = setting(None, first=True)
+    teacher: str | None = setting(None, path=True, first=True, example="configs/speech_embedding.yaml")
+    teacher_parts: int | None = setting(None, first=True, example="4")
     teacher_views: bool = setting(False, first=True)
     teacher_loss: Literal["squared", "cosine", "smooth_l1"] = setting("squared", first=True)
     student_norm: Literal["batch", "none"] = "batch"
     projection_layers: int = 1
     seen: float = 1.0
-    with_: tuple[str, ...] = setting((), first=True)
+    with_: tuple[str, ...] = setting((), first=True, example="lejepa 0.5")
 
     compares_views: ClassVar[bool] = True
 

@@ -97,16 +97,16 @@ class LeJEPASettings(PretrainSettings):
 
     epochs: float = setting(ENDLESS, by_data=True, first=True, group="training")
     objective: Literal["lejepa"] = "lejepa"
-    augmentations: str | None = setting(None, path=True, describes_model=False)
+    augmentations: str | None = setting(None, path=True, describes_model=False, example="configs/short_clips.yaml")
     view_strength: float = 1.0
     mixing: Literal["auto", "levels", "energies"] = setting(
         "auto", by_data=True, before="energies", describes_model=False
     )
     global_views: int = 2
     local_views: int = 1
-    kept: float | None = setting(None, by_data=True)
-    kept_local: float | None = setting(None, by_data=True)
-    parts: int | None = setting(None, by_data=True)
+    kept: float | None = setting(None, by_data=True, example="0.5")
+    kept_local: float | None = setting(None, by_data=True, example="0.2")
+    parts: int | None = setting(None, by_data=True, example="4")
     batches: Literal["auto", "group", "mixed"] = setting("auto", by_data=True, describes_model=False)
     sigreg_weight: float = 0.05
     slices: int = 64

@@ -92,7 +92,7 @@ class ReconstructionSettings(PretrainSettings):
 
     objective: Literal["reconstruction"] = "reconstruction"
     channels: int = 16
-    decoder_width: int | None = None
+    decoder_width: int | None = setting(None, example="128")
     decode: Literal["frames", "tokens"] = setting("frames", before="frames")
     time_masks: int = 2
     time_mask_width: int = setting(24, aliases=("time_mask",))

@@ -72,12 +72,12 @@ class SSASTSettings(PretrainSettings):
     objective: Literal["joint", "mpc", "mpg"] = "joint"
     encode: Literal["all", "visible"] = "all"
     decoder_depth: int = 2
-    decoder_width: int | None = None
+    decoder_width: int | None = setting(None, example="128")
     mask: Literal["auto", "cluster", "uniform", "frame"] = "auto"
     cluster_min: int = 3
     cluster_max: int = 5
     mask_ratio: float = 0.75
-    mask_count: int | None = None
+    mask_count: int | None = setting(None, example="400")
     mask_padding: bool = False
     mse_weight: float = 10.0
     normalize_targets: bool = setting(True, before=False)

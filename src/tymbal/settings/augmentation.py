@@ -393,12 +393,12 @@ class ViewSettings:
 
     views: int = setting(0, first=True)
     # These three are recorded as resolved values, so that a change in the file is noticed.
-    augmentations: str | None = setting(None, path=True, resumable=True)
-    num_waveform_augs: int | None = setting(None, resumable=True)
-    num_spectrogram_augs: int | None = setting(None, resumable=True)
+    augmentations: str | None = setting(None, path=True, resumable=True, example="configs/short_clips.yaml")
+    num_waveform_augs: int | None = setting(None, resumable=True, example="2")
+    num_spectrogram_augs: int | None = setting(None, resumable=True, example="1")
     view_mode: Literal["spectral", "exact"] = "spectral"
     write: Literal["store", "pt", "waveforms"] = setting("store", first=True)
-    part: str | None = setting(None, resumable=True)
+    part: str | None = setting(None, resumable=True, example="3/8")
     preview: bool = setting(False, resumable=True, first=True)
     force: bool = setting(False, resumable=True)
 

@@ -4,7 +4,7 @@ A field of a settings dataclass has a type, a default and, in its class's docstr
 properties are metadata of the field, so that no list elsewhere has to name it:
 
     workers: int = setting(0, resumable=True, group="machine")
-    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",))
+    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), example="5")
 
 A field of a settings class has one default. What is usual may depend on what is done, all the same: SSAST's pretraining
 and the reconstruction of short clips want other learning rates. A recipe is a table of such defaults. It holds where
@@ -65,6 +65,7 @@ class Nature:
         by_data: Whether its default leaves it to the data: what was chosen is recorded when a run begins, and holds on.
         before: Its default in earlier versions, or what they did before there was such a setting: a run
             that was begun so goes on so. `None` is that all versions have the setting, and its default.
+        example: A value that could be given, of a setting whose default and choices show none.
     """
 
     path: bool = False
@@ -78,6 +79,7 @@ class Nature:
     describes_model: bool = True
     by_data: bool = False
     before: Any = None
+    example: str | None = None
 
 
 def setting(
@@ -94,6 +96,7 @@ def setting(
     describes_model: bool = True,
     by_data: bool = False,
     before: Value | None = None,
+    example: str | None = None,
 ) -> Value:
     """A field of a settings dataclass that says its own nature; the arguments are the attributes of `Nature`."""
     own = Nature(
@@ -108,6 +111,7 @@ def setting(
         describes_model=describes_model,
         by_data=by_data,
         before=before,
+        example=example,
     )
     return field(default=default, metadata={_KEY: own})
 

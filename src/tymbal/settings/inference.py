@@ -63,15 +63,15 @@ class ProbeSettings(PtSettings):
     pooling: tuple[Literal["mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"], ...] = setting(
         ("rows", "grid"), first=True
     )
-    layer: str | None = setting(None, aliases=("layers",), first=True)
+    layer: str | None = setting(None, aliases=("layers",), first=True, example="6")
     skip_padding: bool = True
     neighbours: int = setting(10, first=True)
-    shots: tuple[int, ...] = setting((), first=True)
+    shots: tuple[int, ...] = setting((), first=True, example="1 5 10 50")
     draws: int = setting(5, first=True)
-    folds: int | None = setting(None, first=True)
+    folds: int | None = setting(None, first=True, example="5")
     cache: bool = setting(True, first=True)
     random: bool = setting(True, first=True)
-    teacher: str | None = setting(None, path=True, first=True)
+    teacher: str | None = setting(None, path=True, first=True, example="configs/speech_embedding.yaml")
     batch_size: int = setting(64, first=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     device: str = setting("auto", first=True)
@@ -128,11 +128,11 @@ class PredictSettings:
 
     group = "windows"
 
-    window: float | None = None
-    hop: float | None = None
-    threshold: float | None = None
-    label_thresholds: tuple[str, ...] = ()
-    top: int | None = None
+    window: float | None = setting(None, example="5")
+    hop: float | None = setting(None, example="2.5")
+    threshold: float | None = setting(None, example="0.4")
+    label_thresholds: tuple[str, ...] = setting((), example="robin=0.3 wren=0.8")
+    top: int | None = setting(None, example="3")
     merge: bool = setting(True, resumable=True)
     gap: float = setting(0.0, resumable=True)
     reject: float | None = 10.0
@@ -185,10 +185,10 @@ class EmbedSettings:
 
     per: Literal["window", "second", "file"] = "window"
     pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "auto"
-    layer: int | None = None
+    layer: int | None = setting(None, example="6")
     skip_padding: bool = True
-    window: float | None = None
-    hop: float | None = None
+    window: float | None = setting(None, example="5")
+    hop: float | None = setting(None, example="2.5")
     format: str | None = setting(None, resumable=True, choices=("parquet", "csv", "npy"))
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
@@ -313,8 +313,8 @@ class ConvertSettings(PtSettings):
     group = "formats"
 
     to: Literal["store", "pt", "tymbal", "hf", "ssast", "pth", "onnx"] | None = setting(None, first=True)
-    stride: str | None = setting(None, first=True)
-    heads: int | None = setting(None, first=True)
+    stride: str | None = setting(None, first=True, example="10x10")
+    heads: int | None = setting(None, first=True, example="3")
     pooling: Literal["mean", "cls"] | None = setting(None, first=True)
     transformers: Literal["4", "5"] = "4"
     multilabel: bool = setting(False, first=True)
@@ -344,10 +344,10 @@ class PushSettings:
 
     group = "sharing"
 
-    license: str | None = setting(None, first=True)
+    license: str | None = setting(None, first=True, example="cc-by-4.0")
     private: bool = setting(True, first=True)
-    probes: tuple[str, ...] = setting((), path=True, first=True)
-    message: str | None = setting(None, first=True)
+    probes: tuple[str, ...] = setting((), path=True, first=True, example="probe.json")
+    message: str | None = setting(None, first=True, example="2026-06")
 
     def __post_init__(self) -> None:
         known = self.license is None or re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license)
@@ -375,7 +375,7 @@ class MergeSettings(PtSettings):
     group = "merging"
 
     shared: Literal["mean", "first", "second"] = setting("mean", first=True)
-    label: str | None = setting(None, first=True)
+    label: str | None = setting(None, first=True, example="cicada")
     recall: float = setting(0.9, first=True)
     pseudo: int = setting(200, first=True)
     strength: float = setting(0.1, first=True)

@@ -31,7 +31,7 @@ class ReportSettings:
 
     group = "page"
 
-    data: str | None = None
+    data: str | None = setting(None, example="moved/store")
     map: Literal["tsne", "pca", "umap"] = "tsne"
     map_clips: int = 800
     examples: int = 12
@@ -78,11 +78,11 @@ class ExploreSettings:
     group = "page"
 
     host: str = "127.0.0.1"
-    port: int | None = None
+    port: int | None = setting(None, example="7861")
     browser: bool = True
     top: int = 8
-    window: float | None = None
-    hop: float | None = None
+    window: float | None = setting(None, example="5")
+    hop: float | None = setting(None, example="2.5")
     minutes: float = 60.0
     upload_gb: float = 1.0
     uploads_gb: float = 4.0
@@ -127,7 +127,7 @@ class DoctorSettings:
     encode: Literal["all", "visible"] = "all"
     batch_size: int = 64
     seconds: float = 10.0
-    teacher: str | None = setting(None, path=True)
+    teacher: str | None = setting(None, path=True, example="configs/speech_embedding.yaml")
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     device: str = "auto"
     json: bool = False

@@ -49,18 +49,18 @@ class ScanSettings:
     group = "files"
 
     labels: Literal["auto", "folder", "column", "none"] = setting("auto", first=True)
-    label_pattern: str | None = setting(None, first=True)
-    label_separator: str | None = None
-    label_csv: str | None = setting(None, path=True)
-    group_pattern: str | None = setting(None, first=True)
+    label_pattern: str | None = setting(None, first=True, example="^([0-9])_")
+    label_separator: str | None = setting(None, example="|")
+    label_csv: str | None = setting(None, path=True, example="class_labels_indices.csv")
+    group_pattern: str | None = setting(None, first=True, example="site_([a-z]+)")
     split: Literal["auto", "clips", "groups", "keep", "none", "sklearn"] = setting("auto", first=True)
-    validation_pattern: str | None = None
+    validation_pattern: str | None = setting(None, example="/site_b/")
     validation: float = setting(0.1, first=True)
     stratify: bool = False
     seed: int = 42
     silence_db: float = -100.0
     min_seconds: float = 0.025
-    workers: int | None = setting(None, resumable=True, first=True)
+    workers: int | None = setting(None, resumable=True, first=True, example="8")
 
     def __post_init__(self) -> None:
         check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
@@ -214,15 +214,15 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     group = "clips"
     recipes: ClassVar[tuple[Recipe, ...]] = (VIEWS,)
 
-    window: float | None = setting(None, first=True)
-    hop: float | None = setting(None, first=True)
+    window: float | None = setting(None, first=True, example="5")
+    hop: float | None = setting(None, first=True, example="2.5")
     longer: Literal["windows", "crop-start", "crop-centre"] = setting("windows", first=True)
-    frames: int | None = None
+    frames: int | None = setting(None, example="512")
     min_fill: float = 0.5
     every: int = setting(1, first=True)
     shard_mib: int = 64
     executor: Literal["processes", "dask"] = setting("processes", resumable=True)
-    scheduler: str | None = setting(None, resumable=True)
+    scheduler: str | None = setting(None, resumable=True, example="tcp://node1:8786")
 
     def __post_init__(self) -> None:
         if self.views and self.window is None and not self.frames:
@@ -263,17 +263,17 @@ class PtSettings:
 
     group = "pt"
 
-    data_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
-    data_val: str | None = setting(None, path=True, data=True, only_for=("pt", "sound"))
-    data_val_dir: str | None = setting(None, path=True, data=True, only_for=("pt",))
+    data_dir: str | None = setting(None, path=True, data=True, only_for=("pt",), example="spectrograms")
+    data_val: str | None = setting(None, path=True, data=True, only_for=("pt", "sound"), example="validation.json")
+    data_val_dir: str | None = setting(None, path=True, data=True, only_for=("pt",), example="spectrograms/validation")
     validation: float = setting(0.1, aliases=("validation_fraction",), only_for=("pt", "sound"), first=True)
-    label_csv: str | None = setting(None, path=True, only_for=("pt", "sound"))
-    label_separator: str | None = setting(None, only_for=("pt", "sound"), before=";")
-    frames: int | None = setting(None, aliases=("target_length",), only_for=("pt", "sound"))
-    mel_bins: int | None = setting(None, only_for=("pt", "sound"))
+    label_csv: str | None = setting(None, path=True, only_for=("pt", "sound"), example="class_labels_indices.csv")
+    label_separator: str | None = setting(None, only_for=("pt", "sound"), before=";", example="|")
+    frames: int | None = setting(None, aliases=("target_length",), only_for=("pt", "sound"), example="512")
+    mel_bins: int | None = setting(None, only_for=("pt", "sound"), example="64")
     layout: Literal["auto", "frames-mels", "mels-frames"] = setting("auto", only_for=("pt",))
-    dataset_mean: float | None = None
-    dataset_std: float | None = None
+    dataset_mean: float | None = setting(None, example="-4.27")
+    dataset_std: float | None = setting(None, example="4.57")
     padding: Literal["silence", "zeros"] | None = None
 
     def __post_init__(self) -> None:
@@ -303,9 +303,9 @@ class SoundSettings:
 
     group = "sound"
 
-    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), first=True)
-    sample_rate: int | None = setting(None, only_for=("sound",))
-    group_pattern: str | None = setting(None, only_for=("sound",))
+    window: float | None = setting(None, aliases=("clip_seconds",), only_for=("sound",), first=True, example="5")
+    sample_rate: int | None = setting(None, only_for=("sound",), example="32000")
+    group_pattern: str | None = setting(None, only_for=("sound",), example="site_([a-z]+)")
     split: Literal["auto", "sklearn"] = setting("auto", only_for=("sound",), before="auto")
     repeats: Literal["merge", "keep"] = setting("merge", only_for=("sound",), before="merge")
     silence: Literal["leave-out", "keep"] = setting("leave-out", only_for=("sound",), before="leave-out")

@@ -101,10 +101,10 @@ class TrainingSettings:
     group = "training"
 
     epochs: float = setting(100, first=True)
-    max_steps: int | None = None
-    max_minutes: float | None = setting(None, resumable=True, first=True)
+    max_steps: int | None = setting(None, example="2000")
+    max_minutes: float | None = setting(None, resumable=True, first=True, example="4")
     batch_size: int = setting(64, first=True)
-    batch_sizes: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = setting((), example="1 1 2 4")
     accumulate: int = 1
     learning_rate: float = setting(5e-4, group="optimizer", first=True)
     optimizer: Literal["adamw", "adam", "sgd"] = setting("adamw", group="optimizer")
@@ -129,13 +129,13 @@ class TrainingSettings:
     deterministic: bool = setting(False, resumable=True, group="machine")
     every: int = 1
     eval_every: float = setting(1, group="evaluation")
-    eval_steps: int | None = setting(None, group="evaluation")
-    save_every: float | None = setting(None, resumable=True, group="evaluation")
+    eval_steps: int | None = setting(None, group="evaluation", example="200")
+    save_every: float | None = setting(None, resumable=True, group="evaluation", example="0.5")
     keep_checkpoints: int = setting(2, resumable=True, group="evaluation")
     patience: int = setting(0, group="evaluation")
     min_progress: float = setting(0.0, group="evaluation")
-    average_from: float | None = setting(None, group="evaluation")
-    average_to: float | None = setting(None, group="evaluation")
+    average_from: float | None = setting(None, group="evaluation", example="10")
+    average_to: float | None = setting(None, group="evaluation", example="20")
     ema: float = setting(0.0, before=0.0, group="optimizer")
     lora: int = setting(0, before=0, group="layers")
     log_every: int = setting(10, resumable=True, group="evaluation")
@@ -258,11 +258,11 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     learning_rate: float = 1e-3
     eval_every: float = 5
     objective: str = setting("lejepa", first=True)
-    from_: str | None = setting(None, path=True, first=True)
+    from_: str | None = setting(None, path=True, first=True, example="runs/first")
     size: Literal["auto", "mini", "tiny", "small", "base"] = setting("auto", by_data=True, first=True)
-    width: int | None = None
-    depth: int | None = None
-    heads: int | None = None
+    width: int | None = setting(None, example="192")
+    depth: int | None = setting(None, example="6")
+    heads: int | None = setting(None, example="3")
     patch: str = setting("auto", by_data=True, first=True)
     stem: int = setting(0, before=0)
     positions: Literal["cut", "first", "resize", "auto"] = setting("cut", before="auto")
@@ -271,7 +271,9 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     layer_decay: float = setting(1.0, before=1.0, group="layers")
     head_warmup: float = setting(0.0, before=0.0, group="layers")
     eval_start: bool = setting(False, before=False, group="evaluation")
-    probe_data: str | None = setting(None, path=True, resumable=True, group="evaluation", first=True)
+    probe_data: str | None = setting(
+        None, path=True, resumable=True, group="evaluation", first=True, example="labelled_store"
+    )
     probe_every: float = setting(5.0, resumable=True, group="evaluation")
     probe_pooling: Literal["grid", "mean", "rows"] = setting("grid", before="mean", resumable=True, group="evaluation")
     snapshots: int = setting(3, resumable=True, group="evaluation")
@@ -356,7 +358,7 @@ class ViewPairSettings(PretrainSettings):
     view_source: Literal["auto", "generated", "fresh", "spectrogram"] = setting(
         "auto", aliases=("views",), describes_model=False
     )
-    augmentations: str | None = setting(None, path=True, describes_model=False)
+    augmentations: str | None = setting(None, path=True, describes_model=False, example="configs/short_clips.yaml")
 
     @property
     def carries_padding(self) -> bool:
@@ -453,14 +455,14 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     learning_rate: float = 1e-4
     batch_size: int = 32
     recipe: Literal["auto", "lp-ft", "scratch", "notebook", "none"] = setting("auto", before="none", first=True)
-    from_: str | None = setting(None, path=True, group="encoder", first=True)
+    from_: str | None = setting(None, path=True, group="encoder", first=True, example="runs/first")
     size: Literal["mini", "tiny", "small", "base"] = setting("small", group="encoder", first=True)
-    width: int | None = setting(None, group="encoder")
-    depth: int | None = setting(None, group="encoder")
-    heads: int | None = setting(None, group="encoder")
+    width: int | None = setting(None, group="encoder", example="192")
+    depth: int | None = setting(None, group="encoder", example="6")
+    heads: int | None = setting(None, group="encoder", example="3")
     patch: str = setting("16x16", group="encoder", by_data=True)
     stem: int = setting(0, group="encoder", before=0)
-    stride: str | None = setting(None, group="encoder")
+    stride: str | None = setting(None, group="encoder", example="10x10")
     positions: Literal["cut", "first", "resize", "auto"] = setting("cut", group="encoder", before="auto")
     pooling: Literal[
         "auto", "grid", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention", "all-normed-twice"
@@ -470,11 +472,11 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     head_start: Literal["random", "probe"] = "random"
     head_scale: float = setting(1.0, before=0.0)
     head_norm: Literal["auto", "layer", "batch"] = setting("layer", before="layer")
-    head_epsilon: float | None = None
+    head_epsilon: float | None = setting(None, example="1e-5")
     train: str = setting("all", group="layers", first=True)
     head_lr_factor: float = setting(1.0, group="layers")
     layer_decay: float = setting(1.0, group="layers")
-    unfreeze_every: float | None = setting(None, group="layers")
+    unfreeze_every: float | None = setting(None, group="layers", example="1")
     loss: Literal["auto", "ce", "bce"] = "auto"
     best_by: Literal["auto", "accuracy", "top1", "balanced_accuracy", "f1", "weighted_f1", "mAP", "auc", "loss"] = (
         setting("auto", first=True)
@@ -489,8 +491,10 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     roll: int = setting(0, group="augmentation")
     view_strength: float = setting(0.0, before=0.0, group="augmentation")
     balance: bool = setting(False, group="balance")
-    weights_csv: str | None = setting(None, group="balance")
-    background: str | None = setting(None, path=True, data=True, only_for=("sound",), first=True)
+    weights_csv: str | None = setting(None, group="balance", example="train_weight.csv")
+    background: str | None = setting(
+        None, path=True, data=True, only_for=("sound",), first=True, example="quiet_nights"
+    )
     classes: Literal["seen", "table"] = "seen"
     ensemble: bool = False
     dropout: float = 0.0

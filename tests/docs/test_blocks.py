@@ -1,0 +1,174 @@
+"""Every command and every block of Python in README and docs is run, on a few seconds of sound, with small encoders.
+
+Commands that serve, send or need another machine are not run: those of Tymbal are read with all their settings, of
+others it is checked that what they name is there.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import tymbal
+from tones import PITCHES, RATE, tone
+from tymbal.cli import VERBS, main
+from tymbal.cli_words import parse, setting_flags
+from tymbal.config import settings_of
+from tymbal.objectives import registry
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "zh-TW")]
+SERVES_OR_SENDS = {"demo", "explore", "label", "push", "ssast"}
+ELSEWHERE = re.compile(r"^([A-Z][A-Z_]{2,}|MIT/.*|hf://.*|s3://.*|https?://.*|/project/.*|/content/.*|teacher/.*)$")
+OTHERS = re.compile(r"pip|uvx|python|\.|cp|cd|unzip|rsync|make|sbatch|torchrun|docker|cat|export")
+LEFT_OUT = {"max_minutes", "epochs", "size", "every"}
+LIST = ("spectrograms", "train.json", "labels.csv")
+MADE = ("store", "run", "classifier", "night.csv", "nights.parquet", "embeddings.parquet", *LIST)
+SMALL = {"max_steps": 2, "batch_size": 4, "device": "cpu"}
+SHAPE = {"width": 32, "depth": 3, "heads": 2}
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of each block of code, also of those inside lists."""
+    found = re.findall(r"^( *)```(sh|python)\n(.*?)^\1```$", page.read_text("utf-8"), flags=re.M | re.S)
+    return [(language, re.sub(rf"^{indent}", "", text, flags=re.M)) for indent, language, text in found]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of each command of a block."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while "&&" in words:
+            yield words[: words.index("&&")]
+            words = words[words.index("&&") + 1 :]
+        if words:
+            yield words
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What pages take to be there: recordings, nights, clips with labels, and what the verbs make of them."""
+    folder = tmp_path_factory.mktemp("sound")
+    labels = list(PITCHES)
+    for number in range(4):
+        write(folder / "recordings" / f"site_{'abcd'[number]}{number}.wav", labels * 12, seed=number)
+        write(folder / "nights" / f"2026060{number + 1}_220000.wav", labels * 4, seed=number)
+        write(folder / "cicada" / f"{number}.wav", ["high", "low"], seed=number)
+        for label in labels:
+            write(folder / "labelled" / label / f"site_{'abcd'[number]}{number}.wav", [label] * 15, seed=number)
+    write(folder / "night.flac", labels * 4, seed=9)
+    write(folder / "clip.wav", ["low"] * 15, seed=9, rate=16_000)
+    shutil.copytree(folder / "recordings", folder / "sound")
+    shutil.copytree(folder / "recordings", folder / "new")
+    tymbal.prepare(folder / "labelled", folder / "store")
+    tymbal.pretrain(folder / "store", folder / "run", snapshots=0, **SMALL, **SHAPE)
+    tymbal.finetune(folder / "labelled", folder / "classifier", from_=folder / "run", **SMALL)
+    tymbal.embed(folder / "run", folder / "nights", folder / "nights.parquet", device="cpu")
+    tymbal.predict(folder / "classifier", [folder / "night.flac"], folder / "night.csv", device="cpu")
+    tymbal.embed(folder / "run", folder / "sound", folder / "embeddings.parquet", device="cpu")
+    tymbal.convert(folder / "store", folder / "list", to="pt")
+    (folder / "list" / "train").rename(folder / "spectrograms")
+    for name in ("train.json", "labels.csv"):
+        shutil.copy(folder / "list" / name, folder / name)
+    return folder
+
+
+def write(path: Path, labels: list[str], seed: int, rate: int = RATE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    samples = np.concatenate([tone(label, seed=seed) for label in labels]).repeat(rate // RATE)
+    soundfile.write(path, samples, rate, subtype="PCM_16")
+
+
+@pytest.fixture
+def place(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the sound alone, in which a page is followed; trainings are of two steps."""
+    for each in sound.iterdir():
+        if each.name not in MADE:
+            (shutil.copytree if each.is_dir() else shutil.copy)(each, tmp_path / each.name)
+    for name in ("configs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for verb in ("pretrain", "finetune"):
+        monkeypatch.setitem(vars(tymbal), verb, shortened(verb, getattr(tymbal, verb)))
+    for verb in SERVES_OR_SENDS:
+        monkeypatch.setitem(vars(tymbal), verb, lambda *_, **__: SimpleNamespace(summary=str))
+    return tmp_path
+
+
+def shortened(verb: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A verb that learns, for two steps of a small encoder."""
+
+    def run(*arguments: Any, **settings: Any) -> Any:
+        kept = {name: value for name, value in settings.items() if name not in LEFT_OUT}
+        begun = "from_" in kept or verb == "finetune" or kept.get("recipe") == "notebook"
+        shape = {} if begun or "config" in kept else SHAPE
+        quick = {} if "config" in kept else SMALL | ({"snapshots": 0} if verb == "pretrain" else {})
+        return function(*arguments, **{**kept, **shape, **quick})
+
+    return run
+
+
+def follow(words: list[str], place: Path, sound: Path) -> None:
+    """Runs a command of Tymbal, or reads it where it serves, sends or names what is elsewhere."""
+    name = words[1]
+    if name in SERVES_OR_SENDS or any(ELSEWHERE.match(word) for word in words):
+        read(words)
+        return
+    output = words[words.index("-o") + 1] if "-o" in words else None
+    for word in words[2:]:
+        for each in LIST if word in LIST else (word,):
+            if each in MADE and each != output and not (place / each).exists():
+                (shutil.copytree if (sound / each).is_dir() else shutil.copy)(sound / each, place / each)
+    assert main(words[1:]) == 0, shlex.join(words)
+
+
+def read(words: list[str]) -> None:
+    """Reads the words of a command with the settings of its verb."""
+    verb = VERBS[words[1]]
+    if verb.name == "ssast" or "…" in words:
+        return
+    cls = settings_of(verb.name)
+    flags = {} if cls is None else setting_flags(cls)
+    if verb.name == "pretrain":
+        for objective in registry.names():
+            flags = setting_flags(registry.run_settings(objective)) | flags
+    parse(words[2:], verb.arguments, flags)
+
+
+def look(words: list[str]) -> None:
+    """What a command of another program names is there."""
+    assert OTHERS.fullmatch(words[0]), f"{shlex.join(words)}: say in this test what it is for"
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.M)
+    if words[0] == "sbatch":
+        assert any((ROOT / word).is_file() for word in words if word.endswith(".sbatch"))
+    if words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file()
+    if words[0] == "torchrun":
+        read(["tymbal", *words[words.index("tymbal") + 1 :]])
+
+
+def followed(page: Path) -> bool:
+    return bool(blocks(page))
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES if followed(page)]
+)
+def test_page__does_what_it_says(page: Path, place: Path, sound: Path) -> None:
+    for language, text in blocks(page):
+        if language == "python":
+            exec(compile(text, str(page), "exec"), {"__name__": "page"})
+            continue
+        for words in commands(text):
+            follow(words, place, sound) if words[0] == "tymbal" else look(words)
