@@ -258,15 +258,15 @@ class LabelSettings:
 
     group = "labelling"
 
-    labels: tuple[str, ...] = setting((), first=True)
+    labels: tuple[str, ...] = setting((), first=True, example="robin wren")
     several: bool = setting(True, first=True)
-    begin: tuple[str, ...] = setting((), first=True)
-    review: str | None = setting(None, first=True)
-    who: str | None = setting(None, first=True)
+    begin: tuple[str, ...] = setting((), first=True, example="raven_tables")
+    review: str | None = setting(None, first=True, example="review.csv")
+    who: str | None = setting(None, first=True, example="anna")
     merge: bool = setting(False, first=True)
     format: Literal["raven", "audacity"] | None = setting(None, first=True)
-    window: float | None = setting(None, group="windows")
-    hop: float | None = setting(None, group="windows")
+    window: float | None = setting(None, group="windows", example="5")
+    hop: float | None = setting(None, group="windows", example="2.5")
     pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = setting(
         "auto", group="windows"
     )
