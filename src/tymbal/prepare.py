@@ -45,8 +45,8 @@ from tymbal.preparation.record import (
     is_complete,
     left_out_before,
     nothing_left,
+    passed_over_settings,
     read_failures,
-    was_read_otherwise,
 )
 from tymbal.preparation.repair import repair, set_damaged_aside
 from tymbal.preparation.task_pool import TaskPool, bytes_of, bytes_present, dask_executor, make_tasks, preview_task
@@ -238,7 +238,7 @@ def _listed(
             added={failure.file for failure in added},
         )
     except SettingsError:
-        if settings.preview or not was_read_otherwise(store):
+        if settings.preview or not passed_over_settings(store):
             raise
         tell(f"{store} is complete already")  # an earlier version passed over such settings
         return None

@@ -34,7 +34,7 @@ def write_av(
         resampler = av.AudioResampler(stream.codec_context.format, layout, rate, frame_size=size)
         for part in resampler.resample(frame) + resampler.resample(None):
             file.mux(stream.encode(part))
-        file.mux(stream.encode(None))
+        file.mux([packet for packet in stream.encode(None) if packet.size])  # FLAC's last one is empty
     return path
 
 

@@ -13,11 +13,11 @@ import pytest
 import soundfile
 from made_sounds import ENCODINGS, tone, write_av
 
-from tymbal.audio.bitstreams import JOINED, LONGER
 from tymbal.audio.decode import info, read
 from tymbal.audio.inspect import inspect
 from tymbal.audio.readers import CANCELLED
 from tymbal.audio.sources import AUDIO_SUFFIXES
+from tymbal.audio.spans import JOINED, LONGER
 from tymbal.errors import AudioError
 
 Wave = npt.NDArray[np.float32]
@@ -331,3 +331,93 @@ def test_read__extensible_w64(tmp_path, codec):
     path = write_av(tmp_path / "a.w64", tone(1.0, 96_000), 96_000, codec, container="w64")
     (frames,) = lengths(path)
     np.testing.assert_allclose(read(path)[0], by_ffmpeg(path)[:frames], atol=1e-4)
+
+
+def chunk(name: bytes, body: bytes, *, padded: bool = True) -> bytes:
+    return name + struct.pack("<I", len(body)) + body + bytes(len(body) % 2 if padded else 0)
+
+
+def riff(*chunks: bytes, magic: bytes = b"RIFF") -> bytes:
+    return magic + struct.pack("<I", 4 + sum(map(len, chunks))) + b"WAVE" + b"".join(chunks)
+
+
+@pytest.fixture
+def pcm(write) -> tuple[bytes, bytes]:
+    """A chunk `fmt ` and two seconds of 16-bit sound that it belongs to."""
+    content = write("pcm.wav", tone(2.0, 16_000)).read_bytes()
+    assert content[36:40] == b"data"
+    return content[12:36], content[44:]
+
+
+@pytest.mark.parametrize("where", ["first", "between", "both"])
+def test_read__chunks_of_odd_length_without_the_byte_behind(tmp_path, pcm, where):
+    form, data = pcm
+    odd = chunk(b"LIST", b"INFOICMT" + struct.pack("<I", 3) + b"abc", padded=False)
+    before = [odd] if where != "between" else []
+    between = [odd] if where != "first" else []
+    path = tmp_path / "a.wav"
+    path.write_bytes(riff(*before, form, *between, chunk(b"data", data), chunk(b"bext", b"x" * 2001)))
+    assert lengths(path) == {32_000}
+    np.testing.assert_array_equal(read(path)[0], np.frombuffer(data, "<i2") / np.float32(32_768))
+
+
+def test_read__sound_in_two_chunks(tmp_path, pcm):
+    """No standard allows it; decoders take the first alone, or the last alone."""
+    form, data = pcm
+    path = tmp_path / "a.wav"
+    path.write_bytes(riff(form, chunk(b"data", data), chunk(b"LIST", b"INFO"), chunk(b"data", data[:20_000])))
+    assert lengths(path) == {42_000}
+    samples = np.frombuffer(data + data[:20_000], "<i2") / np.float32(32_768)
+    np.testing.assert_array_equal(read(path)[0], samples)
+    assert info(path).remarks == (JOINED,)
+    path.write_bytes(riff(form, chunk(b"data", b""), chunk(b"data", data)))
+    assert lengths(path) == {32_000}
+
+
+@pytest.mark.parametrize("magic", [b"RF64", b"BW64"])
+@pytest.mark.parametrize("long", ["right", 0, "half", (1 << 64) - 1, (1 << 63) - 1])
+@pytest.mark.parametrize("short", ["unknown", "right"])
+def test_read__rf64_whose_sizes_are_not_known(tmp_path, pcm, magic, long, short):
+    form, data = pcm
+    size = {"right": len(data), "half": len(data) // 2}.get(long, long)
+    sizes = chunk(b"ds64", struct.pack("<QQQI", len(data) + 72, size, 0, 0))
+    told = 0xFFFFFFFF if short == "unknown" else len(data)
+    path = tmp_path / "a.wav"
+    content = riff(sizes, form, magic=magic) + b"data" + struct.pack("<I", told) + data
+    path.write_bytes(content[:4] + b"\xff" * 4 + content[8:])
+    assert lengths(path) == {32_000}
+    np.testing.assert_array_equal(read(path)[0], np.frombuffer(data, "<i2") / np.float32(32_768))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("a.w64", [(16, "<Q", (1 << 64) - 1), (W64_DATA, "<Q", (1 << 63) - 1)]),  # as FFmpeg writes into a pipe
+        ("a.w64", [(W64_DATA, "<Q", (1 << 64) - 1)]),
+        ("a.aiff", [(b"SSND", ">I", 0x7F000000)]),  # as SoX does
+        ("a.aiff", [(4, ">I", 0xFFFFFFFF), (b"SSND", ">I", 0xFFFFFFFF)]),
+        ("a.aiff", [(4, ">I", 0), (b"SSND", ">I", 0)]),
+        ("a.caf", [(b"data", ">q", -1)]),
+        ("a.au", [(8, ">I", 0xFFFFFFFF)]),
+        ("a.wav", [(4, "<I", 0xFFFFFFFF), (b"data", "<I", 0x7FFFF000)]),
+    ],
+)
+def test_read__sizes_that_are_not_known_to_their_writer(write, name, sizes):
+    path = write(name, tone(2.0, 16_000))
+    whole, _ = read(path)
+    for at, form, value in sizes:
+        patched(path, at if isinstance(at, int) else data_at(path, at), form, value)
+    assert lengths(path) == {32_000}
+    np.testing.assert_array_equal(read(path)[0], whole)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.7, 0.9, 0.99])
+def test_read__cut_fragments_of_mp4_are_named(tmp_path, share):
+    more = {"movflags": "frag_keyframe+empty_moov", "frag_duration": "500000"}
+    path = write_av(tmp_path / "a.m4a", tone(6.0, 44_100), 44_100, "aac", container="ipod", **more)
+    assert info(path).duration == pytest.approx(6.0, abs=0.05)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(AudioError, match="truncated"):
+        read(path)
+    assert inspect(path).problem.startswith("truncated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from training_setup import TINY, make_store
 from tymbal.errors import CheckpointError, SettingsError
 from tymbal.pretrain import pretrain
-from tymbal.training import session
+from tymbal.training import checkpoints, session
 from tymbal.training.checkpoints import Checkpoints, verify
 
 
@@ -112,6 +113,33 @@ def test_resume__passes_over_a_damaged_checkpoint(
     assert f"step {verify(before)['step']} of 19" in said
     assert_same(stopped, whole)
     assert figures(stopped) == figures(whole)
+
+
+def test_resume__a_disk_that_does_not_answer_decides_nothing(
+    stopped: Path, whole: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """No other checkpoint is taken instead: neither to go on from nor, at the end, for the best model."""
+    read, left = checkpoints.read_json, 0
+
+    def failing(path: Path) -> object:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "read_json", failing)
+    failures = 0
+    while left == 0:
+        left = failures + 1
+        try:
+            pretrain(store, stopped, **TINY)
+        except SettingsError as error:
+            assert "manifest.json: cannot be" in str(error)
+            assert not (stopped / "result.json").exists()
+            failures += 1
+    assert failures >= 2
+    assert_same(stopped, whole)
 
 
 def test_resume__from_a_named_checkpoint_that_is_damaged_is_refused(stopped: Path, store: Path):

@@ -1,137 +1,23 @@
-"""What a sound file's container says (`Container`), and the formats that only a pass over their bytes tells of.
+"""Formats of which only a pass over their bytes tells how much sound they hold.
 
-Ogg (RFC 3533), FLAC (RFC 9639) and MPEG audio (ISO 11172-3, with its Xing, Info or VBRI header) are streams: nothing at
-their beginning knows what follows, so that joined files, and headers that count too little, show in the bytes alone.
+Ogg (RFC 3533), FLAC (RFC 9639), MPEG audio (ISO 11172-3, with its Xing, Info or VBRI header) and WavPack are streams:
+nothing at their beginning knows what follows, so that joined files, and headers that count too little, show in the
+bytes alone.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise, product
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from tymbal.audio.spans import FRAME, JOINED, LONGER, PIECE, Container, Span, end_before_tags, tag_length
 
-__all__ = [
-    "FRAME",
-    "JOINED",
-    "LONGER",
-    "PIECE",
-    "STREAMS",
-    "Container",
-    "Span",
-    "may_be_mpeg",
-    "several",
-    "tag_length",
-]
-
-FRAME = 2048
-"""Bytes: more than any MPEG frame, and than most blocks of other codecs."""
-
-PIECE = 1 << 20
-"""Bytes read at once."""
-
-LONGER = "its header promises less than the file holds: read to its end"
-JOINED = "several sounds lie one behind the other in it: read one after the other"
-
-
-@dataclass(frozen=True)
-class Span:
-    """A part of a file that is a sound file by itself, perhaps with a mended header.
-
-    Attributes:
-        start: First byte.
-        stop: Byte before which it ends.
-        prefix: Bytes that stand in front of it: the mended header.
-    """
-
-    start: int
-    stop: int
-    prefix: bytes = b""
-
-    @property
-    def size(self) -> int:
-        """Bytes that a decoder sees."""
-        return len(self.prefix) + self.stop - self.start
-
-    def open(self, path: Path) -> BinaryIO:
-        """Opens the file at `path` so that it begins and ends with this span."""
-        return io.BufferedReader(_SpanFile(path, self), PIECE >> 2)
-
-    def within(self, outer: Span | None) -> Span:
-        """This span of another one (which has no prefix), as a span of the file itself."""
-        shift = 0 if outer is None else outer.start
-        return Span(self.start + shift, self.stop + shift, self.prefix)
-
-
-class _SpanFile(io.RawIOBase):
-    def __init__(self, path: Path, span: Span) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._span = span
-        self._position = 0
-        self.name = str(path)  # FFmpeg guesses by the suffix, too
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._span.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        view = memoryview(buffer)
-        prefix = self._span.prefix
-        wanted = min(len(view), max(0, self._span.size - self._position))
-        if self._position < len(prefix):
-            part = prefix[self._position : self._position + wanted]
-        else:
-            self._file.seek(self._span.start + self._position - len(prefix))
-            part = self._file.read(wanted) or b""
-        view[: len(part)] = part
-        self._position += len(part)
-        return len(part)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-@dataclass(frozen=True)
-class Container:
-    """What a file's container says, read without decoding it.
-
-    Attributes:
-        truncated: How much is missing, in words, or None.
-        guessed: libsndfile can only guess the length of this file, and would stop where its guess says: not its
-            file to read.
-        counted: It is an MP3 whose header tells its length, and rightly. Any other MP3 is one that libsndfile guesses
-            about; that it was cut off at a frame cannot be known.
-        seconds: The sound of an MP3 in which frame follows frame to the end, else None: what a decoder complains about
-            then is no gap, but the seam of two files.
-        spans: What is to be read in place of the whole file, where its header is wrong, or others lie behind it.
-        remark: What is unusual about it although nothing is lost, in words, or None.
-    """
-
-    truncated: str | None = None
-    guessed: bool = False
-    counted: bool = False
-    seconds: float | None = None
-    spans: tuple[Span, ...] = ()
-    remark: str | None = None
+__all__ = ["STREAMS", "may_be_mpeg", "several"]
 
 
 def _is_ogg(head: bytes) -> bool:
@@ -154,17 +40,6 @@ def _is_mpeg_frame(head: bytes) -> bool:
 
 def _is_other(head: bytes) -> bool:
     return any(head.startswith(magic) for magic in _OTHERS)
-
-
-def tag_length(file: BinaryIO, head: bytes) -> int:
-    """Bytes of the ID3v2 tags at the beginning."""
-    length = 0
-    while head[:3] == b"ID3" and len(head) >= 10:
-        body = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
-        length += 10 + body + (10 if head[5] & 0x10 else 0)
-        file.seek(length)
-        head = file.read(10)
-    return length
 
 
 def _find(file: BinaryIO, pattern: bytes, start: int = 0) -> Iterator[int]:
@@ -198,13 +73,60 @@ _OTHERS = (_EBML, b"#!AMR\n", b"#!AMR-WB\n", b"TTA1", b"MAC ", b".RMF", b"FLV\1"
 
 
 def _other(file: BinaryIO, size: int, head: bytes) -> Container:
+    """What FFmpeg alone reads, where a whole file may follow another."""
     magic = next(magic for magic in _OTHERS if head.startswith(magic))
 
     def begins(again: bytes) -> bool:
         # A short magic occurs in sound by chance; what follows it in the file's own head does not.
-        return again[:12] == head[:12] if magic is not _EBML else b"matroska" in again or b"webm" in again
+        same = max(len(magic), 6 if magic.startswith(b"#") else 12)
+        return again[:same] == head[:same] if magic is not _EBML else b"matroska" in again or b"webm" in again
 
-    return several(file, size, magic, begins)
+    return _without_tags(file, size, several(file, size, magic, begins))
+
+
+def _is_frames(head: bytes) -> bool:
+    """Whether bytes begin with a frame of AC-3 (ETSI TS 102 366) or of AAC (ADTS, ISO 13818-7)."""
+    return head[:2] == b"\x0b\x77" or (len(head) >= 7 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0)
+
+
+def _frames(file: BinaryIO, size: int, _head: bytes) -> Container:
+    return _without_tags(file, size, Container())
+
+
+def _without_tags(file: BinaryIO, size: int, found: Container) -> Container:
+    """Leaves out the tags behind a sound, which FFmpeg would take for a part of it that is damaged."""
+    end = end_before_tags(file, size)
+    if not found.spans:
+        return Container(spans=(Span(0, end),)) if end < size else Container(guessed=True)
+    *before, last = found.spans
+    return replace(found, spans=(*before, Span(last.start, end)) if last.start < end else tuple(before))
+
+
+def _is_wavpack(head: bytes) -> bool:
+    return head[:4] == b"wvpk" and len(head) >= 32
+
+
+def _wavpack(file: BinaryIO, size: int, _head: bytes) -> Container:
+    """Blocks of WavPack 4 and 5, each with the place of its first sample: where that is 0 again, a file begins."""
+    starts, at, sounding = [0], 0, False
+    while at < size:
+        file.seek(at)
+        block = file.read(32)
+        if _is_wavpack(block):
+            length, (index, samples, flags) = struct.unpack("<I", block[4:8])[0], struct.unpack("<III", block[16:28])
+            if sounding and samples and index == 0 and flags & _WAVPACK_FIRST:
+                starts.append(at)
+            sounding = sounding or samples > 0
+            at += 8 + length
+        elif tag := _tag(block):
+            at += tag
+        else:
+            break
+    spans = tuple(Span(*ends) for ends in pairwise((*starts, size))) if len(starts) > 1 else ()
+    return _without_tags(file, size, Container(spans=spans, remark=JOINED if spans else None))
+
+
+_WAVPACK_FIRST = 0x800  # the first block of those for the channels of the same samples
 
 
 def _ogg(file: BinaryIO, size: int, _head: bytes) -> Container:
@@ -237,7 +159,84 @@ def _ogg(file: BinaryIO, size: int, _head: bytes) -> Container:
 def _flac(file: BinaryIO, size: int, head: bytes) -> Container:
     """A FLAC made as a stream tells no number of samples: libsndfile opens it and cannot read it."""
     found = several(file, size, b"fLaC", lambda again: again[4] & 0x7F == 0 and again[5:8] == head[5:8])
-    return found if found.spans else Container(guessed=(head[21] & 0x0F) == 0 and head[22:26] == bytes(4))
+    promised = (head[21] & 0x0F) << 32 | int.from_bytes(head[22:26])
+    if found.spans or promised == 0:
+        return replace(found, guessed=not found.spans)
+    held = _flac_samples(file, size, head)
+    if held <= promised:
+        return found
+    mended = head[:21] + bytes([head[21] & 0xF0 | held >> 32]) + (held & 0xFFFFFFFF).to_bytes(4)
+    return Container(spans=(Span(len(mended), size, mended),), remark=LONGER)
+
+
+def _flac_samples(file: BinaryIO, size: int, head: bytes) -> int:
+    """Samples up to the end of the last frame, as its header tells (RFC 9639, section 9.1); 0 where none is found.
+
+    A frame's first bytes occur in sound by chance; a frame counts where another one ends at its first sample.
+    """
+    last, at = False, 4
+    while not last:
+        file.seek(at)
+        block = file.read(4)
+        if len(block) < 4:
+            return 0
+        last, at = bool(block[0] & 0x80), at + 4 + int.from_bytes(block[1:])
+    file.seek(at)
+    like = file.read(4)
+    longest = int.from_bytes(head[15:18]) or PIECE
+    file.seek(max(at, size - 4 * longest - FRAME))
+    tail = file.read()
+    ends: dict[int, int] = {}
+    found = 0
+    for place in _places(tail, like[:2]):
+        frame = _flac_frame(tail[place : place + 16], like, int.from_bytes(head[8:10]))
+        if frame is not None:
+            first, samples = frame
+            ends[first + samples] = first
+            found = first + samples if first == 0 or first in ends else found
+    return found
+
+
+def _places(data: bytes, pattern: bytes) -> Iterator[int]:
+    at = data.find(pattern)
+    while at >= 0:
+        yield at
+        at = data.find(pattern, at + 1)
+
+
+def _flac_frame(data: bytes, like: bytes, usual: int) -> tuple[int, int] | None:
+    """First sample and samples of the frame that begins so; None where none does.
+
+    Args:
+        data: Its first bytes.
+        like: The first bytes of the file's first frame, whose rate and resolution all have.
+        usual: Samples of a frame, where all have as many.
+    """
+    if len(data) < 16 or (data[2] ^ like[2]) & 0x0F or (data[3] ^ like[3]) & 0x0E or data[3] & 1:
+        return None
+    longer = 8 - (data[4] ^ 0xFF).bit_length()  # bytes of the number, coded as in UTF-8
+    longer = 1 if longer == 0 else longer
+    number = data[4] & (0x7F if longer == 1 else 0x7F >> longer)
+    for byte in data[5 : 4 + longer]:
+        number = number << 6 | byte & 0x3F
+    at, code = 4 + longer, data[2] >> 4
+    extra = {6: 1, 7: 2}.get(code, 0)
+    samples = int.from_bytes(data[at : at + extra]) + 1 if extra else 192 if code == 1 else 0
+    samples = samples or (576 << code - 2 if 2 <= code <= 5 else 256 << code - 8 if code >= 8 else 0)
+    at += extra + {12: 1, 13: 2, 14: 2}.get(data[2] & 0x0F, 0)
+    if samples == 0 or at >= len(data) or _crc8(data[:at]) != data[at]:
+        return None
+    return (number if data[1] & 1 else number * usual), samples
+
+
+def _crc8(data: bytes) -> int:
+    """CRC-8 with the polynomial x^8 + x^2 + x + 1."""
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x07 if crc & 0x80 else crc << 1) & 0xFF
+    return crc
 
 
 def _mpeg(file: BinaryIO, size: int, head: bytes) -> Container:
@@ -253,13 +252,16 @@ def _mpeg(file: BinaryIO, size: int, head: bytes) -> Container:
     if promised * 0.99 > size - start + 4096:
         return Container(truncated=f"the header promises {promised:,} bytes, the file has {size - start:,}")
     found, seconds, in_step, end = _mpeg_frames(file, start)
+    if not in_step and (stop := end_before_tags(file, size)) < size:  # tags that do not show from their beginning
+        return Container(spans=(Span(0, stop),))
     if frames * 0.99 > found + 3:
         return Container(truncated=f"the header promises {frames:,} MPEG frames, the file has {found:,}")
     # libmpg123 complains on stderr of a number of bytes that is off by more than this.
     length = end - start
     counted = 0 < frames >= found - 1 and abs(length - (promised or length)) <= 0.01 * length
-    if counted and (start or size - end > 0.005 * length):
-        # libmpg123 complains of tags, too, and takes what lies behind for a part of the stream.
+    counted = counted and first[36:40] != b"VBRI"  # which says nothing of the encoder's delay
+    if (counted and (start or size - end > 0.005 * length)) or (in_step and end < size):
+        # Decoders complain of tags, too, and libmpg123 takes what lies behind for a part of the stream.
         return Container(spans=(Span(start, min(end, size)),))
     return Container(
         guessed=not counted,
@@ -305,7 +307,7 @@ def _mpeg_frames(file: BinaryIO, start: int) -> tuple[int, float, bool, int]:
             seconds += 0.0 if marked and _has_mpeg_header(piece[at + 13 : at + 40]) else lasts
             at += length
             end = begin + at
-        elif tag := _mpeg_tag(piece[at : at + 32]):
+        elif tag := _tag(piece[at : at + 32]):
             at += tag
         else:
             in_step = False
@@ -326,8 +328,8 @@ def _has_mpeg_header(piece: bytes) -> bool:
     return any(word in piece for word in (b"Xing", b"Info", b"VBRI"))
 
 
-def _mpeg_tag(head: bytes) -> int:
-    """Bytes of a tag that begins so, in front of or behind MPEG frames; 0 where none does."""
+def _tag(head: bytes) -> int:
+    """Bytes of a tag that begins so, in front of or behind frames; 0 where none does."""
     if head[:3] == b"ID3" and len(head) >= 10:
         return 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]) + (10 if head[5] & 0x10 else 0)
     if head[:8] == b"APETAGEX" and len(head) == 32:
@@ -365,6 +367,8 @@ STREAMS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int, bytes], C
     (_is_ogg, _ogg),
     (_is_flac, _flac),
     (_is_other, _other),
+    (_is_wavpack, _wavpack),
+    (_is_frames, _frames),
     (may_be_mpeg, _mpeg),
 )
 """Whether a file's first 64 bytes are of a format, and what looks at such a file."""

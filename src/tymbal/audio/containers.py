@@ -11,23 +11,13 @@ from __future__ import annotations
 
 import codecs
 import struct
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
-from tymbal.audio.bitstreams import (
-    FRAME,
-    JOINED,
-    LONGER,
-    PIECE,
-    STREAMS,
-    Container,
-    Span,
-    may_be_mpeg,
-    several,
-    tag_length,
-)
+from tymbal.audio.bitstreams import STREAMS, may_be_mpeg, several
+from tymbal.audio.spans import FRAME, JOINED, LONGER, PIECE, Chunks, Container, Span, begins_chunk, tag_length
 
 __all__ = ["Container", "Span", "examine", "what_it_is"]
 
@@ -35,8 +25,9 @@ _SLACK = 64  # bytes: some writers count their header as data
 _MUCH = 1024  # bytes behind the promised end from which on they are looked at
 _STREAMED = 0x7FFF0000  # sizes from here on are what programs write that do not know the size yet
 _WRAP = 1 << 32
+_UNKNOWN_32 = 0xFFFFFFFF
+_UNKNOWN = 1 << 62  # sizes of 64 bits from here on are what programs write that do not know the size
 _PLAIN = (1, 3, 6, 7)  # PCM, floating point, A-law and mu-law by their number in WAV and W64
-_MAX_CHUNKS = 10_000
 _EXTENSIBLE = 0xFFFE
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
@@ -107,53 +98,15 @@ def _is_mp4(head: bytes) -> bool:
     return head[4:8] == b"ftyp"
 
 
-# --- chunks, and what lies behind the one with the sound
+# --- what lies behind the chunk with the sound
 
-
-@dataclass(frozen=True)
-class _Chunks:
-    """How a format of chunks writes them.
-
-    Attributes:
-        begins: Whether bytes are the beginning of a file of this format.
-        form: The head of a chunk for `struct`: its name and its length. Empty: no chunks.
-        align: A chunk begins at a multiple of so many bytes.
-        inclusive: Whether its length counts its head.
-    """
-
-    begins: Callable[[bytes], bool]
-    form: str
-    align: int = 2
-    inclusive: bool = False
-
-    def walk(self, file: BinaryIO, at: int) -> Iterator[tuple[bytes, int, int]]:
-        """Yields name, first byte and length of each chunk from position `at` on."""
-        head = struct.calcsize(self.form)
-        for _ in range(_MAX_CHUNKS):
-            at = self.aligned(at)
-            file.seek(at)
-            raw = file.read(head)
-            if len(raw) < head:
-                return
-            name, length = struct.unpack(self.form, raw)
-            length -= head if self.inclusive else 0
-            yield name, at + head, length
-            if not 0 <= length < _WRAP * _WRAP // 4:
-                return
-            at += head + length
-
-    def aligned(self, at: int) -> int:
-        """The first place from `at` on where a chunk may begin."""
-        return -(-at // self.align) * self.align
-
-
-_RIFF = _Chunks(_is_wave, "<4sI")
-_RIFX = _Chunks(_is_wave, ">4sI")
-_AIFF = _Chunks(_is_aiff, ">4sI")
-_W64 = _Chunks(_is_w64, "<16sQ", 8, inclusive=True)
-_CAF = _Chunks(_is_caf, ">4sq", 1)
-_AU = _Chunks(_is_au, "")
-_IN_ASF = _Chunks(_is_asf, "")
+_RIFF = Chunks(_is_wave, "<4sI")
+_RIFX = Chunks(_is_wave, ">4sI")
+_AIFF = Chunks(_is_aiff, ">4sI")
+_W64 = Chunks(_is_w64, "<16sQ", 8, inclusive=True)
+_CAF = Chunks(_is_caf, ">4sq", 1)
+_AU = Chunks(_is_au, "")
+_IN_ASF = Chunks(_is_asf, "")
 _NOTES = (b"LIST", b"bext", b"iXML", b"id3 ", b"ID3 ", b"guan", b"cue ", b"fact", b"JUNK", b"junk", b"PAD ", b"smpl")
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")
 
@@ -164,7 +117,7 @@ def _promised(promised: int, size: int, slack: int = _SLACK) -> Container:
     return Container(truncated=f"the header promises {promised:,} bytes, the file has {size:,}")
 
 
-def _behind(file: BinaryIO, size: int, end: int, mended: Callable[[int], Span | None], chunks: _Chunks) -> Container:
+def _behind(file: BinaryIO, size: int, end: int, mended: Callable[[int], Span | None], chunks: Chunks) -> Container:
     """Looks at what lies behind the sound.
 
     Args:
@@ -195,20 +148,21 @@ def _behind(file: BinaryIO, size: int, end: int, mended: Callable[[int], Span | 
     return Container(spans=(span,), remark=LONGER)
 
 
-def _behind_chunks(file: BinaryIO, at: int, size: int, chunks: _Chunks) -> int:
+def _behind_chunks(file: BinaryIO, at: int, size: int, chunks: Chunks) -> int:
     """The place from `at` on where no chunk begins, or another file does."""
     if not chunks.form:
         return at
-    at = chunks.aligned(at)
     head = struct.calcsize(chunks.form)
     for name, body, length in chunks.walk(file, at):
         file.seek(body - head)
-        if chunks.begins(file.read(64)) or length < 0 or not (name[:4].isascii() and name[:4].decode().isprintable()):
-            return at
+        if chunks.begins(file.read(64)):
+            return body - head
+        if length < 0 or not begins_chunk(name):
+            break
         if body + length > size + _SLACK:
-            return size if name[:4] in _NOTES else at
-        at = chunks.aligned(body + length)
-    return at
+            return size if name[:4] in _NOTES else chunks.aligned(at)
+        at = body + length
+    return chunks.aligned(at)
 
 
 def _is_zero(file: BinaryIO, at: int) -> bool:
@@ -223,24 +177,44 @@ def _riff(file: BinaryIO, size: int, head: bytes) -> Container:
     chunks = _RIFX if head[:4] == b"RIFX" else _RIFF
     long_data = None
     form = b""
-    for name, body, length in chunks.walk(file, 12):
+    sounds: list[tuple[int, int]] = []
+    rewritten = False
+    behind = 12
+    for name, body, length in chunks.walk(file, behind):
+        if sounds and not (begins_chunk(name) and body + length <= size):
+            break
+        rewritten = rewritten or body - 8 != chunks.aligned(behind)
+        behind = body + length
         file.seek(body)
         if name == b"ds64":
             sizes = file.read(16)
             long_data = struct.unpack("<Q", sizes[8:16])[0] if len(sizes) == 16 else None
-        if name == b"fmt ":
+        if name == b"fmt " and not sounds:
             form = file.read(min(length, FRAME))
         if name == b"data":
-            end = body + length
-            if head[:4] in (b"RF64", b"BW64") and length == 0xFFFFFFFF and long_data is not None:
-                end = body + long_data
-            elif length >= _STREAMED and end > size:
+            if length == _UNKNOWN_32 and long_data is not None:
+                rewritten = rewritten or long_data >= _UNKNOWN
+                behind = body + long_data if long_data < _UNKNOWN else size
+            elif length >= _STREAMED and behind > size:
                 return Container()
-            return _promised(end, size) if len(form) < 14 else _riff_data(file, size, (body, end), form, chunks)
-    return Container(truncated="it ends before any sound begins")
+            elif long_data is not None:
+                rewritten = rewritten or long_data != length  # decoders believe the long one
+            sounds.append((body, behind))
+    if not sounds:
+        return Container(truncated="it ends before any sound begins")
+    if len(form) < 14:
+        return _promised(sounds[0][1], size)
+    filled = [(start, end) for start, end in sounds if end > start] or sounds[:1]
+    if len(filled) > 1:
+        spans = (Span(*each, _riff_header(form, each[1] - each[0], chunks.form[0])) for each in filled)
+        return Container(spans=tuple(spans), remark=JOINED)
+    return _riff_data(file, size, filled[0], form, chunks, rewritten=rewritten or len(sounds) > 1)
 
 
-def _riff_data(file: BinaryIO, size: int, data: tuple[int, int], form: bytes, chunks: _Chunks) -> Container:
+def _riff_data(
+    file: BinaryIO, size: int, data: tuple[int, int], form: bytes, chunks: Chunks, *, rewritten: bool
+) -> Container:
+    """Compares a chunk of sound with what lies behind it; `rewritten` gives the sound a header of its own."""
     order = chunks.form[0]
     block = struct.unpack(order + "H", form[12:14])[0]
     coding = _coding(form, order)
@@ -255,7 +229,10 @@ def _riff_data(file: BinaryIO, size: int, data: tuple[int, int], form: bytes, ch
         return Span(start, stop, _riff_header(form, stop - start, order))
 
     # libsndfile believes the header's count of samples, which encoders of MPEG audio round up.
-    return replace(_behind(file, size, end, mended, chunks), guessed=coding in (0x50, 0x55))
+    found = replace(_behind(file, size, end, mended, chunks), guessed=coding in (0x50, 0x55))
+    if rewritten and found.truncated is None and found.remark is None:
+        return replace(found, spans=(mended(min(end, size)),))
+    return found
 
 
 def _coding(form: bytes, order: str) -> int:
@@ -276,6 +253,7 @@ def _riff_header(form: bytes, length: int, order: str) -> bytes:
     return b"RF64\xff\xff\xff\xffWAVE" + sizes + chunk + b"data\xff\xff\xff\xff"
 
 
+_AIFF_STREAMED = 0x7F000000  # what SoX writes into a pipe
 _AIFF_PLAIN = (b"none", b"sowt", b"twos", b"raw ", b"fl32", b"fl64", b"in24", b"in32", b"ulaw", b"alaw")
 
 
@@ -286,9 +264,10 @@ def _aiff(file: BinaryIO, size: int, head: bytes) -> Container:
         if name == b"COMM":
             common = file.read(min(length, FRAME))
         if name == b"SSND":
-            if body + length > size + _SLACK:
-                return _promised(body + length, size)
             mended = partial(_aiff_mended, head[8:12], common, body)
+            if body + length > size + _SLACK:
+                span = mended(size) if length >= _AIFF_STREAMED else None
+                return _promised(body + length, size) if span is None else Container(spans=(span,))
             # Eight bytes of the chunk come before the sound.
             return _behind(file, size, body + max(length, 8), mended, _AIFF)
     return Container(truncated="it ends before any sound begins")
@@ -312,7 +291,7 @@ def _aiff_mended(kind: bytes, common: bytes, start: int, stop: int) -> Span | No
 
 def _w64(file: BinaryIO, size: int, head: bytes) -> Container:
     whole = struct.unpack("<Q", head[16:24])[0]
-    if whole > size + _SLACK:
+    if size + _SLACK < whole < _UNKNOWN:
         return _promised(whole, size)
     plain = True
     for name, body, length in _W64.walk(file, 40):
@@ -322,10 +301,13 @@ def _w64(file: BinaryIO, size: int, head: bytes) -> Container:
             # libsndfile takes what is extensible there for PCM.
             plain = _coding(form, "<") in (_PLAIN if form[:2] != b"\xfe\xff" else (1,))
         if name[:4] == b"data":
+            file.seek(0)
+            header = file.read(body)
+            if length >= _UNKNOWN:
+                return Container(spans=(_w64_mended(header, size),), guessed=not plain)
             if body + length > size + _SLACK:
                 return _promised(body + length, size)
-            file.seek(0)
-            found = _behind(file, size, body + max(length, 0), partial(_w64_mended, file.read(body)), _W64)
+            found = _behind(file, size, body + max(length, 0), partial(_w64_mended, header), _W64)
             # libsndfile takes some codings in W64 for PCM.
             return replace(found, guessed=not plain)
     return Container(truncated="it ends before any sound begins")
@@ -381,8 +363,8 @@ def _asf(file: BinaryIO, size: int, _head: bytes) -> Container:
 
 
 def _mp4(file: BinaryIO, size: int, _head: bytes) -> Container:
-    """Atoms; a second `ftyp` begins another file."""
-    at = 0
+    """Atoms; a second `ftyp` begins another file. In fragments nothing else tells that the last one is cut off."""
+    at, fragments = 0, False
     while at + 8 <= size:
         file.seek(at)
         raw = file.read(16)
@@ -393,8 +375,11 @@ def _mp4(file: BinaryIO, size: int, _head: bytes) -> Container:
             return Container(spans=(Span(0, at), Span(at, size)), remark=JOINED)
         if length < 8:
             break
+        fragments = fragments or raw[4:8] == b"moof"
         at += length
-    return Container()
+        if fragments and raw[4:8] in (b"moof", b"mdat") and at > size:
+            return _promised(at, size, slack=0)
+    return Container(guessed=True)
 
 
 _LOOKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int, bytes], Container]], ...] = (

@@ -20,8 +20,8 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from tymbal.audio.bitstreams import LONGER, Span
 from tymbal.audio.failures import problem
+from tymbal.audio.spans import LONGER, Span
 from tymbal.errors import AudioError
 
 __all__ = [

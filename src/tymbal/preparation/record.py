@@ -43,13 +43,13 @@ __all__ = [
     "is_complete",
     "left_out_before",
     "nothing_left",
+    "passed_over_settings",
     "read_failures",
-    "was_read_otherwise",
 ]
 
 FAILURES = "failures.csv"
 _RECORD = "plan.json"
-_READING = {"reading": 2}  # goes up where sources come to be read otherwise, so that what was made before stays
+_READING = {"reading": 3}  # goes up where sources come to be read otherwise, so that what was made before stays
 _AGAIN = "Choose another output folder, or delete this one to begin anew."
 
 
@@ -179,7 +179,7 @@ def check_same_plan(store: Path, record: Record) -> None:
         files = set(before.files)
     if digest == record.digest:
         return
-    if was_read_otherwise(store) and files == set(record.files):
+    if _was_read_otherwise(store) and files == set(record.files):
         tell("It was made as an earlier version read its source (labels, groups, splits, lengths), and stays as it is")
         return
     changes = [
@@ -194,8 +194,13 @@ def check_same_plan(store: Path, record: Record) -> None:
     )
 
 
-def was_read_otherwise(store: Path) -> bool:
+def _was_read_otherwise(store: Path) -> bool:
     """Whether a finished preparation is of a version that read some sources otherwise."""
+    return is_complete(store) and _provenance(store).get("reading") != _READING["reading"]
+
+
+def passed_over_settings(store: Path) -> bool:
+    """Whether a finished preparation is of a version that passed over settings which do not fit a source."""
     return is_complete(store) and "reading" not in _provenance(store)
 
 

@@ -145,16 +145,15 @@ def verify(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: A file is missing, or has another size or content than when it was written.
+        OSError: It cannot be read now, which says nothing of what it is: a drive may be back in a moment.
     """
     try:
         manifest = verified(read_json(path / MANIFEST))
         files = {str(name): (int(entry["size"]), str(entry["hash"])) for name, entry in manifest["files"].items()}
         complete = all(name in files for name in _NEEDED) and any(name.startswith("rng_state") for name in files)
         complete = complete and isinstance(manifest["step"], int) and isinstance(manifest["plan"], dict)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise CheckpointError("the checkpoint has no manifest: it was not written to its end", path=path) from None
-    except OSError as error:
-        raise CheckpointError(f"cannot be read: {error.strerror or error}", path=path / MANIFEST) from error
     except (AttributeError, ValueError, KeyError, TypeError):
         raise CheckpointError("the checkpoint's manifest is damaged", path=path / MANIFEST) from None
     if not complete:
