@@ -6,6 +6,7 @@
 #   make test-slow          the long trials
 #   make lint types         ruff, the order of imports, and mypy
 #   make site               the documentation as pages that need no network (site/index.html)
+#   make packages           wheel and sdist, installed into a bare environment, and the demo from there
 #   make bench-loading      one benchmark of benchmarks/ (ARGS="--help" for what it takes)
 #
 # On Windows there is no make: see "Without make" in README.md.
@@ -20,7 +21,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
-.PHONY: demo test test-slow lint types format setup setup-dev pictures site clean
+.PHONY: demo test test-slow lint types format setup setup-dev packages pictures site clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -52,6 +53,9 @@ pictures: $(VENV)/.installed-dev
 
 site: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+packages: $(VENV)/.installed
+	.ci/packages $(abspath $(BIN)/python)
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
