@@ -21,6 +21,8 @@ WIDTH = 6
 class Rows:
     """A dataset of random rows that notes what was asked for."""
 
+    ahead = 1
+
     def __init__(self, length: int, seed: int = 0) -> None:
         self.rows = torch.randn(length, WIDTH, generator=torch.Generator().manual_seed(seed))
         self.asked: list[list[int]] = []

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 from tymbal import settings as stages
 from tymbal._version import __version__
 from tymbal.errors import SettingsError
-from tymbal.files import write_text
+from tymbal.files import address, write_text
 from tymbal.machine import machine
 from tymbal.progress import tell
 from tymbal.settings.fields import names_that, nature
@@ -465,5 +465,5 @@ def _located(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_located(item) for item in value]
     if isinstance(value, os.PathLike) or (isinstance(value, str) and Path(value).exists()):
-        return str(Path(value).absolute())
+        return address(value) or str(Path(value).absolute())
     return value

@@ -26,13 +26,14 @@ from tymbal.audio.file_lists import read_table
 from tymbal.audio.sources import AUDIO_SUFFIXES, sound_files
 from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
-from tymbal.files import read_json
+from tymbal.files import address, read_json
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PretrainSettings, PtSettings, TrainingSettings, ViewPairSettings
 from tymbal.settings.fields import nature, recipe_defaults
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import StoreDataset
-from tymbal.store.packed.format import DESCRIPTION, SPECTROGRAMS, Description
+from tymbal.store.packed.format import DESCRIPTION, FAILURES, SPECTROGRAMS, Description
+from tymbal.store.packed.mirror import mirror, refresh
 from tymbal.store.packed.packed_store import FOR_CONTRASTIVE, open_store
 from tymbal.store.pairs.pair_files import GENERATED, metadata_files, read_metadata
 from tymbal.store.pairs.pair_store import PairFileStore
@@ -43,9 +44,6 @@ from tymbal.store.pt.pt_store import PtStore
 __all__ = ["FAILURES", "RECORD", "DataSource", "dataset_of", "open_data", "subsample"]
 
 Chosen = TypeVar("Chosen", bound=PtSettings)
-
-FAILURES = "failures.csv"
-"""What was left out of a store or a run."""
 
 RECORD = "spectrograms.parquet"
 """What a run knows of its `.pt` files."""
@@ -87,8 +85,9 @@ def open_data(path: str | os.PathLike[str], settings: Chosen) -> DataSource[Chos
     does not need its data any more.
 
     Args:
-        path: A packed store of spectrograms, pairs of views or waveforms; a folder or a list of `.pt` spectrograms; a
-            folder of `.pt` pairs or its metadata; or sound: a folder, a list or manifest, one file.
+        path: A packed store of spectrograms, pairs of views or waveforms, here or elsewhere (`s3://bucket/folder`); a
+            folder or a list of `.pt` spectrograms; a folder of `.pt` pairs or its metadata; or sound: a folder, a
+            list or manifest, one file.
         settings: How to find and read `.pt` files, and how to prepare sound.
     """
     return DataSource(path, settings)
@@ -98,21 +97,24 @@ class DataSource(Generic[Chosen]):
     """The data at a path: their kind, and the way to their rows.
 
     Attributes:
-        path: The path.
+        path: The path; of a store elsewhere its folder in the cache.
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Chosen) -> None:
-        self.path = Path(path)
+        self._url = address(path)
+        self.path = Path(path) if self._url is None else mirror(self._url)
         self._settings = settings
 
     def __repr__(self) -> str:
-        return f"DataSource({str(self.path)!r}: {self._kind.what})"
+        return f"DataSource({self._url or str(self.path)!r}: {self._kind.what})"
 
     @cached_property
     def _kind(self) -> _Kind:
+        if self._url is not None:
+            refresh(self._url)
         kind = _recognise(self.path, self._settings)
         if kind is not _NOTHING:
-            tell(f"{self.path}: {kind.what}")
+            tell(f"{self._url or self.path}: {kind.what}")
         return kind
 
     @property

@@ -32,6 +32,7 @@ __all__ = [
     "CHECKSUM",
     "DAMAGED",
     "PARTIAL",
+    "address",
     "checksum_of",
     "disk_errors",
     "locked",
@@ -65,6 +66,18 @@ CHECKSUM = "checksum"
 _MANY = 1000
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+
+
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)")  # of two letters at least: a drive has one
+
+
+def address(path: str | os.PathLike[str]) -> str | None:
+    """The address elsewhere that a path stands for, as `s3://bucket/store`; None where it is a path of this machine.
+
+    `Path` makes one slash of two; that of an address is taken for what it was.
+    """
+    found = _ADDRESS.fullmatch(os.fspath(path))
+    return None if found is None else f"{found[1].lower()}://{found[2].rstrip('/')}"
 
 
 @contextlib.contextmanager
@@ -388,6 +401,12 @@ def sole_writer(output: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
         SettingsError: Another process is writing the output, or it cannot be written.
     """
+    if address(output) is not None:
+        raise SettingsError(
+            "is no path of this machine, and only `tymbal prepare` writes elsewhere",
+            path=address(output),
+            advice="Name a folder or file here, and copy it when it is done.",
+        )
     final = Path(output).absolute()
     busy = SettingsError(
         "another process is writing this output",

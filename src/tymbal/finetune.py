@@ -357,7 +357,7 @@ def _objective(
         "verb": "finetune",
         "version": __version__,
         "from": settings.from_,
-        "data": str(store.path),
+        "data": store.location,
     }
     if start.head is not None:
         provenance["head"] = start.head

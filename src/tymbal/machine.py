@@ -6,6 +6,7 @@ does not belong to the installed torch makes that fail with a bare `OSError` or 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.util
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tymbal.errors import TymbalError
 
-__all__ = ["check_companions", "cores", "machine", "memory", "processor", "tune_malloc"]
+__all__ = ["cache_folder", "check_companions", "cores", "machine", "memory", "processor", "tune_malloc"]
 
 
 def cores() -> int:
@@ -95,3 +96,26 @@ def check_companions() -> None:
                 advice=f"Tymbal does not need it: `pip uninstall {name}`. Or install the build that belongs to torch "
                 f"{torch}.",
             ) from error
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again, as saved embeddings: `$TYMBAL_CACHE`, else a folder of the user's cache.
+
+    Raises:
+        OSError: Neither is known: the user has no home folder.
+    """
+    given = os.environ.get("TYMBAL_CACHE")
+    if given:
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "tymbal"
+    if sys.platform == "darwin":
+        return _home() / "Library" / "Caches" / "tymbal"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "tymbal"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise FileNotFoundError(errno.ENOENT, "There is no home folder for a cache; $TYMBAL_CACHE names one") from None

@@ -29,7 +29,7 @@ from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import Listing, read_source
 from tymbal.config import resolve, to_keywords
 from tymbal.errors import AudioError, SettingsError, StoreError, what_to_do
-from tymbal.files import locked
+from tymbal.files import address, locked
 from tymbal.preparation.build import Built, Task, read_sidecar
 from tymbal.preparation.build_views import show_views
 from tymbal.preparation.clips import BACKGROUND, Header, Listed, list_clips, read_headers, with_background
@@ -62,7 +62,9 @@ from tymbal.settings import (
 )
 from tymbal.settings.fields import recipe_defaults
 from tymbal.store.packed.format import WORK
+from tymbal.store.packed.mirror import refresh, url_of
 from tymbal.store.packed.packed_store import Store, open_store
+from tymbal.store.packed.remote_folder import Outgoing
 from tymbal.store.pairs.pair_files import GENERATED, metadata_files, read_metadata
 
 __all__ = ["PrepareResult", "prepare", "prepare_spectrograms", "prepare_waveforms"]
@@ -120,12 +122,12 @@ class PrepareResult:
         size = sum(shard.bytes for shard in store.description.shards) / 2**20
         if store.samples is not None:
             length = store.samples / features.sample_rate
-            return [f"{store.path}: {len(store):,} waveforms of {length:g} s ({size:,.0f} MiB)"]
+            return [f"{store.location}: {len(store):,} waveforms of {length:g} s ({size:,.0f} MiB)"]
         what, content = "spectrograms", f"{duration(seconds)} of sound, {size:,.0f} MiB"
         if store.views > 1:
             what, content = "pairs of views", f"{size:,.0f} MiB"
         return [
-            f"{store.path}: {len(store):,} {what} of {store.frames} frames x {store.mels} mel bins ({content})",
+            f"{store.location}: {len(store):,} {what} of {store.frames} frames x {store.mels} mel bins ({content})",
             f"mean {store.mean:.4f}, standard deviation {store.std:.4f}",
         ]
 
@@ -150,7 +152,8 @@ def prepare(
     Args:
         source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, a `Manifest`, or what `read_source`
             gives.
-        output: Folder of the store. With views it may be left out: data/augmented_spectrograms.
+        output: Folder of the store, or an address elsewhere (`s3://bucket/folder`), to which it is written when it is
+            finished here. With views it may be left out: data/augmented_spectrograms.
         config: A YAML file with settings; those given here override it.
         executor: Where shards are built: the setting `processes` or `dask`, or an executor, which has to see `source`
             and `output` under the same paths. None is a pool of processes on this machine.
@@ -168,6 +171,43 @@ def prepare(
     chosen = resolve(PrepareSettings, settings, config=config)
     if output is None:
         output = _default_output(chosen)
+    url = address(output)
+    if url is not None:
+        return _prepare_elsewhere(source, url, chosen, executor)
+    return _prepare_here(source, output, chosen, executor)
+
+
+def _prepare_elsewhere(
+    source: str | os.PathLike[str] | Manifest | Listing, url: str, settings: PrepareSettings, executor: Executor | None
+) -> PrepareResult:
+    """Prepares in the cache and writes what is finished to an address; a store that is there is looked at only."""
+    useless = {
+        "part": settings.part,
+        "preview": settings.preview,
+        "write=pt": settings.views and settings.write == "pt",
+    }
+    for name, given in useless.items():
+        if given:
+            raise SettingsError(
+                f"{name} writes to a folder of this machine, not to {url}",
+                advice="Name a folder here. Elsewhere a store is packed, and written when it is finished.",
+            )
+    outgoing = Outgoing(url)
+    if outgoing.is_finished():
+        return _prepare_here(source, refresh(url), settings, executor)
+    with outgoing.claimed() as folder:
+        result = _prepare_here(source, folder, settings, executor)
+        outgoing.publish()
+    return PrepareResult(refresh(url), result.failures)
+
+
+def _prepare_here(
+    source: str | os.PathLike[str] | Manifest | Listing,
+    output: str | os.PathLike[str],
+    chosen: PrepareSettings,
+    executor: Executor | None,
+) -> PrepareResult:
+    """Prepares into a folder; see `prepare`."""
     store = Path(output).absolute()
     if not chosen.preview:
         set_damaged_aside(store)
@@ -192,9 +232,10 @@ def prepare(
         check_same_plan(store, record)
         built: list[Built] = []
         if is_complete(store):
-            tell(f"{store} is complete already")
-            with _writing(store):
-                repair(store, *make_tasks(store, plan, chosen), lambda build, tasks: _mended(crew, store, build, tasks))
+            tell(f"{url_of(store) or store} is complete already")
+            build, tasks = make_tasks(store, plan, chosen)
+            with _writing(store):  # elsewhere, nothing is mended: rows are compared when they are read
+                repair(store, build, tasks if url_of(store) is None else [], lambda *some: _mended(crew, store, *some))
         else:
             with _writing(store), _alone(store, chosen.part):
                 record.write(store)

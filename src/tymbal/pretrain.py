@@ -252,7 +252,7 @@ def _objective(store: SpectrogramSource, settings: PretrainSettings) -> tuple[Ob
             "verb": "pretrain",
             "version": __version__,
             "from": settings.from_,
-            "data": str(store.path),
+            "data": store.location,
             "settings": chosen,
         },
     )

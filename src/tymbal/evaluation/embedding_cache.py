@@ -11,12 +11,10 @@ written once, clip after clip, and read by batches: memory does not grow with th
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +27,7 @@ from torch import Tensor
 from tymbal.errors import SettingsError, StoreError
 from tymbal.files import replace_file
 from tymbal.inference.encoding import Encoded, FrozenEncoder, RowEmbeddings
+from tymbal.machine import cache_folder
 from tymbal.progress import Progress, tell
 from tymbal.store.base import SpectrogramSource
 
@@ -48,29 +47,6 @@ _SCHEMA = 1
 _ROOM = 2 * 10**9
 _TABLES = "tables"
 _TABLE = "embeddings.parquet"
-
-
-def cache_folder() -> Path:
-    """The folder of saved embeddings: `$TYMBAL_CACHE`, else a folder of the user's cache.
-
-    Raises:
-        OSError: Neither is known: the user has no home folder.
-    """
-    given = os.environ.get("TYMBAL_CACHE")
-    if given:
-        return Path(given)
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "tymbal"
-    if sys.platform == "darwin":
-        return _home() / "Library" / "Caches" / "tymbal"
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "tymbal"
-
-
-def _home() -> Path:
-    try:
-        return Path.home()
-    except RuntimeError:
-        raise FileNotFoundError(errno.ENOENT, "There is no home folder for a cache; $TYMBAL_CACHE names one") from None
 
 
 def key_of(encoder: FrozenEncoder, store: SpectrogramSource, rows: NDArray[np.int64]) -> str:

@@ -18,6 +18,7 @@ from tymbal.audio.failures import Failure
 from tymbal.audio.sources import find_recordings
 from tymbal.data import open_data
 from tymbal.errors import SettingsError
+from tymbal.files import address
 from tymbal.inference.encoding import check_features
 from tymbal.inference.frontend import Embedder
 from tymbal.inference.spool import Item, Outcome, Spool
@@ -194,7 +195,8 @@ class _StoreClips(EmbeddingInput):
         self._per, self._batch_size = settings.per, settings.batch_size
         self._blocks = [_Block(first, min(_BLOCK, len(store) - first)) for first in range(0, len(store), _BLOCK)]
         self.items = self._blocks
-        self.identity = f"{store.path.absolute()}: {len(store)} clips, mean {store.mean:.6f}, std {store.std:.6f}"
+        place = address(store.location) or store.path.absolute()
+        self.identity = f"{place}: {len(store)} clips, mean {store.mean:.6f}, std {store.std:.6f}"
         vector = pa.list_(pa.float32(), embedder.dimensions)
         self.spooled = pa.schema([("row", pa.int64()), ("second", pa.int64()), (EMBEDDING, vector)])
         seconds = [("start", pa.float64()), ("end", pa.float64())]

@@ -206,7 +206,8 @@ def _place(store: SpectrogramSource, run: Path, name: str) -> Path:
     beside = store.path.absolute().with_name(f"{store.path.absolute().name}.teachers")
     places = (beside / name, beside, beside.parent)
     writable = os.access(next(place for place in places if place.exists()), os.W_OK)
-    return beside if store.description_files and writable else run / "teacher"
+    here = store.location == str(store.path)
+    return beside if here and store.description_files and writable else run / "teacher"
 
 
 def _identity(store: SpectrogramSource) -> str:

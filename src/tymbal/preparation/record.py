@@ -25,7 +25,7 @@ from tymbal.preparation.clips import ADDED, Listed
 from tymbal.preparation.plan import Plan
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, PrepareSettings, ViewSettings
-from tymbal.store.packed.format import DESCRIPTION, INDEX, SHARDS, SPECTROGRAMS, WAVEFORMS, WORK, Description
+from tymbal.store.packed.format import DESCRIPTION, FAILURES, INDEX, SHARDS, SPECTROGRAMS, WAVEFORMS, WORK, Description
 from tymbal.store.packed.packed_store import read_index
 from tymbal.store.packed.writer import finish_store
 from tymbal.store.pairs.pair_files import METADATA, PART_METADATA, FileFacts, entry_of, read_metadata, write_metadata
@@ -47,7 +47,6 @@ __all__ = [
     "read_failures",
 ]
 
-FAILURES = "failures.csv"
 _RECORD = "plan.json"
 _READING = {"reading": 3}  # goes up where sources come to be read otherwise, so that what was made before stays
 _AGAIN = "Choose another output folder, or delete this one to begin anew."

@@ -151,6 +151,16 @@ class SpectrogramSource(ABC):
         self._labels: LabelTable | None = None
 
     @property
+    def location(self) -> str:
+        """Where its rows come from: the path, or an address elsewhere."""
+        return str(self.path)
+
+    @property
+    def ahead(self) -> int:
+        """Batches to announce before they are asked for."""
+        return 1
+
+    @property
     def frames(self) -> int:
         """Frames of a spectrogram, padding included."""
         return self._facts.frames
@@ -410,6 +420,16 @@ class _Singles(SpectrogramSource):
         _, self._rows = np.unique(store.clip_numbers(), return_index=True)
         super().__init__(store.path, store.index.take(self._rows), store, label_names=store._label_names)
         self._store = store
+
+    @property
+    def location(self) -> str:
+        """Where its rows come from: the path, or an address elsewhere."""
+        return self._store.location
+
+    @property
+    def ahead(self) -> int:
+        """Batches to announce before they are asked for."""
+        return self._store.ahead
 
     @property
     def real_frames(self) -> npt.NDArray[np.int32]:

@@ -122,6 +122,11 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         del epoch
         return {"spectrogram": values, "frames": torch.from_numpy(self._frames[row.numpy()].astype(np.int64))}
 
+    @property
+    def ahead(self) -> int:
+        """Batches to announce before they are asked for."""
+        return self.store.ahead
+
     def announce(self, indices: Sequence[int]) -> None:
         """Tells the store which indices come next."""
         self.store.announce(self.rows[np.asarray(indices, dtype=np.int64) % len(self)])
@@ -237,7 +242,7 @@ def readable_batches(
     processes: int = 1,
     progress: Progress | None = None,
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float16]]]:
-    """Reads rows of a store batch by batch, the next one announced.
+    """Reads rows of a store batch by batch, the next ones announced.
 
     Rows that have become unreadable are left out, and named by the store: a batch is then smaller, and an empty one is
     passed over. What is computed from the batches is of the rows that come with them, not of those requested.
@@ -258,7 +263,9 @@ def readable_batches(
         StoreError: The store cannot be read.
     """
     parts = [rows[start : start + batch_size] for start in range(rank * batch_size, len(rows), processes * batch_size)]
-    for number, part in enumerate(parts, 1):
+    for part in parts[1 : store.ahead]:
+        store.announce(part)
+    for number, part in enumerate(parts, store.ahead):
         store.announce(parts[number] if number < len(parts) else rows[:0])
         readable, spectrograms = _gather_readable(store, part)
         if readable.any():

@@ -24,6 +24,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -209,22 +210,30 @@ class PlannedBatchSampler(Sampler[list[int]]):
         announce: Told the next batch before this one is handed out, so that the disk can be read while the current one
             is worked on.
         announce_from: Batches before this one are skipped by a resumed run, and are not announced.
+        ahead: Batches that are announced before they are handed out.
     """
 
     def __init__(
-        self, plan: BatchPlan, *, rank: int = 0, announce: Announce | None = None, announce_from: int = 0
+        self,
+        plan: BatchPlan,
+        *,
+        rank: int = 0,
+        announce: Announce | None = None,
+        announce_from: int = 0,
+        ahead: int = 1,
     ) -> None:
         self.plan = plan
         self.rank = rank
         self._announce = announce
         self._announce_from = announce_from
+        self._ahead = ahead
         self._steps = plan.steps  # a loader must not shrink while it is read: who reads stops earlier
 
     def __len__(self) -> int:
         return self._steps * self.plan.accumulate
 
     def __iter__(self) -> Iterator[list[int]]:
-        return _announced(self._batches(), self._announce, self._announce_from)
+        return _announced(self._batches(), self._announce, self._announce_from, self._ahead)
 
     def _batches(self) -> Iterator[list[int]]:
         plan = self.plan
@@ -260,6 +269,7 @@ class SequentialBatchSampler(Sampler[list[int]]):
         rank: Number of this process.
         processes: Processes that evaluate together.
         announce: Told the next batch before this one is handed out.
+        ahead: Batches that are announced before they are handed out.
         shuffled: Seed of a random order, the same every time: clips that follow each other, of one recording or one
             label, are then in different batches. None takes them in order.
     """
@@ -272,34 +282,33 @@ class SequentialBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         processes: int = 1,
         announce: Announce | None = None,
+        ahead: int = 1,
         shuffled: int | None = None,
     ) -> None:
         self._order = np.arange(length) if shuffled is None else np.random.default_rng(shuffled).permutation(length)
         self._starts = range(rank * batch_size, length, processes * batch_size)
         self._batch_size = batch_size
         self._announce = announce
+        self._ahead = ahead
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = (self._order[start : start + self._batch_size].tolist() for start in self._starts)
-        return _announced(batches, self._announce, 0)
+        return _announced(batches, self._announce, 0, self._ahead)
 
 
-def _announced(batches: Iterator[list[int]], announce: Announce | None, start: int) -> Iterator[list[int]]:
-    """Hands out batches, each after its successor was announced."""
+def _announced(batches: Iterator[list[int]], announce: Announce | None, start: int, ahead: int) -> Iterator[list[int]]:
+    """Hands out batches, each after those that follow it were announced."""
     if announce is None:
         yield from batches
         return
-    current = next(batches, None)
-    number = 0
-    if current is not None and start == 0:
-        announce(current)
-    while current is not None:
-        upcoming = next(batches, None)
-        number += 1
-        if upcoming is not None and number >= start:
-            announce(upcoming)
-        yield current
-        current = upcoming
+    waiting: deque[list[int]] = deque()
+    for number, batch in enumerate(batches):
+        if number >= start:
+            announce(batch)
+        waiting.append(batch)
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting

@@ -23,7 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import EvalLoopOutput
 from typing_extensions import override
 
-from tymbal.errors import CheckpointError, TrainingError
+from tymbal.errors import CheckpointError, SettingsError, TrainingError
 from tymbal.files import disk_errors
 from tymbal.objectives.contract import Trainable, compares_clips
 from tymbal.objectives.metrics import RunningSums
@@ -49,6 +49,10 @@ class BatchDataset(Protocol):
 
     def __len__(self) -> int:
         """Number of clips."""
+
+    @property
+    def ahead(self) -> int:
+        """Batches to announce before they are requested."""
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these indices, each `epoch * len + position`."""
@@ -127,7 +131,9 @@ class TymbalTrainer(Trainer):
         rank = self.args.process_index
         return self._loader(
             dataset,
-            PlannedBatchSampler(self._plan, rank=rank, announce=dataset.announce, announce_from=self._skip),
+            PlannedBatchSampler(
+                self._plan, rank=rank, announce=dataset.announce, announce_from=self._skip, ahead=dataset.ahead
+            ),
         )
 
     @override
@@ -143,11 +149,17 @@ class TymbalTrainer(Trainer):
             rank=self.args.process_index,
             processes=self.args.world_size,
             announce=dataset.announce,
+            ahead=dataset.ahead,
             shuffled=self._settings.seed if compares else None,
         )
         return self._loader(dataset, sampler)
 
     def _loader(self, dataset: BatchDataset, sampler: Sampler[list[int]]) -> DataLoader[Any]:
+        if self.args.dataloader_num_workers and dataset.ahead > 1:
+            raise SettingsError(
+                "workers cannot read a store elsewhere: threads do already, some batches ahead",
+                advice="Leave out workers, or set it to 0.",
+            )
         return DataLoader(
             cast(Dataset[Any], dataset),
             batch_sampler=sampler,

@@ -28,7 +28,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ from tymbal.settings import FeatureSettings
 __all__ = [
     "CHECKSUMS",
     "DESCRIPTION",
+    "DTYPES",
+    "FAILURES",
     "INDEX",
     "INDEX_SCHEMA",
     "NPY_HEADER",
@@ -58,12 +60,14 @@ __all__ = [
     "check_file",
     "check_shard",
     "shard_name",
+    "write_header",
 ]
 
 SCHEMA = 1
 SPECTROGRAMS, WAVEFORMS = "spectrograms", "waveforms"
 DESCRIPTION = "store.json"
 INDEX = "index.parquet"
+FAILURES = "failures.csv"
 SHARDS = "shards"
 WORK = "work"
 
@@ -100,6 +104,13 @@ CHECKSUMS = "crc"
 def shard_name(number: int) -> str:
     """The path of a shard inside its store."""
     return f"{SHARDS}/{number:05d}.npy"
+
+
+def write_header(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Writes the header of a shard at the beginning of an open file."""
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    if file.tell() != NPY_HEADER:
+        raise ValueError(f"an .npy header of {file.tell()} bytes, not {NPY_HEADER}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +168,7 @@ class Description:
                 "mels": self.mels,
                 "views": self.views,
                 "kind": self.kind,
-                "dtype": _DTYPES[self.kind],
+                "dtype": DTYPES[self.kind],
                 "padding": self.padding,
                 "count": self.count,
                 "shards": [dataclasses.asdict(shard) for shard in self.shards],
@@ -202,8 +213,8 @@ class Description:
     @classmethod
     def _from_json(cls, value: dict[str, Any]) -> Description:
         kind = value.get("kind", SPECTROGRAMS)
-        if value["dtype"] != _DTYPES[kind]:
-            raise ValueError(f"dtype is {value['dtype']!r}, not {_DTYPES[kind]}")
+        if value["dtype"] != DTYPES[kind]:
+            raise ValueError(f"dtype is {value['dtype']!r}, not {DTYPES[kind]}")
         statistics = value["statistics"]
         for shard in value["shards"]:
             place = PurePosixPath(str(shard["file"]).replace("\\", "/"))
@@ -232,7 +243,9 @@ class Description:
         )
 
 
-_DTYPES = {SPECTROGRAMS: "float16", WAVEFORMS: "int16"}
+DTYPES = {SPECTROGRAMS: "float16", WAVEFORMS: "int16"}
+"""The type of the values of each kind of store."""
+
 _AGAIN = (
     "Run the `tymbal prepare` command that made it again, or copy it again. If you have changed it yourself, take its "
     "entry checksum out."

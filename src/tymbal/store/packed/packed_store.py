@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tymbal.errors import StoreError
+from tymbal.files import address
 from tymbal.progress import Progress
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.packed.format import (
@@ -38,6 +39,7 @@ from tymbal.store.packed.format import (
     ShardFile,
     check_shard,
 )
+from tymbal.store.packed.mirror import AHEAD, RemoteRows, refresh, url_of
 from tymbal.store.parallel_copy import BufferPool, copy_in_parallel
 
 __all__ = ["FOR_CONTRASTIVE", "FULL_SCALE", "PairStore", "Store", "WaveStore", "open_store", "read_index"]
@@ -75,6 +77,7 @@ class Store(SpectrogramSource):
         self._shards: dict[int, ShardFile] = {}
         self._pool = BufferPool()
         self._announced: deque[list[int]] = deque(maxlen=2)
+        self._elsewhere: RemoteRows | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -113,10 +116,23 @@ class Store(SpectrogramSource):
             )
         store = cls(folder, description, index)
         store.checksums = checksums
+        url = url_of(folder)
+        if url is not None:
+            store._elsewhere = RemoteRows(store, url)
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self).open, (self.path,))
+
+    @property
+    def location(self) -> str:
+        """Where its rows come from: the address elsewhere, else the path."""
+        return super().location if self._elsewhere is None else self._elsewhere.url
+
+    @property
+    def ahead(self) -> int:
+        """Batches to announce before they are asked for: several where rows come from elsewhere."""
+        return super().ahead if self._elsewhere is None else AHEAD
 
     @property
     def recorded_settings(self) -> Mapping[str, Any]:
@@ -155,7 +171,7 @@ class Store(SpectrogramSource):
         """
         indices = self._listed(rows)
         out = self._memory(len(indices), out, self._pool)
-        places = [self._place(row) for row in indices]
+        places = [self.place_of(row) for row in indices]
         size = math.prod(self.row_shape) * 2
 
         def read(start: int, stop: int) -> None:
@@ -164,10 +180,12 @@ class Store(SpectrogramSource):
                 shard.read(row, view[number * size : (number + 1) * size])
 
         view = out.reshape(-1).view(np.uint8).data
-        if all(announced != indices for announced in self._announced):
+        if self._elsewhere is None and all(announced != indices for announced in self._announced):
             self._fetch(indices)
         copy_in_parallel(read, len(indices), size)
-        if self.checksums is not None and not self._all_verified:
+        if self._elsewhere is not None:
+            self._elsewhere.complete(indices, view)
+        elif self.checksums is not None and not self._all_verified:
             self._verify(indices, view, size, places)
         return out
 
@@ -207,6 +225,9 @@ class Store(SpectrogramSource):
         Raises:
             StoreError: A shard is not what was written.
         """
+        if self._elsewhere is not None:
+            self._elsewhere.check_whole(progress)
+            return
         for number, shard in enumerate(self.description.shards):
             check_shard(self.path / shard.file, shard, self.checksums_of(number))
             if progress is not None:
@@ -222,18 +243,22 @@ class Store(SpectrogramSource):
     def announce(self, rows: npt.ArrayLike) -> None:
         """Tells the kernel which rows come next, so that it fetches what is not cached in the background.
 
-        If the sampled rows are cached, all are taken to be. A no-op where the system has no such call.
+        If the sampled rows are cached, all are taken to be. A no-op where the system has no such call. Rows that lie
+        elsewhere are fetched from there.
         """
         indices = self._listed(rows)
+        if self._elsewhere is not None:
+            self._elsewhere.announce(indices)
+            return
         self._announced.append(indices)
         self._fetch(indices)
 
     def _fetch(self, rows: list[int]) -> None:
         """Asks the kernel to fetch rows all at once, in the background, where they do not seem to be cached."""
-        sample = [self._place(row) for row in rows[:: max(len(rows) // _ASKED, 1)][:_ASKED]]
+        sample = [self.place_of(row) for row in rows[:: max(len(rows) // _ASKED, 1)][:_ASKED]]
         if not all(shard.cached(row) for shard, row in sample):
             for row in rows:
-                shard, within = self._place(row)
+                shard, within = self.place_of(row)
                 shard.announce(within)
 
     def _listed(self, rows: npt.ArrayLike) -> list[int]:
@@ -244,10 +269,22 @@ class Store(SpectrogramSource):
             raise IndexError(f"rows {min(indices)} to {max(indices)} of a store of {len(self)} spectrograms")
         return indices
 
-    def _place(self, row: int) -> tuple[ShardFile, int]:
+    def place_of(self, row: int) -> tuple[ShardFile, int]:
         """The shard of a row, and its place in it."""
         number = bisect_right(self._first_rows, row) - 1
         return self._shards.get(number) or self._shard(number), row - self._first_rows[number]
+
+    def shard_number(self, row: int) -> int:
+        """The number of the shard in which a row lies."""
+        return bisect_right(self._first_rows, row) - 1
+
+    def first_row(self, number: int) -> int:
+        """The first row of a shard."""
+        return self._first_rows[number]
+
+    def forget_shard(self, number: int) -> None:
+        """Closes a shard whose file has been replaced; it is opened again when a row is asked for."""
+        self._shards.pop(number, None)
 
     def _shard(self, number: int) -> ShardFile:
         description = self.description.shards[number]
@@ -320,11 +357,16 @@ class WaveStore(Store):
 
 
 def open_store(path: str | os.PathLike[str]) -> Store:
-    """Opens a store of single spectrograms, of pairs of views, or of waveforms.
+    """Opens a store of single spectrograms, of pairs of views, or of waveforms, on this machine or elsewhere.
+
+    Args:
+        path: Its folder, or its address (`s3://bucket/folder`).
 
     Raises:
         StoreError: It is no store, unfinished, damaged, or of another schema.
     """
+    url = address(path)
+    path = path if url is None else refresh(url)
     description = Description.read(Path(path))
     kinds: list[type[Store]] = [Store, PairStore, WaveStore]
     fitting = (each for each in kinds if (each.kind, each.views) == (description.kind, description.views))

@@ -30,6 +30,7 @@ from tymbal.store.packed.format import (
     Description,
     Shard,
     shard_name,
+    write_header,
 )
 from tymbal.store.packed.packed_store import Store, open_store
 
@@ -141,11 +142,7 @@ class ShardWriter:
         self._header()
 
     def _header(self) -> None:
-        shape = (self.rows, *self._row.shape)
-        header = {"descr": self._row.dtype.str, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self._file, header)
-        if self._file.tell() != NPY_HEADER:
-            raise ValueError(f"an .npy header of {self._file.tell()} bytes, not {NPY_HEADER}")
+        write_header(self._file, (self.rows, *self._row.shape), self._row.dtype)
 
 
 @contextlib.contextmanager
