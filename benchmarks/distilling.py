@@ -17,7 +17,9 @@ asked about all clips before. For each set and seed:
   speed;
 - with `--labels 5`, fine-tuning on so few labels a word, from each and from nothing, 100 steps.
 
-A table of embeddings as a teacher: `_birdnet_embeddings.py` writes SET/birdnet.npy with its rows.
+A table of embeddings as a teacher: `_birdnet_embeddings.py` writes SET/birdnet.npy with its rows. `SET=own` is a
+teacher of our own: a base-size classifier that is fine-tuned from nothing on all labels (`--teacher-steps`); its
+accuracy stands beside that of its students, which are then also fine-tuned on all labels.
 """
 
 from __future__ import annotations
@@ -55,7 +57,24 @@ class Trial(learning.Trial):
 
     def __init__(self, name: str, teacher: str, arguments: argparse.Namespace, figures: Figures) -> None:
         super().__init__(name, arguments, figures)
-        self.teacher = teacher
+        self.teacher = str(self._own_teacher()) if teacher == "own" else teacher
+
+    def _own_teacher(self) -> Path:
+        """A classifier of base size that all labels have taught."""
+        folder = self.folder / "own-teacher"
+        if self.figures.have(data=self.name, row="own teacher"):
+            return folder
+        size = {"width": 48, "depth": 2, "heads": 2} if self.arguments.short else {"size": "base"}
+        steps = 3 if self.arguments.short else self.arguments.teacher_steps
+        settings = learning.FINETUNE | learning.AUGMENTED["light views"] | size | {"patch": self._patch()}
+        began = processor_seconds()
+        result = tymbal.finetune(
+            self._labelled(None, 0), folder, max_steps=steps, device=self.arguments.device, **settings, **learning.STILL
+        )
+        spent = processor_seconds() - began
+        accuracy = result.metrics["eval_accuracy"]
+        self.figures.add(data=self.name, row="own teacher", seed=0, cell="own", accuracy=accuracy, seconds=spent)
+        return folder
 
     def ask(self) -> None:
         """Has the teacher say its vectors of all clips, so that no arm pays for them."""
@@ -126,21 +145,21 @@ class Trial(learning.Trial):
                     data=self.name, row=name, seed=seed, cell="probe", accuracy=shown["ridge"], **shown, sides=sides
                 )
 
-    def few(self, row: str, minutes: float, seed: int, labels: int) -> None:
-        """Fine-tunes on a few labels of each class, with light views, from an arm or from nothing."""
-        key = {"data": self.name, "row": row, "minutes": minutes, "seed": seed, "labels": labels}
+    def few(self, row: str, minutes: float, seed: int, labels: int | None) -> None:
+        """Fine-tunes on a few labels of each class (None: all), with light views, from an arm or from nothing."""
+        key = {"data": self.name, "row": row, "minutes": minutes, "seed": seed, "labels": labels or "all"}
         if self.figures.have(**key):
             return
         start = self._shape() if row == "nothing" else {"from_": self.pretrained(row, minutes, seed)}
         settings = learning.FINETUNE | learning.AUGMENTED["light views"] | start | {"pooling": self._chosen.own_grid}
         run = self.folder / "finetune"
         shutil.rmtree(run, ignore_errors=True)
-        steps = 3 if self.arguments.short else learning.FEW_STEPS
-        store = self._labelled(labels, seed)
+        steps = 3 if self.arguments.short else learning.FEW_STEPS if labels else learning.ALL_STEPS
+        store = self._labelled(labels, seed if labels else 0)
         result = tymbal.finetune(
             store, run, max_steps=steps, seed=seed, device=self.arguments.device, **settings, **learning.STILL
         )
-        self.figures.add(**key, cell=f"fine-tuned, {labels} labels", accuracy=result.metrics["eval_accuracy"])
+        self.figures.add(**key, cell=f"fine-tuned, {labels or 'all'} labels", accuracy=result.metrics["eval_accuracy"])
         shutil.rmtree(run)
 
 
@@ -177,6 +196,9 @@ def run(arguments: argparse.Namespace, figures: Figures) -> None:
             for row in ("nothing", *arguments.rows):
                 for trial in trials:
                     trial.few(row, arguments.minutes if row != "nothing" else 0, seed, labels)
+        for trial in (each for each in trials if figures.have(data=each.name, row="own teacher")):
+            for row in arguments.rows:
+                trial.few(row, arguments.minutes, seed, None)
 
 
 def table(figures: Figures) -> Iterator[str]:
@@ -191,7 +213,7 @@ def table(figures: Figures) -> Iterator[str]:
             cells.append(" / ".join(spread([each[reader] for each in found]) for reader in READERS) if found else "")
         if any(cells):
             yield f"| {row} | " + " | ".join(cells) + " |"
-    for labels in sorted({row["labels"] for row in figures.rows if "labels" in row}):
+    for labels in sorted({row["labels"] for row in figures.rows if "labels" in row}, key=str):
         yield ""
         yield f"| fine-tuned, {labels} labels a class, % | " + " | ".join(SETS[name].title for name in names) + " |"
         yield "|---|" + "---:|" * len(names)
@@ -201,6 +223,9 @@ def table(figures: Figures) -> Iterator[str]:
                 yield f"| {row} | " + " | ".join(cells) + " |"
     yield ""
     for name in names:
+        for row in figures.have(data=name, row="own teacher"):
+            own = f"our own teacher {100 * row['accuracy']:.1f} %, {row['seconds']:.0f} processor seconds"
+            yield f"{SETS[name].title}: {own}"
         for row in figures.have(data=name, row="teacher", cell="probe"):
             yield f"{SETS[name].title}: " + "; ".join(
                 f"{side} {_number(each['megabytes'])} MB, {_number(each['clips_per_second'])} clips a second"
@@ -226,6 +251,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="processor minutes of a student")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--labels", type=int, nargs="*", default=[])
+    parser.add_argument("--teacher-steps", type=int, default=300, help="steps of a teacher of our own")
     parser.add_argument("--clips", type=int, help="about so many clips of each set, to try it out")
     parser.add_argument("--short", action="store_true", help="a few steps of a small encoder, to try it out")
     parser.add_argument("--device", default="auto")
