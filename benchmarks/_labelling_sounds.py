@@ -10,8 +10,6 @@ import numpy as np
 import soundfile
 import soxr
 
-import tymbal
-
 RATE = 16_000
 EVENTS = ("dog_bark", "rooster", "person_sneeze")
 BACKGROUND = ("rain", "sea_waves", "fire_crackling")
@@ -21,6 +19,9 @@ WINDOW = 2.5
 RARE = 200
 """One window in so many holds an event of a kind."""
 
+OFTEN = 40
+"""The same where it is tested, so that figures are not those of a handful."""
+
 
 @dataclass(frozen=True)
 class Sounds:
@@ -28,8 +29,8 @@ class Sounds:
 
     Attributes:
         title: What they are called in tables.
-        pool: Folder or manifest of the recordings to label.
-        tested: Folder or manifest of those that are tested.
+        pool: The recordings to label.
+        tested: Those that are tested.
         heard: What is heard, by file and number of the window.
         labels: Names of the labels.
         several: Whether a window may have several labels, or none.
@@ -47,26 +48,26 @@ class Sounds:
 
 def esc10(data: Path, _folder: Path, *, seed: int, short: bool) -> Sounds:
     """ESC-10; one fold is tested, by the seed."""
-    listed = tymbal.scan(data / "esc10", split="none").manifest
+    clips = [(path, path.parent.name) for path in sorted((data / "esc10").glob("*/*.ogg"))]
     fold = f"{1 + seed % 5}-"
-    return _clips("ESC-10", listed, lambda clip: Path(clip.file).name.startswith(fold), 5.0, short=short)
+    return _clips("ESC-10", clips, {path for path, _ in clips if path.name.startswith(fold)}, 5.0, short=short)
 
 
 def arabic(data: Path, _folder: Path, *, seed: int, short: bool) -> Sounds:
     """Arabic commands; a fifth of the speakers is tested, by the seed."""
-    listed = tymbal.Manifest.read(data / "arabic_commands" / "manifest.csv")
-    speakers = sorted({clip.group or "" for clip in listed})
+    paths = sorted((data / "arabic_commands").glob("*/*.ogg"))
+    speakers = sorted({path.name.partition("_")[0] for path in paths})
     tested = set(np.random.default_rng(seed).permutation(speakers)[: len(speakers) // 5].tolist())
-    return _clips("Arabic commands", listed, lambda clip: clip.group in tested, 1.0, short=short)
+    clips = [(path, path.parent.name) for path in paths]
+    inside = {path for path in paths if path.name.partition("_")[0] in tested}
+    return _clips("Arabic commands", clips, inside, 1.0, short=short)
 
 
-def _clips(title: str, listed: tymbal.Manifest, is_tested: object, window: float, *, short: bool) -> Sounds:
-    clips = sorted(listed.clips, key=lambda clip: clip.id)[:: 8 if short else 1]
-    sides = {True: [], False: []}
-    for clip in clips:
-        sides[is_tested(clip)].append(Path(clip.file))
-    heard = {(clip.file, 0): clip.labels for clip in clips}
-    labels = tuple(sorted({label for clip in clips for label in clip.labels}))
+def _clips(title: str, clips: list[tuple[Path, str]], tested: set[Path], window: float, *, short: bool) -> Sounds:
+    kept = clips[:: 8 if short else 1]
+    sides = {side: [path for path, _ in kept if (path in tested) == side] for side in (False, True)}
+    heard = {(str(path), 0): (label,) for path, label in kept}
+    labels = tuple(sorted({label for _, label in kept}))
     return Sounds(title, sides[False], sides[True], heard, labels, several=False, window=window)
 
 
@@ -84,7 +85,8 @@ def rare(data: Path, folder: Path, *, seed: int, short: bool) -> Sounds:
         clips = {name: _of_fold(data, name, fold, inside=tested) for name in (*EVENTS, *BACKGROUND)}
         for number in range(count):
             path = folder / f"{'tested' if tested else 'night'}-{number:02}.flac"
-            sound, found = _recording(clips, windows, rng, least=RARE if not short else 20)
+            one_in = 20 if short else OFTEN if tested else RARE
+            sound, found = _recording(clips, windows, rng, one_in=one_in)
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, sound, RATE, subtype="PCM_16")
@@ -98,7 +100,7 @@ def _of_fold(data: Path, name: str, fold: str, *, inside: bool) -> list[Path]:
 
 
 def _recording(
-    clips: Mapping[str, list[Path]], windows: int, rng: np.random.Generator, *, least: int
+    clips: Mapping[str, list[Path]], windows: int, rng: np.random.Generator, *, one_in: int
 ) -> tuple[np.ndarray, dict[int, tuple[str, ...]]]:
     """A recording of some windows, and in which of them what is heard."""
     length = round(WINDOW * RATE)
@@ -112,9 +114,9 @@ def _recording(
         at += len(piece)
     found: dict[int, tuple[str, ...]] = {}
     for name in EVENTS:
-        for place in np.flatnonzero(rng.random(windows) < 1 / least):
+        for place in np.flatnonzero(rng.random(windows) < 1 / one_in):
             event = _event(_read(clips[name][rng.integers(len(clips[name]))]), length)
-            event = _loud(event, 0.05 * 10 ** rng.uniform(-0.2, 0.5))
+            event = _loud(event, 0.05 * 10 ** rng.uniform(0.2, 0.8))
             begin = place * length + rng.integers(0, length - len(event) + 1)
             sound[begin : begin + len(event)] += event
             found[int(place)] = (*found.get(int(place), ()), name)

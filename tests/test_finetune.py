@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from sklearn import metrics
 
-from tones import FEATURES, FRAMES, tone_folder, tone_store
+from tones import FEATURES, FRAMES, WINDOW, evening, heard_at, tone_folder, tone_store
 from tymbal import config, finetune, predict, prepare
 from tymbal.errors import ModelError, SettingsError, StoreError
 from tymbal.features.kaldi import LOG_FLOOR, KaldiFbank
+from tymbal.labelling.table import Row, write_table
 from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
@@ -332,6 +333,38 @@ def test_finetune__a_class_folder_only_in_validation_is_named(tmp_path: Path) ->
     result = finetune(folder, tmp_path / "other", from_=source, max_steps=1, **TINY)
     assert load_model(result.run).description.labels == ("high", "low", "middle")
     assert json.loads((result.model / "labels.json").read_text()) == ["high", "low", "middle"]
+
+
+def test_finetune__of_labels_looked_at_without_one_are_negatives(tmp_path: Path) -> None:
+    nights = evening(tmp_path / "nights", recordings=6, windows=20)
+    rows = []
+    for number in range(6):
+        file = str(nights / f"evening-{number}.wav")
+        for place in range(18):  # the last two windows of each are not looked at
+            start = place * WINDOW
+            label = "?" if place == 0 else heard_at(start) or ""
+            # What was drawn around a low tone is its second half.
+            begin = start + WINDOW / 2 if label == "low" else start
+            rows.append(Row(file, begin, start + WINDOW, None, None, label, "ann", "", "1"))
+    (tmp_path / "labels").mkdir()
+    write_table(tmp_path / "labels" / "labels.csv", rows)
+    result = finetune(
+        tmp_path / "labels", tmp_path / "run", from_=pretrained(tmp_path / "start"), epochs=30, eval_every=10, **TINY
+    )
+    store = Store.open(tmp_path / "run" / "store")
+    index = store.index
+    assert len(store) == 6 * 17
+    said = list(zip(index["labels"].to_pylist(), index["start"].to_pylist(), index["end"].to_pylist(), strict=True))
+    assert sum(labels == [] for labels, _, _ in said) == 6 * 13
+    low = sorted({(round(start, 3), round(end, 3)) for labels, start, end in said if labels == ["low"]})
+    assert low == [pytest.approx(((p + 0.5) * WINDOW, (p + 1) * WINDOW), abs=1e-3) for p in (3, 13)]
+    sides = {}
+    for group, split in zip(index["group"].to_pylist(), index["split"].to_pylist(), strict=True):
+        sides.setdefault(group, set()).add(split)
+    assert len(sides) == 6 and all(len(splits) == 1 for splits in sides.values())
+    description = load_model(result.model).description
+    assert description.multilabel and description.labels == ("high", "low")
+    assert result.metrics["eval_mAP"] > 0.9
 
 
 def test_finetune__its_model_is_never_mixed_with_an_older_one(tmp_path: Path) -> None:

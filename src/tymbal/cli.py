@@ -141,8 +141,8 @@ _TABLE = (
         arguments=(
             Argument(
                 name="source",
-                text="Folder with a folder a class, a manifest with labels, a store, or an SSAST list of .pt "
-                "spectrograms.",
+                text="Folder with a folder a class, a manifest with labels, a folder of `tymbal label`, a store, or an "
+                "SSAST list of .pt spectrograms.",
             ),
             *_RUN_FOLDER,
         ),

@@ -22,7 +22,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 import numpy.typing as npt
 
 from tymbal.audio.failures import write_failures
-from tymbal.audio.file_lists import read_table
+from tymbal.audio.file_lists import labels_at, read_table
 from tymbal.audio.sources import AUDIO_SUFFIXES, sound_files
 from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
@@ -63,6 +63,7 @@ class _Kind:
         views: Pairs of views, a row each.
         waveforms: Waveforms of equal length, a row each.
         sound: Sound files, which are prepared before they have rows.
+        negatives: Clips without a label were looked at: they have none of the labels.
     """
 
     what: str
@@ -71,6 +72,7 @@ class _Kind:
     views: bool = False
     waveforms: bool = False
     sound: bool = False
+    negatives: bool = False
 
 
 _NOTHING = _Kind("nothing")
@@ -156,6 +158,11 @@ class DataSource(Generic[Chosen]):
     def has_sound(self) -> bool:
         """Whether it is sound files, which are prepared before they have rows."""
         return self._kind.sound
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether clips without a label were looked at, so that they have none of the labels."""
+        return self._kind.negatives
 
     @cached_property
     def settings(self) -> Chosen:
@@ -339,15 +346,21 @@ def _recognise(path: Path, settings: PtSettings) -> _Kind:
     """
     if not path.exists():
         return _NOTHING
+    if labels_at(path) is not None:
+        return _Kind("labels of `tymbal label`", sound=True, negatives=_has_negatives(path))
     if (path / DESCRIPTION).is_file():
         return _packed_kind(Description.read(path))
     if any(_lists_pairs(file) for file in metadata_files(path)):
         return _PAIR_FILES
     if settings.data_dir is not None or _is_pt(path):
         return _PT
-    if path.is_dir():
-        return _Kind("a folder of sound files", sound=True)
-    return _Kind("a sound file" if _is_sound_file(path) else "a list of sound files", sound=True)
+    what = "a folder of sound files" if path.is_dir() else "a list of sound files"
+    return _Kind("a sound file" if _is_sound_file(path) else what, sound=True)
+
+
+def _has_negatives(path: Path) -> bool:
+    """Whether somebody looked at a window, and nothing was there."""
+    return any(not row["label"] for row in read_table(labels_at(path) or path).rows)
 
 
 def _packed_kind(description: Description) -> _Kind:

@@ -93,8 +93,8 @@ def finetune(
 
     Args:
         source: A store with labels and a split; or a folder with a folder a class (in `train/` and `validation/`, or
-            split here) or a manifest, which is prepared into the run folder with the spectrogram settings of the
-            weights that it starts from.
+            split here), a manifest, or what `tymbal label` wrote, which is prepared into the run folder with the
+            spectrogram settings of the weights that it starts from.
         output: The run folder.
         resume: `auto` continues the run in the output folder if there is one, True insists on one, False on none; or
             the folder of a checkpoint.
@@ -124,7 +124,7 @@ def finetune(
     if finished is not None:
         return finished
     if chosen.classes == "seen" and chosen.data_val is None and data.has_sound:
-        _check_labels(source, chosen)
+        _check_labels(source, chosen, several=_may_have_several(data))
     store = data.spectrograms(run, features_at(chosen.from_, heads=chosen.heads))
     clips = _clips(data, store, chosen, every=subsample(store, run, chosen))
     chosen = on_rank_zero(lambda: _with_patch(chosen, store, clips))
@@ -270,7 +270,13 @@ def _write_confusion(folder: RunFolder, result: RunResult, classes: Sequence[str
         draw_confusion(folder.path / "confusion.png", matrix, classes, title=title)
 
 
-def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
+def _may_have_several(data: DataSource[FinetuneSettings]) -> bool | None:
+    """Whether a clip may have several labels, or none; None where the clips tell."""
+    loss = data.settings.loss
+    return (data.has_negatives or None) if loss == "auto" else loss == "bce"
+
+
+def _check_labels(source: str | Path, settings: FinetuneSettings, *, several: bool | None) -> None:
     """Refuses classes that occur only in validation, or too few, before sound is prepared."""
     from tymbal.evaluation.labelled_clips import refuse_too_few, refuse_unlearned
     from tymbal.preparation.clips import BACKGROUND, given_labels
@@ -280,7 +286,7 @@ def _check_labels(source: str | Path, settings: FinetuneSettings) -> None:
     )
     taught = sorted(labels.get("train", set()) | labels.get(None, set()))
     taught += [] if settings.background is None or not taught else [BACKGROUND]
-    refuse_too_few(taught, 1 if settings.loss == "bce" else 2, path=str(source))
+    refuse_too_few(taught, 1 if several else 2, path=str(source))
     if labels.get("train"):
         refuse_unlearned(sorted(labels.get("validation", set()) - labels["train"]), path=str(source))
 
@@ -291,9 +297,8 @@ def _clips(
     from tymbal.audio.file_lists import table_classes
     from tymbal.evaluation.labelled_clips import labelled_clips
 
-    multilabel = {"auto": None, "ce": False, "bce": True}[settings.loss]
     table = table_classes(settings.label_csv) if settings.classes == "table" and settings.label_csv else None
-    clips = labelled_clips(store, multilabel=multilabel, classes=table, every=every)
+    clips = labelled_clips(store, multilabel=_may_have_several(data), classes=table, every=every)
     if clips.left_out:
         tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
     for folder in _empty_class_folders(data.path) if not data.is_packed else ():

@@ -16,10 +16,11 @@ import soundfile
 from small_model import small_model
 from tones import RATE, WINDOW, evening, heard_at, tone
 from tymbal import label
+from tymbal.audio.file_lists import LABEL_COLUMNS
 from tymbal.errors import SettingsError
 from tymbal.inference.annotations import Audacity, Raven
 from tymbal.labelling.agreement import merge_tables
-from tymbal.labelling.table import COLUMNS, Row, read_annotations, read_table, write_annotations, write_table
+from tymbal.labelling.table import Row, read_annotations, read_table, write_annotations, write_table
 
 ROWS = [
     Row("/nights/a.wav", 5.0, 10.0, None, None, "robin", "ann", "2026-05-01T06:00:00.000+00:00", "1"),
@@ -35,7 +36,7 @@ ROWS = [
 def test_table__comes_back_as_it_was(tmp_path: Path) -> None:
     write_table(tmp_path / "labels.csv", ROWS)
     assert read_table(tmp_path / "labels.csv") == ROWS
-    assert (tmp_path / "labels.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert (tmp_path / "labels.csv").read_text().splitlines()[0] == ",".join(LABEL_COLUMNS)
 
 
 def test_table__recordings_below_its_folder_move_with_it(tmp_path: Path) -> None:
@@ -49,8 +50,8 @@ def test_table__recordings_below_its_folder_move_with_it(tmp_path: Path) -> None
     ("text", "message"),
     [
         ("file,start,end\na.wav,0,1\n", "it lacks low, high, label, who, when, round"),
-        (",".join(COLUMNS) + "\na.wav,2,1,,,robin,,,\n", "line 2 has no stretch of sound"),
-        (",".join(COLUMNS) + "\na.wav,0,one,,,robin,,,\n", "line 2 has no stretch of sound"),
+        (",".join(LABEL_COLUMNS) + "\na.wav,2,1,,,robin,,,\n", "line 2 has no stretch of sound"),
+        (",".join(LABEL_COLUMNS) + "\na.wav,0,one,,,robin,,,\n", "line 2 has no stretch of sound"),
     ],
 )
 def test_table__that_is_none_is_named(text: str, message: str, tmp_path: Path) -> None:

@@ -25,10 +25,14 @@ from tymbal.errors import ManifestError
 from tymbal.files import parse_json
 
 __all__ = [
+    "LABELS",
+    "LABEL_COLUMNS",
     "SYNONYMS",
     "TABLE_SUFFIXES",
+    "UNSURE",
     "Row",
     "Table",
+    "labels_at",
     "names_of",
     "number",
     "read_label_names",
@@ -53,6 +57,13 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "id": ("id",),
 }
 """What a column may be called, in order of preference. Times are in seconds."""
+
+
+LABELS, LABEL_COLUMNS = "labels.csv", ("file", "start", "end", "low", "high", "label", "who", "when", "round")
+"""The table that `tymbal label` writes into its folder, and its columns."""
+
+UNSURE = "?"
+"""The label in it of what a person was unsure of, which tells nothing."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,15 @@ class Table:
     def numbered(self) -> Iterator[tuple[int, Row]]:
         """Rows with the numbers that a person sees: in a spreadsheet, the header is row 1."""
         return zip(self.numbers or range(1, len(self.rows) + 1), self.rows, strict=True)
+
+
+def labels_at(path: str | os.PathLike[str]) -> Path | None:
+    """The table of `tymbal label` that lies at a path, or in the folder there; None where there is none."""
+    file = Path(path) / LABELS if Path(path).is_dir() else Path(path)
+    if file.suffix.lower() != ".csv" or not file.is_file():
+        return None
+    with file.open(encoding="utf-8-sig", errors="replace") as opened:
+        return file if opened.readline().strip() == ",".join(LABEL_COLUMNS) else None
 
 
 def read_table(path: str | os.PathLike[str], *, label_separator: str | None = None) -> Table:
@@ -339,11 +359,33 @@ def _read_csv(path: Path, delimiter: str | None = None) -> Table:
             )
     rows = [dict(zip(reversed(names), reversed(_padded(row, len(names))), strict=True)) for _, row in cells[1:]]
     numbers = tuple(number for number, _ in cells[1:])
+    if tuple(names) == LABEL_COLUMNS:
+        return _answers(path, rows)
     if names[:1] == ["Selection"]:
         return _raven(path, names, list(zip(numbers, rows, strict=True)))
     if is_kaleidoscope(names):
         return _kaleidoscope(path, names, list(zip(numbers, rows, strict=True)))
     return _table(path, names, rows, numbers=numbers)
+
+
+_RECORDINGS = 5
+
+
+def _answers(path: Path, rows: list[dict[str, str]]) -> Table:
+    """What people answered: clips without a label hold nothing, those of which somebody was unsure are no clips.
+
+    Clips of one recording stay on one side of a split where there are recordings enough.
+    """
+    sure = [(number, row) for number, row in enumerate(rows, 2) if row["label"] != UNSURE]
+    columns: tuple[str, ...] = ("file", "start", "end", "label")
+    clips: list[Row] = [{name: row[name] for name in columns} for _, row in sure]
+    if len({row["file"] for _, row in sure}) >= _RECORDINGS:
+        columns = (*columns, "group")
+        clips = [{**row, "group": row["file"]} for row in clips]
+    left_out = len(rows) - len(sure)
+    notes = (f"{path.name}: {left_out:,} clips are unsure, and left out",) if left_out else ()
+    numbers = tuple(number for number, _ in sure)
+    return Table(path, clips, columns, label_separator="\n", numbers=numbers, notes=notes)
 
 
 def _padded(row: list[str], length: int) -> list[str]:

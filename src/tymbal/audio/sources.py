@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tymbal.audio.failures import Failure
-from tymbal.audio.file_lists import TABLE_SUFFIXES, Table, read_label_names, read_table
+from tymbal.audio.file_lists import TABLE_SUFFIXES, Table, labels_at, read_label_names, read_table
 from tymbal.audio.manifest import SPLITS, Clip, Manifest, place, relative_path
 from tymbal.errors import AudioError, ManifestError
 from tymbal.progress import tell
@@ -75,6 +75,7 @@ def read_source(
         listing = Listing(list(source.clips), source.root, any(clip.labels for clip in source))
     else:
         path = Path(os.path.abspath(os.path.expanduser(source)))  # noqa: PTH100, PTH111 - links keep their names
+        path = labels_at(path) or path
         if not os.path.exists(path):  # noqa: PTH110 - False of what cannot be a path
             raise ManifestError("there is no such folder or list", path=source, advice="Check the path.")
         if path.is_dir():

@@ -13,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tymbal.audio.file_lists import LABELS, UNSURE
 from tymbal.errors import SettingsError
 from tymbal.files import replace_file
-from tymbal.labelling.table import BEGIN, TABLE, UNSURE, Row, answers_of, read_table, table_at, write_table
+from tymbal.labelling.table import BEGIN, Row, answers_of, read_table, table_at, write_table
 from tymbal.progress import counted
 
 __all__ = ["Merged", "merge_tables"]
@@ -91,7 +92,7 @@ def merge_tables(tables: Sequence[str | Path], output: str | Path) -> Merged:
     """
     paths = [table_at(Path(each)) for each in tables]
     target = Path(output)
-    target = target if target.suffix.lower() == ".csv" else target / TABLE
+    target = target if target.suffix.lower() == ".csv" else target / LABELS
     if len(paths) < 2:
         raise SettingsError("one table is nothing to join", advice="Give two: tymbal label --merge A B -o C")
     if target.absolute() in [path.absolute() for path in paths]:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tymbal.audio.file_lists import LABELS, UNSURE
 from tymbal.embed import embed
 from tymbal.errors import AudioError, SettingsError
 from tymbal.inference.embeddings import read_record
@@ -32,8 +33,6 @@ from tymbal.labelling.knowledge import Knowledge, what_is_known
 from tymbal.labelling.table import (
     BEGIN,
     CHECK,
-    TABLE,
-    UNSURE,
     Answer,
     Row,
     Window,
@@ -137,7 +136,7 @@ class Session:
     @property
     def path(self) -> Path:
         """The table of labels."""
-        return self._output / TABLE
+        return self._output / LABELS
 
     # What was answered
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from tymbal.audio.failures import printable
+from tymbal.audio.file_lists import LABEL_COLUMNS, LABELS, UNSURE, labels_at
 from tymbal.audio.manifest import relative_path
 from tymbal.errors import AudioError, SettingsError
 from tymbal.files import replace_file
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BEGIN",
     "CHECK",
-    "COLUMNS",
-    "TABLE",
-    "UNSURE",
     "Answer",
     "Row",
     "Window",
@@ -46,13 +44,8 @@ __all__ = [
     "write_table",
 ]
 
-COLUMNS = ("file", "start", "end", "low", "high", "label", "who", "when", "round")
-
-TABLE = "labels.csv"
-"""The table's name in the folder of a labelling."""
-
-UNSURE, CHECK, BEGIN = "?", "check", "begin"
-"""The label of windows of which nothing is known, and the rounds of the blind sample and of other annotations."""
+CHECK, BEGIN = "check", "begin"
+"""The rounds of the blind sample, and of other annotations."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,7 @@ class Row(NamedTuple):
 
 def table_at(path: Path) -> Path:
     """The table that a folder of a labelling holds; a file is the table itself."""
-    return path / TABLE if path.is_dir() else path
+    return path / LABELS if path.is_dir() else path
 
 
 def rows_of_answer(answer: Answer, *, who: str, when: str, round: str) -> list[Row]:  # noqa: A002 - the column
@@ -154,7 +147,7 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
     folder = path.absolute().parent
     with replace_file(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+        writer.writerow(LABEL_COLUMNS)
         for row in rows:
             times = (f"{row.start:.3f}", f"{row.end:.3f}")
             band = ("" if value is None else f"{value:.1f}" for value in (row.low, row.high))
@@ -173,7 +166,7 @@ def read_table(path: Path) -> list[Row]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            missing = [name for name in LABEL_COLUMNS if name not in (reader.fieldnames or ())]
             if missing:
                 raise SettingsError(
                     f"is no table of labels: it lacks {', '.join(missing)}",
@@ -217,8 +210,9 @@ def read_annotations(path: Path, files: Sequence[str]) -> list[Row]:
         ManifestError: A list cannot be read.
         SettingsError: They cannot be read, or are of none of the recordings.
     """
-    if _is_ours(table_at(path)):
-        return read_table(table_at(path))
+    ours = labels_at(path)
+    if ours is not None:
+        return read_table(ours)
     by_name = _by_name(files)
     count, rows, first = 0, [], ""
     for source in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -292,13 +286,6 @@ def _rate(file: str) -> float:
         return sample_rate_of(Path(file))
     except AudioError:
         return 16_000
-
-
-def _is_ours(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline().rstrip("\r\n") == ",".join(COLUMNS)
 
 
 def _by_name(files: Iterable[str]) -> dict[str, str | None]:
