@@ -13,6 +13,9 @@ The same without a page, for scripts and notebooks:
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tymbal import config as configuration
 from tymbal.files import sole_writer, written_alone
+from tymbal.pages.serving import LOOPBACK, address, free_port, own_folder
+from tymbal.progress import counted, say
 from tymbal.settings import LabelSettings
+from tymbal.stopping import stop_at_once
 
 if TYPE_CHECKING:
     from tymbal.labelling.agreement import Merged
@@ -64,9 +70,10 @@ def label(
     output: str | Path,
     *,
     config: str | Path | None = None,
+    until: threading.Event | None = None,
     **settings: Any,
 ) -> LabelResult | Merged:
-    """Labels recordings on a page that stays on this machine.
+    """Labels recordings on a page that stays on this machine, until Ctrl-C.
 
     Args:
         model: A run, a model folder, a Hugging Face or SSAST checkpoint; with `merge` a table of labels.
@@ -74,12 +81,13 @@ def label(
             other tables of labels.
         output: The folder of the labelling. What is there goes on. With `merge` the table to write.
         config: YAML file with settings.
+        until: Ends the page when it is set, for programs.
         **settings: See `tymbal.settings.LabelSettings`.
 
     Raises:
         AudioError: No recording can be read.
         ModelError: The model cannot be read, or the embeddings are another model's.
-        SettingsError: Settings do not fit, or the table or annotations cannot be read.
+        SettingsError: Settings do not fit, the address cannot be had, or the table or annotations cannot be read.
     """
     from tymbal.labelling.agreement import merge_tables
     from tymbal.labelling.session import Session
@@ -89,7 +97,11 @@ def label(
         others = [recordings] if isinstance(recordings, str | Path) else recordings
         merged = merge_tables([model, *others], output)
         return replace(merged, annotations=_annotations(merged.output, chosen))
-    session = Session.open(model, recordings, output, chosen)
+    port = free_port(chosen.host, chosen.port)
+    say(f"Starting: the page will be at {address(chosen.host, port)}")
+    with stop_at_once():
+        session = Session.open(model, recordings, output, chosen)
+        _serve(session, port, f"{model} on {_named(recordings)}, answers in {session.path}", until or threading.Event())
     return LabelResult(Path(output), session.path, session.knowledge(), _annotations(session.path, chosen))
 
 
@@ -102,6 +114,33 @@ def _annotations(table: Path, chosen: LabelSettings) -> tuple[Path, ...]:
         return ()
     folder = table.with_name(f"{table.stem}.{chosen.format}")
     return write_annotations(read_table(table), folder, table_format(chosen.format, RowFormat))
+
+
+def _named(recordings: str | Path | Sequence[str | Path]) -> str:
+    given = [recordings] if isinstance(recordings, str | Path) else list(recordings)
+    return str(given[0]) + (f" and {len(given) - 1} more" if len(given) > 1 else "")
+
+
+def _serve(session: Session, port: int, facts: str, until: threading.Event) -> None:
+    """Serves the page until Ctrl-C, or until the event is set."""
+    from tymbal.labelling.page import LabelPage
+    from tymbal.labelling.server import serving
+
+    chosen = session.settings
+    url = address(chosen.host, port)
+    count = counted(session.windows.total, "window")
+    with own_folder("label") as folder:
+        most = round(1e9 * chosen.upload_gb)
+        page = LabelPage(session, folder, count=chosen.clips, most=most, facts=f"{count}: {facts}")
+        with serving(page, host=chosen.host, port=port):
+            say(f"The page is at {url}  (Ctrl-C ends it)")
+            if chosen.host not in LOOPBACK:
+                say("Whoever reaches this address can use the page: there is no password.", style="yellow")
+            if chosen.browser:
+                webbrowser.open(url)
+            with contextlib.suppress(KeyboardInterrupt):
+                while not until.wait(1.0):
+                    pass
 
 
 def open_labels(

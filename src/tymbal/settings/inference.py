@@ -245,6 +245,12 @@ class LabelSettings:
         who: Who answers, as the table says. `None` is the name of the account.
         merge: Join tables of labels into one instead, and say how far they agree.
         format: Also write the labels as annotations when the labelling ends, a file a recording: `raven` or `audacity`.
+        clips: Clips that the page shows at once.
+        host: Address at which the page is served. The default one is reached from this machine alone. There is no
+            password: whoever reaches another address can hear the recordings and label them.
+        port: Its port. `None` is the first free one from 7860 on.
+        browser: Open the page in a browser.
+        upload_gb: Largest sound that can be dropped on the page, in GB.
         window: Length of a window in seconds. `None` is the length that the model was trained on.
         hop: Seconds from one window to the next. `None` is the window: no overlap.
         pooling: What an embedding is, as in `tymbal embed`.
@@ -265,6 +271,11 @@ class LabelSettings:
     who: str | None = setting(None, first=True, example="anna")
     merge: bool = setting(False, first=True)
     format: Literal["raven", "audacity"] | None = setting(None, first=True)
+    clips: int = setting(12, group="page")
+    host: str = setting("127.0.0.1", group="page")
+    port: int | None = setting(None, group="page")
+    browser: bool = setting(True, group="page")
+    upload_gb: float = setting(1.0, group="page")
     window: float | None = setting(None, group="windows", example="5")
     hop: float | None = setting(None, group="windows", example="2.5")
     pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = setting(
@@ -280,6 +291,10 @@ class LabelSettings:
         check(len(set(self.labels)) == len(self.labels), "labels", self.labels, "names that differ")
         for label in self.labels:
             check(label.strip() not in ("", "?"), "labels", label, "a name with a letter")
+        check(1 <= self.clips <= 100, "clips", self.clips, "1 to 100")
+        check(bool(self.host), "host", self.host, "an address, as 127.0.0.1")
+        check(self.port is None or 1 <= self.port <= 65535, "port", self.port, "a port, 1 to 65535")
+        check(self.upload_gb > 0, "upload_gb", self.upload_gb, "a size in GB above 0")
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
         check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
         check(self.most >= 100, "most", self.most, "100 or more")
