@@ -1,4 +1,4 @@
-"""A small server that speaks the Hugging Face Hub's interface as far as models are pushed to it and pulled from it.
+"""A small server that speaks the Hugging Face Hub's interface as far as models are pushed and pulled, data sets read.
 
 It keeps commits in memory: a repository is a list of them, each a mapping of paths to contents. Small files come in the
 commit's own body, large ones beforehand by Git LFS, both as `huggingface_hub` sends them.
@@ -16,8 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 TOKENS = {"hf_writes": ("someone", True), "hf_reads": ("someone", False)}
 """Tokens, whose they are, and whether they may write."""
@@ -49,12 +52,28 @@ class Hub:
         url: Its address.
         repositories: By `owner/name`.
         asked: Every request so far: method and path.
+        sent: Bytes of files that were sent.
+        fails: Whether files are refused from now on, as by a server that is down.
     """
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     asked: list[tuple[str, str]] = field(default_factory=list)
+    sent: int = 0
+    fails: bool = False
+
+
+def client_settings(hub: Hub, folder: Path) -> dict[str, Any]:
+    """Constants of `huggingface_hub` with which it asks this server and keeps what it downloads in a folder."""
+    return {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(folder / "cache"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(folder / "no-token"),
+    }
 
 
 @contextmanager
@@ -170,18 +189,34 @@ class _Handler(BaseHTTPRequestHandler):
         if found is not None:
             private = self.state.repositories[name].private
             siblings = [{"rfilename": path} for path in found[1]]
-            self._json(200, {"id": name, "sha": found[0], "private": private, "siblings": siblings, "tags": []})
+            card = re.match(r"---\n(.*?)\n---", found[1].get("README.md", b"").decode(), re.DOTALL)
+            more = {"cardData": yaml.safe_load(card[1])} if card else {}
+            self._json(200, {"id": name, "sha": found[0], "private": private, "siblings": siblings, "tags": [], **more})
 
-    def tree(self, name: str, revision: str) -> None:
+    def tree(self, name: str, revision: str, folder: str = "") -> None:
         found = self._commit(name, revision)
-        if found is not None:
+        inside = {} if found is None else {p: each for p, each in found[1].items() if p.startswith(folder)}
+        if found is not None and not inside:
+            self._json(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
+        elif found is not None:
             entries = []
-            for path, content in found[1].items():
+            for path, content in inside.items():
                 entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": _blob(content)}
                 if _is_large(path):
                     digest = hashlib.sha256(content).hexdigest()
                     entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 100}
                 entries.append(entry)
+            self._json(200, entries)
+
+    def paths_info(self, name: str, revision: str) -> None:
+        found = self._commit(name, revision)
+        if found is not None:
+            wanted = parse_qs(self.body.decode()).get("paths") or json.loads(self.body)["paths"]
+            entries = [
+                {"type": "file", "path": path, "size": len(found[1][path]), "oid": _blob(found[1][path])}
+                for path in wanted
+                if path in found[1]
+            ]
             self._json(200, entries)
 
     def preupload(self, name: str, revision: str) -> None:
@@ -243,9 +278,19 @@ class _Handler(BaseHTTPRequestHandler):
         if path not in found[1]:
             self._json(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
             return
+        if self.state.fails:
+            self._json(503, {"error": "Service unavailable"})
+            return
         content = found[1][path]
         etag = hashlib.sha256(content).hexdigest() if _is_large(path) else _blob(content)
-        self._send(200, content, ETag=f'"{etag}"', X_Repo_Commit=found[0])
+        part = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("range") or "")
+        headers = {"ETag": f'"{etag}"', "X_Repo_Commit": found[0], "Accept_Ranges": "bytes"}
+        if part:
+            first, last = int(part[1]), min(int(part[2]), len(content) - 1)
+            headers["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
+            content = content[first : last + 1]
+        self.state.sent += len(content) if self.command == "GET" else 0
+        self._send(206 if part else 200, content, **headers)
 
 
 def _is_large(path: str) -> bool:
@@ -268,4 +313,10 @@ _ROUTES = (
     (rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
     (r"/upload/(\w+)", _Handler.upload),
     (rf"/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
+    (rf"/api/datasets/{_NAME}", _Handler.info),
+    (rf"/api/datasets/{_NAME}/revision/(.+)", _Handler.info),
+    (rf"/api/datasets/{_NAME}/tree/([^/]+)", _Handler.tree),
+    (rf"/api/datasets/{_NAME}/tree/([^/]+)/(.+)", _Handler.tree),
+    (rf"/api/datasets/{_NAME}/paths-info/([^/]+)", _Handler.paths_info),
+    (rf"/datasets/{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
 )

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import tymbal
-from hub_server import Hub, hub_server
+from hub_server import Hub, client_settings, hub_server
 from small_model import small_model
 from tones import tone_store
 from training_setup import TINY, make_store
@@ -32,14 +32,7 @@ SHORT: dict[str, Any] = {**TINY, "max_steps": 2}
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The Hub, and a token of `someone` that may write; downloads are cached in the test's own folder."""
     with hub_server() as server:
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-            "HF_HUB_OFFLINE": False,
-            "HF_HUB_CACHE": str(tmp_path / "cache"),
-            "HF_HUB_DISABLE_XET": True,
-            "HF_TOKEN_PATH": str(tmp_path / "no-token"),
-        }.items():
+        for name, value in client_settings(server, tmp_path).items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         monkeypatch.setenv("HF_TOKEN", "hf_writes")
         yield server

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from tymbal.audio.failures import write_failures
 from tymbal.audio.file_lists import labels_at, read_table
+from tymbal.audio.hub_datasets import HubDataset, is_hub_dataset
 from tymbal.audio.sources import AUDIO_SUFFIXES, sound_files
 from tymbal.compute.processes import on_rank_zero, processes
 from tymbal.errors import SettingsError, StoreError
@@ -76,6 +77,7 @@ class _Kind:
 
 
 _NOTHING = _Kind("nothing")
+_ON_HUB = _Kind("a data set on the Hugging Face Hub", sound=True)
 _PT = _Kind("spectrograms in .pt files", spectrograms=True)
 _PAIR_FILES = _Kind("pairs of views in .pt files", views=True)
 
@@ -103,7 +105,7 @@ class DataSource(Generic[Chosen]):
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Chosen) -> None:
-        self._url = address(path)
+        self._url = None if is_hub_dataset(path) else address(path)
         self.path = Path(path) if self._url is None else mirror(self._url)
         self._settings = settings
 
@@ -116,7 +118,8 @@ class DataSource(Generic[Chosen]):
             refresh(self._url)
         kind = _recognise(self.path, self._settings)
         if kind is not _NOTHING:
-            tell(f"{self._url or self.path}: {kind.what}")
+            named = HubDataset.parse(self.path) if kind is _ON_HUB else self._url or self.path
+            tell(f"{named}: {kind.what}")
         return kind
 
     @property
@@ -344,8 +347,8 @@ def _recognise(path: Path, settings: PtSettings) -> _Kind:
         StoreError: The description of a store is damaged.
         ManifestError: A list cannot be read.
     """
-    if not path.exists():
-        return _NOTHING
+    if is_hub_dataset(path) or not path.exists():
+        return _ON_HUB if is_hub_dataset(path) else _NOTHING
     if labels_at(path) is not None:
         return _Kind("labels of `tymbal label`", sound=True, negatives=_has_negatives(path))
     if (path / DESCRIPTION).is_file():

@@ -1,4 +1,4 @@
-"""Processor, cores and memory of this process.
+"""Processor, cores and memory of this process, and the folder for what can be made again.
 
 torchaudio and torchvision are no dependencies, but where they are installed, `transformers` imports them; a build that
 does not belong to the installed torch makes that fail with a bare `OSError` or `RuntimeError` about a shared library.

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from tymbal.audio.failures import Failure, check_reachable
 from tymbal.audio.findings import remarked
 from tymbal.audio.manifest import Manifest
-from tymbal.audio.sources import Listing, read_source
+from tymbal.audio.sources import Listing, located, read_source
 from tymbal.config import resolve, to_keywords
 from tymbal.errors import AudioError, SettingsError, StoreError, what_to_do
 from tymbal.files import address, locked
@@ -38,6 +38,7 @@ from tymbal.preparation.record import (
     FAILURES,
     Record,
     begun_digest,
+    begun_source,
     check_output,
     check_same_plan,
     check_space,
@@ -150,8 +151,8 @@ def prepare(
     """Turns sound files into a store of spectrograms. Run again after a stop, it continues.
 
     Args:
-        source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, a `Manifest`, or what `read_source`
-            gives.
+        source: A folder, a list or a manifest (CSV, Parquet, JSON), one sound file, a data set on the Hub
+            (`hf://datasets/owner/name@revision/config:split`), a `Manifest`, or what `read_source` gives.
         output: Folder of the store, or an address elsewhere (`s3://bucket/folder`), to which it is written when it is
             finished here. With views it may be left out: data/augmented_spectrograms.
         config: A YAML file with settings; those given here override it.
@@ -214,6 +215,7 @@ def _prepare_here(
         check_output(store, chosen)
     if chosen.views and not is_complete(store):
         _check_augmentations(chosen)
+    source = located(source, begun_source(store))
     _tell_useless(chosen)
     with contextlib.ExitStack() as stack:
         if chosen.executor == "dask" and executor is None:

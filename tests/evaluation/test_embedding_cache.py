@@ -11,6 +11,7 @@ from tones import tone_store
 from tymbal import probe
 from tymbal.evaluation import embedding_cache as cache
 from tymbal.inference.encoding import FrozenEncoder
+from tymbal.machine import cache_folder
 
 QUICK = {"device": "cpu", "precision": "float32"}
 
@@ -61,7 +62,7 @@ def test_probe__needs_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("os.getuid", lambda: 2**30, raising=False)
     with pytest.raises(OSError, match="TYMBAL_CACHE names one"):
-        cache.cache_folder()
+        cache_folder()
     assert cache.place_for_table("key") is None
     model, store = small_model(tmp_path / "model"), tone_store(tmp_path / "store").path
     assert probe(model, store, random=False, **QUICK).rows

@@ -22,6 +22,7 @@ from typing import Self
 import numpy as np
 
 from tymbal.audio.containers import Container, examine, what_it_is
+from tymbal.audio.embedded import size_of
 from tymbal.audio.failures import problem
 from tymbal.audio.readers import (
     AudioInfo,
@@ -374,7 +375,7 @@ def _source(path: PathLike) -> Source:
     path = Path(path)
     check_name(path)
     try:
-        size = path.stat().st_size
+        size = size_of(path)
     except (OSError, ValueError) as error:
         raise _unopened(error, path) from None
     if path.is_dir():

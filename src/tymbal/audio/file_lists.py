@@ -2,7 +2,8 @@
 
 A row is a mapping with Tymbal's own column names. Other names for the same thing are understood (`SYNONYMS`, compared
 without case, spaces and units); columns that mean nothing here are ignored, and `Table.ignored` says which. Raven's
-selection tables and Kaleidoscope's `id.csv` are lists of the parts of files that they name.
+selection tables and Kaleidoscope's `id.csv` are lists of the parts of files that they name; a Parquet table may hold
+the sounds themselves (`tymbal.audio.embedded`).
 
 Several labels of a clip are a list (Parquet, JSON; in text as JSON or Python writes it), or have a separator between
 them: `;`, or what the labels themselves show, and that is said.
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tymbal.audio.embedded import read_columns
 from tymbal.audio.kaleidoscope import KaleidoscopeRows, is_kaleidoscope
 from tymbal.errors import ManifestError
 from tymbal.files import parse_json
@@ -166,24 +168,12 @@ def _cell(value: Any, *, column: str, many: bool, row: int, path: Path) -> Any:
     elif isinstance(value, list | tuple) and many:
         return [_cell(each, column=column, many=False, row=row, path=path) for each in value]
     elif isinstance(value, dict):
-        if column == "file" and value.get("path") and value.get("bytes", b"") is None:
-            return value["path"]
         value = f"a mapping of {', '.join(map(str, value))}"
-        if column == "file" and "bytes" in value:
-            raise ManifestError(
-                "it holds the sounds themselves, not the paths of files", path=path, advice=_WRITE_SOUNDS
-            )
     elif isinstance(value, list | tuple):
         value = "a list"
     else:
         return value
     raise ManifestError(f"{column} in row {row} is {value}", path=path, advice="Write text or a number there.")
-
-
-_WRITE_SOUNDS = (
-    "Write each row's bytes to a file of its own, and the files' names to a column `file`: with datasets, "
-    "load_dataset(…).cast_column('audio', Audio(decode=False)), then open(name, 'wb').write(row['audio']['bytes'])."
-)
 
 
 def _separated(table: Table, separator: str | None) -> Table:
@@ -449,28 +439,13 @@ def _kaleidoscope(path: Path, names: list[str], rows: list[tuple[int, dict[str, 
 
 def _read_parquet(path: Path) -> Table:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    if not path.is_file():
-        raise FileNotFoundError(2, os.strerror(2))
     try:
-        file = pq.ParquetFile(path)
-        names = file.schema_arrow.names
-        wanted = [name for name in names if _is_known(name)]
-        for name in wanted:
-            field = file.schema_arrow.field(name)
-            if pa.types.is_struct(field.type) and file.metadata.num_rows:
-                first = next(file.iter_batches(batch_size=1, columns=[name])).to_pylist()[0][name]
-                _cell(first, column=_meaning(name), many=False, row=1, path=path)  # before all of it is in memory
-        table = pq.read_table(path, columns=wanted)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        read = read_columns(path, known=_is_known, file=lambda name: _plain(name) in SYNONYMS["file"])
+    except pa.ArrowException as error:
         raise ManifestError(f"it is no Parquet file ({error})", path=path, advice="Write it again.") from None
-    return _table(path, names, table.to_pylist())
-
-
-def _meaning(name: str) -> str:
-    """Tymbal's name of a column."""
-    return next(column for column, synonyms in SYNONYMS.items() if _plain(name) in synonyms)
+    table = _table(path, read.columns, read.rows)
+    return replace(table, ignored=(*table.ignored, *read.ignored))
 
 
 def _read_json(path: Path) -> Table:

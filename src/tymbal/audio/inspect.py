@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tymbal.audio.decode import AudioInfo, check_name, native_blocks
+from tymbal.audio.embedded import open_bytes
 from tymbal.audio.failures import ADVICE, Failure, Kind, problem
 from tymbal.audio.readers import Waveform
 from tymbal.errors import AudioError
@@ -123,7 +124,7 @@ def _hash(path: Path) -> str:
         if path.is_dir():
             raise problem("unreadable", "it is a folder, not a file", path)
         digest = hashlib.blake2b(digest_size=8)
-        with path.open("rb", buffering=0) as file:
+        with open_bytes(path) as file:
             while piece := file.read(_PIECE):
                 digest.update(piece)
         return digest.hexdigest()

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from tymbal.audio.embedded import is_elsewhere, open_bytes
 from tymbal.audio.failures import problem
 from tymbal.audio.spans import LONGER, Span
 from tymbal.errors import AudioError
@@ -92,11 +93,15 @@ class Source:
 
     def opened(self) -> str | BinaryIO:
         """What a decoder opens. The path is whole: FFmpeg takes what stands before a colon for a protocol."""
-        return str(self.path.absolute()) if self.span is None else self.span.open(self.path)
+        if self.span is not None:
+            return self.span.open(self.path)
+        return open_bytes(self.path) if is_elsewhere(self.path) else str(self.path.absolute())
 
     def bytes(self) -> BinaryIO:
         """The open file or part."""
-        return self.path.open("rb") if self.span is None else self.span.open(self.path)
+        if self.span is not None:
+            return self.span.open(self.path)
+        return open_bytes(self.path) if is_elsewhere(self.path) else self.path.open("rb")
 
 
 class Reader(Protocol):

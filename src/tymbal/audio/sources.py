@@ -1,24 +1,31 @@
 """Lists clips of a folder, a list, one sound file or a manifest, and the recordings that a user names.
 
 Folders are searched to any depth for files with the suffix of a sound, in any case; what is hidden is ignored. A folder
-with Hugging Face's `metadata.csv` (or `.jsonl`, `.parquet`; column `file_name`) is read as that says. Lists are those
-of `tymbal.audio.file_lists`, among them SSAST's JSON with its label table.
+with Hugging Face's `metadata.csv` (or `.jsonl`, `.parquet`; column `file_name`) is read as that says; one without sound
+files, but with Parquet tables that hold sounds, is the rows of these. Lists are those of `tymbal.audio.file_lists`,
+among them SSAST's JSON with its label table; a data set on the Hub becomes such a list.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar, cast
 
+from tymbal.audio.embedded import has_sounds, stamp_of
 from tymbal.audio.failures import Failure
 from tymbal.audio.file_lists import TABLE_SUFFIXES, Table, labels_at, read_label_names, read_table
+from tymbal.audio.hub_datasets import HubDataset, chosen_files, commit_in, is_hub_dataset, tables_of, write_list
 from tymbal.audio.manifest import SPLITS, Clip, Manifest, place, relative_path
 from tymbal.errors import AudioError, ManifestError
 from tymbal.progress import tell
 
-__all__ = ["AUDIO_SUFFIXES", "Listing", "Recording", "find_recordings", "read_source", "sound_files"]
+__all__ = ["AUDIO_SUFFIXES", "Listing", "Recording", "find_recordings", "located", "read_source", "sound_files"]
+
+Source = TypeVar("Source")
 
 # fmt: off
 AUDIO_SUFFIXES = frozenset((
@@ -58,7 +65,7 @@ def read_source(
     label_separator: str | None = None,
     keep_repeats: bool = False,
 ) -> Listing:
-    """Lists the clips of a folder, a list, one sound file, or a manifest.
+    """Lists the clips of a folder, a list, one sound file, a manifest, or a data set on the Hub.
 
     Args:
         source: One of these, or what this function has given.
@@ -69,6 +76,7 @@ def read_source(
     Raises:
         ManifestError: There is no such source, it is unreadable, or it lists nothing.
     """
+    source = located(source)
     if isinstance(source, Listing):
         listing = source
     elif isinstance(source, Manifest):
@@ -91,6 +99,49 @@ def read_source(
                 notes.append(f"{path.name}: entries that stand there already count again: {repeats:,}")
             listing = Listing(list(manifest), manifest.root, "label" in table.columns, notes)
     return listing if label_csv is None else _named(listing, label_csv)
+
+
+def located(source: Source, recorded: str | None = None) -> Source | Path:
+    """A source as every verb can read it: a data set on the Hub as the list of its clips, any other as it is.
+
+    Args:
+        source: The source.
+        recorded: The source that was recorded when this was begun: of the same data set, its commit stays.
+
+    Raises:
+        ManifestError: The Hub has no such data set, or cannot be reached, or it holds no sounds.
+    """
+    if not is_hub_dataset(source):
+        return source
+    dataset = HubDataset.parse(cast(Path, source))
+    commit = commit_in(recorded, dataset)
+    if commit is not None and dataset.revision in (None, commit) and dataset.list_at(commit).is_file():
+        return dataset.list_at(commit)
+    root, files = chosen_files(dataset, recorded)
+    splits = {path: canonical_split(split) for path, split in files}
+    tables = [path for path in splits if path.suffix == ".parquet" and has_sounds(path)]
+    if tables:
+        listing = listing_of(root, [(read_table(path), splits[path]) for path in tables])
+    else:
+        sounds = [str(path) for path in splits if path.suffix.lower() in AUDIO_SUFFIXES]
+        lists = [read_table(path) for path in tables_of(files)]
+        listing = _audio_folder(root, sounds, lists) if lists else Listing([_whole_file(s, root) for s in sounds], root)
+        clips = [clip if clip.split else clip.but(split=splits.get(Path(clip.file))) for clip in listing.clips]
+        listing = replace(listing, clips=clips)
+    if not listing.clips:
+        raise ManifestError(
+            f"{dataset} holds no sounds that can be read",
+            advice="It must have Parquet tables with a column of sounds, or sound files.",
+        )
+    for note in listing.notes:
+        tell(note, warning=True)
+    return write_list(dataset, root, listing.clips, labelled=listing.labelled)
+
+
+def canonical_split(name: str | None) -> str | None:
+    """What a split is called here: `test` for `test_5s`; None where it is none of the three."""
+    begin = re.split(r"[-_.]", (name or "").lower(), maxsplit=1)[0]
+    return SPLITS.get(begin)
 
 
 def sound_files(folder: Path) -> tuple[list[str], list[Failure]]:
@@ -138,12 +189,41 @@ def _folder(root: Path, label_separator: str | None) -> Listing:
     if tables:
         return replace(_audio_folder(root, files, tables), failures=failures)
     if not files:
+        embedded = _embedded(root, label_separator)
+        if embedded is not None:
+            return replace(embedded, failures=failures, notes=[*notes, *embedded.notes])
         raise ManifestError(
             "no sound files in this folder",
             path=root,
-            advice=f"Looked for {' '.join(sorted(AUDIO_SUFFIXES))}, at any depth.",
+            advice=f"Looked for {' '.join(sorted(AUDIO_SUFFIXES))}, and for Parquet tables with sounds, at any depth.",
         )
     return Listing([_whole_file(file, root) for file in files], root, notes=notes, failures=failures)
+
+
+def _embedded(root: Path, label_separator: str | None) -> Listing | None:
+    """The rows of all tables below a folder that hold sounds; None without one."""
+    tables = [path for path in sorted(root.rglob("*.parquet")) if not path.name.startswith(".")]
+    listed = [(path, read_table(path, label_separator=label_separator)) for path in tables if has_sounds(path)]
+    return listing_of(root, [(table, split_of(path, root)) for path, table in listed]) if listed else None
+
+
+def listing_of(root: Path, tables: Sequence[tuple[Table, str | None]]) -> Listing:
+    """The clips of several tables, each with a split for rows that have none of their own.
+
+    Raises:
+        ManifestError: A table contradicts itself.
+    """
+    clips = [
+        clip if clip.split else clip.but(split=split) for table, split in tables for clip in Manifest.of(table, root)
+    ]
+    notes = list(dict.fromkeys(note for table, _ in tables for note in _notes(table)))
+    return Listing(clips, root, any("label" in table.columns for table, _ in tables), notes)
+
+
+def split_of(path: Path, root: Path) -> str | None:
+    """The split that the name of a file tells (`train-00000-of-00002.parquet`), else a folder that it lies in."""
+    names = (path.stem, *reversed(path.relative_to(root).parts[:-1]))
+    return next((split for name in names if (split := canonical_split(name)) is not None), None)
 
 
 def _metadata(root: Path, label_separator: str | None) -> tuple[list[Table], list[str]]:
@@ -214,11 +294,7 @@ class Recording:
 
     def stamp(self) -> tuple[int, int] | None:
         """Size and time of change, which identify a version of the file; None if it does not exist."""
-        try:
-            facts = self.path.stat()
-        except (OSError, ValueError):
-            return None
-        return facts.st_size, facts.st_mtime_ns
+        return stamp_of(self.path)
 
 
 def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Recording], list[Failure]]:
@@ -230,7 +306,7 @@ def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Reco
         AudioError: There are none.
         ManifestError: The list cannot be read.
     """
-    paths = [files] if isinstance(files, str | os.PathLike) else list(files)
+    paths = [located(path) for path in ([files] if isinstance(files, str | os.PathLike) else files)]
     recordings: dict[Path, Recording] = {}
     failures: list[Failure] = []
     # Among others, as where a shell names all files of a folder, a text is no list.

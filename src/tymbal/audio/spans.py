@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from tymbal.audio.embedded import open_bytes
+
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
@@ -71,7 +73,7 @@ class Span:
 
 class _SpanFile(io.RawIOBase):
     def __init__(self, path: Path, span: Span) -> None:
-        self._file = path.open("rb", buffering=0)
+        self._file = open_bytes(path)
         self._span = span
         self._position = 0
         self.name = str(path)  # FFmpeg guesses by the suffix, too

@@ -34,7 +34,6 @@ from tymbal.store.base import SpectrogramSource
 __all__ = [
     "RowTokens",
     "Tokens",
-    "cache_folder",
     "embed_with_cache",
     "key_of",
     "load",

@@ -10,13 +10,13 @@ The work is done by `huggingface_hub`; its environment variables hold (HF_ENDPOI
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tymbal.errors import ModelError, SettingsError
+from tymbal.hub_errors import plainly
 
 __all__ = ["SCHEME", "HubModel", "PushedModel", "fetch", "pinned", "upload"]
 
@@ -28,8 +28,6 @@ _FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "model.saf
 
 _OURS = ("config.json", "preprocessor_config.json", "*.safetensors", "labels.json", "*_tymbal.py")
 """What an upload replaces as a whole, beside the card: files of another model must not stay between them."""
-
-_REVISION = "Give a branch, a tag or a commit that it has, or none for its newest."
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def fetch(model: HubModel) -> Path:
     known = _FETCHED.get(model)
     if known is not None and known.is_dir():
         return known
-    with _plainly(model):
+    with plainly(model.name, model.revision):
         path = Path(snapshot_download(model.name, revision=model.revision, allow_patterns=list(_FILES)))
     _FETCHED[HubModel(model.name, path.name)] = path
     return path
@@ -161,7 +159,7 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> PushedMod
             "or as HF_TOKEN.",
         )
     api = HfApi()
-    with _plainly(model):
+    with plainly(model.name, model.revision):
         try:
             is_private = bool(api.model_info(name).private)
         except RepositoryNotFoundError:
@@ -170,53 +168,8 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> PushedMod
     if is_private != private:
         seen, flag = ("private", "--private") if is_private else ("public", "--no-private")
         raise SettingsError(f"{name} is there already, and {seen}", advice=f"Give {flag}, or another name.")
-    with _plainly(model):
+    with plainly(model.name, model.revision):
         commit = api.upload_folder(
             repo_id=name, folder_path=folder, commit_message=message, delete_patterns=list(_OURS)
         )
     return PushedModel(name, commit.oid, f"{api.endpoint}/{name}", private)
-
-
-@contextmanager
-def _plainly(model: HubModel) -> Iterator[None]:
-    """Turns what `huggingface_hub` and the network raise into errors that say what to do."""
-    from huggingface_hub import errors
-
-    # The error of the HTTP client, which one that is depends on the version.
-    of_client: type[Exception] = vars(errors)["HTTPError"]
-    try:
-        yield
-    except (of_client, OSError, ValueError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-        raise _plain_error(cause, model) from error
-
-
-def _plain_error(error: BaseException, model: HubModel) -> ModelError:
-    """What an error of the Hub or of the network means."""
-    from huggingface_hub import errors, get_token
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-
-    name = model.name
-    said = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    token = "a token: hf auth login, or HF_TOKEN" if get_token() is None else "a token that may: another one is set"
-    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    nowhere = f"{name} is neither a file nor a folder here"
-    if isinstance(error, errors.HFValidationError):
-        what, advice = f"{nowhere}, nor a name on the Hugging Face Hub: {said}", "Check the path."
-    elif isinstance(error, errors.RevisionNotFoundError):
-        what, advice = f"{name} has no revision {model.revision} on the Hugging Face Hub", _REVISION
-    elif isinstance(error, errors.GatedRepoError):
-        what, advice = f"{name} is given on request only", f"Ask for it at {ENDPOINT}/{name}, and give {token}."
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        what = f"{nowhere}, and the Hugging Face Hub shows no model of this name"
-        advice = f"Check the name or the path. A private model takes {token}."
-    elif status in (401, 403):
-        refused = "does not accept the token" if status == 401 else "does not allow this with the token"
-        what, advice = f"the Hugging Face Hub {refused} for {name}", f"Give {token}."
-    elif status is not None:
-        what, advice = f"the Hugging Face Hub refused what was asked for {name}: {said}", "Try again later."
-    else:
-        why = "HF_HUB_OFFLINE forbids to ask" if HF_HUB_OFFLINE else f"{ENDPOINT} cannot be reached ({said})"
-        what = f"{nowhere}, nor in the cache, and the Hugging Face Hub was not asked: {why}"
-        advice = f"Check the path or the network; or download it where there is one: hf download {name}"
-    return ModelError(what, advice=advice)

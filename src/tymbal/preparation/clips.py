@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders, split_settings
 from tymbal.audio.decode import info
+from tymbal.audio.embedded import open_bytes, size_of
 from tymbal.audio.failures import Failure, check_reachable, printable
 from tymbal.audio.findings import remarked
+from tymbal.audio.hub_datasets import keep_header, kept_header
 from tymbal.audio.manifest import Clip, Manifest
 from tymbal.audio.sources import Listing, read_source
 from tymbal.errors import AudioError, SettingsError
@@ -284,18 +286,24 @@ def read_headers(files: Sequence[str]) -> list[Header | Failure]:
 
 
 def _read(file: str) -> Header | Failure:
+    known = kept_header(file)
+    if known is not None:
+        return Header(file, known["seconds"], known["fingerprint"], tuple(known["remarks"]), known["rate"])
     try:
         found = info(file)
-        return Header(file, found.duration, _fingerprint(file), found.remarks, found.sample_rate)
+        header = Header(file, found.duration, _fingerprint(file), found.remarks, found.sample_rate)
     except AudioError as error:
         return Failure.of(error, file)
     except OSError as error:
         return Failure(file, f"unreadable: {error.strerror or error}", "Check its permissions and the disk.")
+    keep_header(file, asdict(header))
+    return header
 
 
 def _fingerprint(file: str) -> str:
-    with open(file, "rb", buffering=0) as opened:  # noqa: PTH123 - a million files
-        size = os.fstat(opened.fileno()).st_size
+    path = Path(file)
+    with open_bytes(path) as opened:
+        size = size_of(path)
         digest = hashlib.blake2b(str(size).encode(), digest_size=8)
         digest.update(opened.read(_ENDS))
         if size > _ENDS:

@@ -36,6 +36,7 @@ __all__ = [
     "FAILURES",
     "Record",
     "begun_digest",
+    "begun_source",
     "check_output",
     "check_same_plan",
     "check_space",
@@ -154,6 +155,14 @@ def begun_digest(store: Path) -> str | None:
         return cast("str | None", Description.read(store).provenance.get("plan"))
     before = Record.read(store)
     return None if before is None else before.digest
+
+
+def begun_source(store: Path) -> str | None:
+    """The source that a folder was begun or finished with; None where it was not, or does not say."""
+    if is_complete(store):
+        return cast("str | None", _provenance(store).get("source"))
+    before = Record.read(store)
+    return None if before is None else before.source
 
 
 def check_same_plan(store: Path, record: Record) -> None:
