@@ -4,6 +4,7 @@
 #   make demo DATA=folder   the same on your own sound (SHORT=1: in about a minute, to see that it works)
 #   make test               all tests (ARGS="tests/audio -k decode" for some)
 #   make test-slow          the long trials
+#   make test-slurm         the batch scripts under a real Slurm (Debian: slurm-wlm and munge; as root)
 #   make lint types         ruff, the order of imports, and mypy
 #   make site               the documentation as pages that need no network (site/index.html)
 #   make packages           wheel and sdist, installed into a bare environment, and the demo from there
@@ -21,7 +22,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python;
 	"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
-.PHONY: demo test test-slow lint types format setup setup-dev packages pictures site clean
+.PHONY: demo test test-slow test-slurm lint types format setup setup-dev packages pictures site clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -32,6 +33,10 @@ test: $(VENV)/.installed-dev
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+# Under a Slurm of this machine alone, where slurm-wlm and munge are installed; skips where they are not.
+test-slurm: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow tests/hpc/test_real_slurm.py -rs $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

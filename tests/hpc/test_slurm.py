@@ -42,7 +42,12 @@ exit "${REQUEUE_FAILS:-0}"
 
 # Stands in for tymbal: says so when it runs, and ends as told, or with 75 when it is asked to.
 TYMBAL = """
-trap 'echo asked >> "$CALLS"; exit "${ON_USR1:-75}"' USR1
+asked() {
+    echo asked >> "$CALLS"
+    if [[ -n ${SAVES-yes} ]]; then mkdir -p "$1/checkpoints/checkpoint-7"; fi
+    exit "${ON_USR1:-75}"
+}
+trap 'asked "$4"' USR1
 echo "tymbal $* rank=${RANK:-} of ${WORLD_SIZE:-} at ${MASTER_ADDR:-} threads=$OMP_NUM_THREADS" >> "$CALLS"
 if [[ -n ${ENDS:-} ]]; then exit "$ENDS"; fi
 for i in {1..200}; do sleep 0.05; done
@@ -118,10 +123,34 @@ def test_step__asked_to_stop_is_queued_again(job: Job):
     assert "job 4711: saved, and queued again" in said
 
 
+def test_step__that_saves_nothing_is_queued_again_a_few_times_only(job: Job, tmp_path: Path):
+    for idle in range(1, 4):
+        process = job.start("pretrain.sbatch", "store", "runs/first", SAVES="")
+        status, said = job.signal_when(process, job.calls, "tymbal", signal.SIGUSR1)
+        assert "saved, and" not in said
+        if idle < 3:
+            assert (status, job.called()[-1]) == (0, "scontrol requeue 4711")
+            assert "nothing was saved before the time was up; queued again" in said
+    assert (status, job.called()[-1]) == (75, "asked")
+    assert "the time was up 3 times before anything was saved: ask for more (--time)" in said
+    process = job.start("pretrain.sbatch", "store", "runs/first")
+    status, said = job.signal_when(process, job.calls, "tymbal", signal.SIGUSR1)
+    assert (status, "saved, and queued again" in said) == (0, True)
+    assert not list((tmp_path / "runs").glob("*.idle-*"))
+
+
 def test_step__that_ends_by_itself_gives_its_status(job: Job):
     for status in (0, 2):
         assert job.run("finetune.sbatch", "labelled", "run", ENDS=str(status))[0] == status
         assert job.called()[1:] == ["tymbal finetune labelled -o run rank= of  at node1 threads=3"]
+
+
+def test_step__killed_by_the_signal_while_it_starts_or_ends_is_queued_again(job: Job):
+    job.add("tymbal", 'echo tymbal >> "$CALLS"; exec sleep 30')
+    process = job.start("pretrain.sbatch", "store", "run")
+    status, said = job.signal_when(process, job.calls, "tymbal", signal.SIGUSR1)
+    assert (status, job.called()[-1]) == (0, "scontrol requeue 4711")
+    assert "nothing was saved before the time was up; queued again" in said
 
 
 def test_step__cancelled_is_not_queued_again(job: Job):
@@ -200,6 +229,28 @@ def test_prepare__writes_checksums(job: Job, tmp_path: Path):
     written = (tmp_path / "far" / "my store.sha256").read_text()
     assert written == f"{hashlib.sha256(b'{}').hexdigest()}  my store/store.json\n"
     subprocess.run(["sha256sum", "--check", "--quiet", "my store.sha256"], cwd=store.parent, check=True)
+
+
+def test_prepare__time_up_while_checksums_are_added_goes_on_with_them(job: Job, tmp_path: Path):
+    store = tmp_path / "store"
+    store.mkdir()
+    for name in ("a", "b", "c"):
+        (store / name).write_text(name)
+    job.add(
+        "sha256sum", 'echo "hash $*" >> "$CALLS"; [[ $1 != store/b || -e go ]] || sleep 2; exec /usr/bin/sha256sum "$@"'
+    )
+    process = job.start("prepare.sbatch", "recordings", store, ENDS="0")
+    status, said = job.signal_when(process, job.calls, "hash store/b", signal.SIGUSR1)
+    assert (status, job.called()[-1]) == (0, "scontrol requeue 4711")
+    assert "saved, and queued again" in said
+    with (tmp_path / "store.sha256.partial").open("a") as file:
+        file.write("0123 cut")
+    (tmp_path / "go").touch()
+    assert job.run("prepare.sbatch", "recordings", store, ENDS="0")[0] == 0
+    assert [call for call in job.called() if call.startswith("hash")] == ["hash store/c"]
+    assert not (tmp_path / "store.sha256.partial").exists()
+    subprocess.run(["sha256sum", "--check", "--quiet", "store.sha256"], cwd=tmp_path, check=True)
+    assert len((tmp_path / "store.sha256").read_text().splitlines()) == 3
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in HPC.glob("*.sbatch")))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tymbal.store import parallel_copy as hands
-from tymbal.store.parallel_copy import BufferPool, copy_in_parallel
+from tymbal.store.parallel_copy import BufferPool, RowMemory, copy_in_parallel
 
 
 def address(array: np.ndarray) -> int:
@@ -118,3 +118,35 @@ def test_in_parts__works_in_a_forked_process() -> None:
     child.start()
     child.join(20)
     assert child.exitcode == 0
+
+
+def test_row_memory__keeps_what_is_read_twice() -> None:
+    values = np.random.default_rng(0).normal(size=(10, 3, 2)).astype(np.float16)
+    memory, out = RowMemory(10, (3, 2), np.float16), np.zeros((2, 3, 2), np.float16)
+    memory.keep([1, 4], values[[1, 4]])
+    assert not memory.recall(np.array([1, 4]), out)
+    memory.keep([4, 5, 4], values[[4, 5, 4]])
+    assert not memory.recall(np.array([1, 4]), out)
+    assert memory.recall(np.array([4, 4]), out)
+    np.testing.assert_array_equal(out, values[[4, 4]])
+    for _ in range(2):
+        memory.keep(list(range(10)), values)
+    every = np.zeros_like(values)
+    assert memory.recall(np.arange(10)[::-1], every)
+    np.testing.assert_array_equal(every, values[::-1])
+
+
+def test_row_memory__is_bounded_and_shared_by_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hands, "memory", lambda: 16 * 400)
+    out = np.zeros((1, 10), np.float16)
+    for rows, processes, kept in ((20, "1", True), (21, "1", False), (11, "2", False), (10, "2", True)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        memory = RowMemory(rows, (10,), np.float16)
+        for _ in range(2):
+            memory.keep([3], np.ones((1, 10), np.float16))
+        assert memory.recall(np.array([3]), out) is kept
+    monkeypatch.setattr("multiprocessing.parent_process", object)
+    memory = RowMemory(1, (10,), np.float16)
+    memory.keep([0], out)
+    memory.keep([0], out)
+    assert not memory.recall(np.array([0]), out)

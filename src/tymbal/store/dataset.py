@@ -69,7 +69,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
         self.store = store
         self.rows = np.asarray(rows, dtype=np.int64).reshape(-1)
         self.labels = labels
-        self._frames = store.real_frames
+        self._frames = store.real_frames.astype(np.int64)
         taught = store.taught
         self._taught = taught if taught is not None and taught.known(self.rows).all() else None
         if labels and not store.labels:
@@ -99,8 +99,12 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
             clips have become unreadable the batch is smaller, down to none at all.
         """
         epoch, position = np.divmod(np.asarray(indices, dtype=np.int64), len(self))
-        readable, values = _gather_readable(self.store, self.rows[position])
-        rows, epoch = self.rows[position[readable]], epoch[readable]
+        rows = self.rows[position]
+        try:
+            values = self.store.gather(rows)
+        except DamagedRowsError:
+            readable, values = _gather_readable(self.store, rows)
+            rows, epoch = rows[readable], epoch[readable]
         batch = {"row": torch.from_numpy(rows), "epoch": torch.from_numpy(epoch)}
         batch |= self._spectrograms(torch.from_numpy(values), batch["row"], batch["epoch"])
         if self.labels and self.store.multilabel:
@@ -120,7 +124,7 @@ class StoreDataset(Dataset[dict[str, Tensor]]):
             epoch: The epoch of each, [batch].
         """
         del epoch
-        return {"spectrogram": values, "frames": torch.from_numpy(self._frames[row.numpy()].astype(np.int64))}
+        return {"spectrogram": values, "frames": torch.from_numpy(self._frames[row.numpy()])}
 
     @property
     def ahead(self) -> int:

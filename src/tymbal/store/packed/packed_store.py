@@ -40,7 +40,7 @@ from tymbal.store.packed.format import (
     check_shard,
 )
 from tymbal.store.packed.mirror import AHEAD, RemoteRows, refresh, url_of
-from tymbal.store.parallel_copy import BufferPool, copy_in_parallel
+from tymbal.store.parallel_copy import BufferPool, RowMemory, copy_in_parallel
 
 __all__ = ["FOR_CONTRASTIVE", "FULL_SCALE", "PairStore", "Store", "WaveStore", "open_store", "read_index"]
 
@@ -78,6 +78,7 @@ class Store(SpectrogramSource):
         self._pool = BufferPool()
         self._announced: deque[list[int]] = deque(maxlen=2)
         self._elsewhere: RemoteRows | None = None
+        self._rows_in_memory = RowMemory(len(self), self.row_shape, self.dtype)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
@@ -169,8 +170,11 @@ class Store(SpectrogramSource):
             IndexError: A row number is not in the store.
             StoreError: A shard cannot be read.
         """
-        indices = self._listed(rows)
+        asked = np.asarray(rows, dtype=np.int64).reshape(-1)
+        indices = self._listed(asked)
         out = self._memory(len(indices), out, self._pool)
+        if self._rows_in_memory.recall(asked, out):
+            return out
         places = [self.place_of(row) for row in indices]
         size = math.prod(self.row_shape) * 2
 
@@ -187,6 +191,7 @@ class Store(SpectrogramSource):
             self._elsewhere.complete(indices, view)
         elif self.checksums is not None and not self._all_verified:
             self._verify(indices, view, size, places)
+        self._rows_in_memory.keep(indices, out)
         return out
 
     def _verify(self, rows: list[int], values: memoryview, size: int, places: Sequence[tuple[ShardFile, int]]) -> None:
