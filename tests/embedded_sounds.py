@@ -32,6 +32,7 @@ def sound_table(
     paths: Sequence[str | None] | None = None,
     group_rows: int = 5,
     column: str = "audio",
+    label_column: str = "label",
     **more: pa.Array,
 ) -> Path:
     """Writes a table; labels are numbers of classes, or lists of them, whose names stand in the schema's metadata."""
@@ -44,8 +45,8 @@ def sound_table(
     if labels is not None:
         named = {"names": NAMES, "_type": "ClassLabel"}
         several = isinstance(labels[0], list)
-        columns["label"] = pa.array(labels, pa.list_(pa.int64()) if several else pa.int64())
-        features["label"] = {"feature": named, "_type": "List"} if several else named
+        columns[label_column] = pa.array(labels, pa.list_(pa.int64()) if several else pa.int64())
+        features[label_column] = {"feature": named, "_type": "List"} if several else named
     table = pa.table(columns)
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=group_rows)

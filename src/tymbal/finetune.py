@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, cast
 from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.compute.processes import on_rank_zero, processes, quiet_except_rank_zero
-from tymbal.errors import SettingsError
-from tymbal.files import written_alone
+from tymbal.errors import SettingsError, StoreError
+from tymbal.files import write_json, written_alone
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, parse_patch
 from tymbal.settings.training import useless_settings
@@ -151,7 +151,7 @@ def finetune(
         if result.model == RunFolder(run).model:
             _write_confusion(RunFolder(run), result, clips.classes)
 
-    return train(
+    result = train(
         objective,
         _training_clips(store, clips, chosen),
         StoreDataset(store, clips.validation, labels=True),
@@ -167,6 +167,35 @@ def finetune(
         eval_start=chosen.eval_start,
         finalise=finalise,
     )
+    if chosen.score_test:
+        _score_test(result, store, chosen)
+    return result
+
+
+TEST = "test.json"
+"""The figures of the test clips, in a run that has them scored."""
+
+
+def _score_test(result: RunResult, store: SpectrogramSource, settings: FinetuneSettings) -> None:
+    """Scores the clips of the split `test` by the saved model, which none of them had a part in choosing.
+
+    Raises:
+        StoreError: There are none with labels that the model knows.
+    """
+    from tymbal.evaluation.scoring import figures_of
+
+    count = len(store.rows("test"))
+    if not count:
+        raise StoreError(
+            "no clip has the split test, which score_test asks for",
+            path=store.path,
+            advice="Give the list a column split, or leave score_test out.",
+        )
+    figures = figures_of(result.model, store, split="test", batch_size=settings.batch_size, device=settings.device)
+    leading = ("mAP", "auc", "t1_accuracy", "accuracy", "balanced_accuracy")
+    said = ", ".join(f"{name} {figures[name]:.4f}" for name in leading if name in figures)
+    tell(f"On {count:,} test clips: {said}")
+    on_rank_zero(lambda: write_json(result.run / TEST, {name: float(value) for name, value in figures.items()}))
 
 
 def _level(store: SpectrogramSource, rows: NDArray[np.int64]) -> float | None:

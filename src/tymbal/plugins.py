@@ -105,6 +105,7 @@ TABLE_FORMATS = Registry(
         "raven": "tymbal.inference.annotations:Raven",
         "audacity": "tymbal.inference.annotations:Audacity",
         "kaleidoscope": "tymbal.inference.annotations:Kaleidoscope",
+        "embedding-atlas": "tymbal.inference.atlas:EmbeddingAtlas",
     },
 )
 """Table formats (`tymbal.inference.tables.TableFormat`)."""

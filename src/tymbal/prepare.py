@@ -215,7 +215,7 @@ def _prepare_here(
         check_output(store, chosen)
     if chosen.views and not is_complete(store):
         _check_augmentations(chosen)
-    source = located(source, begun_source(store))
+    source = located(source, begun_source(store), columns=chosen.their_columns)
     _tell_useless(chosen)
     with contextlib.ExitStack() as stack:
         if chosen.executor == "dask" and executor is None:

@@ -151,7 +151,7 @@ def probe(
     with tempfile.TemporaryDirectory(prefix="tymbal-probe-") as folder:
         store = source.spectrograms(Path(folder), ready.description.features)
         check_features(store, ready.description, path=model)
-        clips = labelled_clips(store)
+        clips = labelled_clips(store, multilabel=chosen.multilabel, asked=chosen.asked)
         if clips.left_out:
             tell(f"{clips.left_out:,} clips without a label are left out", warning=True)
         # Only a packed store keeps its cache for the next probe.

@@ -131,7 +131,7 @@ def test_formats__of_another_package_are_written_and_read_by_the_verbs(tmp_path:
 
 def test_choose_format__unknown_ones_are_errors_that_name_the_known(tmp_path: Path, other: None) -> None:
     with pytest.raises(
-        SettingsError, match=r"'semicolon'.*kaleidoscope, semicolons, single\n  Did you mean semicolons\?"
+        SettingsError, match=r"'semicolon'.*embedding-atlas, semicolons, single\n  Did you mean semicolons\?"
     ):
         table_format("semicolon", RowFormat)
     with pytest.raises(SettingsError, match=r"End it in .csv, .parquet, .json, .jsonl or .ssv, or say --format raven"):

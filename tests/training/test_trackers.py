@@ -30,7 +30,7 @@ def test_check_trackers__names_what_is_missing_before_anything_is_made(
     ):
         finetune(tmp_path / "sound that is not there", tmp_path / "run", report_to=("tensorboard", "wandb"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.yaml"]
-    with pytest.raises(SettingsError, match="wandbb, which is not one of tensorboard, wandb, mlflow"):
+    with pytest.raises(SettingsError, match="wandbb, which is not one of tensorboard, wandb, mlflow, trackio"):
         check_trackers(["wandbb"])
 
 
@@ -175,3 +175,52 @@ def test_wandb__a_run_of_the_caller_stays_open(fake: FakeWandb, store: Path, tmp
     assert len(fake.begun) == 1
     assert fake.run.id == "mine"
     assert not (tmp_path / "run" / "wandb.json").exists()
+
+
+class FakeTrackio(ModuleType):
+    """What the callback needs of Trackio, writing down what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__("trackio")
+        self.__spec__ = ModuleSpec("trackio", None, origin="here")
+        self.begun: list[dict[str, object]] = []
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.ended = 0
+
+    def init(self, **options: object) -> object:
+        self.begun.append(options)
+        return SimpleNamespace(log=lambda figures, step: self.logged.append((step, figures)))
+
+    def finish(self) -> None:
+        self.ended += 1
+
+
+def test_trackio__one_run_of_two_sessions(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    monkeypatch.delenv("TRACKIO_PROJECT", raising=False)
+    in_two_sessions(store, tmp_path / "run", "trackio", monkeypatch)
+    first, second = module.begun
+    kept = json.loads((tmp_path / "run" / "trackio.json").read_text())["run"]
+    assert first["name"] == second["name"] == kept
+    assert kept.startswith("run-")
+    assert (first["resume"], second["resume"], first["project"]) == ("never", "allow", "tymbal")
+    assert first["config"]["mask_ratio"] == 0.5
+    assert [step for step, figures in module.logged if "eval_acc" in figures] == [5, 10, 14, 19]
+    assert module.ended == 1
+
+
+def test_trackio__the_real_one_has_what_was_logged(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if getattr(find_spec("trackio"), "origin", None) is None:
+        pytest.skip("needs Trackio (pip install trackio)")
+    for name in ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    in_two_sessions(store, tmp_path / "run", "trackio", monkeypatch)
+    import trackio
+
+    kept = json.loads((tmp_path / "run" / "trackio.json").read_text())["run"]
+    (run,) = trackio.Api().runs("tymbal")
+    assert run.name == kept

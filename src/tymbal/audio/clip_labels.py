@@ -21,7 +21,17 @@ from tymbal.errors import ManifestError, SettingsError
 from tymbal.settings import ScanSettings
 from tymbal.settings.fields import recipe_defaults
 
-__all__ = ["assign_splits", "group_clips", "label_clips", "recorded_at", "split_by_folders", "split_settings", "when"]
+__all__ = [
+    "as_events",
+    "assign_splits",
+    "group_clips",
+    "label_clips",
+    "recorded_at",
+    "renamed",
+    "split_by_folders",
+    "split_settings",
+    "when",
+]
 
 
 def label_clips(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool) -> tuple[list[Clip], list[str]]:
@@ -171,6 +181,39 @@ def recorded_at(path: Path) -> datetime | None:
         if moment is not None:
             return moment
     return _from_name(path.stem)
+
+
+def renamed(clips: Sequence[Clip], names: Mapping[str, str]) -> list[Clip]:
+    """Clips whose labels have new names; those without one are dropped."""
+    if not names:
+        return list(clips)
+    return [
+        clip.but(labels=tuple(dict.fromkeys(new for label in clip.labels if (new := names.get(label, label)))))
+        for clip in clips
+    ]
+
+
+def as_events(clips: Sequence[Clip]) -> list[Clip]:
+    """The recordings that clips with times are parts of, with these as events in them.
+
+    Raises:
+        ManifestError: Two of a recording's rows give it another split or group.
+    """
+    recordings: dict[str, Clip] = {}
+    for clip in clips:
+        known = recordings.get(clip.file)
+        if known is None:
+            known = Clip(clip.file, group=clip.group, split=clip.split, id=place(clip))
+        elif (known.group, known.split) != (clip.group, clip.split):
+            raise ManifestError(
+                f"events of one recording have another group or split: {known.id}",
+                path=clip.file,
+                advice="A recording has one: correct the list.",
+            )
+        end = math.inf if clip.end is None else clip.end
+        heard = ((clip.start, end, clip.labels),) if clip.labels else ()
+        recordings[clip.file] = known.but(events=(*known.events, *heard))
+    return list(recordings.values())
 
 
 def when(start: datetime | None, seconds: float) -> str | None:

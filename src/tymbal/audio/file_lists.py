@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
+Synonyms = Mapping[str, tuple[str, ...]]
 
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "file": ("file", "file_name", "filename", "path", "file_path", "filepath", "wav", "audio", "audio_file"),
@@ -97,19 +98,23 @@ class Table:
 
 def labels_at(path: str | os.PathLike[str]) -> Path | None:
     """The table of `tymbal label` that lies at a path, or in the folder there; None where there is none."""
-    file = Path(path) / LABELS if Path(path).is_dir() else Path(path)
+    is_folder = os.path.isdir(path)  # noqa: PTH112 - False of what cannot be a path
+    file = Path(path) / LABELS if is_folder else Path(path)
     if file.suffix.lower() != ".csv" or not file.is_file():
         return None
     with file.open(encoding="utf-8-sig", errors="replace") as opened:
         return file if opened.readline().strip() == ",".join(LABEL_COLUMNS) else None
 
 
-def read_table(path: str | os.PathLike[str], *, label_separator: str | None = None) -> Table:
+def read_table(
+    path: str | os.PathLike[str], *, label_separator: str | None = None, columns: Mapping[str, str] | None = None
+) -> Table:
     """Reads a list of sound files, in the format that its suffix names.
 
     Args:
         path: The list.
         label_separator: What stands between labels in one text. None tells it from the labels.
+        columns: What columns are called there, by Tymbal's names, where that differs from what is understood.
 
     Raises:
         ManifestError: The list does not exist, is not of that format, is empty, or names no files; or a cell is no
@@ -121,13 +126,20 @@ def read_table(path: str | os.PathLike[str], *, label_separator: str | None = No
         known = ", ".join(suffix for suffix in _READERS if suffix)
         raise ManifestError("this is no list of sound files", path=path, advice=f"Give a folder, or a list as {known}.")
     try:
-        table = reader(path)
+        table = reader(path, {**SYNONYMS, **{ours: (_plain(theirs),) for ours, theirs in (columns or {}).items()}})
     except OSError as error:
         raise ManifestError(
             error.strerror or str(error), path=path, advice="Check the path and its permissions."
         ) from None
     except UnicodeDecodeError:
         raise ManifestError("it is not UTF-8 text", path=path, advice="Save it as UTF-8.") from None
+    missing = [theirs for ours, theirs in (columns or {}).items() if ours not in table.columns]
+    if missing:
+        raise ManifestError(
+            f"it has no column {missing[0]}, which columns names",
+            path=path,
+            advice=f"It has: {', '.join((*table.columns, *table.ignored))}.",
+        )
     if "file" not in table.columns:
         names = ", ".join((*table.columns, *table.ignored)) or "no columns at all"
         raise ManifestError(
@@ -284,8 +296,10 @@ def table_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return tuple(names.values()) if len(set(names.values())) == len(names) else tuple(names)
 
 
-def _table(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]], **more: Any) -> Table:
-    """Renames the columns of raw rows.
+def _table(
+    path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]], known: Synonyms = SYNONYMS, **more: Any
+) -> Table:
+    """Renames the columns of raw rows, by what is known of their names.
 
     Raises:
         ManifestError: Two columns have one meaning.
@@ -294,11 +308,11 @@ def _table(path: Path, names: Iterable[str], rows: Iterable[Mapping[str, Any]], 
     rows = list(rows)
     plain: dict[str, str] = {}
     for name in names:
-        if _plain(name) in plain and _is_known(name):
+        if _plain(name) in plain and _is_known(name, known):
             raise _two_columns(path, plain[_plain(name)], name)
         plain.setdefault(_plain(name), name)
     matches: dict[str, str] = {}
-    for column, synonyms in SYNONYMS.items():
+    for column, synonyms in known.items():
         own = [plain[synonym] for synonym in synonyms if synonym in plain]
         for other in own[1:] if column == "label" or own[:1] != [plain.get(column)] else ():
             if any(text(row.get(own[0])) != text(row.get(other)) for row in rows):
@@ -318,8 +332,8 @@ def _two_columns(path: Path, one: str, other: str) -> ManifestError:
     )
 
 
-def _is_known(name: str) -> bool:
-    return any(_plain(name) in synonyms for synonyms in SYNONYMS.values())
+def _is_known(name: str, known: Synonyms) -> bool:
+    return any(_plain(name) in synonyms for synonyms in known.values())
 
 
 def _plain(name: str) -> str:
@@ -328,7 +342,7 @@ def _plain(name: str) -> str:
     return name.replace(" ", "_").replace("-", "_")
 
 
-def _read_csv(path: Path, delimiter: str | None = None) -> Table:
+def _read_csv(path: Path, known: Synonyms, delimiter: str | None = None) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         start = next((line for line in file if line.strip()), "")
         file.seek(0)
@@ -355,7 +369,7 @@ def _read_csv(path: Path, delimiter: str | None = None) -> Table:
         return _raven(path, names, list(zip(numbers, rows, strict=True)))
     if is_kaleidoscope(names):
         return _kaleidoscope(path, names, list(zip(numbers, rows, strict=True)))
-    return _table(path, names, rows, numbers=numbers)
+    return _table(path, names, rows, known, numbers=numbers)
 
 
 _RECORDINGS = 5
@@ -437,24 +451,26 @@ def _kaleidoscope(path: Path, names: list[str], rows: list[tuple[int, dict[str, 
     return Table(path, parts, columns, numbers=tuple(index for index, _ in rows), notes=tuple(notes))
 
 
-def _read_parquet(path: Path) -> Table:
+def _read_parquet(path: Path, known: Synonyms) -> Table:
     import pyarrow as pa
 
     try:
-        read = read_columns(path, known=_is_known, file=lambda name: _plain(name) in SYNONYMS["file"])
+        read = read_columns(
+            path, known=lambda name: _is_known(name, known), file=lambda name: _plain(name) in known["file"]
+        )
     except pa.ArrowException as error:
         raise ManifestError(f"it is no Parquet file ({error})", path=path, advice="Write it again.") from None
-    table = _table(path, read.columns, read.rows)
+    table = _table(path, read.columns, read.rows, known)
     return replace(table, ignored=(*table.ignored, *read.ignored))
 
 
-def _read_json(path: Path) -> Table:
+def _read_json(path: Path, known: Synonyms) -> Table:
     content = _parse(path.read_text(encoding="utf-8-sig"), path)
     if isinstance(content, dict) and isinstance(content.get("data"), list):
         # SSAST's {"data": [{"wav", "labels"}]}, whose labels are mids with commas between them.
-        return _objects(path, content["data"], label_separator=",")
+        return _objects(path, content["data"], known, label_separator=",")
     if isinstance(content, list):
-        return _objects(path, content)
+        return _objects(path, content, known)
     raise ManifestError(
         "it is neither a list of objects nor SSAST's {'data': […]}",
         path=path,
@@ -462,10 +478,10 @@ def _read_json(path: Path) -> Table:
     )
 
 
-def _read_json_lines(path: Path) -> Table:
+def _read_json_lines(path: Path, known: Synonyms) -> Table:
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     numbers = tuple(number for number, line in enumerate(lines, 1) if line.strip())
-    return _objects(path, [_parse(lines[number - 1], path, number) for number in numbers], numbers=numbers)
+    return _objects(path, [_parse(lines[number - 1], path, number) for number in numbers], known, numbers=numbers)
 
 
 def _parse(content: str, path: Path, line: int | None = None) -> Any:
@@ -477,18 +493,30 @@ def _parse(content: str, path: Path, line: int | None = None) -> Any:
         raise ManifestError(f"cannot be read: {error}", path=path) from None
 
 
-def _objects(path: Path, rows: list[Any], **more: Any) -> Table:
+def _objects(path: Path, rows: list[Any], known: Synonyms, **more: Any) -> Table:
     for index, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ManifestError(f"entry {index} is no object", path=path, advice='Example: {"file": "a.wav"}')
+    if any(isinstance(row.get("annotations"), list) for row in rows):
+        rows, more = [event for row in rows for event in _events(row)], {}
     names = dict.fromkeys(name for row in rows for name in row)
-    return _table(path, names, rows, **more)
+    return _table(path, names, rows, known, **more)
 
 
-def _read_lines(path: Path) -> Table:
+def _events(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The annotations of a recording as BEANS lists them (`st`, `ed`, `label`), a row each; one row without any."""
+    events = [event for event in row["annotations"] or () if isinstance(event, dict)]
+    rest = {name: value for name, value in row.items() if name not in ("annotations", "length")}
+    for event in events:
+        yield {**rest, "start": event.get("st"), "end": event.get("ed"), "label": event.get("label")}
+    if not events:
+        yield {**rest, "start": None, "end": None, "label": None}
+
+
+def _read_lines(path: Path, known: Synonyms) -> Table:
     with path.open(encoding="utf-8-sig") as file:
         if file.readline().startswith("Selection\t"):
-            return _read_csv(path, "\t")
+            return _read_csv(path, known, "\t")
     return Table(path, [{"file": line} for line in _lines(path)], ("file",))
 
 
@@ -498,7 +526,7 @@ def _lines(path: Path) -> Iterator[str]:
             yield line.strip()
 
 
-_READERS: dict[str, Callable[[Path], Table]] = {
+_READERS: dict[str, Callable[[Path, Synonyms], Table]] = {
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".parquet": _read_parquet,

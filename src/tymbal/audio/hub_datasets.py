@@ -34,6 +34,7 @@ __all__ = [
     "chosen_files",
     "commit_in",
     "is_hub_dataset",
+    "is_hub_list",
     "keep_header",
     "kept_header",
     "tables_of",
@@ -58,12 +59,14 @@ class HubDataset:
         revision: Branch, tag or commit; None is the branch `main`.
         config: Its configuration, or a folder; None is the default one, or all.
         split: The split that is wanted; None is all.
+        columns: What columns are called there, by Tymbal's names.
     """
 
     name: str
     revision: str | None = None
     config: str | None = None
     split: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, source: str | Path) -> HubDataset:
@@ -86,13 +89,20 @@ class HubDataset:
 
     def list_at(self, commit: str) -> Path:
         """Where the list of its clips lies, at a commit."""
-        parts = "-".join(part.replace("/", "-") for part in (self.config or "all", self.split or "all"))
-        return cache_folder() / "hub-lists" / self.name.replace("/", "--") / commit / f"{parts}.parquet"
+        named = [f"{ours}={theirs}" for ours, theirs in self.columns]
+        parts = (self.config or "all", self.split or "all", *named)
+        name = "-".join(re.sub(r"[^\w.=-]", "-", part) for part in parts)
+        return cache_folder() / "hub-lists" / self.name.replace("/", "--") / commit / f"{name}.parquet"
 
 
 def is_hub_dataset(source: object) -> bool:
     """Whether a source begins as the name of a data set on the Hub; a path joins its slashes."""
     return isinstance(source, str | Path) and _BEGIN.match(str(source).replace("\\", "/")) is not None
+
+
+def is_hub_list(source: object) -> bool:
+    """Whether a path is that of a list of a data set's clips, whose columns have Tymbal's names."""
+    return isinstance(source, str | Path) and _LISTED.fullmatch(str(source)) is not None
 
 
 def commit_in(recorded: str | None, dataset: HubDataset) -> str | None:

@@ -48,6 +48,7 @@ class Clip:
         sample_rate: The file's sample rate in Hz.
         channels: The file's number of channels.
         hash: Hash of the file's bytes: equal hashes are equal files.
+        events: What is heard when, of a recording whose annotations are no clips: begin and end in seconds, and labels.
         id: Name that stays when the whole data set moves: the path relative to the root of its manifest, with
             `#start-end` behind it for a part of a file.
     """
@@ -63,6 +64,12 @@ class Clip:
     channels: int | None = None
     hash: str | None = None
     id: str = ""
+    events: tuple[tuple[float, float, tuple[str, ...]], ...] = ()
+
+    def labels_within(self, start: float, end: float) -> tuple[str, ...]:
+        """The labels of the clip, and of events that overlap a stretch of it, each once; times are in seconds."""
+        heard = (labels for begin, stop, labels in self.events if begin < end and stop > start)
+        return tuple(dict.fromkeys((*self.labels, *(label for labels in heard for label in labels))))
 
     def __post_init__(self) -> None:
         if not self.id:

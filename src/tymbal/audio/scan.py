@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders
+from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, renamed, split_by_folders
 from tymbal.audio.decode import DISAGREEMENT
 from tymbal.audio.failures import ADVICE, Failure, failures_beside, write_failures
 from tymbal.audio.findings import Finding, find, remarked, summarise
@@ -84,7 +84,9 @@ def scan(
         AudioError: Not one file can be used.
     """
     chosen = resolve(ScanSettings, settings, config=config)
-    listing = read_source(source, label_csv=chosen.label_csv, label_separator=chosen.label_separator)
+    listing = read_source(
+        source, label_csv=chosen.label_csv, label_separator=chosen.label_separator, columns=chosen.their_columns
+    )
     if output is not None:
         _check_output(Path(output))
     clips, notes = _described(listing.clips, chosen, labelled=listing.labelled)
@@ -108,6 +110,7 @@ def scan(
 def _described(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool) -> tuple[list[Clip], list[str]]:
     """Clips with labels, groups and the splits of folders, and what was noticed."""
     clips, label_notes = label_clips(clips, settings, labelled=labelled)
+    clips = renamed(clips, settings.new_names)
     clips, group_notes = group_clips(clips, settings)
     return split_by_folders(clips), label_notes + group_notes
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -18,7 +18,15 @@ from typing import TypeVar, cast
 from tymbal.audio.embedded import has_sounds, stamp_of
 from tymbal.audio.failures import Failure
 from tymbal.audio.file_lists import TABLE_SUFFIXES, Table, labels_at, read_label_names, read_table
-from tymbal.audio.hub_datasets import HubDataset, chosen_files, commit_in, is_hub_dataset, tables_of, write_list
+from tymbal.audio.hub_datasets import (
+    HubDataset,
+    chosen_files,
+    commit_in,
+    is_hub_dataset,
+    is_hub_list,
+    tables_of,
+    write_list,
+)
 from tymbal.audio.manifest import SPLITS, Clip, Manifest, place, relative_path
 from tymbal.errors import AudioError, ManifestError
 from tymbal.progress import tell
@@ -64,6 +72,7 @@ def read_source(
     label_csv: str | None = None,
     label_separator: str | None = None,
     keep_repeats: bool = False,
+    columns: Mapping[str, str] | None = None,
 ) -> Listing:
     """Lists the clips of a folder, a list, one sound file, a manifest, or a data set on the Hub.
 
@@ -72,11 +81,14 @@ def read_source(
         label_csv: SSAST's `index,mid,display_name` table; labels that are mids become display names.
         label_separator: What stands between labels in one text of a list. None tells it from the labels.
         keep_repeats: Let entries of a list that stand there already count again, instead of merging their labels.
+        columns: What columns of a list are called, by Tymbal's names, where that differs from what is understood.
 
     Raises:
         ManifestError: There is no such source, it is unreadable, or it lists nothing.
     """
-    source = located(source)
+    source = located(source, columns=columns)
+    if is_hub_list(source):
+        columns = None
     if isinstance(source, Listing):
         listing = source
     elif isinstance(source, Manifest):
@@ -87,11 +99,11 @@ def read_source(
         if not os.path.exists(path):  # noqa: PTH110 - False of what cannot be a path
             raise ManifestError("there is no such folder or list", path=source, advice="Check the path.")
         if path.is_dir():
-            listing = _folder(path, label_separator)
+            listing = _folder(path, label_separator, columns)
         elif path.suffix.lower() in AUDIO_SUFFIXES:
             listing = Listing([_whole_file(str(path), path.parent)], path.parent)
         else:
-            table = read_table(path, label_separator=label_separator)
+            table = read_table(path, label_separator=label_separator, columns=columns)
             manifest = Manifest.of(table, keep_repeats=keep_repeats)
             notes = _notes(table)
             repeats = len(manifest) - len({(clip.file, clip.start, clip.end) for clip in manifest})
@@ -101,19 +113,20 @@ def read_source(
     return listing if label_csv is None else _named(listing, label_csv)
 
 
-def located(source: Source, recorded: str | None = None) -> Source | Path:
+def located(source: Source, recorded: str | None = None, *, columns: Mapping[str, str] | None = None) -> Source | Path:
     """A source as every verb can read it: a data set on the Hub as the list of its clips, any other as it is.
 
     Args:
         source: The source.
         recorded: The source that was recorded when this was begun: of the same data set, its commit stays.
+        columns: What columns are called there, by Tymbal's names.
 
     Raises:
         ManifestError: The Hub has no such data set, or cannot be reached, or it holds no sounds.
     """
     if not is_hub_dataset(source):
         return source
-    dataset = HubDataset.parse(cast(Path, source))
+    dataset = replace(HubDataset.parse(cast(Path, source)), columns=tuple(sorted((columns or {}).items())))
     commit = commit_in(recorded, dataset)
     if commit is not None and dataset.revision in (None, commit) and dataset.list_at(commit).is_file():
         return dataset.list_at(commit)
@@ -121,10 +134,10 @@ def located(source: Source, recorded: str | None = None) -> Source | Path:
     splits = {path: canonical_split(split) for path, split in files}
     tables = [path for path in splits if path.suffix == ".parquet" and has_sounds(path)]
     if tables:
-        listing = listing_of(root, [(read_table(path), splits[path]) for path in tables])
+        listing = listing_of(root, [(read_table(path, columns=columns), splits[path]) for path in tables])
     else:
         sounds = [str(path) for path in splits if path.suffix.lower() in AUDIO_SUFFIXES]
-        lists = [read_table(path) for path in tables_of(files)]
+        lists = [read_table(path, columns=columns) for path in tables_of(files)]
         listing = _audio_folder(root, sounds, lists) if lists else Listing([_whole_file(s, root) for s in sounds], root)
         clips = [clip if clip.split else clip.but(split=splits.get(Path(clip.file))) for clip in listing.clips]
         listing = replace(listing, clips=clips)
@@ -183,13 +196,13 @@ def _whole_file(file: str, root: Path) -> Clip:
     return Clip(file, id=relative_path(file, root))
 
 
-def _folder(root: Path, label_separator: str | None) -> Listing:
+def _folder(root: Path, label_separator: str | None, columns: Mapping[str, str] | None) -> Listing:
     files, failures = sound_files(root)
-    tables, notes = _metadata(root, label_separator)
+    tables, notes = _metadata(root, label_separator, columns)
     if tables:
         return replace(_audio_folder(root, files, tables), failures=failures)
     if not files:
-        embedded = _embedded(root, label_separator)
+        embedded = _embedded(root, label_separator, columns)
         if embedded is not None:
             return replace(embedded, failures=failures, notes=[*notes, *embedded.notes])
         raise ManifestError(
@@ -200,10 +213,11 @@ def _folder(root: Path, label_separator: str | None) -> Listing:
     return Listing([_whole_file(file, root) for file in files], root, notes=notes, failures=failures)
 
 
-def _embedded(root: Path, label_separator: str | None) -> Listing | None:
+def _embedded(root: Path, label_separator: str | None, columns: Mapping[str, str] | None) -> Listing | None:
     """The rows of all tables below a folder that hold sounds; None without one."""
     tables = [path for path in sorted(root.rglob("*.parquet")) if not path.name.startswith(".")]
-    listed = [(path, read_table(path, label_separator=label_separator)) for path in tables if has_sounds(path)]
+    sounds = [path for path in tables if has_sounds(path)]
+    listed = [(path, read_table(path, label_separator=label_separator, columns=columns)) for path in sounds]
     return listing_of(root, [(table, split_of(path, root)) for path, table in listed]) if listed else None
 
 
@@ -226,7 +240,9 @@ def split_of(path: Path, root: Path) -> str | None:
     return next((split for name in names if (split := canonical_split(name)) is not None), None)
 
 
-def _metadata(root: Path, label_separator: str | None) -> tuple[list[Table], list[str]]:
+def _metadata(
+    root: Path, label_separator: str | None, columns: Mapping[str, str] | None
+) -> tuple[list[Table], list[str]]:
     """The metadata tables of a Hugging Face AudioFolder: in the folder itself, or in its split folders."""
     folders = [root, *(entry for entry in sorted(root.iterdir()) if entry.is_dir() and entry.name.lower() in SPLITS)]
     paths = [folder / name for folder in folders for name in _METADATA if (folder / name).is_file()]
@@ -236,7 +252,7 @@ def _metadata(root: Path, label_separator: str | None) -> tuple[list[Table], lis
             # Many data sets have some metadata.csv of their own.
             notes.append(f"{relative_path(str(path), root)} was not read: it has no column file_name")
             continue
-        tables.append(read_table(path, label_separator=label_separator))
+        tables.append(read_table(path, label_separator=label_separator, columns=columns))
     return tables, notes
 
 

@@ -72,8 +72,9 @@ def labelled_clips(
     multilabel: bool | None = None,
     classes: Sequence[str] | None = None,
     every: int = 1,
+    asked: str = "validation",
 ) -> LabelledClips:
-    """Finds the labelled clips of the splits `train` and `validation`.
+    """Finds the labelled clips of the splits `train` and `validation`, or of another one that is asked about.
 
     Args:
         store: The store.
@@ -82,12 +83,13 @@ def labelled_clips(
             sorted.
         every: Take one clip in so many of each class (where a clip has several labels, of its first one), from the
             first of them on: so no class gets lost.
+        asked: The split whose clips are the validation clips.
 
     Raises:
         StoreError: There are no labels, a split is missing or empty, a class occurs only in validation, or clips have
             several labels where they may have one.
     """
-    rows = {split: store.rows(split) for split in ("train", "validation")}
+    rows = {"train": store.rows("train"), "validation": store.rows(asked)}
     truth = {split: store.label_matrix(part) > 0 for split, part in rows.items()}
     counts = {split: part.sum(axis=1) for split, part in truth.items()}
     several = any((count > 1).any() for count in counts.values())

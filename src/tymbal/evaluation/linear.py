@@ -265,9 +265,10 @@ def neighbour_scores(features: Floats, truth: Bools, queries: Floats, *, neighbo
 
 
 def quality(scores: Floats, truth: Bools, *, multilabel: bool) -> dict[str, float]:
-    """Figures of merit of scores [clips, classes]: accuracy for one label, mAP and ROC AUC for several.
+    """Figures of merit of scores [clips, classes]: accuracy for one label, mAP, ROC AUC and T1 accuracy for several.
 
-    A class that no clip has is left out of the means over classes.
+    A class that no clip has is left out of the means over classes. T1 accuracy is BirdSet's: of the clips with labels,
+    the share whose highest score is one of theirs.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -280,11 +281,12 @@ def quality(scores: Floats, truth: Bools, *, multilabel: bool) -> dict[str, floa
         return single_label_figures(confusion)
     present = truth.any(axis=0) & ~truth.all(axis=0)
     if not present.any():
-        return {"mAP": float("nan"), "roc_auc": float("nan")}
+        return dict.fromkeys(("mAP", "roc_auc", "t1_accuracy"), float("nan"))
     known, given = truth[:, present], scores[:, present]
     return {
         "mAP": float(average_precision_score(known, given, average="macro")),
         "roc_auc": float(roc_auc_score(known, given, average="macro")),
+        "t1_accuracy": float(np.take_along_axis(truth, scores.argmax(1)[:, None], 1)[truth.any(1)].mean()),
     }
 
 

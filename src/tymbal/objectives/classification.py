@@ -179,6 +179,7 @@ class ClassificationObjective(nn.Module):
         if self.training:
             return sums
         if self.multilabel:
+            sums["labelled"] = truth.any(dim=1).sum()
             sums["decisions"] = scores.multilabel_counts(logits > 0, truth)
             sums["histogram"] = scores.score_histogram(logits, truth)
         else:
@@ -190,7 +191,8 @@ class ClassificationObjective(nn.Module):
         """Metrics from sums over batches: loss and accuracy, and after an evaluation all others.
 
         Accuracy with several labels a clip is the share of right yes-or-no decisions, which a model that never says yes
-        can have in plenty; so there the mAP leads, and `prevalence`, the mAP of scores that tell nothing. Average
+        can have in plenty; so there the mAP leads, and `prevalence`, the mAP of scores that tell nothing. `t1_accuracy`
+        is BirdSet's T1-Acc: of the clips with labels, the share whose highest score is one of theirs. Average
         precision comes from a histogram of the scores, see `tymbal.objectives.metrics`.
         """
         count = max(float(sums["count"]), 1.0)
@@ -200,6 +202,8 @@ class ClassificationObjective(nn.Module):
         if "decisions" in sums:
             decisions = _array(sums["decisions"])
             figures |= scores.multilabel_figures(decisions) | {"prevalence": scores.prevalence(decisions)}
+        if "labelled" in sums:
+            figures["t1_accuracy"] = float(sums["top1"]) / max(float(sums["labelled"]), 1.0)
         if "histogram" in sums:
             histogram = _array(sums["histogram"])
             figures["mAP"], figures["auc"] = scores.average_precision(histogram), scores.roc_auc(histogram)

@@ -11,7 +11,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, split_by_folders, split_settings
+from tymbal.audio.clip_labels import (
+    as_events,
+    assign_splits,
+    group_clips,
+    label_clips,
+    renamed,
+    split_by_folders,
+    split_settings,
+)
 from tymbal.audio.decode import info
 from tymbal.audio.embedded import open_bytes, size_of
 from tymbal.audio.failures import Failure, check_reachable, printable
@@ -92,9 +100,17 @@ def list_clips(
         clips, notes = _completed(replace(manifest, clips=tuple(clips)), settings)
         notes += _about_rates(settings, [clip.sample_rate for clip in clips if clip.sample_rate])
         return Listed(clips, _file_lengths(manifest), notes=[*notes, *_staying(later)], added=later)
-    listing = read_source(source, label_csv=settings.label_csv, label_separator=settings.label_separator)
+    listing = read_source(
+        source,
+        label_csv=settings.label_csv,
+        label_separator=settings.label_separator,
+        columns=settings.their_columns,
+    )
     clips, later = _as_planned(listing.clips, planned, added, unopened)
     clips, label_notes = label_clips(clips, settings, labelled=listing.labelled)
+    clips = renamed(clips, settings.new_names)
+    if settings.annotations == "events":
+        clips = as_events(clips)
     clips, group_notes = group_clips(clips, settings)
     clips = split_by_folders(clips)
     files = list(dict.fromkeys(clip.file for clip in clips))
@@ -203,8 +219,14 @@ def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSet
     """
     clips: Iterable[Clip] | None = _scanned(source, settings)
     if clips is None:
-        listing = read_source(source, label_csv=settings.label_csv, label_separator=settings.label_separator)
-        clips = split_by_folders(label_clips(listing.clips, settings, labelled=listing.labelled)[0])
+        listing = read_source(
+            source,
+            label_csv=settings.label_csv,
+            label_separator=settings.label_separator,
+            columns=settings.their_columns,
+        )
+        named = renamed(label_clips(listing.clips, settings, labelled=listing.labelled)[0], settings.new_names)
+        clips = split_by_folders(named)
     labels: dict[str | None, set[str]] = {}
     for clip in clips:
         labels.setdefault(clip.split, set()).update(clip.labels)
@@ -212,7 +234,7 @@ def given_labels(source: str | os.PathLike[str] | Manifest, settings: PrepareSet
 
 
 def _scanned(source: str | os.PathLike[str] | Manifest | Listing, settings: PrepareSettings) -> Manifest | None:
-    if isinstance(source, Listing):
+    if isinstance(source, Listing) or settings.annotations == "events":
         return None
     if isinstance(source, Manifest):
         manifest = source
@@ -226,6 +248,7 @@ def _scanned(source: str | os.PathLike[str] | Manifest | Listing, settings: Prep
 def _completed(manifest: Manifest, settings: PrepareSettings) -> tuple[list[Clip], list[str]]:
     """The clips of a scanned manifest, with what settings say where its columns are empty, and remarks."""
     clips = read_source(manifest, label_csv=settings.label_csv, label_separator=settings.label_separator).clips
+    clips = renamed(clips, settings.new_names)
     notes: list[str] = []
     if settings.label_pattern is not None or settings.labels in ("folder", "none"):
         clips, notes = label_clips(clips, settings, labelled=True)

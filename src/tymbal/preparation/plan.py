@@ -169,7 +169,7 @@ def _windows(
             start=begin,
             end=clip.end if stop >= end - _ROUNDING else stop,
             whole=whole,
-            labels=clip.labels,
+            labels=clip.labels_within(begin, reached) if clip.events else clip.labels,
             group=clip.group,
             split=clip.split,
         )

@@ -237,7 +237,8 @@ def read_failures(store: Path) -> list[Failure]:
 
 def _relevant(settings: PrepareSettings) -> dict[str, Any]:
     given = deciding(settings)
-    for name, usual in (("every", 1), ("label_separator", None)):
+    before: dict[str, Any] = {"every": 1, "label_separator": None, "columns": [], "rename": [], "annotations": "clips"}
+    for name, usual in before.items():
         if given[name] == usual:
             del given[name]  # stores of before know no such setting
     if not settings.views:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from tymbal.errors import SettingsError
+from tymbal.inference.atlas import laid_out
 from tymbal.pages.charts import COLOURS, Point, scatter
 from tymbal.pages.page import NotShownError, card, cards, details
 from tymbal.pages.pictures import limits, spectrogram
@@ -23,7 +22,6 @@ from tymbal.store.base import SpectrogramSource
 __all__ = ["Clips", "choose_rows", "clip_name", "embedding_map"]
 
 _FEWEST = 8
-_PRINCIPAL = 50
 _OTHER = "other labels"
 _NAMES = {"tsne": "t-SNE", "umap": "UMAP", "pca": "the two principal components"}
 
@@ -113,7 +111,7 @@ def embedding_map(
     if len(rows) < _FEWEST:
         raise NotShownError(f"{len(rows)} clips are too few for a map")
     with threadpool_limits(1):  # more threads wait for each other, on a busy machine for a minute
-        planes = {what: _plane(values, method=settings.map, seed=settings.seed) for what, values in vectors.items()}
+        planes = {what: laid_out(values, method=settings.map, seed=settings.seed) for what, values in vectors.items()}
     labels = [(clips.labels(row) or [""])[0] for row in rows.tolist()]
     counted = Counter(label for label in labels if label)
     # In the order of the alphabet, so that maps of the same clips have the same colours.
@@ -161,32 +159,6 @@ def _same_label(vectors: NDArray[np.floating], labels: Sequence[str]) -> float |
     np.fill_diagonal(likeness, -np.inf)
     names = np.array(labels)[known]
     return float(np.mean(names == names[likeness.argmax(axis=1)]))
-
-
-def _plane(vectors: NDArray[np.floating], *, method: str, seed: int) -> NDArray[np.float64]:
-    """Places [rows, 2]; neighbours of the first principal components stay neighbours."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    centred = np.asarray(vectors, np.float64)
-    centred = (centred - centred.mean(axis=0)) / np.maximum(centred.std(axis=0), 1e-9)
-    count = min(_PRINCIPAL, *centred.shape)
-    if not centred.any():
-        return np.zeros((len(centred), 2))
-    principal = PCA(count, random_state=seed).fit_transform(centred)
-    if method == "pca" or count < 3:
-        flat: NDArray[np.float64] = np.pad(principal, ((0, 0), (0, 1)))[:, :2]
-        return flat
-    if method == "umap":
-        if importlib.util.find_spec("umap") is None:
-            raise SettingsError("umap is not installed", advice="pip install 'tymbal[umap]', or --map tsne.")
-        import umap
-
-        laid: NDArray[np.float64] = umap.UMAP(random_state=seed, n_jobs=1).fit_transform(principal)
-        return laid
-    perplexity = min(30.0, (len(principal) - 1) / 3)
-    places: NDArray[np.float64] = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(principal)
-    return places
 
 
 def _players(clips: Clips, rows: NDArray[np.int64], labels: list[str], *, most: int) -> dict[int, tuple[str, str]]:

@@ -56,6 +56,7 @@ _TITLES = {
     "mAP": "mean average precision",
     "prevalence": "prevalence, the mAP of scores that tell nothing",
     "auc": "area under the ROC curve",
+    "t1_accuracy": "clips with labels whose highest score is one of theirs",
     "fit": "share of the teacher's variance that is met",
     "teacher_cosine": "cosine of the student's vectors and the teacher's",
     "rank": "effective rank of embeddings",

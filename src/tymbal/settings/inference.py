@@ -41,6 +41,10 @@ class ProbeSettings(PtSettings):
             two side by side; `mix` that, and a weighted sum of all layers, each standardised, whose weights are learned
             inside the training clips.
         skip_padding: Pool over the patches that hold sound, not over those behind the end of a short clip.
+        asked: The split whose clips are asked about: `validation`, or `test`, as benchmarks have one. Strengths and
+            descriptions are chosen inside the clips to learn from either way.
+        multilabel: Whether a clip may have several labels, or none, which then tells that nothing of them is heard.
+            `None` tells by whether any clip has several.
         neighbours: Neighbours that vote.
         shots: Also learn from so few clips of each class: `1 5 10 50`.
         draws: How often such few clips are drawn anew.
@@ -65,6 +69,8 @@ class ProbeSettings(PtSettings):
     )
     layer: str | None = setting(None, aliases=("layers",), first=True, example="6")
     skip_padding: bool = True
+    asked: Literal["validation", "test"] = "validation"
+    multilabel: bool | None = setting(None, example="true")
     neighbours: int = setting(10, first=True)
     shots: tuple[int, ...] = setting((), first=True, example="1 5 10 50")
     draws: int = setting(5, first=True)
@@ -175,7 +181,8 @@ class EmbedSettings:
         window: Length of a window in seconds. `None` is the length that the model was trained on, by second the whole
             seconds of it. A store has its own.
         hop: Seconds from one window to the next. `None` is the window: no overlap.
-        format: `parquet`, `csv`, or `npy` with the rows in a CSV beside it. `None` tells by the ending of the output.
+        format: `parquet`, `csv`, `npy` with the rows in a CSV beside it, or `embedding-atlas`: Parquet with a place on
+            a plane and the sound of each row, which embedding-atlas shows. `None` tells by the ending of the output.
         batch_size: Windows a batch.
         precision: As in training.
         device: As in training.
@@ -189,7 +196,7 @@ class EmbedSettings:
     skip_padding: bool = True
     window: float | None = setting(None, example="5")
     hop: float | None = setting(None, example="2.5")
-    format: str | None = setting(None, resumable=True, choices=("parquet", "csv", "npy"))
+    format: str | None = setting(None, resumable=True, choices=("parquet", "csv", "npy", "embedding-atlas"))
     batch_size: int = setting(32, resumable=True)
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", resumable=True)
     device: str = setting("auto", resumable=True)

@@ -30,6 +30,9 @@ class ScanSettings:
         label_separator: What stands between several labels in one cell of a list. `None` is `;`, or `|` or `,` where
             the labels show that it stands between them, which is said; lists in Parquet and JSON need none.
         label_csv: SSAST's `index,mid,display_name` table, for JSON lists whose labels are mids.
+        columns: What columns of a list or data set are called, where that is not understood: `label=ebird_code
+            group=filepath`. On the left stand file, start, end, label, group and split.
+        rename: Labels under other names: `amecro=crow noise=`; those without a new name are dropped.
         group_pattern: Regular expression on the path; its first group names what must stay on one side of a split
             (a recording, a site, a speaker), for clips whose column is empty.
         split: How clips are split into train and validation. `auto` keeps a validation split that the manifest or
@@ -52,6 +55,8 @@ class ScanSettings:
     label_pattern: str | None = setting(None, first=True, example="^([0-9])_")
     label_separator: str | None = setting(None, example="|")
     label_csv: str | None = setting(None, path=True, example="class_labels_indices.csv")
+    columns: tuple[str, ...] = setting((), example="label=ebird_code")
+    rename: tuple[str, ...] = setting((), example="amecro=crow")
     group_pattern: str | None = setting(None, first=True, example="site_([a-z]+)")
     split: Literal["auto", "clips", "groups", "keep", "none", "sklearn"] = setting("auto", first=True)
     validation_pattern: str | None = setting(None, example="/site_b/")
@@ -65,9 +70,25 @@ class ScanSettings:
     def __post_init__(self) -> None:
         check(0 <= self.validation < 1, "validation", self.validation, "a fraction from 0 to below 1")
         check(self.workers is None or self.workers >= 1, "workers", self.workers, "1 or more")
+        for item in self.columns:
+            ours, _, theirs = item.partition("=")
+            known = ("file", "start", "end", "label", "group", "split")
+            check(ours in known and bool(theirs), "columns", item, f"one of {', '.join(known)} and a name, label=code")
+        for item in self.rename:
+            check("=" in item[1:], "rename", item, "a label and its new name, as in amecro=crow")
         for name in ("label_pattern", "group_pattern", "validation_pattern"):
             if getattr(self, name) is not None:
                 check_pattern(name, getattr(self, name), groups=name != "validation_pattern")
+
+    @property
+    def their_columns(self) -> dict[str, str]:
+        """What columns of a list are called, by Tymbal's names."""
+        return {ours: theirs for ours, _, theirs in (item.partition("=") for item in self.columns)}
+
+    @property
+    def new_names(self) -> dict[str, str]:
+        """New names of labels by their old ones; empty for those that are dropped."""
+        return {old: new for old, _, new in (item.partition("=") for item in self.rename)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +224,8 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
         longer: What happens to a file longer than the window: cut into `windows`, or cropped to one.
         frames: Frames of a spectrogram. `None` is the window's frames rounded up to a multiple of 16, so that patches
             fit; real sound fills the difference if the recording has more, else silence. Views are not rounded up.
+        annotations: What rows of a list with times are: `clips`; or `events` in recordings, which are cut into windows
+            from beginning to end, each with the labels of the events that it overlaps, or none.
         min_fill: A last window is kept if at least this fraction of it is sound (a file's only window always is).
         every: Prepare one clip in so many of every split (with labels, of every class), to try something out.
         shard_mib: Size of a shard file in MiB.
@@ -218,6 +241,7 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     hop: float | None = setting(None, first=True, example="2.5")
     longer: Literal["windows", "crop-start", "crop-centre"] = setting("windows", first=True)
     frames: int | None = setting(None, example="512")
+    annotations: Literal["clips", "events"] = "clips"
     min_fill: float = 0.5
     every: int = setting(1, first=True)
     shard_mib: int = 64

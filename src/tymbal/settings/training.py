@@ -94,7 +94,8 @@ class TrainingSettings:
             and the head alone are then trained, which takes less memory and changes less, and are merged into the
             weights that are saved. Needs the extra `peft`. 0 trains the weights themselves.
         log_every: Steps between logged figures.
-        report_to: Trackers by name: tensorboard, wandb, mlflow. The last two go where their environment variables say.
+        report_to: Trackers by name: tensorboard, wandb, mlflow, trackio. All but the first go where their environment
+            variables say, Trackio without any into its folder on this machine.
         workers: Processes that load batches. 0 gathers whole batches in this process, the fastest for packed stores.
     """
 
@@ -445,6 +446,8 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         dropout: Dropout before the head's linear layer.
         min_steps: Steps to train for at least, where the epochs come to fewer; it is then evaluated ten times at most.
         eval_start: Evaluate before the first step, too, and save that model where none is better.
+        score_test: Score the clips of the split `test` by the saved model at the end, into `test.json`, as benchmarks
+            ask for: the model was chosen by the validation clips.
     """
 
     group = "classifier"
@@ -500,6 +503,7 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     dropout: float = 0.0
     min_steps: int = setting(0, before=0, group="training")
     eval_start: bool = setting(False, before=False, group="evaluation")
+    score_test: bool = setting(False, before=False, resumable=True, group="evaluation")
 
     def __post_init__(self) -> None:
         TrainingSettings.__post_init__(self)

@@ -3,18 +3,22 @@
     tensorboard    files in the run folder
     wandb          where `WANDB_…` in the environment says
     mlflow         where `MLFLOW_TRACKING_URI` says, in the experiment `MLFLOW_EXPERIMENT_NAME`
+    trackio        on this machine, or where `TRACKIO_SPACE_ID` or `TRACKIO_SERVER_URL` says; project `TRACKIO_PROJECT`
 
-What is missing or cannot be reached is an error before anything is computed. A resumed run goes on in the MLflow or W&B
-run that it began, whose number the run folder keeps (`mlflow.json`, `wandb.json`).
+What is missing or cannot be reached is an error before anything is computed. A resumed run goes on in the MLflow, W&B
+or Trackio run that it began, whose number or name the run folder keeps (`mlflow.json`, `wandb.json`, `trackio.json`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
+import secrets
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -30,9 +34,10 @@ from tymbal.training.run_folder import RunFolder
 
 __all__ = ["check_trackers", "trackers"]
 
-_TRACKERS = ("tensorboard", "wandb", "mlflow")
+_TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _MLFLOW_RUN = "mlflow.json"
 _WANDB_RUN = "wandb.json"
+_TRACKIO_RUN = "trackio.json"
 _AT_ONCE = 100  # parameters that MLflow takes in a call
 _LONGEST = 500  # letters of a parameter's value, in older versions of MLflow
 
@@ -76,6 +81,8 @@ def trackers(settings: TrainingSettings, folder: RunFolder, *, purge: int | None
         chosen.append(_WandB(settings, folder))
     if "mlflow" in settings.report_to:
         chosen.append(_MLflow(settings, folder))
+    if "trackio" in settings.report_to:
+        chosen.append(_Trackio(settings, folder))
     return chosen
 
 
@@ -106,10 +113,7 @@ class _MLflow(TrainerCallback):
         from mlflow.exceptions import MlflowException
 
         now = int(time.time() * 1000)
-        values = {name: float(value) for name, value in kwargs["logs"].items() if isinstance(value, int | float)}
-        metrics = [
-            Metric(name, value, now, state.global_step) for name, value in values.items() if math.isfinite(value)
-        ]
+        metrics = [Metric(name, value, now, state.global_step) for name, value in _finite(kwargs["logs"]).items()]
         try:
             self._client.log_batch(self._run, metrics=metrics)
         except MlflowException as error:
@@ -145,6 +149,66 @@ class _MLflow(TrainerCallback):
             self._client.log_batch(run, params=parameters[start : start + _AT_ONCE])
         write_json(self._record, {"run_id": run})
         return str(run)
+
+
+class _Trackio(TrainerCallback):
+    """Logs to Trackio: settings as the run's configuration, figures by step, in one run for all sessions.
+
+    Not that of Hugging Face, which begins another run in every session and logs the machine's load, too.
+    """
+
+    def __init__(self, settings: TrainingSettings, folder: RunFolder) -> None:
+        self._settings = config.to_mapping(settings)
+        self._name = folder.path.resolve().name
+        self._record = folder.path / _TRACKIO_RUN
+        self._run: Any = None
+
+    @override
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        import trackio
+
+        known = self._recorded()
+        # Runs are known by their names: those of two folders that are called alike must not flow together.
+        name = known or f"{self._name}-{secrets.token_hex(3)}"
+        with contextlib.redirect_stdout(sys.stderr):  # it greets
+            self._run = trackio.init(
+                project=os.environ.get("TRACKIO_PROJECT", "tymbal"),
+                name=name,
+                config={key: str(value) if isinstance(value, list) else value for key, value in self._settings.items()},
+                resume="never" if known is None else "allow",
+                embed=False,
+                auto_log_gpu=False,
+                auto_log_cpu=False,
+            )
+        write_json(self._record, {"run": name})
+
+    @override
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._run.log(_finite(kwargs["logs"]), step=state.global_step)
+
+    @override
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        import trackio
+
+        with contextlib.redirect_stdout(sys.stderr):
+            trackio.finish()
+
+    def _recorded(self) -> str | None:
+        """The name of the run that an earlier session began."""
+        try:
+            return str(read_json(self._record)["run"])
+        except (OSError, TypeError, ValueError, KeyError):
+            return None
+
+
+def _finite(logs: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a log that are numbers and finite."""
+    values = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 class _WandB(WandbCallback):
