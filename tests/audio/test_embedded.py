@@ -87,7 +87,7 @@ def test_table__several_labels_and_parts_of_one_sound(tmp_path: Path) -> None:
     np.testing.assert_allclose(waveform, tone("low", seconds=2)[RATE // 2 : RATE], atol=1e-4)
 
 
-def test_folder__of_tables_goes_the_whole_way(tmp_path: Path) -> None:
+def test_folder__of_tables_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = dataset(tmp_path / "birds")
     listing = read_source(folder)
     assert [clip.split for clip in listing.clips] == ["test"] * 4 + ["train"] * 8
@@ -116,6 +116,9 @@ def test_folder__of_tables_goes_the_whole_way(tmp_path: Path) -> None:
     model = small_model(tmp_path / "model", labels=("owl", "wren"), pooling="mean")
     table = folder / "data" / "test-00000-of-00001.parquet"
     assert len(find_recordings(table)[0]) == 4
+    monkeypatch.chdir(tmp_path)
+    (first, *_), _ = find_recordings(table.relative_to(tmp_path))  # as a user names it
+    assert first.path == Path(f"{table}#0/8.wav")
     assert tymbal.predict(model, table, tmp_path / "scores.csv", device="cpu").files == 4
 
 

@@ -6,6 +6,7 @@ others it is checked that what they name is there.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ import pytest
 import soundfile
 
 import tymbal
+from embedded_sounds import NAMES, encoded, sound_table
 from tones import PITCHES, RATE, tone
 from tymbal.cli import VERBS, main
 from tymbal.cli_words import parse, setting_flags
@@ -28,8 +30,10 @@ from tymbal.objectives import registry
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.parent.name != "zh-TW")]
 SERVES_OR_SENDS = {"demo", "explore", "label", "push", "ssast"}
-ELSEWHERE = re.compile(r"^([A-Z][A-Z_]{2,}|MIT/.*|hf://.*|s3://.*|https?://.*|/project/.*|/content/.*|teacher/.*)$")
-OTHERS = re.compile(r"pip|uvx|python|\.|cp|cd|unzip|rsync|make|sbatch|torchrun|docker|cat|export")
+ELSEWHERE = re.compile(
+    r"^([A-Z][A-Z_]{2,}|MIT/.*|hf://.*|s3://.*|https?://.*|/project/.*|/content/.*|teacher/.*|trackio)$"
+)
+OTHERS = re.compile(r"pip|uvx|python|\.|cp|cd|hf|trackio|unzip|rsync|make|sbatch|torchrun|docker|cat|export")
 LEFT_OUT = {"max_minutes", "epochs", "size", "every"}
 LIST = ("spectrograms", "train.json", "labels.csv")
 MADE = ("store", "run", "classifier", "night.csv", "nights.parquet", "embeddings.parquet", *LIST)
@@ -66,6 +70,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(folder / "cicada" / f"{number}.wav", ["high", "low"], seed=number)
         for label in labels:
             write(folder / "labelled" / label / f"site_{'abcd'[number]}{number}.wav", [label] * 15, seed=number)
+    data_sets(folder)
     write(folder / "night.flac", minute, seed=9)
     write(folder / "clip.wav", ["low"] * 15, seed=9, rate=16_000)
     shutil.copytree(folder / "recordings", folder / "sound")
@@ -81,6 +86,21 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train.json", "labels.csv"):
         shutil.copy(folder / "list" / name, folder / name)
     return folder
+
+
+def data_sets(folder: Path) -> None:
+    """Sounds in Parquet tables, BirdSet's columns among them, and lists with columns and events of their own."""
+    sounds = [encoded(NAMES[number % 3], seed=number, seconds=5) for number in range(12)]
+    for place, column in (("birds/data", "label"), ("birdset/HSN", "ebird_code_multilabel")):
+        for split, part in (("train", slice(0, 9)), ("test_5s", slice(9, 12))):
+            labels = [number % 3 if column == "label" else [number % 3] for number in range(12)][part]
+            name = f"{split.removesuffix('_5s') if column == 'label' else split}-00000-of-00001.parquet"
+            sound_table(folder / place / name, sounds[part], labels=labels, label_column=column)
+    rows = [f"labelled/{label}/site_{site}.wav,{label},{site[0]}" for label in PITCHES for site in ("a0", "b1", "c2")]
+    (folder / "list.csv").write_text("\n".join(["path,ebird_code,site", *rows]) + "\n")
+    events = [{"st": 1.0, "ed": 2.5, "label": "low"}]
+    lines = [{"path": f"recordings/site_{site}.wav", "annotations": events} for site in ("a0", "b1")]
+    (folder / "events.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write(path: Path, labels: list[str], seed: int, rate: int = RATE) -> None:
@@ -170,6 +190,8 @@ def test_page__does_what_it_says(page: Path, place: Path, sound: Path) -> None:
     for language, text in blocks(page):
         if language == "python":
             exec(compile(text, str(page), "exec"), {"__name__": "page"})
+            if named := re.match(r"# (\w+\.py)\n", text):  # a module that commands name
+                (place / named[1]).write_text(text, encoding="utf-8")
             continue
         for words in commands(text):
             if words == ["pip", "install", "./examples/plugin"]:

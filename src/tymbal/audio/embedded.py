@@ -106,7 +106,7 @@ def read_columns(path: Path, *, known: Callable[[str], bool], file: Callable[[st
             row[name] = _class_of(row[name], named)
         if sounds in row:
             inside = (row.pop(sounds) or {}).get("path")
-            row[sounds if outside else "file"] = inside if outside else row_path(path, number, inside)
+            row[sounds if outside else "file"] = inside if outside else row_path(path.absolute(), number, inside)
     ignored = tuple(name for name in schema.names if name not in columns and (outside or name != sounds))
     return Columns(tuple(columns if sounds is None or outside else [*columns, "file"]), ignored, rows)
 
