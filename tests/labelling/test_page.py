@@ -284,6 +284,64 @@ def answer(browser: LiveBrowser, count: int) -> None:
 
 
 @needs_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_page__labels_boxes_and_the_blind_check(tmp_path: Path, width: int, dark: bool) -> None:
+    with served(tmp_path) as client, LiveBrowser(tmp_path) as browser:
+        browser.open(f"http://127.0.0.1:{client.port}/", width=width, height=800, dark=dark)
+        browser.wait(READY)
+        assert browser.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        for name in ("low", "frog; toad"):  # by name, as there is none yet
+            browser.wait(READY)
+            browser.press("+")
+            browser.wait("document.querySelector('#naming').open")
+            browser.evaluate(f"document.querySelector('#name').value = {name!r}")
+            browser.evaluate("document.querySelector('#naming button').click()")
+            browser.wait("!document.querySelector('#naming').open")
+        browser.wait("state.labels.length === 2 && state.answered === 2 && !queue.length")
+        first = browser.evaluate("clips().map((one) => one.row)")
+        browser.press("ArrowLeft")
+        browser.press("ArrowLeft")
+        browser.evaluate("give('frog; toad', true)")  # as shift and 2 do
+        browser.wait("!queue.length")
+        assert [row["label"] for row in table(tmp_path)] == ["frog; toad", "low", "frog; toad"]
+        _drag(browser, "#grid [aria-current] .area", (0.25, 0.02), (0.75, 0.5))
+        browser.wait("!queue.length && !!clip().box")
+        start = first[0] % 12 * WINDOW
+        drawn = table(tmp_path)[1:]
+        for row in drawn:
+            assert float(row["start"]) == pytest.approx(start + WINDOW / 4, abs=0.02)
+            assert float(row["end"]) == pytest.approx(start + 3 * WINDOW / 4, abs=0.02)
+            assert float(row["high"]) == pytest.approx(1100, rel=0.15)  # the middle of the mel scale up to 4 kHz
+        browser.press("Delete")
+        browser.wait("!queue.length && !clip().box")
+        assert table(tmp_path)[1]["high"] == ""
+        browser.press("c")
+        browser.wait(f"{READY} && wish.check")
+        assert browser.evaluate("document.querySelector('#yes').hidden && !document.querySelector('.score, .reason')")
+        browser.press("n")
+        browser.wait("state.answered === 3 && !queue.length")
+        assert table(tmp_path)[-1]["round"] == "check"
+        browser.press("Enter")
+        browser.wait("document.querySelector('#large').open && !!document.querySelector('#large .area img')")
+        browser.press("u")
+        browser.wait("state.answered === 4 && !queue.length")
+        browser.press("Escape")
+        assert not browser.evaluate("document.querySelector('#large').open")
+        browser.press("Backspace")
+        browser.wait("state.answered === 3 && !queue.length")
+        browser.picture(tmp_path / "page.png")
+        assert browser.troubles == []
+
+
+def _drag(browser: LiveBrowser, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drags the mouse over an element, from and to shares of its width and of its height from below."""
+    frame = browser.evaluate(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
+    for kind, (across, up) in (("mousePressed", start), ("mouseMoved", end), ("mouseReleased", end)):
+        at = {"x": frame["left"] + across * frame["width"], "y": frame["bottom"] - up * frame["height"]}
+        browser.call("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **at)
+
+
+@needs_browser
 def test_page__sixty_answers_by_keyboard_outlive_the_server(tmp_path: Path) -> None:
     small_model(tmp_path / "model", pooling="rows")
     evening(tmp_path / "recordings")
