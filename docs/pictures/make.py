@@ -6,8 +6,10 @@ The report and the explorer are photographed by Chromium, where there is one; th
 from __future__ import annotations
 
 import argparse
+import base64
 import csv
 import importlib.util
+import os
 import shutil
 import socket
 import subprocess
@@ -19,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -35,6 +38,9 @@ from tymbal.reporting.run_part import built_objective
 from tymbal.settings import FeatureSettings
 from tymbal.store.packed.packed_store import Store
 
+if TYPE_CHECKING:
+    from live_browser import LiveBrowser
+
 HERE = Path(__file__).parent
 SPECIES = "aedes_aegypti_female"
 DEVICE = "recorder"
@@ -47,7 +53,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("demo", nargs="?", default="demo", type=Path, help="folder of a finished `tymbal demo`")
     parser.add_argument("--output", default=HERE / "tymbal.png", type=Path)
+    parser.add_argument(
+        "--label", type=Path, help="draw the page to label alone, of the run, recordings and events.csv"
+    )
     arguments = parser.parse_args()
+    if arguments.label:
+        label(arguments.label.resolve(), arguments.output.resolve().with_name("label.png"))
+        return
     plt.rcParams.update({"font.size": 9, "axes.titlesize": 10, "axes.titlelocation": "left"})
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     figure = plt.figure(figsize=(10, 5.6), layout="constrained")
@@ -116,12 +128,7 @@ def take_explorer(url: str, recording: Path, output: Path, *, at: float) -> None
     """Drops a recording on the page, chooses a window at a share of its length, and takes a picture."""
     from live_browser import LiveBrowser  # noqa: PLC0415
 
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(url).close()  # noqa: S310 - our own page
-            break
-        except urllib.error.URLError:
-            time.sleep(0.5)
+    wait_for(url)
     with tempfile.TemporaryDirectory() as folder, LiveBrowser(Path(folder)) as browser:
         browser.open(url, width=1100)
         browser.drop("#sound input[type=file]", recording)
@@ -132,6 +139,103 @@ def take_explorer(url: str, recording: Path, output: Path, *, at: float) -> None
         browser.evaluate("document.activeElement.blur()")
         time.sleep(1)  # until all that fades has faded
         browser.picture(output)
+
+
+def label(folder: Path, output: Path) -> None:
+    """The page of `tymbal label` after 150 right answers and 60 of the blind check, and one of its clips, large."""
+    sys.path.append(str(HERE.parents[1] / "tests"))
+    with (folder / "events.csv").open(newline="", encoding="utf-8") as file:
+        events = [(row["file"], float(row["start"]), float(row["end"]), row["label"]) for row in csv.DictReader(file)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ended, names = threading.Event(), tuple(dict.fromkeys(event[3] for event in events))
+    settings = {"labels": names, "browser": False, "port": port, "until": ended, "device": "cpu"}
+    os.chdir(folder)  # the page says its paths
+    places = ("run", "recordings", "labels")
+    server = threading.Thread(target=tymbal.label, args=places, kwargs=settings)
+    server.start()
+    try:
+        take_labelling(f"http://127.0.0.1:{port}/", events, output)
+    finally:
+        ended.set()
+        server.join()
+    for picture in (output, output.with_name("label_box.png")):
+        drawn = Image.open(picture).convert("RGB")
+        drawn.thumbnail((1000, 1000))
+        drawn.quantize(128, kmeans=2).save(picture, optimize=True)
+        print(picture)
+
+
+def take_labelling(url: str, events: list[tuple[str, float, float, str]], output: Path) -> None:
+    """Answers as the events are, and takes pictures."""
+    from live_browser import LiveBrowser  # noqa: PLC0415
+
+    wait_for(url)
+    busy = "document.body.classList.contains('busy')"
+    ready = f"typeof clip === 'function' && !!clip() && !clip().answer && !{busy}"
+    with tempfile.TemporaryDirectory() as folder, LiveBrowser(Path(folder)) as browser:
+        browser.open(url, width=1280, height=800)
+
+        def answer(count: int) -> None:
+            for _ in range(count):
+                browser.wait(ready)
+                name, start, end = browser.evaluate("[clip().name, clip().start, clip().end]")
+                heard = {
+                    label
+                    for file, first, last, label in events
+                    if file == name and min(last, end) - max(first, start) > 0.3 * min(last - first, end - start)
+                }
+                browser.evaluate(f"{sorted(heard)}.length ? answer('labels', {sorted(heard)}) : answer('nothing', [])")
+
+        for count, after in ((150, "c"), (60, "c"), (5, "")):
+            answer(count)
+            if after:
+                browser.press(after)
+        time.sleep(5)
+        view(browser, output)
+        choose_call(browser, [event for event in events if event[3] == "rooster"])
+        browser.press("Enter")
+        browser.wait("!!document.querySelector('#large .area img')?.complete")
+        browser.press("b")
+        time.sleep(1)
+        frame = browser.evaluate("document.querySelector('#large').getBoundingClientRect().toJSON()")
+        view(
+            browser,
+            output.with_name("label_box.png"),
+            tuple(frame[side] for side in ("left", "top", "right", "bottom")),
+        )
+
+
+def choose_call(browser: LiveBrowser, events: list[tuple[str, float, float, str]]) -> None:
+    """Goes back to a clip with a whole call, in which the model hears it."""
+    browser.evaluate("wish.label = 'rooster'")
+    shown = "pages.flatMap((each, p) => each.clips.map((one, n) => [p, n, one.name, one.start, one.end]))"
+    for place, number, name, start, end in browser.evaluate(shown):
+        for file, first, last, _ in events:
+            if file == name and start + 0.2 < first < last < end - 0.2:
+                browser.evaluate(f"pages[{place}].check = false; page = {place}; draw()")
+                browser.evaluate(f"clips()[{number}].proposal = undefined; choose({number})")
+                browser.wait("clip().proposal !== undefined")
+                box = browser.evaluate("clip().proposal")
+                if box and box["low"] and first < (box["start"] + box["end"]) / 2 < last:
+                    return
+
+
+def view(browser: LiveBrowser, output: Path, box: tuple[float, ...] | None = None) -> None:
+    """What is seen of a page, or a part of it."""
+    output.write_bytes(base64.b64decode(browser.call("Page.captureScreenshot", format="png")["data"]))
+    if box is not None:
+        Image.open(output).crop(tuple(map(round, box))).save(output)
+
+
+def wait_for(url: str) -> None:
+    """Waits until a page is served."""
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(url).close()  # noqa: S310 - our own page
+            break
+        except urllib.error.URLError:
+            time.sleep(0.5)
 
 
 def draw_clip(figure: mpl.figure.SubFigure, demo: Path) -> None:

@@ -25,6 +25,7 @@ from tones import PITCHES, RATE, tone
 from tymbal.cli import VERBS, main
 from tymbal.cli_words import parse, setting_flags
 from tymbal.config import settings_of
+from tymbal.labelling.table import Row, write_table
 from tymbal.objectives import registry
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,13 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "clip.wav", ["low"] * 15, seed=9, rate=16_000)
     shutil.copytree(folder / "recordings", folder / "sound")
     shutil.copytree(folder / "recordings", folder / "new")
+    answers = [
+        Row(str(file), 0.335 * place, 0.335 * (place + 1), label=label, who="anna", when=str(place), round="1")
+        for file in sorted((folder / "recordings").iterdir())
+        for place, label in enumerate(minute)
+    ]
+    (folder / "labels").mkdir()
+    write_table(folder / "labels" / "labels.csv", answers)
     tymbal.prepare(folder / "labelled", folder / "store")
     tymbal.pretrain(folder / "store", folder / "run", snapshots=0, **SMALL, **SHAPE)
     tymbal.finetune(folder / "labelled", folder / "classifier", from_=folder / "run", **SMALL)

@@ -280,7 +280,7 @@ class LabelSettings:
     format: Literal["raven", "audacity"] | None = setting(None, first=True)
     clips: int = setting(12, group="page")
     host: str = setting("127.0.0.1", group="page")
-    port: int | None = setting(None, group="page")
+    port: int | None = setting(None, group="page", example="7861")
     browser: bool = setting(True, group="page")
     upload_gb: float = setting(1.0, group="page")
     window: float | None = setting(None, group="windows", example="5")
