@@ -2,6 +2,7 @@
 
     python benchmarks/loading.py
     python benchmarks/loading.py --frames 112 --rows 20000      # one-second clips
+    python benchmarks/loading.py --remote --rows 2000           # from an S3 server of this machine (moto)
 
 All sides give the same random spectrograms in random order and batches of 64. They are timed in turns, in one process,
 so that what disturbs one disturbs all; the ratio is the median over the rounds.
@@ -10,21 +11,34 @@ so that what disturbs one disturbs all; the ratio is the median over the rounds.
   is in use must not be overwritten, so it takes two buffers in turn; the figures for one buffer, which stays in the
   processor's cache, and for fresh memory each time stand beside it;
 - packed store: `tymbal`'s store and training sampler under a plain `torch.utils.data.DataLoader`, in this process;
+- the store alone: `Store.gather`, batch by batch, without torch's DataLoader;
+- a tensor in memory that holds everything, indexed by a DataLoader; and Hugging Face `datasets`, where it is installed;
 - `.pt` files, one a spectrogram, `torch.load(weights_only=True)` under a DataLoader with 0 and 2 workers.
+
+A store whose rows fit into a sixteenth of the memory keeps them after their second reading; `--no-memory` measures it
+without.
 
 Then the same from a cold page cache: the files' own pages are dropped before each run (`posix_fadvise(DONTNEED)`, where
 the system has it). Plain mapping copies rows from a memory-mapped file, as numpy alone would.
+
+`--remote`: the same store on an S3 server of this machine, with an empty cache, and with a full one; beside it one
+object a spectrogram, fetched by as many threads. The server is written in Python and bounds what is fetched: the number
+of requests is what travels to another one.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import shutil
 import statistics
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +46,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from _report import machine, ratios, table
 from tymbal.settings import FeatureSettings
+from tymbal.store import parallel_copy
 from tymbal.store.dataset import StoreDataset, whole_batch
-from tymbal.store.packed.packed_store import Store
+from tymbal.store.packed.packed_store import Store, open_store
 from tymbal.store.packed.writer import Entry, write_store
 from tymbal.training.batches import BatchPlan, PlannedBatchSampler
 
@@ -57,6 +72,8 @@ class PtFiles(Dataset[torch.Tensor]):
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    if options.no_memory:
+        parallel_copy._MOST_KEPT = 0
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         write_files(folder, options)
@@ -64,7 +81,10 @@ def main() -> None:
             f"{options.rows:,} spectrograms of {options.frames} x {options.mels} float16, random order, batches of "
             f"{options.batch}, {options.rounds} rounds\n{machine()}, torch {torch.__version__}\n"
         )
-        print(warm(folder, options), "\n")
+        if options.remote:
+            print(remote(folder, options))
+            return
+        print(warm(folder, options), "\n", flush=True)
         if hasattr(os, "posix_fadvise"):
             print(cold(folder, options))
 
@@ -108,8 +128,14 @@ def warm(folder: Path, options: argparse.Namespace) -> str:
         "  … into one buffer": copy(1),
         "  … into fresh memory": fresh,
         STORE: lambda seed: through_loader(store, options, seed),
+        "packed store, without DataLoader": lambda seed: gathered(store, options, seed),
+        "tensor in memory": lambda seed: through_tensor(torch.from_numpy(ram), options, seed),
     }
-    files = {f".pt files, {n} workers": lambda seed, n=n: through_files(folder, options, seed, n) for n in (0, 2)}
+    table_of_rows = hugging_face(folder, ram)
+    if table_of_rows is not None:
+        fast["Hugging Face datasets"] = lambda seed: through_datasets(table_of_rows, options, seed)
+    workers = (0,) if options.processor_time else (0, 2)
+    files = {f".pt files, {n} workers": lambda seed, n=n: through_files(folder, options, seed, n) for n in workers}
     measured = in_turns({**fast, **files}, options, repeat=dict.fromkeys(fast, options.repeat))
     best = max(files, key=lambda name: statistics.median(measured[name]))
     rows = [
@@ -162,19 +188,105 @@ def in_turns(
         for name, side in sides.items():
             epochs = repeat.get(name, 1)
             before()
-            start = time.perf_counter()
+            now = time.process_time if options.processor_time else time.perf_counter
+            start = now()
             for epoch in range(epochs):
                 side(1000 * number + epoch)
-            measured[name].append(epochs * options.rows / (time.perf_counter() - start))
+            measured[name].append(epochs * options.rows / (now() - start))
     return {name: rates[1:] for name, rates in measured.items()}
 
 
 def through_loader(store: Store, options: argparse.Namespace, seed: int) -> None:
     dataset = StoreDataset(store, store.rows())
     plan = BatchPlan(length=len(dataset), batch_sizes=(options.batch,), seed=seed)
-    sampler = PlannedBatchSampler(plan, announce=dataset.announce)
+    sampler = PlannedBatchSampler(plan, announce=dataset.announce, ahead=dataset.ahead)
     for _batch in DataLoader(dataset, batch_sampler=sampler, collate_fn=whole_batch):
         pass
+
+
+def gathered(store: Store, options: argparse.Namespace, seed: int) -> None:
+    for rows in orders(options, seed):
+        store.gather(np.array(rows))
+
+
+def through_tensor(tensor: torch.Tensor, options: argparse.Namespace, seed: int) -> None:
+    """All rows in one tensor: batches by one index, without a copy a row."""
+
+    class Rows(Dataset[torch.Tensor]):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return tensor[index]
+
+        def __getitems__(self, indices: list[int]) -> torch.Tensor:
+            return tensor[indices]
+
+    for _batch in DataLoader(Rows(), batch_sampler=orders(options, seed), collate_fn=whole_batch):
+        pass
+
+
+def hugging_face(folder: Path, values: np.ndarray) -> Any:
+    """The rows as a table of Hugging Face `datasets` on the disk; None where it is not installed."""
+    try:
+        import datasets
+    except ImportError:
+        print("Hugging Face datasets: left out, not installed")
+        return None
+    shape = datasets.Array2D(values.shape[1:], "float16")
+    features = datasets.Features({"spectrogram": shape})
+    made = datasets.Dataset.from_generator(
+        lambda: ({"spectrogram": row} for row in values), features=features, cache_dir=str(folder / "datasets")
+    )
+    return made.with_format("torch")
+
+
+def through_datasets(rows: Any, options: argparse.Namespace, seed: int) -> None:
+    for batch in orders(options, seed):
+        rows[batch]["spectrogram"]
+
+
+def remote(folder: Path, options: argparse.Namespace) -> str:
+    """The store on an S3 server, cold and warm, beside one object a spectrogram."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import obstore
+    from moto.server import ThreadedMotoServer
+    from obstore.store import from_url
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    given = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
+    os.environ |= given | {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "TYMBAL_CACHE": str(folder / "cache")}
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bench", method="PUT")).close()
+    client = from_url("s3://bench", client_options={"allow_http": True})
+    for path in [*(folder / "store").rglob("*.*"), *(folder / "pt").iterdir()]:
+        obstore.put(client, path.relative_to(folder).as_posix(), path)
+
+    def objects(seed: int) -> None:
+        with ThreadPoolExecutor(16) as threads:
+            for rows in orders(options, seed):
+                names = [f"pt/{row:06d}.pt" for row in rows]
+                found = threads.map(lambda name: bytes(obstore.get(client, name).bytes()), names)
+                torch.stack([torch.load(io.BytesIO(data), weights_only=True) for data in found])
+
+    def through(seed: int, *, empty: bool) -> None:
+        if empty:
+            shutil.rmtree(folder / "cache", ignore_errors=True)
+        through_loader(open_store("s3://bench/store"), options, seed)
+
+    sides: dict[str, Callable[[int], None]] = {
+        "an object a spectrogram, 16 threads": objects,
+        "store elsewhere, empty cache": lambda seed: through(seed, empty=True),
+        "store elsewhere, from the cache": lambda seed: through(seed, empty=False),
+        "store here, opened anew": lambda seed: through_loader(Store.open(folder / "store"), options, seed),
+    }
+    measured = in_turns(sides, options, repeat={})
+    first = next(iter(sides))
+    rows = [
+        [name, f"{statistics.median(rates):,.0f}", f"{ratios(measured, name, first):.1f}"]
+        for name, rates in measured.items()
+    ]
+    server.stop()
+    return table(["S3 server of this machine", "rows/s", "times objects"], rows)
 
 
 def through_files(folder: Path, options: argparse.Namespace, seed: int, workers: int) -> None:
@@ -208,6 +320,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--threads", type=int, default=1, help="of torch; more only wait for each other on a busy machine"
     )
+    parser.add_argument(
+        "--processor-time", action="store_true", help="count the seconds of this process, on a busy machine: no workers"
+    )
+    parser.add_argument("--remote", action="store_true", help="from an S3 server instead (moto and obstore)")
+    parser.add_argument("--no-memory", action="store_true", help="keep no rows in memory")
     parser.add_argument("--folder", type=Path, help="where to write the temporary files (twice their size is needed)")
     return parser.parse_args()
 

@@ -111,6 +111,11 @@ class RowMemory:
         self._lock = threading.Lock()
         self._rows: npt.NDArray[Any] | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all rows are kept."""
+        return self._rows is not None and self._missing == 0
+
     def recall(self, places: npt.NDArray[np.int64], out: npt.NDArray[Any]) -> bool:
         """Copies rows to `out` [n, …] if all of them are kept; False where some are not."""
         kept = self._rows

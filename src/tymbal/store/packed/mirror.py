@@ -55,7 +55,7 @@ AHEAD = 4
 """Batches that are announced at once of a store elsewhere."""
 
 _URL = "elsewhere.json"
-_GAP = 256 << 10  # bytes between two rows that are fetched rather than asked around
+_GAP = 1 << 20  # bytes between two rows that cost no more to fetch than another request
 _RANGE = 8 << 20  # bytes of a request at most
 _REQUESTS = 16  # at once
 _TRIES = 3  # for a row whose bytes are not those that were written

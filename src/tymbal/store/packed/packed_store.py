@@ -252,6 +252,8 @@ class Store(SpectrogramSource):
         elsewhere are fetched from there.
         """
         indices = self._listed(rows)
+        if self._rows_in_memory.is_whole:
+            return
         if self._elsewhere is not None:
             self._elsewhere.announce(indices)
             return
