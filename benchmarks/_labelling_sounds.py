@@ -54,8 +54,8 @@ def esc10(data: Path, _folder: Path, *, seed: int, short: bool) -> Sounds:
 
 
 def arabic(data: Path, _folder: Path, *, seed: int, short: bool) -> Sounds:
-    """Arabic commands; a fifth of the speakers is tested, by the seed."""
-    paths = sorted((data / "arabic_commands").glob("*/*.ogg"))
+    """Every third of the Arabic commands; a fifth of the speakers is tested, by the seed."""
+    paths = sorted((data / "arabic_commands").glob("*/*.ogg"))[::3]
     speakers = sorted({path.name.partition("_")[0] for path in paths})
     tested = set(np.random.default_rng(seed).permutation(speakers)[: len(speakers) // 5].tolist())
     clips = [(path, path.parent.name) for path in paths]

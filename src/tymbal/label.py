@@ -2,6 +2,7 @@
 
     tymbal label run nights -o labels --labels robin,wren
     tymbal label run nights -o labels --begin raven_tables
+    tymbal label classifier nights -o labels --review night.review.csv --least-precision 0.9
     tymbal label --merge anns_labels bens_labels -o both.csv
 
 The same without a page, for scripts and notebooks:
@@ -47,12 +48,14 @@ class LabelResult:
         table: The table of labels.
         knowledge: What is known by now.
         annotations: Files of annotations that were written beside the table.
+        review: Remarks on what was reviewed.
     """
 
     output: Path
     table: Path
     knowledge: Knowledge
     annotations: tuple[Path, ...] = ()
+    review: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Windows by label, and where the table is."""
@@ -60,7 +63,9 @@ class LabelResult:
         lines = [f"{count:,} {name}" for name, count in known.counts.items()]
         rest = [f"{known.nothing:,} with nothing", f"{known.unsure:,} unsure", f"{known.checked:,} checked blindly"]
         folder = [f"annotations: {self.annotations[0].parent}"] if self.annotations else []
-        return "\n".join([", ".join([*lines, *rest]), *filter(None, [known.advice]), f"labels: {self.table}", *folder])
+        return "\n".join(
+            [", ".join([*lines, *rest]), *filter(None, [known.advice]), *self.review, f"labels: {self.table}", *folder]
+        )
 
 
 @written_alone
@@ -102,7 +107,30 @@ def label(
     with stop_at_once():
         session = Session.open(model, recordings, output, chosen)
         _serve(session, port, f"{model} on {_named(recordings)}, answers in {session.path}", until or threading.Event())
-    return LabelResult(Path(output), session.path, session.knowledge(), _annotations(session.path, chosen))
+    written = _annotations(session.path, chosen)
+    return LabelResult(Path(output), session.path, session.knowledge(), written, _reviewed(model, session))
+
+
+def _reviewed(model: str | Path, session: Session) -> tuple[str, ...]:
+    """Remarks on a review: precision by score, and the thresholds that were written into the model."""
+    from tymbal.labelling.review import described, thresholds_for, write_thresholds
+
+    chosen = session.settings
+    if chosen.review is None:
+        return ()
+    bands = session.bands(chosen.review)
+    lines = [f"precision by score: {line}" for line in described(bands)]
+    if chosen.least_precision is None:
+        return tuple(lines)
+    found = thresholds_for(bands, chosen.least_precision)
+    if found:
+        file = write_thresholds(model, found)
+        named = ", ".join(f"{name} {score:.1f}" for name, score in found.items())
+        lines.append(f"thresholds for a precision of {chosen.least_precision:.0%}, written into {file}: {named}")
+    missing = [name for name in bands if name not in found]
+    if missing:
+        lines.append(f"no threshold is known to give it: {', '.join(missing)} (answer more, or learn from the answers)")
+    return tuple(lines)
 
 
 def _annotations(table: Path, chosen: LabelSettings) -> tuple[Path, ...]:

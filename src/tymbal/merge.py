@@ -16,6 +16,7 @@ how they score among themselves; a row for each new label is learned beside them
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,8 +88,11 @@ def merge(
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
     base = _classifier(load_model(first), first)
+    others: list[ModelDescription] = []
     if _is_model(second):
-        head = _side_by_side(base, _classifier(load_model(second), second), (first, second), chosen)
+        other = _classifier(load_model(second), second)
+        others.append(other.description)
+        head = _side_by_side(base, other, (first, second), chosen)
     else:
         head = _grown(base, second, chosen)
     description = replace(
@@ -96,6 +100,7 @@ def merge(
         labels=head.labels,
         multilabel=head.multilabel,
         groups=head.groups,
+        thresholds=_thresholds([base.description, *others], head.labels),
         provenance={
             "verb": "merge",
             "version": __version__,
@@ -105,6 +110,14 @@ def merge(
     )
     save_model(target, _with_head(base, head, description), description)
     return MergeResult(target, head.labels, head.notes)
+
+
+def _thresholds(descriptions: Sequence[ModelDescription], labels: Sequence[str]) -> tuple[float, ...]:
+    """Thresholds of all labels, those of the first classifier that has one; empty where none has any."""
+    known: dict[str, float] = {}
+    for description in reversed(descriptions):
+        known |= dict(zip(description.labels, description.thresholds, strict=False))
+    return tuple(known.get(label, 0.5) for label in labels) if known else ()
 
 
 @dataclass(frozen=True, kw_only=True)

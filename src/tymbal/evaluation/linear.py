@@ -76,6 +76,7 @@ def fit_logistic(
     multilabel: bool = False,
     groups: Sequence[str] | None = None,
     strengths: Sequence[float] = STRENGTHS,
+    standardise: bool = True,
     seed: int = 42,
 ) -> Fitted:
     """Fits a logistic regression: multinomial for one label a clip, one a class for several.
@@ -86,6 +87,9 @@ def fit_logistic(
         multilabel: Whether a clip may have several labels, or none.
         groups: The group of each clip; clips of a group stay together in the inner split.
         strengths: Candidates for C, from strong to weak; a single one is used as it is.
+        standardise: Whether features are standardised by these clips. Without, as where they are scaled by many more
+            clips already and a head is fitted after every few labels, there is a single strength, and the fit is as
+            exact as that of a choice.
         seed: Seed of the inner split.
     """
     strength = strengths[0]
@@ -94,8 +98,9 @@ def fit_logistic(
         if len(strengths) > 1:
             folds = grouped_folds(truth, multilabel=multilabel, groups=groups, seed=seed)
             strength = _choose(features, truth, list(folds), multilabel=multilabel, strengths=strengths)
-        known = _Components(features)
-        coefficients, bias = next(_logistic_path(known, truth, [strength], multilabel=multilabel, slack=_SLACK["fit"]))
+        known = _Components(features, standardise=standardise)
+        slack = _SLACK["fit" if standardise else "choice"]
+        coefficients, bias = next(_logistic_path(known, truth, [strength], multilabel=multilabel, slack=slack))
     weight = known.weight(coefficients)
     return Fitted(weight, bias - known.centre @ weight, strength)
 
@@ -172,6 +177,7 @@ class _Components:
 
     Args:
         features: [clips, dimensions]; of float32 the long products are in float32 too, in half the time.
+        standardise: Whether they are standardised, and not only centred.
 
     Attributes:
         centre: Mean of each feature, [dimensions].
@@ -179,8 +185,10 @@ class _Components:
         known: The clips along the directions, [clips, directions].
     """
 
-    def __init__(self, features: Floats) -> None:
+    def __init__(self, features: Floats, *, standardise: bool = True) -> None:
         self.centre, self._scale = centre_and_scale(features)
+        if not standardise:
+            self._scale = np.ones_like(self._scale)
         scaled = self._scaled(features)
         clips, dimensions = scaled.shape
         is_wide = clips < dimensions

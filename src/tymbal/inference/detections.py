@@ -52,7 +52,7 @@ class Detection:
 
 
 def thresholds(
-    labels: Sequence[str], *, every: float | None, some: Sequence[str], otherwise: float
+    labels: Sequence[str], *, every: float | None, some: Sequence[str], otherwise: float | Sequence[float]
 ) -> NDArray[np.float32]:
     """The threshold of each label, [labels].
 
@@ -60,7 +60,7 @@ def thresholds(
         labels: Names of the labels.
         every: The threshold of all labels.
         some: Thresholds of single labels, `robin=0.3` each, which override `every`.
-        otherwise: The threshold where `every` is None.
+        otherwise: The threshold where `every` is None, of all or of each.
 
     Raises:
         SettingsError: There is no such label.

@@ -8,6 +8,7 @@ Windows and detections are told apart by the column `windows`, which only detect
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from tymbal.settings import PredictSettings
 
 __all__ = [
     "DETECTIONS",
+    "REVIEW",
     "SCHEMA",
     "WINDOWS",
     "PredictionTable",
@@ -59,6 +61,16 @@ WINDOWS: dict[str, Kind] = {
 
 DETECTIONS: dict[str, Kind] = {**WINDOWS, "windows": "count"}
 """Columns of the table of detections."""
+
+REVIEW: dict[str, Kind] = {
+    "file": "text",
+    "start": "seconds",
+    "end": "seconds",
+    "label": "text",
+    "score": "score",
+    "of": "count",
+}
+"""Columns of the table of windows to check; the last says of how many windows with such scores they were drawn."""
 
 SCHEMA = pa.schema([("start", pa.int64()), ("end", pa.int64()), ("label", pa.int32()), ("score", pa.float32())])
 """What is spooled: samples, the place of the label, its score."""
@@ -105,6 +117,40 @@ class _Tables:
     detections: Callable[[Sequence[Any]], None]
 
 
+class _Drawn:
+    """Windows that are drawn to be checked: so many at random of each label and tenth of the score, in one pass.
+
+    Args:
+        labels: Names of the labels.
+        count: How many of each.
+    """
+
+    def __init__(self, labels: Sequence[str], count: int) -> None:
+        self._labels, self._count = labels, count
+        self._random = np.random.default_rng(0)
+        self._kept: dict[tuple[int, int], list[tuple[str, Scored]]] = {}
+        self._seen: Counter[tuple[int, int]] = Counter()
+
+    def add(self, file: str, one: Scored) -> None:
+        """Draws from one more (reservoir sampling, algorithm R of Vitter 1985)."""
+        band = min(int(10 * one.score), 9)
+        if not band:
+            return
+        key = (one.label, band)
+        self._seen[key] += 1
+        kept = self._kept.setdefault(key, [])
+        if len(kept) < self._count:
+            kept.append((file, one))
+        elif (place := int(self._random.integers(self._seen[key]))) < self._count:
+            kept[place] = (file, one)
+
+    def rows(self) -> Iterator[tuple[str, float, float, str, float, int]]:
+        """What was drawn: by label, the highest scores first, and of how many windows of its tenth each was drawn."""
+        for label, band in sorted(self._kept, key=lambda key: (key[0], -key[1])):
+            for file, one in sorted(self._kept[label, band], key=lambda each: -each[1].score):
+                yield file, one.start, one.end, self._labels[label], one.score, self._seen[label, band]
+
+
 class Predictions:
     """Selects the scores that reach a table, and writes them.
 
@@ -126,13 +172,19 @@ class Predictions:
         self._labels, self._rate, self._band = scorer.labels, scorer.sample_rate, scorer.band
         self._settings, self._format = settings, kind
         every, some = settings.threshold, settings.label_thresholds
-        self._detected = thresholds(scorer.labels, every=every, some=some, otherwise=_DETECTED)
+        self._detected = thresholds(
+            scorer.labels, every=every, some=some, otherwise=scorer.description.thresholds or _DETECTED
+        )
         listed = thresholds(scorer.labels, every=every, some=some, otherwise=0.0)
         self.what = "detections" if kind.detections_only or kind.per_recording else "windows"
         if scorer.description.background is not None:  # nothing is to be found there
             self._detected[scorer.labels.index(scorer.description.background)] = np.inf
         self._least_scores = self._detected if self.what == "detections" else listed
         self.scored = self.rejected = 0
+        if settings.review and self.what == "detections":
+            raise SettingsError(
+                f"review draws from windows, which {kind.name} does not list", advice="Write a table: -o night.csv"
+            )
 
     def rows(self, scores: NDArray[np.float32], windows: Sequence[Window]) -> Rows:
         """The scores of a batch [windows, labels] that reach their threshold, best first in each window."""
@@ -172,15 +224,24 @@ class Predictions:
     ) -> tuple[int, tuple[Path, ...]]:
         both = self.what == "windows"
         detections = output.with_name(f"{output.stem}.detections{output.suffix}") if both else output
-        count = 0
+        count, drawn = 0, _Drawn(self._labels, self._settings.review) if self._settings.review else None
         with ExitStack() as stack:
             windows = stack.enter_context(self._format.open(output, WINDOWS)) if both else None
             tables = _Tables(windows, stack.enter_context(self._format.open(detections, DETECTIONS)))
             for outcome, batches in spool.read(recordings):
-                count += self._write_recording(tables, outcome, batches)
-        return count, tuple(dict.fromkeys((output, detections)))
+                count += self._write_recording(tables, outcome, batches, drawn)
+        written = dict.fromkeys((output, detections))
+        if drawn is not None:
+            review = output.with_name(f"{output.stem}.review{output.suffix}")
+            with self._format.open(review, REVIEW) as write:
+                for row in drawn.rows():
+                    write(row)
+            written[review] = None
+        return count, tuple(written)
 
-    def _write_recording(self, tables: _Tables, outcome: Outcome, batches: Iterator[pa.RecordBatch]) -> int:
+    def _write_recording(
+        self, tables: _Tables, outcome: Outcome, batches: Iterator[pa.RecordBatch], drawn: _Drawn | None
+    ) -> int:
         began = None if outcome.began is None else datetime.fromisoformat(outcome.began)
 
         def row(scored: Scored | Detection) -> tuple[Any, ...]:
@@ -191,6 +252,8 @@ class Predictions:
             for one in self._scored(batches):
                 if tables.windows is not None:
                     tables.windows(row(one))
+                if drawn is not None:
+                    drawn.add(outcome.file, one)
                 yield one
 
         count = 0

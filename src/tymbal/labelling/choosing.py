@@ -180,14 +180,21 @@ class _Chooser:
     def mixed(self, count: int, label: str | None) -> list[_Part]:
         """Most likely, most uncertain, and surprises."""
         if self.head is None:
-            return [self.by("different", count, label)]
-        surprises = max(1, round(_SURPRISES * count)) if count > 1 else int(self.rng.random() < _SURPRISES)
-        likely = (count - surprises) // 2 if self.head.several else 0
+            return [self.by("clusters", count, label)]
+        if not self.head.several:
+            new = self._share(count, 0.5 if len(self.examples) < _COLD * len(self.examples.labels) else _SURPRISES)
+            return [self.by("clusters", new, label), self.by("margin", count - new, label)]
+        surprises = self._share(count, _SURPRISES)
+        likely = (count - surprises) // 2
         return [
             self.by("likely", likely, label),
             self.by("uncertain", count - surprises - likely, label),
             self.by("different", surprises, label),
         ]
+
+    def _share(self, count: int, share: float) -> int:
+        """A share of a number, drawn up or down, so that it holds in the mean of many small ones."""
+        return int(share * count + self.rng.random())
 
     def by(self, how: str, count: int, label: str | None) -> _Part:
         """One way to choose: reason, how many, places with the best first, and of how many times as many."""
@@ -237,22 +244,32 @@ class _Chooser:
         return np.concatenate([np.array(chosen, np.int64), self.rng.permutation(rest)])
 
     def clusters(self, count: int) -> NDArray[np.int64]:
-        """The middle window of each cluster, of as many as are wanted; large clusters first."""
+        """The middle windows of clusters in which nothing was answered yet, those of large clusters first.
+
+        There are as many clusters as answers and questions together, so that each question is about something new that
+        there is much of (TypiClust, Hacohen, Dekel and Weinshall 2022).
+        """
         from sklearn.cluster import MiniBatchKMeans
 
-        candidates = self.rng.permutation(self.free)[:_CANDIDATES]
-        if len(candidates) <= count:
+        candidates = self.rng.permutation(self.free)[:_CLUSTERED]
+        answered = self.examples.places[-_REMEMBERED:]
+        number = min(len(answered) + count, _CLUSTERS)
+        if len(candidates) <= number:
             return candidates
-        values = self.windows.vectors[candidates]
-        found = MiniBatchKMeans(count, n_init=1, random_state=int(self.rng.integers(2**31))).fit(values)
-        sizes = np.bincount(found.labels_, minlength=count)
-        middles = [
-            candidates[np.argmin(_distances(values, found.cluster_centers_[cluster].astype(np.float32)))]
-            for cluster in np.argsort(-sizes)
-            if sizes[cluster]
-        ]
-        first = np.array(list(dict.fromkeys(map(int, middles))), np.int64)
-        return np.concatenate([first, self.rng.permutation(np.setdiff1d(self.free, first))])
+        values = self.windows.vectors[np.concatenate([candidates, answered])]
+        seed = int(self.rng.integers(2**31))
+        found = MiniBatchKMeans(number, n_init=1, batch_size=1024, max_iter=20, random_state=seed).fit(values)
+        own, theirs = found.labels_[: len(candidates)], found.labels_[len(candidates) :]
+        sizes, answers = (np.bincount(side, minlength=number) for side in (own, theirs))
+        away = np.square(values[: len(candidates)] - found.cluster_centers_[own]).sum(axis=1)
+        order = np.lexsort((away, -sizes[own], answers[own]))
+        # The middle of each cluster first, then the second of each, and so on.
+        turns = np.zeros(len(order), np.int64)
+        seen = np.zeros(number, np.int64)
+        for line, cluster in enumerate(own[order].tolist()):
+            turns[line] = seen[cluster]
+            seen[cluster] += 1
+        return candidates[order[np.argsort(turns, kind="stable")]]
 
     def _ranked(self, values: NDArray[np.floating]) -> NDArray[np.int64]:
         """Windows by their values, the largest first, of equal ones any."""
@@ -288,4 +305,6 @@ class _Chooser:
 _Part = tuple[str, int, NDArray[np.int64], int]
 _SURPRISES = 0.1
 _CANDIDATES = 20_000
+_CLUSTERED, _CLUSTERS = 5_000, 200
+_COLD = 10
 _REMEMBERED = 500

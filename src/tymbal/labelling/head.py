@@ -14,7 +14,7 @@ from tymbal.labelling.windows import Windows
 
 __all__ = ["Examples", "Head"]
 
-_STRENGTH = 0.1
+_STRENGTH = 50.0
 _MEMBERS = 5
 _DECIDED = 0.5
 
@@ -86,7 +86,9 @@ class Examples:
             return None
         kept = self if self.several else self.some(np.flatnonzero(self.truth.any(axis=1)))
         vectors = windows.vectors[kept.places].astype(np.float64)
-        fitted = fit_logistic(vectors, kept.truth[:, told], multilabel=self.several, strengths=(_STRENGTH,))
+        fitted = fit_logistic(
+            vectors, kept.truth[:, told], multilabel=self.several, strengths=(_STRENGTH,), standardise=False
+        )
         names = tuple(self.labels[place] for place in np.flatnonzero(told))
         return Head(names, fitted.weight.astype(np.float32), fitted.bias.astype(np.float32), self.several)
 

@@ -29,7 +29,8 @@ from tymbal.inference.streaming import cut_for
 from tymbal.inference.streaming import windows as cut_windows
 from tymbal.labelling.choosing import CHOICES, Suggestion, next_places
 from tymbal.labelling.head import Examples, Head
-from tymbal.labelling.knowledge import Knowledge, what_is_known
+from tymbal.labelling.knowledge import History, Knowledge, history_of, what_is_known
+from tymbal.labelling.review import Band, Detected, bands_of, read_review
 from tymbal.labelling.table import (
     BEGIN,
     CHECK,
@@ -50,6 +51,7 @@ __all__ = ["Answer", "Session", "Suggestion", "Window"]
 
 _EMBEDDINGS = "windows.parquet"
 _HALF = 0.5
+_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class Session:
         self._head: Head | None = None
         self._fitted: int | None = None
         self._changes = 0
+        self._history: tuple[tuple[int, int], History] = ((0, 0), History())
         self._last: list[int] = []
         self._read()
 
@@ -361,6 +364,42 @@ class Session:
         free = [place for place in order.tolist() if int(self.windows.rows[place]) not in self._given]
         return [self.windows.window(place) for place in free[:count]]
 
+    def review(self, table: str | Path, count: int) -> list[Suggestion]:
+        """The windows of a table of `tymbal predict --review` that have no answer yet, in its order.
+
+        Args:
+            table: The table.
+            count: How many.
+
+        Raises:
+            SettingsError: It is no such table.
+        """
+        result: list[Suggestion] = []
+        for one in read_review(Path(table)):
+            window = self._window_of(Row(one.file, one.start, one.end))
+            if window is None or window.row in self._given or any(each.window == window for each in result):
+                continue
+            reason = f"band {one.tenth / 10:.1f}-{one.tenth / 10 + 0.1:.1f}"
+            result.append(Suggestion(window, {one.label: one.score}, reason))
+        return result[:count]
+
+    def bands(self, table: str | Path) -> dict[str, tuple[Band, ...]]:
+        """How right a classifier is by label and score, as the answers to a review say.
+
+        Args:
+            table: A table of `tymbal predict --review`.
+
+        Raises:
+            SettingsError: It is no such table.
+        """
+
+        def answer_of(one: Detected) -> Answer | None:
+            window = self._window_of(Row(one.file, one.start, one.end))
+            given = None if window is None else self._given.get(window.row)
+            return None if given is None else given.answer
+
+        return bands_of(read_review(Path(table)), answer_of)
+
     def embed_sound(self, waveform: NDArray[np.float32], sample_rate: int) -> NDArray[np.float32]:
         """The embedding of a sound, as those of the windows; a longer one is the mean of its windows.
 
@@ -391,7 +430,12 @@ class Session:
 
     def knowledge(self) -> Knowledge:
         """What is known by now."""
-        return what_is_known(self.windows, self.answers, self._examples(), self.head())
+        examples = self._examples()
+        checks = [one for one in self.answers.values() if one.check]
+        key = (len(examples) // _EVERY, len(checks) // _EVERY)
+        if key != self._history[0]:
+            self._history = key, history_of(self.windows, examples, checks)
+        return what_is_known(self.windows, self.answers, examples, self.head(), self._history[1])
 
 
 def _answer(rows: Sequence[Row], window: Window) -> Answer:

@@ -51,6 +51,7 @@ class Projection:
         """
         centre, scale = centre_and_scale(sample)
         width = sample.shape[1]
+        scale = scale * np.sqrt(width)  # vectors of length 1 in the mean, however many numbers they have
         if width <= _WIDEST:
             return cls(centre.astype(np.float32), np.diag(1 / scale).astype(np.float32))
         scaled = ((sample - centre) / scale).astype(np.float32)

@@ -68,6 +68,7 @@ class ModelDescription:
         level: Level of the quietest clips that a classifier of one label a clip has learned from: the first percentile
             of their largest log-mel values. `None` is not known, as of all models before this was recorded.
         background: The label of clips in which nothing is to be found; `None` where there is none.
+        thresholds: Score of each label from which a detection counts, as a review has set them; empty is 0.5 for all.
         provenance: Where it comes from, for the model card: `verb`, `version`, `created`, `from`, `data`, `settings`,
             `metrics`, whichever are known.
     """
@@ -89,6 +90,7 @@ class ModelDescription:
     embedding: str | None = None
     level: float | None = None
     background: str | None = None
+    thresholds: tuple[float, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,6 +99,10 @@ class ModelDescription:
                 raise SettingsError(f"{name} of the model is {getattr(self, name)}, and not a finite number")
         if self.std <= 0:
             raise SettingsError(f"std of the model is {self.std:g}, and not above 0")
+        if self.thresholds and len(self.thresholds) != len(self.labels):
+            raise SettingsError(
+                f"{len(self.thresholds)} thresholds are not one for each of the {len(self.labels)} labels of the model"
+            )
         fitting = self.multilabel and min(self.groups, default=1) >= 1 and sum(self.groups) == len(self.labels)
         if self.groups and not fitting:
             raise SettingsError(f"groups of {self.groups} labels are not the {len(self.labels)} labels of the model")
@@ -150,6 +156,8 @@ class ModelDescription:
         for name in ("embedding", "level", "background"):
             if values[name] is None:
                 del values[name]
+        if not self.thresholds:
+            del values["thresholds"]
         if not self.encoder.stem:
             del values["encoder"]["stem"]
         return values

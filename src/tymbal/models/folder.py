@@ -53,6 +53,7 @@ __all__ = [
     "ModelDescription",
     "build",
     "classifier_of",
+    "describe_anew",
     "load_model",
     "open_checkpoint",
     "save_model",
@@ -128,6 +129,27 @@ def save_model(
             write_json(aside / "labels.json", list(description.labels))
         card = model_card(description, obstacle=obstacle, preprocessor=preprocessor, facts=facts)
         write_text(aside / "README.md", card)
+
+
+def describe_anew(model: str | Path, description: ModelDescription) -> Path:
+    """Writes another description into a model folder, whose weights stay; gives the file.
+
+    Raises:
+        ModelError: It is no model folder of Tymbal on this machine.
+    """
+    folder = _locate(model) if Path(model).exists() else Path(model)
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    ours = config.get("tymbal")
+    if not isinstance(ours, dict):
+        raise ModelError(
+            "this is no model folder of Tymbal, and cannot be described anew",
+            path=model,
+            advice="Make it one first: tymbal convert MODEL FOLDER --to tymbal",
+        )
+    kept = {_CONFIG: ours[_CONFIG]} if _CONFIG in ours else {}
+    write_json(file, {**config, "tymbal": with_checksum({**description.to_json(), **kept})})
+    return file
 
 
 def load_model(

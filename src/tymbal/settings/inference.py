@@ -114,11 +114,14 @@ class PredictSettings:
         window: Length of a window in seconds. `None` is the length that the model was trained on.
         hop: Seconds from one window to the next. `None` is the window: no overlap, so that what lies across two windows
             may be missed; a quarter of a window finds more, in four times the time.
-        threshold: Lower scores are left out. `None` is 0 in the table of windows, 0.5 for detections.
+        threshold: Lower scores are left out. `None` is 0 in the table of windows; for detections what a review has
+            written into the model, else 0.5.
         label_thresholds: Thresholds of single labels, which stand above `threshold`: `robin=0.3 wren=0.8`.
         top: Keep this many best labels a window. `None` keeps all.
         merge: Join windows in a row with the same label into one detection.
         gap: Seconds between two windows that are joined nevertheless.
+        review: Draw so many windows of each label and each tenth of the score from 0.1 on, into NAME.review.csv: what
+            to check first (`tymbal label --review`), to know the precision and set thresholds. 0 draws none.
         format: `csv`, `parquet`, `json` (an array) or `jsonl`: a table of windows and beside it one of detections;
             `raven` or `audacity`: a file of detections for each recording, in a folder; `kaleidoscope`: detections in
             one `id.csv`. `None` tells by the ending of the output. Cells are what files and labels are called: a
@@ -141,6 +144,7 @@ class PredictSettings:
     top: int | None = setting(None, example="3")
     merge: bool = setting(True, resumable=True)
     gap: float = setting(0.0, resumable=True)
+    review: int = setting(0, resumable=True)
     reject: float | None = 10.0
     format: str | None = setting(
         None, resumable=True, choices=("csv", "parquet", "json", "jsonl", "raven", "audacity", "kaleidoscope")
@@ -159,6 +163,7 @@ class PredictSettings:
             check(_is_threshold(item), "label_thresholds", item, "a label and a score from 0 to 1, as in robin=0.3")
         check(self.top is None or self.top >= 1, "top", self.top, "1 or more")
         check(self.gap >= 0, "gap", self.gap, "a time in seconds, 0 or more")
+        check(self.review >= 0, "review", self.review, "0 or more")
         check(self.reject is None or self.reject >= 0, "reject", self.reject, "0 dB or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 
@@ -248,7 +253,9 @@ class LabelSettings:
         labels: Names of the labels, in the order of their keys; more come with answers.
         several: A window may have several labels, or none. Off, every window has one.
         begin: Annotations to begin with: Raven's, Audacity's or CSV files, or folders of them.
-        review: A table of `tymbal predict --review`: its windows come first.
+        review: A table of `tymbal predict --review` of the model: its windows are to be checked.
+        least_precision: Write the thresholds into the model from which on each label's windows have this precision, as
+            the answers to the review say. `None` writes none.
         who: Who answers, as the table says. `None` is the name of the account.
         merge: Join tables of labels into one instead, and say how far they agree.
         format: Also write the labels as annotations when the labelling ends, a file a recording: `raven` or `audacity`.
@@ -274,7 +281,8 @@ class LabelSettings:
     labels: tuple[str, ...] = setting((), first=True, example="robin wren")
     several: bool = setting(True, first=True)
     begin: tuple[str, ...] = setting((), first=True, example="raven_tables")
-    review: str | None = setting(None, first=True, example="review.csv")
+    review: str | None = setting(None, path=True, first=True, example="night.review.csv")
+    least_precision: float | None = setting(None, first=True)
     who: str | None = setting(None, first=True, example="anna")
     merge: bool = setting(False, first=True)
     format: Literal["raven", "audacity"] | None = setting(None, first=True)
@@ -304,6 +312,9 @@ class LabelSettings:
         check(self.upload_gb > 0, "upload_gb", self.upload_gb, "a size in GB above 0")
         check(self.window is None or self.window > 0, "window", self.window, "a time in seconds above 0")
         check(self.hop is None or self.hop > 0, "hop", self.hop, "a time in seconds above 0")
+        least = self.least_precision
+        check(least is None or 0 < least < 1, "least_precision", least, "a share between 0 and 1")
+        check(least is None or self.review is not None, "least_precision", least, "None without a review")
         check(self.most >= 100, "most", self.most, "100 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
 

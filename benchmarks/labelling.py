@@ -1,0 +1,328 @@
+"""How many labels does choosing save? Answers of an oracle, by ways to choose what is asked next.
+
+    OMP_NUM_THREADS=1 python benchmarks/labelling.py --data ../shared/data --output labelling
+    python benchmarks/labelling.py --data ../shared/data --short
+    OMP_NUM_THREADS=1 python benchmarks/labelling.py --latency
+
+Sets: ESC-10 and Arabic commands, a label a clip; and long recordings of weather in which one window in 200 holds an
+event of each of three kinds, made of clips of ESC-10. What is tested comes from another fold, from other speakers. On
+the recordings everybody begins with one example of each kind, elsewhere with nothing. Ten windows are asked about, the
+head is fitted to all answers, and reads what is tested: accuracy, or the mAP. All ways share the head.
+
+Embeddings are those of an encoder that is pretrained for `--minutes` on the recordings to label, without a label
+(`tymbal`), or of `--encoder`; mean, deviation and deviation of differences of 20 cepstral coefficients (`mfcc`); and of
+`--birdnet`, a .npz file of `_birdnet_embeddings.py`, where one is given (ESC-10).
+
+With `--latency` it asks another question: how long does one wait for the next window among 100,000 of 512 numbers?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile
+import soxr
+import torch
+
+import tymbal
+from _labelling_sounds import RATE, SETS, Sounds
+from _report import machine, table
+from tymbal.evaluation.baseline import spectrogram_moments
+from tymbal.evaluation.linear import quality
+from tymbal.features.bank import filter_bank
+from tymbal.inference.tables import vectors
+from tymbal.labelling.choosing import next_places
+from tymbal.labelling.head import Examples
+from tymbal.labelling.windows import Windows
+from tymbal.settings import FeatureSettings
+
+WAYS = {"random": "random", "uncertain": "uncertain", "committee": "committee", "mixed": "ours"}
+BATCH = 10
+ENOUGH = 0.95
+LONGER = 5
+"""How much longer random questions go on where events are rare, to see when they have been enough."""
+
+COEFFICIENTS = 20
+
+
+class Trial:
+    """A set with embeddings: what is asked about, and what is tested.
+
+    Args:
+        sounds: The set.
+        embeddings: What the embeddings are.
+        folder: Where the tables of both sides lie.
+    """
+
+    def __init__(self, sounds: Sounds, embeddings: str, folder: Path) -> None:
+        self.sounds, self.embeddings = sounds, embeddings
+        self.windows = Windows(folder / "pool.parquet", most=100_000, seed=0)
+        self.truth = self._heard(folder / "pool.parquet")
+        self.tested = self.windows.projection(vectors(pq.read_table(folder / "tested.parquet")))
+        self.tested_truth = self._heard(folder / "tested.parquet")
+        self.figure = "mAP" if sounds.several else "accuracy"
+        self.full = self._reads(np.arange(len(self.windows)))
+
+    def _heard(self, table_: Path) -> np.ndarray:
+        rows = pq.read_table(table_, columns=["file", "start"]).to_pylist()
+        heard = [self.sounds.heard.get((row["file"], round(row["start"] / self.sounds.window)), ()) for row in rows]
+        return np.array([[label in labels for label in self.sounds.labels] for labels in heard])
+
+    def examples(self, places: np.ndarray) -> Examples:
+        """Places with their labels, as a person who knows all would give them."""
+        return Examples(places, self.truth[places], self.sounds.labels, self.sounds.several)
+
+    def _reads(self, places: np.ndarray) -> float:
+        head = self.examples(places).head(self.windows)
+        if head is None:
+            return 0.0
+        scores = np.full(self.tested_truth.shape, -1e9)
+        scores[:, [self.sounds.labels.index(label) for label in head.labels]] = head.logits(self.tested)
+        return quality(scores, self.tested_truth, multilabel=self.sounds.several)[self.figure]
+
+    def curve(self, way: str, seed: int, budget: int) -> list[tuple[int, float, float]]:
+        """Answers, the figure, and the share of the labels that were found, after each ten questions."""
+        rng = np.random.default_rng([seed, 7])
+        places: list[int] = []
+        if self.sounds.several:
+            places = [int(rng.choice(np.flatnonzero(column))) for column in self.truth.T]
+        result, last = [], ()
+        while len(places) < min(budget, len(self.windows)):
+            examples = self.examples(np.array(places, np.int64))
+            asked = np.zeros(len(self.windows), bool)
+            asked[places] = True
+            head = examples.head(self.windows)
+            chosen = next_places(
+                self.windows,
+                BATCH,
+                by=way,
+                head=head,
+                examples=examples,
+                asked=asked,
+                last=last,
+                seed=(seed, len(places)),
+            )
+            if not chosen:  # only neighbours of the last one are left
+                break
+            places += [place for place, _ in chosen]
+            last = (places[-1],)
+            found = float(self.truth[places].sum() / self.truth.sum())
+            result.append((len(places), self._reads(np.array(places, np.int64)), found))
+        return result
+
+
+def needed(curve: list[tuple[int, float, float]], full: float) -> float:
+    """Answers from which the mean of three figures in a row reaches 95 % of the full one; infinite where none does."""
+    figures = np.array([figure for _, figure, _ in curve])
+    smooth = np.convolve(figures, np.ones(3) / 3, "valid") if len(figures) >= 3 else figures
+    reached = np.flatnonzero(smooth >= ENOUGH * full)
+    return float(curve[reached[0]][0]) if len(reached) else float("inf")
+
+
+def embedded(sounds: Sounds, kind: str, folder: Path, arguments: argparse.Namespace) -> Path | None:
+    """The folder of the tables of embeddings, which are made where they are not there; None where there are none."""
+    place = folder / kind
+    for side, files in (("pool", sounds.pool), ("tested", sounds.tested)):
+        output = place / f"{side}.parquet"
+        if output.is_file():
+            continue
+        place.mkdir(parents=True, exist_ok=True)
+        if kind == "tymbal":
+            run = arguments.encoder or _pretrained(sounds, folder, arguments)
+            tymbal.embed(run, files, output, window=sounds.window, batch_size=64, device="cpu")
+        elif kind == "mfcc":
+            _write(output, sounds, files, lambda path: _mfcc(path, sounds.window))
+        elif arguments.birdnet is None or sounds.title != "ESC-10":
+            return None
+        else:
+            kept = np.load(arguments.birdnet, allow_pickle=False)
+            known = {Path(str(name)).name: row for name, row in zip(kept["clips"], kept["embeddings"], strict=True)}
+            _write(output, sounds, files, lambda path, known=known: known[path.name][None])
+    return place
+
+
+def _pretrained(sounds: Sounds, folder: Path, arguments: argparse.Namespace) -> Path:
+    run: Path = folder / "run"
+    if not (run / "result.json").is_file():
+        listed = folder / "pool.txt"
+        listed.write_text("\n".join(str(path.absolute()) for path in sounds.pool))
+        tymbal.pretrain(
+            listed, run, max_minutes=arguments.minutes, size="mini", window=sounds.window, device="cpu", seed=0
+        )
+    return run
+
+
+def _write(output: Path, sounds: Sounds, files: list[Path], embed: Any) -> None:
+    """A table of embeddings of windows, as `tymbal embed` writes it."""
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        for place, vector in enumerate(embed(path)):
+            start = place * sounds.window
+            rows.append({"file": str(path), "start": start, "end": start + sounds.window, "embedding": vector.tolist()})
+    width = len(rows[0]["embedding"])
+    kinds = [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
+    pq.write_table(
+        pa.Table.from_pylist(rows, pa.schema([*kinds, ("embedding", pa.list_(pa.float32(), width))])), output
+    )
+
+
+def _mfcc(path: Path, window: float) -> np.ndarray:
+    """Moments of cepstral coefficients of each window of a file, [windows, 60]."""
+    features = FeatureSettings(sample_rate=RATE)
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    sound = soxr.resample(samples.mean(1), rate, RATE).astype(np.float32)
+    length = round(window * RATE)
+    sound = np.pad(sound, (0, max(0, length - len(sound))))
+    pieces = [sound[at : at + length] for at in range(0, len(sound) - length // 2, length)]
+    pieces = [np.pad(piece, (0, length - len(piece))) for piece in pieces]
+    bank = filter_bank(features)
+    mels = np.stack([bank(torch.from_numpy(piece)).numpy() for piece in pieces])
+    order = np.arange(COEFFICIENTS)[:, None]
+    basis = np.cos(np.pi * order * (np.arange(mels.shape[2]) + 0.5) / mels.shape[2]).T.astype(np.float32)
+    return spectrogram_moments(mels @ basis, np.full(len(mels), mels.shape[1]))
+
+
+def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row a set, embeddings, way and seed."""
+    done = arguments.output / "figures.jsonl"
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
+    for name in arguments.sets:
+        folder = arguments.output / name
+        sounds = SETS[name](arguments.data, folder / "sound", seed=arguments.draw, short=arguments.short)
+        for kind in arguments.embeddings:
+            place = embedded(sounds, kind, folder, arguments)
+            trial = None
+            for way in WAYS if place is not None else ():
+                for seed in range(arguments.seeds):
+                    key = {"set": name, "embeddings": kind, "way": way, "seed": seed}
+                    row = next((row for row in rows if key.items() <= row.items()), None)
+                    if row is None and place is not None:
+                        trial = trial or Trial(sounds, kind, place)
+                        longer = LONGER if way == "random" and sounds.several and not arguments.short else 1
+                        curve = trial.curve(way, seed, longer * arguments.budget)
+                        facts = {"title": sounds.title, "figure": trial.figure, "full": trial.full}
+                        row = {**key, **facts, "windows": len(trial.windows), "curve": curve}
+                        with done.open("a") as file:
+                            file.write(json.dumps(row) + "\n")
+                        print(f"{name} {kind} {way} {seed}: {curve[-1][1]:.3f}", file=sys.stderr, flush=True)
+                    if row is not None:
+                        yield row
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """Tables as markdown: a line a set, embeddings and way."""
+    lines = []
+    for key in dict.fromkeys((row["set"], row["embeddings"]) for row in rows):
+        own = [row for row in rows if (row["set"], row["embeddings"]) == key]
+        points = _points([len_ for len_, _, _ in min((row["curve"] for row in own), key=len)])
+        first = own[0]
+        lines.append(f"**{first['title']}, {key[1]}**: {first['windows']:,} windows; all labels: {first['full']:.3f}\n")
+        head = [f"{first['figure']} after", *(str(point) for point in points), "found", "labels for 95 %"]
+        lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+        for way, title in WAYS.items():
+            curves = [row["curve"] for row in own if row["way"] == way]
+            if not curves:
+                continue
+            cells = [_spread([next(f for n, f, _ in curve if n >= point) for curve in curves]) for point in points]
+            found = f"{100 * statistics.fmean(curve[-1][2] for curve in curves):.0f} %"
+            enough = statistics.median(needed(curve, first["full"]) for curve in curves)
+            most = max(curve[-1][0] for curve in curves)
+            lines.append(
+                "| " + " | ".join([title, *cells, found, f"{enough:.0f}" if enough < most else f"> {most}"]) + " |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _points(counts: list[int]) -> list[int]:
+    wanted = [20, 50, 100, 200, 400, 800]
+    return [next(count for count in counts if count >= point) for point in wanted if point <= counts[-1]] or [
+        counts[-1]
+    ]
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.3f}{deviation}"
+
+
+def latency(windows: int, width: int, answers: int) -> str:
+    """Seconds from an answer to the next window, with the head fitted anew, by way to choose."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "windows.parquet"
+        values = rng.standard_normal((windows, width), np.float32)
+        columns = {
+            "file": [f"/nights/{row // 720}.wav" for row in range(windows)],
+            "start": np.arange(windows) % 720 * 5.0,
+            "end": np.arange(windows) % 720 * 5.0 + 5,
+            "embedding": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width),
+        }
+        pq.write_table(pa.table(columns), path)
+        began = time.perf_counter()
+        held = Windows(path, most=windows, seed=0)
+        lines = [f"opened in {time.perf_counter() - began:.1f} s"]
+    truth = held.vectors[:, :3] > 1.5 * held.vectors[:, :3].std(axis=0)
+    rows = []
+    for way in ("mixed", "likely", "uncertain", "committee", "different", "clusters", "random"):
+        spent: list[float] = []
+        places = rng.permutation(windows)[:answers].tolist()
+        for step in range(15):
+            began = time.perf_counter()
+            examples = Examples(np.array(places), truth[places], ("a", "b", "c"), several=True)
+            head = examples.head(held)
+            asked = np.zeros(windows, bool)
+            asked[places] = True
+            chosen = next_places(held, 1, by=way, head=head, examples=examples, asked=asked, seed=(step,))
+            spent.append(time.perf_counter() - began)
+            places.append(chosen[0][0])
+        rows.append([way, f"{statistics.median(spent):.3f}", f"{max(spent):.3f}"])
+    lines.append(table(["seconds to the next window", "median", "longest"], rows))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--output", type=Path, default=Path("labelling"))
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    parser.add_argument("--embeddings", nargs="+", default=["tymbal", "mfcc", "birdnet"])
+    parser.add_argument("--encoder", type=Path, help="a run or model; without it, one is pretrained for --minutes")
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--birdnet", type=Path)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--draw", type=int, default=0, help="what is drawn to be tested; ways were tuned on 101")
+    parser.add_argument("--budget", type=int, default=400)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--windows", type=int, default=100_000, help="of --latency")
+    arguments = parser.parse_args()
+    if arguments.latency:
+        print(f"{machine()}\n{arguments.windows:,} windows of 512 numbers, 300 answers")
+        print(latency(arguments.windows, 512, 300))
+        return
+    if arguments.short:
+        short = {"sets": ["esc10", "rare"], "embeddings": ["mfcc"], "seeds": 1, "budget": 30}
+        vars(arguments).update(short)
+    print(report(list(run(arguments))))
+    print(machine())
+
+
+if __name__ == "__main__":
+    main()
