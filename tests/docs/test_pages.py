@@ -31,7 +31,8 @@ OF_OTHER_PROGRAMS = {
     for name in re.findall(
         r"\S+",
         """build-arg gpus rm shm-size partial info check quiet no-deps jobs cores account show interface before time
-        signal gres nproc-per-node ntasks-per-node index-url rows data output minutes sets seeds labels""",
+        signal gres nproc-per-node ntasks-per-node index-url rows data output minutes sets seeds labels repo-type
+        local-dir include neighbors project""",
     )
 }
 

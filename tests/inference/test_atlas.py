@@ -34,6 +34,7 @@ def test_atlas__has_a_place_neighbours_and_the_sound_of_each_row(tmp_path: Path)
     assert table.schema.field("audio").type == pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = table.select(["id", "file", "projection_x", "projection_y", "__neighbors", "audio"]).to_pylist()
     assert [row["id"] for row in rows] == list(range(18))
+    assert set(table.column("folder").to_pylist()) == {"high", "low", "middle"}
     assert len({(row["projection_x"], row["projection_y"]) for row in rows}) == 18
     unit = vectors(table) / np.linalg.norm(vectors(table), axis=1, keepdims=True)
     for number, row in enumerate(rows):

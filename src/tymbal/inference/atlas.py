@@ -4,9 +4,10 @@
     uvx embedding-atlas atlas.parquet --x projection_x --y projection_y --neighbors __neighbors
 
 Columns are those of every table of embeddings, `embedding` among them, and `projection_x`, `projection_y`,
-`__neighbors` (the nearest rows by cosine, `ids` and `distances`) and `audio`, a struct of `bytes` (FLAC) and `path`,
-which is played. What is in memory and in the file is bounded: of more than 50,000 rows every second, fourth, … is
-taken, of more than 5,000 so many have a sound, evenly spread, and a sound is ten seconds at most; each is said.
+`__neighbors` (the nearest rows by cosine, `ids` and `distances`), `folder`, that of the file, to colour by, and
+`audio`, a struct of `bytes` (FLAC) and `path`, which is played. What is in memory and in the file is bounded: of more
+than 50,000 rows every second, fourth, … is taken, of more than 5,000 so many have a sound, evenly spread, and a sound
+is ten seconds at most; each is said.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class EmbeddingAtlas(EmbeddingFormat):
             "projection_y": pa.array(places[:, 1], pa.float32()),
             "__neighbors": pa.array(near, _NEAR),
         }
+        if "file" in rows.column_names:  # to colour by, where there are no labels
+            folders = [None if file is None else Path(file).parent.name for file in rows.column("file").to_pylist()]
+            columns["folder"] = pa.array(folders, pa.string())
         others = {name: rows.column(name) for name in rows.column_names if name not in columns}
         whole = pa.table({**columns, **others})
         described = whole.schema.append(pa.field("audio", _AUDIO)).with_metadata(
