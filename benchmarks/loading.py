@@ -3,6 +3,7 @@
     python benchmarks/loading.py
     python benchmarks/loading.py --frames 112 --rows 20000      # one-second clips
     python benchmarks/loading.py --remote --rows 2000           # from an S3 server of this machine (moto)
+    python benchmarks/loading.py --frames 112 --verification    # what comparing rows with their checksums costs
 
 All sides give the same random spectrograms in random order and batches of 64. They are timed in turns, in one process,
 so that what disturbs one disturbs all; the ratio is the median over the rounds.
@@ -24,6 +25,10 @@ the system has it). Plain mapping copies rows from a memory-mapped file, as nump
 `--remote`: the same store on an S3 server of this machine, with an empty cache, and with a full one; beside it one
 object a spectrogram, fetched by as many threads. The server is written in Python and bounds what is fetched: the number
 of requests is what travels to another one.
+
+`--verification` asks what it costs that a process compares each row with its CRC-32 when it first reads it: a first
+pass with and without, in processor time, beside a training step (forward, backward, optimizer) of the smallest encoder
+that Tymbal names, which is where such costs weigh most.
 """
 
 from __future__ import annotations
@@ -45,7 +50,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from _report import machine, ratios, table
-from tymbal.settings import FeatureSettings
+from tymbal.features.normalisation import Normalisation
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
+from tymbal.objectives.ssast import SSASTObjective
+from tymbal.settings import SIZES, FeatureSettings, parse_patch
 from tymbal.store import parallel_copy
 from tymbal.store.dataset import StoreDataset, whole_batch
 from tymbal.store.packed.packed_store import Store, open_store
@@ -84,6 +92,9 @@ def main() -> None:
         if options.remote:
             print(remote(folder, options))
             return
+        if options.verification:
+            print(verification(folder, options))
+            return
         print(warm(folder, options), "\n", flush=True)
         if hasattr(os, "posix_fadvise"):
             print(cold(folder, options))
@@ -97,7 +108,7 @@ def write_files(folder: Path, options: argparse.Namespace) -> None:
         for row in range(options.rows):
             values = generator.normal(-6, 4, (options.frames, options.mels)).astype(np.float16)
             torch.save(torch.from_numpy(values), folder / "pt" / f"{row:06d}.pt")
-            yield values, Entry(id=str(row), file=f"{row}.wav", start=0.0, end=10.0, frames=0)
+            yield values, Entry(id=str(row), file=f"{row}.wav", start=0.0, end=10.0, frames=options.frames)
 
     features = FeatureSettings(mel_bins=options.mels)
     rows_per_shard = max(64 * 2**20 // (options.frames * options.mels * 2), 1)
@@ -175,12 +186,56 @@ def cold(folder: Path, options: argparse.Namespace) -> str:
     return table(["page cache cold", "rows/s", "times mapping"], rows)
 
 
+def verification(folder: Path, options: argparse.Namespace) -> str:
+    def first_pass(seed: int, *, verified: bool) -> None:
+        store = Store.open(folder / "store")
+        if not verified:
+            store.checksums = None
+        through_loader(store, options, seed)
+
+    sides: dict[str, Callable[[int], None]] = {
+        "first pass, verified": lambda seed: first_pass(seed, verified=True),
+        "the same, not verified": lambda seed: first_pass(seed, verified=False),
+    }
+    measured = in_turns(sides, options, repeat={}, processor_time=True)
+    passes = {name: 1000 * options.batch / statistics.median(rates) for name, rates in measured.items()}
+    verified, bare = passes.values()
+    step = 1000 * step_seconds(folder, options)
+    rows = [
+        *([name, f"{ms:.2f}", f"{100 * ms / step:.2f}"] for name, ms in passes.items()),
+        ["verification alone", f"{verified - bare:.2f}", f"{100 * (verified - bare) / step:.2f}"],
+        [f"a step of {options.size}, patches of {options.patch}", f"{step:.1f}", "100"],
+    ]
+    return table(["a batch", "ms of one core", "% of a step"], rows)
+
+
+def step_seconds(folder: Path, options: argparse.Namespace) -> float:
+    """Processor seconds of a step of joint pretraining."""
+    store = Store.open(folder / "store")
+    width, depth, heads = SIZES[options.size]
+    patch = parse_patch(options.patch)
+    shape = {"mels": options.mels, "frames": options.frames, "patch": patch, "stride": patch}
+    encoder = SpectrogramEncoder(EncoderConfig(width=width, depth=depth, heads=heads, **shape))
+    module = SSASTObjective(encoder, normalisation=Normalisation(mean=-6.0, std=4.0, padding=-16.0))
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+    batches = DataLoader(StoreDataset(store, store.rows()), batch_size=options.batch, collate_fn=whole_batch)
+    seconds = []
+    for _, batch in zip(range(options.rounds + 1), batches, strict=False):
+        start = time.process_time()
+        module(**batch)["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds[1:])
+
+
 def in_turns(
     sides: dict[str, Callable[[int], None]],
     options: argparse.Namespace,
     *,
     repeat: dict[str, int],
     before: Callable[[], None] = lambda: None,
+    processor_time: bool = False,
 ) -> dict[str, list[float]]:
     """Rows a second of each side by round; a first round is not counted."""
     measured: dict[str, list[float]] = {name: [] for name in sides}
@@ -188,7 +243,7 @@ def in_turns(
         for name, side in sides.items():
             epochs = repeat.get(name, 1)
             before()
-            now = time.process_time if options.processor_time else time.perf_counter
+            now = time.process_time if options.processor_time or processor_time else time.perf_counter
             start = now()
             for epoch in range(epochs):
                 side(1000 * number + epoch)
@@ -325,6 +380,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--remote", action="store_true", help="from an S3 server instead (moto and obstore)")
     parser.add_argument("--no-memory", action="store_true", help="keep no rows in memory")
+    parser.add_argument("--verification", action="store_true", help="only what comparing with checksums costs")
+    parser.add_argument("--size", default="mini", choices=SIZES, help="of the encoder that takes a step")
+    parser.add_argument("--patch", default="16x16", help="of its patches, mel bins x frames")
     parser.add_argument("--folder", type=Path, help="where to write the temporary files (twice their size is needed)")
     return parser.parse_args()
 

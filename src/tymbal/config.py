@@ -31,7 +31,7 @@ from tymbal.errors import SettingsError
 from tymbal.files import address, write_text
 from tymbal.machine import machine
 from tymbal.progress import tell
-from tymbal.settings.fields import names_that, nature
+from tymbal.settings.fields import names_that, nature, without_effect
 from tymbal.values import convert, nearest, plain, shown
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "read_yaml",
     "recipe_under",
     "resolve",
+    "say_useless",
     "settings_of",
     "to_keywords",
     "to_mapping",
@@ -134,6 +135,12 @@ def layered(
     from_mapping(cls, below, source=source)
     given = {**_known(cls, below, source), **_known(cls, keywords, None)}
     return from_mapping(cls, {**recipe_under(cls, given), **given})
+
+
+def say_useless(settings: Any, given: Iterable[str] | None = None) -> None:
+    """Says which settings have no effect beside others, of those that are `given`, or of all that were changed."""
+    for remark in without_effect(settings, given):
+        tell(remark, warning=True)
 
 
 def recipe_under(cls: type[Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,7 +23,7 @@ from tymbal import config as configuration
 from tymbal.errors import SettingsError
 from tymbal.files import replace_folder, written_alone
 from tymbal.progress import Progress
-from tymbal.settings import ConvertSettings
+from tymbal.settings import ConvertSettings, PtSettings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,7 @@ _OF_SPECTROGRAMS = (
     "padding",
     "shard_mib",
 )
+_OF_PT = tuple(each.name for each in fields(PtSettings))
 _OF_MODELS = ("stride", "heads", "pooling", "multilabel", "transformers")
 
 
@@ -99,6 +100,7 @@ def convert(
     from tymbal.data import open_data
 
     chosen = configuration.resolve(ConvertSettings, settings, config=config)
+    configuration.say_useless(chosen)
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
@@ -113,7 +115,11 @@ def convert(
             path=source,
             advice="Sound becomes a store by `tymbal prepare`. Where .pt files lie elsewhere, give --data-dir.",
         )
+    if data.is_packed or data.has_views:
+        _refuse_useless(chosen, _OF_PT, f"{source} is {data.what}, which has all of this in it")
     to = chosen.to or ("pt" if data.is_packed else "store")
+    if to == "pt":
+        _refuse_useless(chosen, ("shard_mib",), "files of spectrograms are not packed")
     if to not in _STORES:
         what = "pairs of views" if data.has_views else "spectrograms"
         raise SettingsError(f"{what} cannot become a model ({to})", path=source, advice=_TO_STORES)

@@ -228,15 +228,16 @@ class DataSource(Generic[Chosen]):
             self._refuse_nothing()
         if self._kind.packed:
             self._refuse_useless("store", "a store, which has all of this in it")
-            self._refuse_padding()
+            self._refuse_the_models("padding", "dataset_mean", "dataset_std")
             self._copy_failures(run)
             return self.single_spectrograms()
         if self._kind.views:
             return self.single_spectrograms()
         if self._kind.spectrograms:
+            self._refuse_the_models("dataset_mean", "dataset_std")
             return on_rank_zero(lambda: self._pt(run))
         self._refuse_useless("sound", "not of .pt files")
-        self._refuse_padding()
+        self._refuse_the_models("padding", "dataset_mean", "dataset_std")
         self._refuse_processes()
         from tymbal.prepare import prepare_spectrograms
 
@@ -322,22 +323,27 @@ class DataSource(Generic[Chosen]):
     def _refuse_useless(self, kind: str, what: str) -> None:
         """Refuses settings that are for other kinds of data, and would have no effect."""
         natures = {each.name: nature(PtSettings, each.name).only_for for each in fields(PtSettings)}
-        self._refuse([name for name, kinds in natures.items() if kinds and kind not in kinds], what)
-
-    def _refuse(self, names: Sequence[str], what: str) -> None:
-        # What a run of an earlier version did stands in for what it could not be given.
-        unsaid = {name: (getattr(PtSettings(), name), nature(PtSettings, name).before) for name in names}
-        given = [name for name in names if getattr(self._settings, name) not in unsaid[name]]
+        given = self._given([name for name, kinds in natures.items() if kinds and kind not in kinds])
         if given:
             raise SettingsError(
                 f"{given[0]} is for other data: {self.path} is {what}",
                 advice=f"Leave out {' and '.join(given)}, or give the list or folder that belongs to it.",
             )
 
-    def _refuse_padding(self) -> None:
-        """Refuses a choice of padding if nothing is trained: the model's own holds."""
-        if not isinstance(self._settings, TrainingSettings):
-            self._refuse(["padding"], "not of .pt files")
+    def _given(self, names: Sequence[str]) -> list[str]:
+        # What a run of an earlier version did stands in for what it could not be given.
+        unsaid = {name: (getattr(PtSettings(), name), nature(PtSettings, name).before) for name in names}
+        return [name for name in names if getattr(self._settings, name) not in unsaid[name]]
+
+    def _refuse_the_models(self, *names: str) -> None:
+        """Refuses a choice of padding or statistics if nothing is trained: the model's own hold."""
+        given = [] if isinstance(self._settings, TrainingSettings) else self._given(names)
+        if given:
+            raise SettingsError(
+                f"{given[0]} has no effect: what the model was trained with holds",
+                path=self.path,
+                advice=f"Leave out {' and '.join(given)}.",
+            )
 
 
 def _recognise(path: Path, settings: PtSettings) -> _Kind:

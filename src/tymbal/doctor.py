@@ -142,6 +142,7 @@ def doctor(store: str | Path | None = None, *, config: str | Path | None = None,
         SettingsError: Size or patch do not fit the clips of the store.
     """
     chosen = configuration.resolve(DoctorSettings, settings, config=config)
+    configuration.say_useless(chosen)
     advice: list[str] = []
     try:
         check_companions()

@@ -86,6 +86,7 @@ def embed(
     from tymbal.inference.tables import EmbeddingFormat, choose_format
 
     chosen = configuration.resolve(EmbedSettings, settings, config=config)
+    configuration.say_useless(chosen)
     output = Path(output)
     kind = choose_format(output, chosen.format, EmbeddingFormat)
     ready = ready_model(model, chosen)

@@ -24,6 +24,7 @@ from tymbal.errors import SettingsError
 from tymbal.pages.serving import address, free_port, own_folder
 from tymbal.progress import say, tell
 from tymbal.settings import ExploreSettings
+from tymbal.settings.fields import changed
 from tymbal.stopping import stop_at_once
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def explore(
         StoreError: The store cannot be read.
     """
     chosen = configuration.resolve(ExploreSettings, settings, config=config)
+    configuration.say_useless(chosen)
     _check_gradio()
     port = free_port(chosen.host, chosen.port)
     say(f"Starting: the page will be at {address(chosen.host, port)}")
@@ -128,6 +130,16 @@ def _own_uploads() -> Iterator[Path]:
                 os.environ["GRADIO_TEMP_DIR"] = before
 
 
+def _say_useless(chosen: ExploreSettings, library: Library | None) -> None:
+    """Says which settings have no effect without sounds to compare with, or beside embeddings that are given."""
+    useless = {"top": "nothing to compare with is given", "approximate": "nothing to compare with is given"}
+    if library is not None:
+        useless = {} if library.record["pooling"] == chosen.pooling else {"pooling": "the embeddings have their own"}
+    for name in changed(chosen):
+        if name in useless:
+            tell(f"{name} has no effect: {useless[name]}", warning=True)
+
+
 def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[ModelView, Library | None, str]:
     """The model, the sounds to compare with, and what the page says about both."""
     from tymbal.exploring.library import open_library
@@ -146,6 +158,7 @@ def _open(model: str, store: Path | None, chosen: ExploreSettings) -> tuple[Mode
         )
         embedder = ready.embedder_like(library.record, index=library.name)
     scorer = ready.scorer() if description.labels else None
+    _say_useless(chosen, library)
     window = chosen.window if library is None else library.window
     cut = cut_for(description, window=window, hop=chosen.hop)
     if chosen.hop is None:

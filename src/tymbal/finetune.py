@@ -20,7 +20,6 @@ from tymbal.errors import SettingsError, StoreError
 from tymbal.files import write_json, written_alone
 from tymbal.progress import tell
 from tymbal.settings import FeatureSettings, FinetuneSettings, PrepareSettings, parse_patch
-from tymbal.settings.training import useless_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,8 +117,7 @@ def finetune(
     run, arguments = Path(output), {"source": source, "output": output}
     data = open_data(source, _resolved(settings, config=config, begun=RunFolder(run).begun()))
     chosen = data.settings
-    for remark in useless_settings(chosen, settings):
-        tell(remark, warning=True)
+    configuration.say_useless(chosen, settings)
     finished = begin("finetune", run, arguments, chosen, resume=resume)
     if finished is not None:
         return finished

@@ -27,6 +27,7 @@ from tymbal.errors import ModelError, SettingsError, StoreError
 from tymbal.files import written_alone
 from tymbal.progress import tell
 from tymbal.settings import MergeSettings
+from tymbal.settings.fields import changed, foreign
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,11 +85,13 @@ def merge(
     from tymbal.models.folder import load_model, save_model
 
     chosen = configuration.resolve(MergeSettings, settings, config=config)
+    configuration.say_useless(chosen)
     target = Path(output)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise SettingsError("the output exists already", path=target, advice="Choose another place, or delete it.")
     base = _classifier(load_model(first), first)
     others: list[ModelDescription] = []
+    _refuse_useless(chosen, second)
     if _is_model(second):
         other = _classifier(load_model(second), second)
         others.append(other.description)
@@ -118,6 +121,17 @@ def _thresholds(descriptions: Sequence[ModelDescription], labels: Sequence[str])
     for description in reversed(descriptions):
         known |= dict(zip(description.labels, description.thresholds, strict=False))
     return tuple(known.get(label, 0.5) for label in labels) if known else ()
+
+
+def _refuse_useless(settings: MergeSettings, second: str | Path) -> None:
+    """Refuses settings for the other kind of what is merged."""
+    if _is_model(second):
+        names, what = foreign(settings, ["model"]), "a model"
+        names += [name for name in ("dataset_mean", "dataset_std", "padding") if name in changed(settings)]
+    else:
+        names, what = foreign(settings, ["clips", "pt", "sound"]), "no model"
+    if names:
+        raise SettingsError(f"{names[0]} has no effect: {second} is {what}", advice=f"Leave out {' and '.join(names)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +211,9 @@ def _side_by_side(
     shared = [label for label in one.labels if label in other.labels]
     labels = (*one.labels, *(label for label in other.labels if label not in shared))
     new = [place for place, label in enumerate(other.labels) if label not in shared]
+    if settings.shared != MergeSettings.shared and not (shared and one.multilabel and other.multilabel):
+        why = "their labels exclude each other" if shared else "no label is in both"
+        raise SettingsError(f"shared has no effect: {why}", path=sources[1], advice="Leave it out.")
     if not shared:
         multilabel = one.multilabel and other.multilabel
         groups = () if multilabel and not one.groups + other.groups else (*_groups(one), *_groups(other))

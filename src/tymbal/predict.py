@@ -97,11 +97,18 @@ def predict(
     from tymbal.inference.streaming import Job, cut_for, failures_of, run_job, walk
 
     chosen = configuration.resolve(PredictSettings, settings, config=config)
+    configuration.say_useless(chosen)
     output = Path(output)
     recordings, closed = find_recordings(files)
     kind = output_format(output, chosen, recordings)
     ready = ready_model(model, chosen)
     scorer = ready.scorer(reject=chosen.reject)
+    if scorer.floor is None and chosen.reject not in (None, PredictSettings.reject):
+        tell(
+            "reject has no effect: the model does not know how loud the clips were that it learned from, or its labels "
+            "do not exclude each other",
+            warning=True,
+        )
     cut = cut_for(scorer.description, window=chosen.window, hop=chosen.hop, batch_size=chosen.batch_size)
     predictions = Predictions(scorer, chosen, kind)
 

@@ -27,7 +27,7 @@ from tymbal.audio.failures import Failure, check_reachable
 from tymbal.audio.findings import remarked
 from tymbal.audio.manifest import Manifest
 from tymbal.audio.sources import Listing, located, read_source
-from tymbal.config import resolve, to_keywords
+from tymbal.config import resolve, say_useless, to_keywords
 from tymbal.errors import AudioError, SettingsError, StoreError, what_to_do
 from tymbal.files import address, locked
 from tymbal.preparation.build import Built, Task, read_sidecar
@@ -61,7 +61,7 @@ from tymbal.settings import (
     TrainingSettings,
     ViewPairSettings,
 )
-from tymbal.settings.fields import recipe_defaults
+from tymbal.settings.fields import changed, recipe_defaults
 from tymbal.store.packed.format import WORK
 from tymbal.store.packed.mirror import refresh, url_of
 from tymbal.store.packed.packed_store import Store, open_store
@@ -216,7 +216,7 @@ def _prepare_here(
     if chosen.views and not is_complete(store):
         _check_augmentations(chosen)
     source = located(source, begun_source(store), columns=chosen.their_columns)
-    _tell_useless(chosen)
+    say_useless(chosen)
     with contextlib.ExitStack() as stack:
         if chosen.executor == "dask" and executor is None:
             executor = stack.enter_context(dask_executor(chosen.scheduler))
@@ -295,21 +295,6 @@ def _as_begun(store: Path, plan: Plan, listed: Listed, settings: PrepareSettings
     if not settings.views or begun_digest(store) in (None, plan.digest()):
         return plan
     return make_plan(listed.clips, listed.lengths, settings, coarse=True)
-
-
-def _tell_useless(settings: PrepareSettings) -> None:
-    """Says which settings are given and have no effect beside others."""
-    beside = {
-        "filter_bank=kaldi": (settings.filter_bank == "kaldi", ("n_fft", "hop_length")),
-        "filter_bank=librosa": (settings.filter_bank == "librosa", ("frame_length", "frame_shift")),
-        f"longer={settings.longer}": (settings.longer != "windows", ("hop", "min_fill")),
-        f"executor={settings.executor}": (settings.executor != "dask", ("scheduler",)),
-        "views=0": (settings.views == 0, ("view_mode",)),
-    }
-    for why, (holds, names) in beside.items():
-        for name in names:
-            if holds and getattr(settings, name) != getattr(PrepareSettings, name):
-                tell(f"{name} has no effect with {why}", warning=True)
 
 
 def _tell_remarks(built: Sequence[Built]) -> None:
@@ -404,6 +389,10 @@ def prepare_waveforms(path: Path, run: Path, settings: ViewPairSettings) -> Stor
         run: The run folder. What was left out is also named in its `failures.csv`.
         settings: Which views, and how many of the clips.
     """
+    names = ("window", "sample_rate", "group_pattern", "split", "validation", "label_csv", "label_separator", "frames")
+    given = {name: getattr(settings, name) for name in (*names, "mel_bins") if name in changed(settings)}
+    if settings.silence == "keep":
+        given["silence_db"] = _ANY_LEVEL
     prepared = prepare(
         path,
         run / "store",
@@ -411,6 +400,7 @@ def prepare_waveforms(path: Path, run: Path, settings: ViewPairSettings) -> Stor
         write="waveforms",
         augmentations=settings.augmentations,
         every=settings.every,
+        **given,
     )
     return _with_failures(prepared, run)
 

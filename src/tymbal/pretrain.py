@@ -27,7 +27,6 @@ from tymbal.objectives import registry
 from tymbal.objectives.contract import continue_heads
 from tymbal.progress import tell
 from tymbal.settings import DataChoice, PretrainSettings, ViewPairSettings
-from tymbal.settings.training import useless_settings
 from tymbal.values import plain
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ def pretrain(
     source = open_data(store, replace(resolved, from_=pinned(resolved.from_, begun)))
     chosen = source.settings
     arguments = {"store": store, "output": output}
-    for remark in useless_settings(chosen, settings):
-        tell(remark, warning=True)
+    configuration.say_useless(chosen, settings)
     finished = begin("pretrain", run, arguments, chosen, resume=resume)
     if finished is not None:
         return finished

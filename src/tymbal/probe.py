@@ -145,6 +145,7 @@ def probe(
     from tymbal.inference.frontend import ready_model
 
     chosen = configuration.resolve(ProbeSettings, settings, config=config)
+    configuration.say_useless(chosen)
     _check_output(output)
     ready = ready_model(model, chosen)
     source = open_data(data, chosen)

@@ -45,9 +45,26 @@ def tell(text: str, *, warning: bool = False) -> None:
         say(text, style="yellow" if warning else None)
 
 
+@contextlib.contextmanager
+def worded(words: Callable[[str], str]) -> Iterator[None]:
+    """Prints remarks in the words of another command line.
+
+    Args:
+        words: Puts a text into these words.
+    """
+    before = _worded.set(words)
+    try:
+        yield
+    finally:
+        _worded.reset(before)
+
+
+_worded: ContextVar[Callable[[str], str]] = ContextVar("worded", default=str)
+
+
 def say(text: str, *, style: str | None = None) -> None:
     """Prints on stderr in any case; the style shows on a terminal only."""
-    _console().print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    _console().print(_worded.get()(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

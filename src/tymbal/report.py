@@ -21,8 +21,9 @@ from tymbal import config as configuration
 from tymbal._version import __version__
 from tymbal.errors import SettingsError
 from tymbal.files import sole_writer, write_text
-from tymbal.progress import Progress
+from tymbal.progress import Progress, tell
 from tymbal.settings import ReportSettings
+from tymbal.settings.fields import foreign
 
 __all__ = ["ReportResult", "report"]
 
@@ -74,6 +75,7 @@ def report(
     from tymbal.reporting.parts import PageContext, part_of
 
     chosen = configuration.resolve(ReportSettings, settings, config=config)
+    configuration.say_useless(chosen)
     given = [Path(sources)] if isinstance(sources, str | os.PathLike) else [Path(source) for source in sources]
     if not given:
         raise SettingsError("there is nothing to report on", advice="Give a store, a run, or a table of predictions.")
@@ -85,6 +87,8 @@ def report(
             for source in given:
                 parts.append(part_of(source, chosen, context))
                 progress.advance()
+        for name in foreign(chosen, context.kinds):
+            tell(f"{name} has no effect: nothing on the page is drawn by it", warning=True)
         written = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0")
         title = parts[0].title if len(parts) == 1 else f"Report: {', '.join(source.resolve().name for source in given)}"
         text = page(

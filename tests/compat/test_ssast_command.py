@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -21,9 +22,11 @@ import tymbal
 from digits import digit_files, write_digits, write_label_csv, write_list
 from tymbal.cli import main
 from tymbal.compat import ssast_command
-from tymbal.compat.flags import parse
+from tymbal.compat.flags import FLAGS, parse
 from tymbal.compat.translate import translate
 from tymbal.evaluation.labelled_clips import read_weights
+from tymbal.objectives.ssast import SSASTSettings
+from tymbal.settings import FinetuneSettings
 from tymbal.training.run_folder import RunFolder
 
 # The flags of run_mask_patch.sh, with numbers for a test.
@@ -277,3 +280,62 @@ def test_run__goes_on_with_the_epsilon_that_a_run_of_an_earlier_version_had(data
         monkeypatch.setattr(RunFolder, "begun", lambda _, recorded=recorded: recorded)
         ssast_command._continue_as_begun(call)
         assert call.settings["head_epsilon"] == expected
+
+
+WITHOUT_VALIDATION = "--data-train {data}/one.json --data_dir {data}/pt"
+"""A list of one clip, of which none can be drawn to validate on."""
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (PRETRAIN, WITHOUT_VALIDATION, ""),
+        (PRETRAIN, LISTS, "--lr -1"),
+        (PRETRAIN, LISTS, "--n-epochs 0"),
+        (PRETRAIN, LISTS, "--batch-size 0"),
+        (PRETRAIN, LISTS, "--epoch_iter 0"),
+        (PRETRAIN, LISTS, "--n-print-steps 0"),
+        (PRETRAIN, LISTS, "--lr_patience 0"),
+        (PRETRAIN, LISTS, "--num-workers -1"),
+        (PRETRAIN, LISTS, "--accumulate 0"),
+        (PRETRAIN, LISTS, "--num_mel_bins 2"),
+        (PRETRAIN, LISTS, "--num_mel_bins 64"),
+        (PRETRAIN, LISTS, "--target_length 0 --mask_ratio 0.5"),
+        (PRETRAIN, LISTS, "--target_length 8 --mask_ratio 0.5"),
+        (PRETRAIN, LISTS, "--dataset_std 0"),
+        (PRETRAIN, LISTS, "--mask_ratio 2"),
+        (PRETRAIN, LISTS, "--seed -1"),
+        (PRETRAIN, LISTS, "--device tpu"),
+        (PRETRAIN, LISTS, "--precision int4"),
+        (PRETRAIN, LISTS, "--data-val {data}/nowhere.json"),
+        (PRETRAIN, LISTS, "--data_val_dir {data}/nowhere"),
+        (PRETRAIN, LISTS, "--data_dir {data}/nowhere"),
+        (PRETRAIN, "--data-train {data}/train.json --data_dir {data}/pt --data_val_dir {data}/pt", "--n-epochs 1"),
+        (f"{FINETUNE} --task ft_avgtok", WITHOUT_VALIDATION, "--wa False --adaptschedule True"),
+        (f"{FINETUNE} --task ft_avgtok", WITHOUT_VALIDATION, ""),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--freqm -1"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--timem -1"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--mixup 3"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--head_lr 0"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--wa_start 9 --wa_end 3"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--lrscheduler_step 0"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--lrscheduler_decay 0"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--fstride 99"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--label_csv {data}/nowhere.csv"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--pretrained_mdl_path {data}/nowhere.pth"),
+        (f"{FINETUNE} --task ft_avgtok", LISTS, "--loss CE --bal none --warmup True --n-epochs 1 --wa False"),
+    ],
+)
+def test_messages__name_the_flags_of_this_command_alone(case, data, tmp_path, capsys):
+    words, lists, more = case
+    entries = json.loads((data / "train.json").read_text())["data"]
+    (data / "one.json").write_text(json.dumps({"data": [entries[5]]}))
+    text = f"{lists} {words} --exp-dir {tmp_path / 'run'} {more}".replace("{data}", str(data))
+    main(["ssast", *text.split()])
+    said = capsys.readouterr().err.replace(str(data), "").replace(str(tmp_path), "")
+    known = {flag.name for flag in FLAGS} | {"help"}
+    assert {name.replace("-", "_") for name in re.findall(r"(?<!\w)--([a-z][\w-]*)", said)} - known == set()
+    settings = {field.name for cls in (SSASTSettings, FinetuneSettings) for field in dataclasses.fields(cls)}
+    named = set(re.findall(r"(?<![\w/.-])[a-z]+_[a-z_]+(?![\w.])", said))
+    assert (named & settings) - known == set()
+    assert "Traceback" not in said

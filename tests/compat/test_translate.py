@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tymbal.compat.flags import parse
-from tymbal.compat.translate import translate
+from tymbal.compat.translate import in_flags, translate
 from tymbal.config import from_mapping
 from tymbal.errors import SettingsError
 from tymbal.objectives.ssast import SSASTSettings
@@ -155,3 +155,24 @@ def test_translate__visible_says_what_their_files_cannot_hold():
     found = call(MASK_PATCH, "--encode visible")
     assert found.settings["encode"] == "visible"
     assert found.remarks[-1].startswith("--encode visible: ")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (
+            "Begin again with a lower --learning-rate or a longer --warmup.",
+            "Begin again with a lower --lr or a longer --warmup.",
+        ),
+        ("frames is 0, which is not 1 or more", "--target_length is 0, which is not 1 or more"),
+        ("Set frames to 1 or more.", "Set --target_length to 1 or more."),
+        ("a clip has 64 frames, and the weights have 128", "a clip has 64 frames, and the weights have 128"),
+        ("mel_bins says how many bins", "--num_mel_bins says how many bins"),
+        ("validation=0.1 has no effect: other files are", "--data-val=0.1 has no effect: other files are"),
+        ("data_val_dir has no effect with data_val=None", "--data_val_dir has no effect with --data_val=None"),
+        ("exp/train/learning_rate.csv: there is no such file", "exp/train/learning_rate.csv: there is no such file"),
+        ("eval_steps is 3", "--epoch_iter is 3"),
+    ],
+)
+def test_in_flags__settings_have_the_names_of_flags_and_words_stay(ours, theirs):
+    assert in_flags(ours) == theirs

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from tymbal.errors import SettingsError
 from tymbal.objectives.lejepa import LeJEPASettings
-from tymbal.settings import FinetuneSettings, PretrainSettings
-from tymbal.settings.training import useless_settings
+from tymbal.settings import FinetuneSettings, PretrainSettings, ProbeSettings, ReportSettings
+from tymbal.settings.fields import without_effect
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,16 @@ from tymbal.settings.training import useless_settings
         (FinetuneSettings, {"min_progress": 0.1, "patience": 3}, []),
     ],
 )
-def test_useless_settings__are_named_with_the_reason(
+def test_without_effect__are_named_with_the_reason(
     cls: type[PretrainSettings | FinetuneSettings], given: dict[str, Any], expected: list[str]
 ) -> None:
     settings = cls(**given)
-    assert useless_settings(settings, given) == expected
-    assert useless_settings(settings, ()) == []  # what nobody gave is nobody's mistake
+    assert without_effect(settings, given) == expected
+    assert without_effect(settings, ()) == []  # what nobody gave is nobody's mistake
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 1 << 32), ("log_every", 0)])
+def test_settings__that_end_in_a_library_are_refused(name: str, value: int) -> None:
+    for cls in (LeJEPASettings, FinetuneSettings, *((ProbeSettings, ReportSettings) if name == "seed" else ())):
+        with pytest.raises(SettingsError, match=f"{name} is {value}, which is not"):
+            cls(**{name: value})

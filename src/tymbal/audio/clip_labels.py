@@ -292,6 +292,15 @@ def assign_splits(clips: Iterable[Clip], settings: ScanSettings) -> list[Clip]:
     return _drawn(clips, settings)
 
 
+def seed_note(clips: Iterable[Clip], settings: ScanSettings) -> list[str]:
+    """A remark where a seed is set and nothing is drawn by it."""
+    given = any(clip.split == "validation" for clip in clips) or settings.validation_pattern is not None
+    drawn = settings.split in ("clips", "groups") or (settings.split in ("auto", "sklearn") and not given)
+    if settings.seed == ScanSettings.seed or drawn or getattr(settings, "views", False):
+        return []
+    return ["seed has no effect: no split is drawn"]
+
+
 def split_settings(settings: ScanSettings) -> list[str]:
     """Names of the settings that ask for a split and have not their defaults; `split` itself aside."""
     defaults = {"validation_pattern": None, "validation": ScanSettings.validation, "stratify": False}

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, renamed, split_by_folders
+from tymbal.audio.clip_labels import assign_splits, group_clips, label_clips, renamed, seed_note, split_by_folders
 from tymbal.audio.decode import DISAGREEMENT
 from tymbal.audio.failures import ADVICE, Failure, failures_beside, write_failures
 from tymbal.audio.findings import Finding, find, remarked, summarise
@@ -112,7 +112,8 @@ def _described(clips: Sequence[Clip], settings: ScanSettings, *, labelled: bool)
     clips, label_notes = label_clips(clips, settings, labelled=labelled)
     clips = renamed(clips, settings.new_names)
     clips, group_notes = group_clips(clips, settings)
-    return split_by_folders(clips), label_notes + group_notes
+    clips = split_by_folders(clips)
+    return clips, [*label_notes, *group_notes, *seed_note(clips, settings)]
 
 
 def _check_output(output: Path) -> None:

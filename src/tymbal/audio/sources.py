@@ -100,6 +100,8 @@ def read_source(
             raise ManifestError("there is no such folder or list", path=source, advice="Check the path.")
         if path.is_dir():
             listing = _folder(path, label_separator, columns)
+            if label_separator is not None and not listing.labelled:
+                listing.notes.append("label_separator has no effect: it is for the cells of lists")
         elif path.suffix.lower() in AUDIO_SUFFIXES:
             listing = Listing([_whole_file(str(path), path.parent)], path.parent)
         else:
@@ -280,6 +282,9 @@ def _notes(table: Table) -> list[str]:
 
 def _named(listing: Listing, label_csv: str) -> Listing:
     names = read_label_names(label_csv)
+    if not any(clip.labels for clip in listing.clips):
+        note = "label_csv names no label here: it is for lists whose labels are mids"
+        return replace(listing, notes=[*listing.notes, note])
     unknown = sorted({label for clip in listing.clips for label in clip.labels} - names.keys() - set(names.values()))
     if unknown:
         raise ManifestError(

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 
 from tymbal.audio.file_lists import table_classes
 from tymbal.compat.flags import Flags, parse
-from tymbal.compat.translate import Call, translate
+from tymbal.compat.translate import Call, in_flags, translate
 from tymbal.compute.processes import on_rank_zero, quiet_except_rank_zero, rank
 from tymbal.data import open_data
-from tymbal.errors import SettingsError, StoreError
+from tymbal.errors import SettingsError, StoreError, TymbalError
 from tymbal.evaluation.scoring import figures_of
 from tymbal.files import write_json, write_text
 from tymbal.finetune import finetune
@@ -48,7 +48,7 @@ from tymbal.models.formats import ssast_checkpoint as ssast
 from tymbal.objectives.classification import ClassificationObjective
 from tymbal.objectives.ssast import TASKS, SSASTObjective
 from tymbal.pretrain import pretrain
-from tymbal.progress import tell
+from tymbal.progress import tell, worded
 from tymbal.settings import SIZES, PtSettings, SoundSettings
 from tymbal.training.callbacks import Evaluation
 from tymbal.training.records import read_metrics
@@ -94,9 +94,13 @@ def run(arguments: Sequence[str]) -> RunResult:
     _continue_as_begun(call)
     for remark in call.remarks if rank() == 0 else ():
         tell(remark, warning=True)
-    if call.verb == "finetune":
-        return finetune_as_there(flags, call)
-    return _pretrain(flags, call)
+    try:
+        with worded(in_flags):
+            return finetune_as_there(flags, call) if call.verb == "finetune" else _pretrain(flags, call)
+    except TymbalError as error:
+        error.what = in_flags(error.what)
+        error.advice = None if error.advice is None else in_flags(error.advice)
+        raise
 
 
 def _continue_as_begun(call: Call) -> None:

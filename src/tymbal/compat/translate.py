@@ -7,16 +7,17 @@ what its user expects, is refused with the reason; differences from `run.py` are
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tymbal.compat.flags import PRETRAINING, Flags
+from tymbal.compat.flags import FLAGS, PRETRAINING, Flags
 from tymbal.compute.processes import processes
 from tymbal.errors import SettingsError
 from tymbal.settings import SIZES
 
-__all__ = ["Call", "translate"]
+__all__ = ["Call", "in_flags", "translate"]
 
 _WARMUP = 1000
 _FINETUNING_ONLY = {
@@ -70,6 +71,64 @@ def translate(flags: Flags, *, audio: bool) -> Call:
         call.verb = "finetune"
         call.settings |= _finetuning(flags, call.remarks, audio=audio)
     return call
+
+
+def in_flags(text: str) -> str:
+    """A message in the flags of `run.py`: `--lr` for `--learning-rate`, `--target_length is` for `frames is`."""
+    for ours, theirs in _PHRASES.items():
+        text = text.replace(ours, theirs)
+    return _NAMED.sub(lambda match: f"--{_FLAGS[match[0].removeprefix('--').replace('-', '_')]}", text)
+
+
+_PHRASES = {
+    "; or do without schedule plateau": "",
+    "schedule plateau needs": "the learning rate falls by validation (--lr_patience, --adaptschedule), which needs",
+    "a store with a validation split": "--data-val with its --data_val_dir",
+    "do without average_from": "give --wa False",
+    "; --patience ends such a run": "",
+    ", an --ema nearer to 1, or --lora 8": "",
+    "set balance, or leave it out": "give --bal bal",
+}
+_FLAGS = {
+    **{flag.name: flag.name for flag in FLAGS},
+    "accumulate": "accumulate",
+    "average_from": "wa_start",
+    "average_to": "wa_end",
+    "balance": "bal",
+    "best_by": "metrics",
+    "cluster_max": "cluster_factor",
+    "dataset_mean": "dataset_mean",
+    "epochs": "n-epochs",
+    "eval_steps": "epoch_iter",
+    "frames": "target_length",
+    "frequency_mask": "freqm",
+    "from": "pretrained_mdl_path",
+    "head_lr_factor": "head_lr",
+    "learning_rate": "lr",
+    "log_every": "n-print-steps",
+    "mask_count": "mask_patch",
+    "mel_bins": "num_mel_bins",
+    "objective": "task",
+    "output": "exp-dir",
+    "patch": "fshape",
+    "plateau_patience": "lr_patience",
+    "schedule": "adaptschedule",
+    "size": "model_size",
+    "step_every": "lrscheduler_step",
+    "step_factor": "lrscheduler_decay",
+    "step_start": "lrscheduler_start",
+    "stride": "fstride",
+    "time_mask": "timem",
+    "validation": "data-val",
+    "workers": "num_workers",
+}
+"""The flag of a setting; `--patch` and `--stride` stand for two of them each."""
+_WORDS = "|".join(re.escape(name).replace("_", "[_-]") for name in sorted(_FLAGS, key=len, reverse=True))
+_NAMED = re.compile(
+    # As a flag; as a name that is no word of English; or where a message names what is wrong, or to be set.
+    rf"(?<![\w/.-])(?:--(?:{_WORDS})|(?:(?=[a-z]+_)(?:{_WORDS}))|(?:(?:{_WORDS}))(?==)|(?<=Set )(?:{_WORDS})|"
+    rf"^(?:{_WORDS})(?= is ))(?![\w-])"
+)
 
 
 def _require(flags: Flags) -> None:

@@ -17,6 +17,7 @@ from tymbal.audio.clip_labels import (
     group_clips,
     label_clips,
     renamed,
+    seed_note,
     split_by_folders,
     split_settings,
 )
@@ -98,6 +99,7 @@ def list_clips(
     if manifest is not None:
         clips, later = _as_planned(manifest.clips, planned, added)
         clips, notes = _completed(replace(manifest, clips=tuple(clips)), settings)
+        notes += seed_note(manifest.clips, settings)
         notes += _about_rates(settings, [clip.sample_rate for clip in clips if clip.sample_rate])
         return Listed(clips, _file_lengths(manifest), notes=[*notes, *_staying(later)], added=later)
     listing = read_source(
@@ -138,6 +140,7 @@ def list_clips(
             *listing.notes,
             *label_notes,
             *group_notes,
+            *seed_note(clips, settings),
             *remarked(remarks),
             *_about_rates(settings, [header.rate for header in headers.values()]),
             *_staying([*stay.values(), *later]),

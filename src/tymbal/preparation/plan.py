@@ -202,8 +202,13 @@ def _frames(seconds: float, settings: PrepareSettings) -> int:
             f"a clip of {seconds:,.6g} s is a spectrogram of {size / 1e9:,.3g} GB, more than this machine's memory",
             advice="Set a shorter window; longer recordings become many clips.",
         )
+    if settings.views and settings.frames not in (None, whole):
+        raise SettingsError(
+            f"frames is {settings.frames}, and views of {seconds:g} s have {whole}",
+            advice="Give window or frames, and not both.",
+        )
     if settings.views:
-        return settings.frames or whole
+        return whole
     return settings.frames or max(-(-whole // _FRAME_MULTIPLE), 1) * _FRAME_MULTIPLE
 
 

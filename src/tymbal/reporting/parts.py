@@ -63,10 +63,12 @@ class PageContext:
     Attributes:
         numbers: Numbers that nothing on the page has yet.
         stores: Stores that are on the page.
+        kinds: Kinds of sources that are on it, as `only_for` of the settings names them.
     """
 
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
     stores: set[Path] = field(default_factory=set)
+    kinds: set[str] = field(default_factory=set)
 
 
 def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Part:
@@ -84,14 +86,18 @@ def part_of(source: Path, settings: ReportSettings, context: PageContext) -> Par
     if (source / RUN_FILE).is_file():
         record = configuration.read_run_yaml(source)
         if record.verb in _RUNS:
+            context.kinds.add(record.verb)
             return _run_part(source, record, settings, context)
     probes = Probes.read(source) if source.is_file() and source.suffix == ".json" else None
     if probes is not None:
+        context.kinds.add("probe")
         return _probe_part(probes)
     if source.is_file() or is_annotations(source):
+        context.kinds.add("predictions")
         return _predictions_part(Predictions.read(source), settings, context)
     data = open_data(source, PtSettings())
     if data.has_rows:
+        context.kinds.add("store")
         return _store_part(data.store(), settings, context)
     raise SettingsError(
         "there is nothing to report on" if data.exists else "there is no such file or folder",

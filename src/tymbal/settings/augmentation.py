@@ -396,7 +396,7 @@ class ViewSettings:
     augmentations: str | None = setting(None, path=True, resumable=True, example="configs/short_clips.yaml")
     num_waveform_augs: int | None = setting(None, resumable=True, example="2")
     num_spectrogram_augs: int | None = setting(None, resumable=True, example="1")
-    view_mode: Literal["spectral", "exact"] = "spectral"
+    view_mode: Literal["spectral", "exact"] = setting("spectral", needs=("views",))
     write: Literal["store", "pt", "waveforms"] = setting("store", first=True)
     part: str | None = setting(None, resumable=True, example="3/8")
     preview: bool = setting(False, resumable=True, first=True)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -33,13 +33,17 @@ __all__ = [
     "VIEWS",
     "Nature",
     "Recipe",
+    "changed",
     "check",
     "check_pattern",
+    "check_seed",
+    "foreign",
     "names_that",
     "nature",
     "parse_patch",
     "recipe_defaults",
     "setting",
+    "without_effect",
 ]
 
 Value = TypeVar("Value")
@@ -59,7 +63,10 @@ class Nature:
         first: Whether it is one of the few that short help shows.
         group: The group that help shows it in. `None` is that of the class which introduces it.
         aliases: Its older names, still understood.
-        only_for: Kinds of source that it is for, of `pt` and `sound`; it has no effect on others. Empty is all.
+        only_for: Kinds of source that it is for (of data `pt` and `sound`; of reports others); it has no effect on
+            others. Empty is all.
+        needs: Conditions on other settings, without each of which it has no effect: `shots` (is given),
+            `!eval_steps` (is not), `schedule=step|plateau` (is, or has, one of these), `optimizer!=sgd`.
         choices: Names to choose from, for help, of a setting whose choices other packages can add to.
         describes_model: Whether, where it belongs to an objective, the description of a model keeps it.
         by_data: Whether its default leaves it to the data: what was chosen is recorded when a run begins, and holds on.
@@ -75,6 +82,7 @@ class Nature:
     group: str | None = None
     aliases: tuple[str, ...] = ()
     only_for: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     describes_model: bool = True
     by_data: bool = False
@@ -92,6 +100,7 @@ def setting(
     group: str | None = None,
     aliases: tuple[str, ...] = (),
     only_for: tuple[str, ...] = (),
+    needs: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     describes_model: bool = True,
     by_data: bool = False,
@@ -107,6 +116,7 @@ def setting(
         group=group,
         aliases=aliases,
         only_for=only_for,
+        needs=needs,
         choices=choices,
         describes_model=describes_model,
         by_data=by_data,
@@ -135,6 +145,64 @@ def names_that(cls: Any, what: str) -> tuple[str, ...]:
     """Names of the settings of a class whose nature says `what` (an attribute of `Nature`), as YAML spells them."""
     names = (each.name for each in dataclasses.fields(cls))
     return tuple(name.removesuffix("_") for name in names if getattr(nature(cls, name), what))
+
+
+def changed(settings: Any) -> list[str]:
+    """Names of settings that have neither their defaults, nor those of a recipe, nor what earlier versions did."""
+    usual = recipe_defaults(settings)
+    names = (each for each in dataclasses.fields(settings))
+    return [
+        each.name
+        for each in names
+        if getattr(settings, each.name) not in (each.default, usual.get(each.name), nature(settings, each.name).before)
+    ]
+
+
+def foreign(settings: Any, kinds: Iterable[str]) -> list[str]:
+    """Names of settings that were changed and are for none of the kinds of source that are there."""
+    there = set(kinds)
+    only = ((name, nature(settings, name).only_for) for name in changed(settings))
+    return [name for name, kinds in only if kinds and not there & set(kinds)]
+
+
+def without_effect(settings: Any, given: Iterable[str] | None = None) -> list[str]:
+    """Settings that have no effect beside others, each with the reason, in words.
+
+    Args:
+        settings: All settings.
+        given: Names of those that the user gave; of others nothing is said. None is all that were changed.
+    """
+    names = changed(settings)
+    if given is not None:
+        asked = {name.replace("-", "_") for name in given}
+        names = [name for name in names if name in asked]
+    return [
+        f"{name.removesuffix('_')} has no effect with {why}"
+        for name in names
+        for condition in _needs(settings, name)
+        if (why := _broken(settings, condition)) is not None
+    ]
+
+
+def _needs(settings: Any, name: str) -> tuple[str, ...]:
+    """Conditions of a setting, also where a class that changes its default does not repeat them."""
+    natures = (nature(base, name) for base in type(settings).__mro__ if dataclasses.is_dataclass(base))
+    return next((each.needs for each in natures if each.needs), ())
+
+
+def _broken(settings: Any, condition: str) -> str | None:
+    """What a condition of `Nature.needs` is broken by, in words; None where it holds."""
+    match = cast(re.Match[str], re.fullmatch(r"(!?)(\w+?)(_?)(?:(!?)=(.+))?", condition))
+    absent, name, score, other, wanted = match.groups()
+    value = getattr(settings, name + score, None)
+    values = value if isinstance(value, tuple) else (value,)
+    has = any(each in wanted.split("|") for each in values) if wanted else bool(value)
+    if not hasattr(settings, name + score) or has != bool(absent or other):
+        return None
+    if absent:
+        return name
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return f"{name}={shown}"
 
 
 GROUPS = {
@@ -192,6 +260,15 @@ def check(condition: bool, setting: str, value: object, expected: str) -> None:
     """
     if not condition:
         raise SettingsError(f"{setting} is {value!r}, which is not {expected}", advice=f"Set {setting} to {expected}.")
+
+
+def check_seed(seed: int) -> None:
+    """Checks that the random generators of torch and numpy can begin with a seed.
+
+    Raises:
+        SettingsError: They cannot.
+    """
+    check(0 <= seed < 1 << 32, "seed", seed, f"0 to {(1 << 32) - 1:,}")
 
 
 def check_pattern(setting: str, pattern: str, *, groups: bool = True) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tymbal.plugins import TABLE_FORMATS
-from tymbal.settings.fields import check, parse_patch, setting
+from tymbal.settings.fields import check, check_seed, parse_patch, setting
 from tymbal.settings.sound import PtSettings
 
 __all__ = [
@@ -71,9 +71,9 @@ class ProbeSettings(PtSettings):
     skip_padding: bool = True
     asked: Literal["validation", "test"] = "validation"
     multilabel: bool | None = setting(None, example="true")
-    neighbours: int = setting(10, first=True)
+    neighbours: int = setting(10, first=True, needs=("readers=knn",))
     shots: tuple[int, ...] = setting((), first=True, example="1 5 10 50")
-    draws: int = setting(5, first=True)
+    draws: int = setting(5, first=True, needs=("shots",))
     folds: int | None = setting(None, first=True, example="5")
     cache: bool = setting(True, first=True)
     random: bool = setting(True, first=True)
@@ -94,6 +94,7 @@ class ProbeSettings(PtSettings):
         check(self.folds is None or self.folds >= 2, "folds", self.folds, "2 or more")
         check(self.neighbours >= 1, "neighbours", self.neighbours, "1 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check_seed(self.seed)
 
     def layers(self, depth: int) -> list[int | None]:
         """The layers that are read of an encoder of so many blocks; None is the last one with the final norm."""
@@ -143,7 +144,7 @@ class PredictSettings:
     label_thresholds: tuple[str, ...] = setting((), example="robin=0.3 wren=0.8")
     top: int | None = setting(None, example="3")
     merge: bool = setting(True, resumable=True)
-    gap: float = setting(0.0, resumable=True)
+    gap: float = setting(0.0, resumable=True, needs=("merge",))
     review: int = setting(0, resumable=True)
     reject: float | None = 10.0
     format: str | None = setting(
@@ -198,7 +199,7 @@ class EmbedSettings:
     per: Literal["window", "second", "file"] = "window"
     pooling: Literal["auto", "mean", "rows", "grid", "grid2", "grid4", "grid8", "cls"] = "auto"
     layer: int | None = setting(None, example="6")
-    skip_padding: bool = True
+    skip_padding: bool = setting(True, needs=("pooling!=cls",))
     window: float | None = setting(None, example="5")
     hop: float | None = setting(None, example="2.5")
     format: str | None = setting(None, resumable=True, choices=("parquet", "csv", "npy", "embedding-atlas"))
@@ -317,6 +318,7 @@ class LabelSettings:
         check(least is None or self.review is not None, "least_precision", least, "None without a review")
         check(self.most >= 100, "most", self.most, "100 or more")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,11 +409,11 @@ class MergeSettings(PtSettings):
 
     group = "merging"
 
-    shared: Literal["mean", "first", "second"] = setting("mean", first=True)
-    label: str | None = setting(None, first=True, example="cicada")
-    recall: float = setting(0.9, first=True)
-    pseudo: int = setting(200, first=True)
-    strength: float = setting(0.1, first=True)
+    shared: Literal["mean", "first", "second"] = setting("mean", first=True, only_for=("model",))
+    label: str | None = setting(None, first=True, example="cicada", only_for=("clips",))
+    recall: float = setting(0.9, first=True, only_for=("clips",))
+    pseudo: int = setting(200, first=True, only_for=("clips",))
+    strength: float = setting(0.1, first=True, only_for=("clips",))
     batch_size: int = setting(64, first=True)
     device: str = setting("auto", first=True)
     seed: int = setting(42, first=True)
@@ -422,6 +424,7 @@ class MergeSettings(PtSettings):
         check(self.pseudo >= 1, "pseudo", self.pseudo, "1 or more")
         check(self.strength > 0, "strength", self.strength, "a number above 0")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check_seed(self.seed)
 
 
 def _check_format(name: str | None) -> None:

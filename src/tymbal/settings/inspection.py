@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tymbal.settings.fields import check, parse_patch, setting
+from tymbal.settings.fields import check, check_seed, parse_patch, setting
 
 __all__ = ["DoctorSettings", "ExploreSettings", "ReportSettings"]
 
@@ -31,23 +31,24 @@ class ReportSettings:
 
     group = "page"
 
-    data: str | None = setting(None, example="moved/store")
-    map: Literal["tsne", "pca", "umap"] = "tsne"
-    map_clips: int = 800
-    examples: int = 12
-    rebuilt: int = 3
-    mistakes: int = 12
-    sounds: int = 12
-    sound_seconds: float = 3.0
-    batch_size: int = 64
+    data: str | None = setting(None, example="moved/store", only_for=("pretrain", "finetune"))
+    map: Literal["tsne", "pca", "umap"] = setting("tsne", only_for=("store", "pretrain", "finetune"))
+    map_clips: int = setting(800, only_for=("store", "pretrain", "finetune"))
+    examples: int = setting(12, only_for=("store",))
+    rebuilt: int = setting(3, only_for=("pretrain",))
+    mistakes: int = setting(12, only_for=("finetune", "predictions"))
+    sounds: int = setting(12, only_for=("store", "pretrain", "finetune", "predictions"))
+    sound_seconds: float = setting(3.0, only_for=("store", "pretrain", "finetune", "predictions"))
+    batch_size: int = setting(64, only_for=("pretrain", "finetune"))
     device: str = "auto"
-    seed: int = 42
+    seed: int = setting(42, only_for=("store", "pretrain", "finetune"))
 
     def __post_init__(self) -> None:
         check(self.map_clips >= 0, "map_clips", self.map_clips, "0 or more")
         check(self.sounds >= 0, "sounds", self.sounds, "0 or more")
         check(self.sound_seconds > 0, "sound_seconds", self.sound_seconds, "a time in seconds above 0")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check_seed(self.seed)
         for name in ("examples", "rebuilt", "mistakes"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
 
@@ -122,10 +123,10 @@ class DoctorSettings:
 
     group = "trial"
 
-    size: Literal["mini", "tiny", "small", "base"] = "small"
-    patch: str = "16x16"
-    encode: Literal["all", "visible"] = "all"
-    batch_size: int = 64
+    size: Literal["mini", "tiny", "small", "base"] = setting("small", needs=("seconds",))
+    patch: str = setting("16x16", needs=("seconds",))
+    encode: Literal["all", "visible"] = setting("all", needs=("seconds",))
+    batch_size: int = setting(64, needs=("seconds",))
     seconds: float = 10.0
     teacher: str | None = setting(None, path=True, example="configs/speech_embedding.yaml")
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"

@@ -114,10 +114,10 @@ class FeatureSettings:
     filter_bank: str = setting("kaldi", first=True)
     sample_rate: int = setting(16_000, first=True)
     mel_bins: int = setting(128, first=True)
-    frame_length: float = 0.025
-    frame_shift: float = 0.010
-    n_fft: int = 2048
-    hop_length: int = 512
+    frame_length: float = setting(0.025, needs=("filter_bank!=librosa",))
+    frame_shift: float = setting(0.010, needs=("filter_bank!=librosa",))
+    n_fft: int = setting(2048, needs=("filter_bank!=kaldi",))
+    hop_length: int = setting(512, needs=("filter_bank!=kaldi",))
     low_freq: float = 20.0
     high_freq: float = 0.0
 
@@ -238,15 +238,15 @@ class PrepareSettings(ViewSettings, ScanSettings, FeatureSettings):
     recipes: ClassVar[tuple[Recipe, ...]] = (VIEWS,)
 
     window: float | None = setting(None, first=True, example="5")
-    hop: float | None = setting(None, first=True, example="2.5")
+    hop: float | None = setting(None, first=True, example="2.5", needs=("longer=windows",))
     longer: Literal["windows", "crop-start", "crop-centre"] = setting("windows", first=True)
     frames: int | None = setting(None, example="512")
     annotations: Literal["clips", "events"] = "clips"
-    min_fill: float = 0.5
+    min_fill: float = setting(0.5, needs=("longer=windows",))
     every: int = setting(1, first=True)
     shard_mib: int = 64
     executor: Literal["processes", "dask"] = setting("processes", resumable=True)
-    scheduler: str | None = setting(None, resumable=True, example="tcp://node1:8786")
+    scheduler: str | None = setting(None, resumable=True, example="tcp://node1:8786", needs=("executor=dask",))
 
     def __post_init__(self) -> None:
         if self.views and self.window is None and not self.frames:
@@ -289,7 +289,9 @@ class PtSettings:
 
     data_dir: str | None = setting(None, path=True, data=True, only_for=("pt",), example="spectrograms")
     data_val: str | None = setting(None, path=True, data=True, only_for=("pt", "sound"), example="validation.json")
-    data_val_dir: str | None = setting(None, path=True, data=True, only_for=("pt",), example="spectrograms/validation")
+    data_val_dir: str | None = setting(
+        None, path=True, data=True, only_for=("pt",), needs=("data_val",), example="spectrograms/validation"
+    )
     validation: float = setting(0.1, aliases=("validation_fraction",), only_for=("pt", "sound"), first=True)
     label_csv: str | None = setting(None, path=True, only_for=("pt", "sound"), example="class_labels_indices.csv")
     label_separator: str | None = setting(None, only_for=("pt", "sound"), before=";", example="|")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,6 +15,7 @@ from tymbal.settings.fields import (
     SIZES,
     Recipe,
     check,
+    check_seed,
     nature,
     parse_patch,
     setting,
@@ -28,7 +29,6 @@ __all__ = [
     "PretrainSettings",
     "TrainingSettings",
     "ViewPairSettings",
-    "useless_settings",
 ]
 
 
@@ -101,10 +101,10 @@ class TrainingSettings:
 
     group = "training"
 
-    epochs: float = setting(100, first=True)
+    epochs: float = setting(100, first=True, needs=("!max_steps",))
     max_steps: int | None = setting(None, example="2000")
     max_minutes: float | None = setting(None, resumable=True, first=True, example="4")
-    batch_size: int = setting(64, first=True)
+    batch_size: int = setting(64, first=True, needs=("!batch_sizes",))
     batch_sizes: tuple[int, ...] = setting((), example="1 1 2 4")
     accumulate: int = 1
     learning_rate: float = setting(5e-4, group="optimizer", first=True)
@@ -112,14 +112,14 @@ class TrainingSettings:
     schedule: Literal["cosine", "linear", "constant", "step", "plateau"] = setting("cosine", group="optimizer")
     warmup: float = setting(0.1, group="optimizer")
     fall_in_warmup: bool = setting(True, group="optimizer", before=True)
-    step_start: float = setting(10, group="optimizer")
-    step_every: float = setting(5, group="optimizer")
-    step_factor: float = setting(0.5, group="optimizer")
-    plateau_patience: int = setting(2, group="optimizer")
-    plateau_factor: float = setting(0.5, group="optimizer")
+    step_start: float = setting(10, group="optimizer", needs=("schedule=step",))
+    step_every: float = setting(5, group="optimizer", needs=("schedule=step",))
+    step_factor: float = setting(0.5, group="optimizer", needs=("schedule=step",))
+    plateau_patience: int = setting(2, group="optimizer", needs=("schedule=plateau",))
+    plateau_factor: float = setting(0.5, group="optimizer", needs=("schedule=plateau",))
     weight_decay: float = setting(0.05, group="optimizer", before=0.05)
     adam_beta1: float = setting(0.9, group="optimizer")
-    adam_beta2: float = setting(0.98, group="optimizer", before=0.98)
+    adam_beta2: float = setting(0.98, group="optimizer", before=0.98, needs=("optimizer!=sgd",))
     clip_norm: float = setting(1.0, group="optimizer")
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", group="machine")
     device: str = setting("auto", resumable=True, group="machine", first=True)
@@ -129,14 +129,14 @@ class TrainingSettings:
     seed: int = setting(42, first=True)
     deterministic: bool = setting(False, resumable=True, group="machine")
     every: int = 1
-    eval_every: float = setting(1, group="evaluation")
+    eval_every: float = setting(1, group="evaluation", needs=("!eval_steps",))
     eval_steps: int | None = setting(None, group="evaluation", example="200")
     save_every: float | None = setting(None, resumable=True, group="evaluation", example="0.5")
     keep_checkpoints: int = setting(2, resumable=True, group="evaluation")
     patience: int = setting(0, group="evaluation")
-    min_progress: float = setting(0.0, group="evaluation")
+    min_progress: float = setting(0.0, group="evaluation", needs=("patience",))
     average_from: float | None = setting(None, group="evaluation", example="10")
-    average_to: float | None = setting(None, group="evaluation", example="20")
+    average_to: float | None = setting(None, group="evaluation", example="20", needs=("average_from",))
     ema: float = setting(0.0, before=0.0, group="optimizer")
     lora: int = setting(0, before=0, group="layers")
     log_every: int = setting(10, resumable=True, group="evaluation")
@@ -148,6 +148,8 @@ class TrainingSettings:
         check(self.max_steps is None or self.max_steps >= 1, "max_steps", self.max_steps, "1 or more")
         check(self.max_minutes is None or self.max_minutes > 0, "max_minutes", self.max_minutes, "above 0")
         check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        check(self.log_every >= 1, "log_every", self.log_every, "1 or more")
+        check_seed(self.seed)
         check(min(self.batch_sizes, default=1) >= 1, "batch_sizes", self.batch_sizes, "numbers of 1 or more")
         first, last = self.average_from, self.average_to
         check(first is None or first >= 0, "average_from", first, "0 or more")
@@ -261,12 +263,12 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     objective: str = setting("lejepa", first=True)
     from_: str | None = setting(None, path=True, first=True, example="runs/first")
     size: Literal["auto", "mini", "tiny", "small", "base"] = setting("auto", by_data=True, first=True)
-    width: int | None = setting(None, example="192")
-    depth: int | None = setting(None, example="6")
+    width: int | None = setting(None, example="192", needs=("!from_",))
+    depth: int | None = setting(None, example="6", needs=("!from_",))
     heads: int | None = setting(None, example="3")
     patch: str = setting("auto", by_data=True, first=True)
-    stem: int = setting(0, before=0)
-    positions: Literal["cut", "first", "resize", "auto"] = setting("cut", before="auto")
+    stem: int = setting(0, before=0, needs=("!from_",))
+    positions: Literal["cut", "first", "resize", "auto"] = setting("cut", before="auto", needs=("from_",))
     train: str = setting("all", first=True)
     recipe: Literal["auto", "continue", "none"] = setting("auto", before="none", group="training", first=True)
     layer_decay: float = setting(1.0, before=1.0, group="layers")
@@ -275,8 +277,10 @@ class PretrainSettings(SoundSettings, PtSettings, TrainingSettings):
     probe_data: str | None = setting(
         None, path=True, resumable=True, group="evaluation", first=True, example="labelled_store"
     )
-    probe_every: float = setting(5.0, resumable=True, group="evaluation")
-    probe_pooling: Literal["grid", "mean", "rows"] = setting("grid", before="mean", resumable=True, group="evaluation")
+    probe_every: float = setting(5.0, resumable=True, group="evaluation", needs=("probe_data",))
+    probe_pooling: Literal["grid", "mean", "rows"] = setting(
+        "grid", before="mean", resumable=True, group="evaluation", needs=("probe_data",)
+    )
     snapshots: int = setting(3, resumable=True, group="evaluation")
 
     def __post_init__(self) -> None:
@@ -460,22 +464,24 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
     recipe: Literal["auto", "lp-ft", "scratch", "notebook", "none"] = setting("auto", before="none", first=True)
     from_: str | None = setting(None, path=True, group="encoder", first=True, example="runs/first")
     size: Literal["mini", "tiny", "small", "base"] = setting("small", group="encoder", first=True)
-    width: int | None = setting(None, group="encoder", example="192")
-    depth: int | None = setting(None, group="encoder", example="6")
+    width: int | None = setting(None, group="encoder", example="192", needs=("!from_",))
+    depth: int | None = setting(None, group="encoder", example="6", needs=("!from_",))
     heads: int | None = setting(None, group="encoder", example="3")
     patch: str = setting("16x16", group="encoder", by_data=True)
-    stem: int = setting(0, group="encoder", before=0)
+    stem: int = setting(0, group="encoder", before=0, needs=("!from_",))
     stride: str | None = setting(None, group="encoder", example="10x10")
-    positions: Literal["cut", "first", "resize", "auto"] = setting("cut", group="encoder", before="auto")
+    positions: Literal["cut", "first", "resize", "auto"] = setting(
+        "cut", group="encoder", before="auto", needs=("from_",)
+    )
     pooling: Literal[
         "auto", "grid", "mean", "all", "rows", "grid2", "grid4", "grid8", "cls", "attention", "all-normed-twice"
     ] = setting("auto", first=True, by_data=True)
     skip_padding: bool | None = None
-    new_head: bool = False
+    new_head: bool = setting(False, needs=("from_",))
     head_start: Literal["random", "probe"] = "random"
-    head_scale: float = setting(1.0, before=0.0)
+    head_scale: float = setting(1.0, before=0.0, needs=("head_start=probe",))
     head_norm: Literal["auto", "layer", "batch"] = setting("layer", before="layer")
-    head_epsilon: float | None = setting(None, example="1e-5")
+    head_epsilon: float | None = setting(None, example="1e-5", needs=("head_norm!=batch",))
     train: str = setting("all", group="layers", first=True)
     head_lr_factor: float = setting(1.0, group="layers")
     layer_decay: float = setting(1.0, group="layers")
@@ -555,42 +561,3 @@ class FinetuneSettings(SoundSettings, PtSettings, TrainingSettings):
         """Width, depth and heads of an encoder that starts from random weights."""
         width, depth, heads = SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
-
-
-def useless_settings(settings: TrainingSettings, given: Iterable[str]) -> list[str]:
-    """Given settings that have no effect beside others, each with the reason, in words.
-
-    Args:
-        settings: All settings.
-        given: Names of those that the user gave; of others nothing is said.
-    """
-    schedule, named = settings.schedule, f"schedule={settings.schedule}"
-    rules: list[tuple[bool, str, tuple[str, ...]]] = [
-        (schedule != "step", named, ("step_start", "step_every", "step_factor")),
-        (schedule != "plateau", named, ("plateau_patience", "plateau_factor")),
-        (settings.optimizer == "sgd", "optimizer=sgd", ("adam_beta2",)),
-        (settings.eval_steps is not None, "eval_steps", ("eval_every",)),
-        (settings.max_steps is not None, "max_steps", ("epochs",)),
-        (bool(settings.batch_sizes), "batch_sizes", ("batch_size",)),
-        (settings.patience == 0, "patience=0", ("min_progress",)),
-        (settings.average_from is None, "average_from=None", ("average_to",)),
-    ]
-    if isinstance(settings, PretrainSettings | FinetuneSettings):
-        rules.append((settings.from_ is not None, "from", ("width", "depth", "stem")))
-        rules.append((settings.from_ is None, "from=None", ("positions",)))
-    if isinstance(settings, PretrainSettings):
-        rules.append((settings.probe_data is None, "probe_data=None", ("probe_every", "probe_pooling")))
-    if isinstance(settings, FinetuneSettings):
-        rules += [
-            (settings.from_ is None, "from=None", ("new_head",)),
-            (settings.head_start != "probe", f"head_start={settings.head_start}", ("head_scale",)),
-            (settings.head_norm == "batch", "head_norm=batch", ("head_epsilon",)),
-        ]
-    names = {name.replace("-", "_") for name in given}
-    defaults = {each.name: each.default for each in fields(type(settings))}
-    return [
-        f"{name} has no effect with {why}"
-        for holds, why, useless in rules
-        for name in useless
-        if holds and name in names and getattr(settings, name) != defaults[name]
-    ]

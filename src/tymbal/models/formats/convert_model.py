@@ -24,6 +24,7 @@ from tymbal.models.formats import huggingface, scripts
 from tymbal.models.formats import huggingface as extractor
 from tymbal.models.formats import ssast_checkpoint as ssast
 from tymbal.settings import SIZES, ConvertSettings, FeatureSettings, parse_patch
+from tymbal.settings.fields import changed
 
 __all__ = ["ModelLayout", "convert_model"]
 
@@ -65,6 +66,7 @@ def convert_model(
     """
     stride = None if settings.stride is None else parse_patch(settings.stride, setting="stride")
     loaded = load_model(str(source), stride=stride, pooling=settings.pooling, heads=settings.heads)
+    _refuse_useless(Path(source), loaded, settings, to=to)
     description = _described(loaded.description, settings)
     longer: list[str] = []
     if settings.frames not in (None, description.encoder.frames):
@@ -74,7 +76,22 @@ def convert_model(
         loaded = replace(loaded, module=module, description=description)
         longer = [words]
     layout, notes = _written(source, output, loaded, description, to=to, settings=settings)
+    if layout != "script" and "transformers" in changed(settings):
+        notes = [*notes, "transformers has no effect: it is for the names in a file of a script (--to pth)."]
     return layout, notes + longer
+
+
+def _refuse_useless(source: Path, loaded: LoadedModel, settings: ConvertSettings, *, to: ModelLayout | None) -> None:
+    """Refuses what is for files that do not tell it, where a model's own configuration does."""
+    told = not source.exists() or any((folder / "config.json").is_file() for folder in (source, source / "model"))
+    pools = to == "onnx" and not loaded.description.labels  # the embedding of an encoder
+    names = [name for name in ("stride", "heads", *(() if pools else ("pooling",))) if name in changed(settings)]
+    if told and names:
+        raise SettingsError(
+            f"{names[0]} has no effect: the model tells its own",
+            path=source,
+            advice=f"Leave out {' and '.join(names)}.",
+        )
 
 
 def _written(
