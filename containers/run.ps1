@@ -35,5 +35,7 @@ $options = @(
 )
 if ($gpu -eq 'yes') { $options += @('--gpus', 'all') }
 
-& $engine @options $image @args
+# PowerShell reads 1,1,2,4 as four values: together again they are one word.
+$words = @($args | ForEach-Object { if ($_ -is [array]) { $_ -join ',' } else { $_ } })
+& $engine @options $image @words
 exit $LASTEXITCODE

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 
 import tymbal
 from s3_server import S3, s3_server
-from tones import RATE, tone_folder
+from small_model import small_model
+from tones import RATE, tone_folder, tone_store
 from training_setup import TINY, make_store
 from tymbal.errors import SettingsError, StoreError, TymbalError
 from tymbal.store.packed.packed_store import open_store
@@ -206,3 +207,14 @@ def test_address() -> None:
     assert address(Path("s3://bucket/a")) == "s3://bucket/a"
     assert address("C:/sounds") is None
     assert address("sounds/a:b") is None
+
+
+def test_embed__reads_a_store_elsewhere_and_refuses_sound_there(s3: S3, tmp_path: Path) -> None:
+    url = s3.upload(tone_store(tmp_path / "store").path, "tones")
+    model = small_model(tmp_path / "model")
+    tymbal.embed(model, url, tmp_path / "remote.npy")
+    tymbal.embed(model, tmp_path / "store", tmp_path / "local.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "remote.npy"), np.load(tmp_path / "local.npy"))
+    with pytest.raises(TymbalError, match="there is no such folder") as caught:
+        tymbal.prepare(url, tmp_path / "again", **PREPARE)
+    assert "Sound is read on the machine where it is" in str(caught.value)

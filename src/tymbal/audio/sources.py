@@ -29,6 +29,7 @@ from tymbal.audio.hub_datasets import (
 )
 from tymbal.audio.manifest import SPLITS, Clip, Manifest, place, relative_path
 from tymbal.errors import AudioError, ManifestError
+from tymbal.files import address
 from tymbal.progress import tell
 
 __all__ = ["AUDIO_SUFFIXES", "Listing", "Recording", "find_recordings", "located", "read_source", "sound_files"]
@@ -97,7 +98,7 @@ def read_source(
         path = Path(os.path.abspath(os.path.expanduser(source)))  # noqa: PTH100, PTH111 - links keep their names
         path = labels_at(path) or path
         if not os.path.exists(path):  # noqa: PTH110 - False of what cannot be a path
-            raise ManifestError("there is no such folder or list", path=source, advice="Check the path.")
+            raise ManifestError("there is no such folder or list", path=source, advice=_where_sound_is(source))
         if path.is_dir():
             listing = _folder(path, label_separator, columns)
             if label_separator is not None and not listing.labelled:
@@ -342,7 +343,7 @@ def find_recordings(files: str | Path | Sequence[str | Path]) -> tuple[list[Reco
         elif path.suffix.lower() in AUDIO_SUFFIXES or path.exists():
             recordings.setdefault(path, Recording(path, path.name))
         else:
-            raise AudioError("there is no such folder or sound file", path=path, advice="Check the path.")
+            raise AudioError("there is no such folder or sound file", path=path, advice=_where_sound_is(path))
     if not recordings:
         names = ", ".join(map(str, paths)) or "nothing was given"
         raise AudioError(f"there are no sound files: {names}", advice="Give files, or folders with files.")
@@ -355,3 +356,11 @@ def _listed(path: Path) -> list[Recording]:
     if any(clip.start or clip.end is not None for clip in clips):
         tell(f"{path} lists parts of files; whole files are read", warning=True)
     return [Recording(Path(file), name) for file, name in {clip.file: place(clip) for clip in clips}.items()]
+
+
+def _where_sound_is(path: str | os.PathLike[str]) -> str:
+    if address(path) is None:
+        return "Check the path."
+    return (
+        "Sound is read on the machine where it is: copy it here, or prepare a store there. Stores are read elsewhere."
+    )

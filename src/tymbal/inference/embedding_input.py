@@ -84,7 +84,7 @@ def open_input(
         SettingsError: The settings do not fit.
     """
     given = [sources] if isinstance(sources, str | Path) else list(sources)
-    if len(given) == 1 and Path(given[0]).is_dir():
+    if len(given) == 1 and (address(given[0]) is not None or Path(given[0]).is_dir()):
         data = open_data(given[0], PtSettings(mel_bins=embedder.description.features.mel_bins))
         if data.has_rows:
             return _StoreClips(data.single_spectrograms(), embedder, settings, path=path)
