@@ -96,7 +96,8 @@ class Trial(learning.Trial):
         return patch_for(structure, mels=store.mels, frames=store.frames)[0]
 
     def _pretrain(self, row: str, run: Path, steps: int, seed: int) -> None:
-        settings: dict[str, Any] = {"max_steps": steps, "seed": seed, "device": self.arguments.device}
+        settings: dict[str, Any] = {"max_steps": steps, "max_minutes": learning.NEVER, "seed": seed}
+        settings |= {"device": self.arguments.device}
         if row != "lejepa":
             settings |= {"objective": "distill", "teacher": self.teacher, **ARMS[row]}
         if self.arguments.short:
