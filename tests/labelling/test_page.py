@@ -128,6 +128,7 @@ def test_server__answers_its_own_page_alone(tmp_path: Path) -> None:
         ("POST", "/clips", {"count": 10_000}, (422, "count is 10000")),
         ("POST", "/clips", {"colour": "red"}, (422, "colour")),
         ("POST", "/clips", {"example": True}, (422, "no sound was dropped")),
+        ("POST", "/clips", {"by": "review"}, (422, "nothing to review")),
         ("POST", "/steps", {"identity": "x", "steps": []}, (422, "another labelling")),
         ("POST", "/label", {"name": " "}, (422, "a label is")),
         ("POST", "/clips", b" " * 1_000_001, (413, "more than 1 MB")),
@@ -235,6 +236,27 @@ def test_knowledge__counts_and_asks_for_a_check(tmp_path: Path) -> None:
         assert "&lt;low&gt;" in html
         assert "A blind check tells" in html
         assert "<low>" not in html
+
+
+def test_review__detections_come_first_and_precision_stands_beside(tmp_path: Path) -> None:
+    table = tmp_path / "night.review.csv"
+    lines = [f"{tmp_path}/recordings/evening-0.wav,{row * WINDOW},{(row + 1) * WINDOW},low,{score},40"
+             for row, score in ((3, 0.95), (5, 0.92), (7, 0.15))]  # fmt: skip
+    table.write_text("\n".join(["file,start,end,label,score,of", *lines]))
+    with served(tmp_path, review=str(table)) as client:
+        assert next(iter(client.ask("/state")["ways"].items())) == ("review", "To review")
+        clips = client.ask("/clips", {"by": "review", "count": 2})["clips"]
+        assert [(clip["row"], clip["scores"], clip["reason"]) for clip in clips] == [
+            (3, [["low", 0.95]], "band 0.9-1.0"),
+            (5, [["low", 0.92]], "band 0.9-1.0"),
+        ]
+        client.steps({"row": 3, "labels": ["low"]}, {"row": 5, "kind": "nothing"})
+        assert [clip["row"] for clip in client.ask("/clips", {"by": "review"})["clips"]] == [7]
+        assert client.ask("/clips", {"by": "review", "skip": [7]})["clips"] == []
+        html = client.ask("/knowledge")["html"]
+        assert html.startswith("<h2>What was reviewed</h2><h3>low</h3>")
+        assert "2 of 40" in html
+        assert ">50%<" in html
 
 
 def test_serving__an_address_that_is_taken_is_told(tmp_path: Path) -> None:

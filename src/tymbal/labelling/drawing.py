@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cached_property
 from html import escape
@@ -22,6 +22,7 @@ from tymbal.inference.streaming import Window as Piece
 from tymbal.inference.streaming import cut_for
 from tymbal.labelling.boxes import Box, BoxFinder
 from tymbal.labelling.knowledge import Knowledge, Measured, Share
+from tymbal.labelling.review import Band
 from tymbal.labelling.session import Session, Window
 from tymbal.pages.axes import hertz_marks, plot, time_marks
 from tymbal.pages.charts import Line, bar, lines
@@ -29,7 +30,7 @@ from tymbal.pages.page import note, words
 from tymbal.pages.pictures import limits, png
 from tymbal.pages.players import heard
 
-__all__ = ["Clips", "knowledge", "name_of", "time_of"]
+__all__ = ["Clips", "bands", "knowledge", "name_of", "time_of"]
 
 _LONGEST = 60.0  # seconds of a window that are played
 _REFERENCES = 16
@@ -140,6 +141,20 @@ def time_of(window: Window) -> str:
     minutes, seconds = divmod(int(window.start), 60)
     hours, minutes = divmod(minutes, 60)
     return f"at {f'{hours}:{minutes:02d}' if hours else minutes}:{seconds:02d}"
+
+
+def bands(known: Mapping[str, Sequence[Band]]) -> str:
+    """Precision by label and tenth of the score, as far as it was reviewed, as HTML; empty without a review."""
+    parts = []
+    for label, own in known.items():
+        rows = "".join(
+            f'<tr><th scope="row">{band.low:.1f} to {band.low + 0.1:.1f}</th>'
+            f'<td class="n">{band.checked:,} of {band.windows:,}</td>{_share(band.precision)}</tr>'
+            for band in own
+        )
+        head = '<tr><th scope="col">score</th><th scope="col" class="n">checked</th><th scope="col">precision</th></tr>'
+        parts.append(f'<h3>{words(label)}</h3><table class="known"><thead>{head}</thead><tbody>{rows}</tbody></table>')
+    return f"<h2>What was reviewed</h2>{''.join(parts)}" if parts else ""
 
 
 def knowledge(known: Knowledge) -> str:

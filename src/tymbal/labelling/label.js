@@ -281,11 +281,11 @@ function rename() {
   $("#name").value = "";
   $("#naming").showModal();
 }
-$("#naming").addEventListener("close", async () => {
-  const name = $("#name").value.trim(), what = $("#naming").returnValue;
-  $("#naming").returnValue = "";
-  if (!what || !name) return;
-  if (what === "give" && clip()) { give(name); return; }
+for (const dialog of ["#naming", "#keys"]) $(dialog).addEventListener("close", () => item()?.focus({ preventScroll: true }));
+$("#naming form").addEventListener("submit", async (event) => {
+  const name = $("#name").value.trim();
+  if (!name) return;
+  if (event.submitter?.value !== "add" && clip()) { give(name); return; }
   try { take(await ask("/label", { name })); } catch (error) { notice(error instanceof Refused ? error.message : "The server does not answer.", "warn"); }
 });
 

@@ -28,6 +28,7 @@ from tymbal.pages.page import document, style
 __all__ = ["LabelPage"]
 
 _SHOWN = 3  # scores of a clip
+_REVIEW = "review"
 _LONGEST = 60.0  # seconds of a dropped sound that are looked at
 
 
@@ -70,7 +71,7 @@ class _Wish:
 
     Attributes:
         count: How many clips.
-        by: A key of `CHOICES`.
+        by: A key of `CHOICES`, or `review`.
         like: The row of an example; None is none.
         label: A label; None is all.
         skip: Rows that were passed over.
@@ -133,7 +134,7 @@ class LabelPage:
         return {
             "identity": self._identity,
             "facts": self._facts,
-            "ways": dict(CHOICES),
+            "ways": ({} if self._session.settings.review is None else {_REVIEW: "To review"}) | dict(CHOICES),
             "count": self._count,
             "most": self.most,
             "several": self._session.settings.several,
@@ -151,6 +152,8 @@ class LabelPage:
         with self._lock:
             if wish.check:
                 given = [Suggestion(window) for window in self._session.check(wish.count)]
+            elif wish.by == _REVIEW:
+                given = self._review(wish)
             else:
                 given = self._next(wish)
             answers = self._session.answers
@@ -167,6 +170,13 @@ class LabelPage:
             label=wish.label,
             skip=set(wish.skip),
         )
+
+    def _review(self, wish: _Wish) -> list[Suggestion]:
+        """What a classifier detected and nobody has checked yet."""
+        if self._session.settings.review is None:
+            raise SettingsError("there is nothing to review", advice="Give a table: --review NAME.review.csv")
+        left = self._session.review(self._session.settings.review, wish.count + len(wish.skip))
+        return [one for one in left if one.window.row not in wish.skip][: wish.count]
 
     def steps(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Takes steps, one after the other, until one cannot be taken.
@@ -214,8 +224,9 @@ class LabelPage:
     def knowledge(self) -> dict[str, Any]:
         """What is known by now, as HTML."""
         with self._lock:
-            known = self._session.knowledge()
-        return {"html": drawing.knowledge(known)}
+            known, review = self._session.knowledge(), self._session.settings.review
+            bands = {} if review is None else self._session.bands(review)
+        return {"html": drawing.bands(bands) + drawing.knowledge(known)}
 
     def picture(self, row: int) -> bytes:
         """The spectrogram of a window as a PNG file."""

@@ -283,7 +283,7 @@ class LabelSettings:
     several: bool = setting(True, first=True)
     begin: tuple[str, ...] = setting((), first=True, example="raven_tables")
     review: str | None = setting(None, path=True, first=True, example="night.review.csv")
-    least_precision: float | None = setting(None, first=True)
+    least_precision: float | None = setting(None, first=True, example="0.9")
     who: str | None = setting(None, first=True, example="anna")
     merge: bool = setting(False, first=True)
     format: Literal["raven", "audacity"] | None = setting(None, first=True)
