@@ -49,7 +49,7 @@ def test_names_that__are_spelled_as_in_yaml():
     ("cls", "names"),
     [
         (PrepareSettings, {"workers", "part", "preview", "force", "executor", "scheduler", *DRAWN}),
-        (PredictSettings, {"merge", "gap", "format", "batch_size", "precision", "device"}),
+        (PredictSettings, {"merge", "gap", "review", "format", "batch_size", "precision", "device"}),
         (EmbedSettings, {"format", "batch_size", "precision", "device"}),
     ],
 )
@@ -72,5 +72,5 @@ def test_path__every_setting_that_names_a_file_or_folder():
         if stage.endswith("Settings")
         for name in names_that(getattr(settings, stage), "path")
     }
-    own = {"augmentations", "background", "data_dir", "data_val", "data_val_dir", "from", "label_csv", "probe_data"}
+    own = {"augmentations", "background", "review", "data_dir", "data_val", "data_val_dir", "from", "label_csv", "probe_data"}
     assert found == {*own, "probes", "teacher"}
