@@ -72,5 +72,5 @@ def test_path__every_setting_that_names_a_file_or_folder():
         if stage.endswith("Settings")
         for name in names_that(getattr(settings, stage), "path")
     }
-    own = {"augmentations", "background", "review", "data_dir", "data_val", "data_val_dir", "from", "label_csv", "probe_data"}
-    assert found == {*own, "probes", "teacher"}
+    own = {"augmentations", "background", "data_dir", "data_val", "data_val_dir", "from", "label_csv", "probe_data"}
+    assert found == {*own, "probes", "review", "teacher"}

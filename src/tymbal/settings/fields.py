@@ -201,7 +201,7 @@ def _broken(settings: Any, condition: str) -> str | None:
         return None
     if absent:
         return name
-    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    shown = (" ".join(map(str, value)) or None) if isinstance(value, tuple) else value
     return f"{name}={shown}"
 
 
