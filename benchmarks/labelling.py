@@ -208,7 +208,7 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for kind in arguments.embeddings:
             place = embedded(sounds, kind, folder, arguments)
             trial = None
-            for way in WAYS if place is not None else ():
+            for way in arguments.ways if place is not None else ():
                 for seed in range(arguments.seeds):
                     key = {"set": name, "embeddings": kind, "way": way, "seed": seed}
                     row = next((row for row in rows if key.items() <= row.items()), None)
@@ -303,6 +303,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("labelling"))
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--embeddings", nargs="+", default=["tymbal", "mfcc", "birdnet"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--encoder", type=Path, help="a run or model; without it, one is pretrained for --minutes")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--birdnet", type=Path)

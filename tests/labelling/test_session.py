@@ -154,6 +154,19 @@ def test_knowledge__counts_and_measures_by_the_blind_sample(encoder: Path, night
     )  # Wilson's end where all are hits
 
 
+def test_session__names_recordings_that_came_later(
+    encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nights = evening(tmp_path / "nights", recordings=1)
+    _open(encoder, nights, tmp_path / "labels")
+    _open(encoder, nights, tmp_path / "labels")
+    assert "came after" not in capsys.readouterr().err
+    evening(nights, recordings=2)
+    session = _open(encoder, nights, tmp_path / "labels")
+    assert "1 recording came after the windows were embedded" in capsys.readouterr().err.replace("\n", " ")
+    assert len(session.windows) == 40
+
+
 def test_scripts__functions_beside_the_function(encoder: Path, nights: Path, tmp_path: Path) -> None:
     import tymbal
 

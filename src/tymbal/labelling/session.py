@@ -18,9 +18,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tymbal.audio.failures import failures_beside, read_failures
 from tymbal.audio.file_lists import LABELS, UNSURE
+from tymbal.audio.sources import find_recordings
 from tymbal.embed import embed
 from tymbal.errors import AudioError, SettingsError
 from tymbal.inference.embeddings import read_record
@@ -466,4 +469,21 @@ def _embedded(
         result = embed(model, sources, table, precision=settings.precision, device=settings.device, **chosen)
         if result.failures:
             tell(f"{counted(len(result.failures), 'file')} cannot be read: {result.failures_file}", warning=True)
+    else:
+        _tell_of_new(table, given)
     return table
+
+
+def _tell_of_new(table: Path, given: Sequence[str | Path]) -> None:
+    """Says which recordings have no windows because they came after these were embedded."""
+    known = set(pq.read_table(table, columns=["file"]).column("file").unique().to_pylist())
+    failures = failures_beside(table)
+    known |= {failure.file for failure in read_failures(failures)} if failures.is_file() else set()
+    found, _ = find_recordings([Path(each).expanduser().absolute() for each in given])
+    new = [str(one.path) for one in found if str(one.path) not in known]
+    if new:
+        tell(
+            f"{counted(len(new), 'recording')} came after the windows were embedded, as {new[0]}: delete {table} to "
+            "have all embedded again; the labels stay",
+            warning=True,
+        )
