@@ -37,10 +37,12 @@ class Projection:
     Attributes:
         centre: Mean of each number, [dimensions].
         weight: [dimensions, width].
+        scale: The diagonal of a weight that has nothing beside it, [dimensions]; None of others.
     """
 
     centre: NDArray[np.float32]
     weight: NDArray[np.float32]
+    scale: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, sample: NDArray[np.float32]) -> Projection:
@@ -53,7 +55,8 @@ class Projection:
         width = sample.shape[1]
         scale = scale * np.sqrt(width)  # vectors of length 1 in the mean, however many numbers they have
         if width <= _WIDEST:
-            return cls(centre.astype(np.float32), np.diag(1 / scale).astype(np.float32))
+            scaling = (1 / scale).astype(np.float32)
+            return cls(centre.astype(np.float32), np.diag(scaling), scaling)
         scaled = ((sample - centre) / scale).astype(np.float32)
         values, directions = np.linalg.eigh(scaled @ scaled.T)
         kept = np.flatnonzero(values > 1e-6 * values[-1])[-_WIDEST:]
@@ -62,7 +65,8 @@ class Projection:
 
     def __call__(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """The vectors of embeddings, [windows, dimensions] to [windows, width]."""
-        return np.asarray((embeddings - self.centre) @ self.weight, np.float32)
+        centred = embeddings - self.centre
+        return np.asarray(centred @ self.weight if self.scale is None else centred * self.scale, np.float32)
 
 
 class Windows:
