@@ -217,7 +217,7 @@ class _Chooser:
 
     def like(self, vector: NDArray[np.float32]) -> NDArray[np.int64]:
         """The nearest to a vector first."""
-        return self._ranked(cosines(self.windows.vectors[self.free], vector))
+        return self._ranked(cosines(self.windows.vectors, vector)[self.free])
 
     def different(self, count: int) -> NDArray[np.int64]:
         """Windows that are far from all answers and from each other: k-means++ (Arthur and Vassilvitskii 2007).
@@ -278,7 +278,7 @@ class _Chooser:
     def _probabilities(self, label: str | None) -> NDArray[np.float32]:
         if self.head is None:
             raise ValueError("there is no head yet")
-        probabilities = self.head.probabilities(self.windows.vectors[self.free])
+        probabilities = self.head.probabilities(self.windows.vectors)[self.free]
         if label is None:
             return probabilities
         place = self.head.labels.index(label)
@@ -292,7 +292,7 @@ class _Chooser:
         said = np.zeros((2, len(self.free), len(names)), np.float32)
         heads = self.examples.committee(self.windows, seed=int(self.rng.integers(2**31)))
         for member in heads:
-            given = member.probabilities(self.windows.vectors[self.free])
+            given = member.probabilities(self.windows.vectors)[self.free]
             for column, name in enumerate(names):
                 if name in member.labels:
                     value = given[:, member.labels.index(name)]
