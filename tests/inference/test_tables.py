@@ -13,7 +13,16 @@ from small_model import small_model
 from tones import tone_folder
 from tymbal.errors import SettingsError
 from tymbal.inference.predictions import read_predictions
-from tymbal.inference.tables import EmbeddingFormat, RowFormat, choose_format, formats, table_format
+from tymbal.inference.tables import (
+    EmbeddingFormat,
+    RowFormat,
+    choose_format,
+    formats,
+    has_kaleidoscope_columns,
+    read_rows,
+    recognised,
+    table_format,
+)
 from tymbal.settings.fields import nature
 from tymbal.settings.inference import EmbedSettings, PredictSettings
 
@@ -155,3 +164,10 @@ def test_formats__are_known_by_their_names() -> None:
 @pytest.mark.parametrize(("settings", "kind"), [(PredictSettings, RowFormat), (EmbedSettings, EmbeddingFormat)])
 def test_formats__are_the_choices_that_help_shows(settings: type, kind: type) -> None:
     assert sorted(nature(settings, "format").choices) == sorted(one.name for one in formats(kind))
+
+
+def test_recognised__a_line_that_no_table_has(tmp_path):
+    (tmp_path / "a.csv").write_text('{"a":' * 100_000)
+    assert not has_kaleidoscope_columns(tmp_path / "a.csv")
+    with pytest.raises(SettingsError, match=r"a\.csv: the table cannot be read: field larger"):
+        list(read_rows(tmp_path / "a.csv", recognised(tmp_path / "a.csv")))

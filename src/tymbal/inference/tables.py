@@ -438,7 +438,10 @@ class Npy(EmbeddingFormat):
 def has_kaleidoscope_columns(path: Path) -> bool:
     """Whether a text file begins with the columns of a Kaleidoscope table."""
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        return is_kaleidoscope(next(csv.reader(file), []))
+        try:
+            return is_kaleidoscope(next(csv.reader(file), []))
+        except csv.Error:  # a line that no table has; whoever reads it as one says so
+            return False
 
 
 def vectors(rows: pa.Table | pa.RecordBatch) -> NDArray[np.float32]:
