@@ -272,7 +272,8 @@ class LabelPage:
         windows = self._session.windows
         if not 0 <= row < windows.total:
             raise SettingsError(f"there is no window {row}", advice="Load the page again.")
-        windows.add(np.array([row]))
+        if windows.places([row])[0] < 0:
+            windows.add(np.array([row]))
         return windows.window(int(windows.places([row])[0]))
 
 
