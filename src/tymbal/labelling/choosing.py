@@ -183,14 +183,12 @@ class _Chooser:
             return [self.by("clusters", count, label)]
         if not self.head.several:
             new = self._share(count, 0.5 if len(self.examples) < _COLD * len(self.examples.labels) else _SURPRISES)
-            return [self.by("clusters", new, label), self.by("margin", count - new, label)]
+            shares = {"clusters": new, "margin": count - new}
+            return [self.by(how, wanted, label) for how, wanted in shares.items() if wanted]
         surprises = self._share(count, _SURPRISES)
         likely = (count - surprises) // 2
-        return [
-            self.by("likely", likely, label),
-            self.by("uncertain", count - surprises - likely, label),
-            self.by("different", surprises, label),
-        ]
+        shares = {"likely": likely, "uncertain": count - surprises - likely, "different": surprises}
+        return [self.by(how, wanted, label) for how, wanted in shares.items() if wanted]
 
     def _share(self, count: int, share: float) -> int:
         """A share of a number, drawn up or down, so that it holds in the mean of many small ones."""
@@ -229,8 +227,10 @@ class _Chooser:
             return candidates
         values = self.windows.vectors[candidates]
         nearest = np.full(len(candidates), np.inf, np.float32)
-        for place in self.examples.places[-_REMEMBERED:]:
-            nearest = np.minimum(nearest, _distances(values, self.windows.vectors[place]))
+        answered = self.windows.vectors[self.examples.places[-_REMEMBERED:]]
+        if len(answered):
+            likeness = values @ answered.T - np.square(answered).sum(axis=1) / 2
+            nearest = np.maximum(np.square(values).sum(axis=1) - 2 * likeness.max(axis=1), 0)
         chosen: list[int] = []
         for _ in range(min(2 * count, len(candidates))):
             weight = np.ones(len(candidates)) if np.isinf(nearest[0]) else nearest.astype(np.float64)
@@ -304,7 +304,7 @@ class _Chooser:
 
 _Part = tuple[str, int, NDArray[np.int64], int]
 _SURPRISES = 0.1
-_CANDIDATES = 20_000
+_CANDIDATES = 5_000
 _CLUSTERED, _CLUSTERS = 5_000, 200
 _COLD = 10
 _REMEMBERED = 500
