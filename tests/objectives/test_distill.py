@@ -259,3 +259,9 @@ def test_two_processes__are_one_with_their_batch(tmp_path: Path):
     assert own.keys() == together.keys()
     for name, value in own.items():
         assert torch.allclose(together[name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize(("full_height", "share"), [(True, 1.0), (False, 0.4)])
+def test_seen__all_of_columns_and_less_of_squares(full_height: bool, share: float) -> None:
+    assert DistillSettings().fitted(DataChoice(full_height=full_height)).seen == share
+    assert DistillSettings(seen=0.7).fitted(DataChoice(full_height=full_height)).seen == 0.7
