@@ -174,7 +174,7 @@ def test_help__says_what_must_be_given_and_what_is_by_default(capsys):
     assert "--format raven or audacity a folder, with kaleidoscope one id.csv. [required]" in text
     assert "[default: on] [--no-merge switches it off]" in text
     assert "[choices: csv, parquet, json, jsonl, raven, audacity, kaleidoscope]" in text
-    assert "--threshold Lower scores are left out. `None` is 0 in the table of windows, 0.5 for detections. --" in text
+    assert "--threshold Lower scores are left out. `None` is 0 in the table of windows; for detections" in text
 
 
 def test_natures__matter_first_where_help_is_long():

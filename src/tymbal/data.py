@@ -105,7 +105,8 @@ class DataSource(Generic[Chosen]):
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: Chosen) -> None:
-        self._url = None if is_hub_dataset(path) else address(path)
+        url = address(path)
+        self._url = None if url is None or url.startswith("hf://") else url  # the Hub's names are opened by their kind
         self.path = Path(path) if self._url is None else mirror(self._url)
         self._settings = settings
 

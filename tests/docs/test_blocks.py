@@ -203,5 +203,5 @@ def test_page__does_what_it_says(page: Path, place: Path, sound: Path) -> None:
             continue
         for words in commands(text):
             if words == ["pip", "install", "./examples/plugin"]:
-                break  # tests/examples/test_plugin.py installs it, and goes through every verb
+                break  # tests/examples/test_plugin_template.py installs it, and goes through every verb
             follow(words, place, sound) if words[0] == "tymbal" else look(words)

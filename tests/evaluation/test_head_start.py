@@ -21,6 +21,8 @@ from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 class Tones:
     """As much of a store as is asked: clips in which one of some bands is loud."""
 
+    ahead = 1
+
     def __init__(self, bands: np.ndarray) -> None:
         noise = np.random.default_rng(0).normal(size=(len(bands), 32, 32)).astype(np.float32)
         for clip, band in enumerate(bands):
