@@ -29,7 +29,7 @@ print(faults_of_a_step(), tune_malloc(), faults_of_a_step())
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is about glibc")
 def test_tune_malloc__spares_a_training_step_its_page_faults():
     seen = []
-    for _ in range(3):  # where the heap cannot grow, since something lies behind it by chance, glibc asks the kernel on
+    for _ in range(8):  # where the heap cannot grow, since something lies behind it by chance, glibc asks the kernel on
         run = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
         before, took_effect, after = run.stdout.split()
         if took_effect != "True":
