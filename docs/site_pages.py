@@ -102,7 +102,7 @@ def python_page() -> str:
 
 def _sections(kinds: dict[str, list[str]]) -> Iterator[str]:
     for title, names in kinds.items():
-        yield f"# {title}"
+        yield f"## {title}"
         yield from (f"::: {_origin(name)}" for name in names)
 
 
