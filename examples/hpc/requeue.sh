@@ -8,8 +8,9 @@
 #
 # Slurm sends SIGUSR1 to the batch shell some time before it kills the job (#SBATCH --signal=B:USR1@seconds). The shell
 # passes it on to the step, in which tymbal finishes its training step, writes a checkpoint and ends with status 75: the
-# same command continues. Jobs that saved nothing, time after time, are not queued again for ever. Where a job is cancelled or preempted, Slurm sends SIGTERM to the step itself; a checkpoint is
-# written then, too, but whether the job comes back is for Slurm to say, not for this script.
+# same command continues. Jobs that saved nothing, time after time, are not queued again for ever. Where a job is
+# cancelled or preempted, Slurm sends SIGTERM to the step itself; a checkpoint is written then, too, but whether the job
+# comes back is for Slurm to say, not for this script.
 
 run_again=75
 # Status of what the signal has killed: tymbal while it starts, before it can save, or after it has finished.
