@@ -3,6 +3,8 @@
     python benchmarks/inference.py                     # base, 10 s clips: some minutes a round
     python benchmarks/inference.py --size tiny --clips 64
     python benchmarks/inference.py --trial             # that it works, in seconds
+    python benchmarks/inference.py --birdnet yardstick/bin/python      # beside BirdNET, windows of 3 s
+    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/inference.py
 
 The peer is what one writes with transformers: read a batch of files with soundfile, `ASTFeatureExtractor`,
 `ASTForAudioClassification`, softmax, in float32. `tymbal.predict` and `tymbal.embed` load the very same folder, read
@@ -12,6 +14,10 @@ both sides are compared first.
 
 Feature extraction alone runs on one thread, on sound in memory. Sides take turns within a round; ratios are medians
 over the rounds, by the clock and by processor time, which tells more on a machine that has other work to do.
+
+The last form is as on a CPU without AVX-512 and bf16, for both sides; what FBGEMM computes for `int8` it does not
+limit. BirdNET V2.4 runs in an environment of its own (see `_birdnet_embeddings.py`) on one thread, and so do we then:
+`tymbal predict`, from decoding to the table, with encoders of random weights and windows of three seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ import argparse
 import csv
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,7 +72,7 @@ def main() -> None:
     print(f"Clips of {SECONDS} s at {RATE:,} Hz; our default precision: {why}\n")
     print(features(options))
     with tempfile.TemporaryDirectory() as name, quietly():
-        print(models(Path(name), options, device))
+        print(birds(Path(name), options) if options.birdnet else models(Path(name), options, device))
 
 
 def features(options: argparse.Namespace) -> str:
@@ -100,6 +107,7 @@ def models(folder: Path, options: argparse.Namespace, device: torch.device) -> s
     settings = {"batch_size": options.batch_size, "device": options.device}
     compare(stock, clips, model, folder / "scores.csv", settings)
     precisions = ["float32"] if choose_precision("auto", device)[0] is None else ["float32", "auto"]
+    precisions += ["int8"] if device.type == "cpu" else []
 
     def own(verb: str, precision: str) -> Callable[[Sequence[Path]], None]:
         output = folder / ("out.npy" if verb == "embed" else "out.csv")
@@ -122,6 +130,50 @@ def models(folder: Path, options: argparse.Namespace, device: torch.device) -> s
             )
         )
     return "\n".join(texts)
+
+
+def birds(folder: Path, options: argparse.Namespace) -> str:
+    """Hours of sound a minute of one core beside BirdNET, at the same window and hop, from a recording at 48 kHz."""
+    torch.set_num_threads(1)
+    rate, window, count = 48_000, 3, options.clips
+    noise = np.random.default_rng(0).normal(0, 0.05, rate * window * count).astype(np.float32)
+    recording, short = folder / "recording.wav", folder / "short.wav"
+    soundfile.write(recording, noise, rate, subtype="PCM_16")
+    soundfile.write(short, noise[: rate * window], rate, subtype="PCM_16")
+    peer = [options.birdnet, str(Path(__file__).with_name("_birdnet_embeddings.py")), "--speed", str(recording)]
+    found: dict[str, list[float]] = {}
+    for _ in range(options.rounds):
+        said = subprocess.run(
+            peer, check=True, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+        found.setdefault("BirdNET V2.4", []).append(float(said.stdout))
+        for size in ("mini", "tiny"):
+            model = folder / size
+            if not model.exists():
+                write_model(model, SIZES[size], stride=16, frames=100 * window)
+            for precision in ("float32", "auto", "int8"):
+                settings = {"window": float(window), "hop": float(window), "precision": precision, "device": "cpu"}
+                costs = [
+                    timed(
+                        lambda file=file, settings=settings, model=model: tymbal.predict(
+                            model, file, folder / "out.csv", batch_size=options.batch_size, top=1, **settings
+                        )
+                    )
+                    for file in (short, recording)
+                ]
+                each = (costs[1].processor - costs[0].processor) / (count - 1)
+                found.setdefault(f"tymbal predict, {size}, {precision}", []).append(each)
+    peers = found["BirdNET V2.4"]
+    rows = [
+        [
+            side,
+            f"{1000 * statistics.median(costs):.1f}",
+            f"{window / 60 / statistics.median(costs):.2f}",
+            f"{statistics.median(theirs / own for theirs, own in zip(peers, costs, strict=True)):.1f}",
+        ]
+        for side, costs in found.items()
+    ]
+    return table(["windows of 3 s, one core", "processor ms", "hours a minute", "times as fast"], rows) + "\n"
 
 
 class Stock:
@@ -244,7 +296,7 @@ def write_clips(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def write_model(folder: Path, size: tuple[int, int, int], *, stride: int) -> Path:
+def write_model(folder: Path, size: tuple[int, int, int], *, stride: int, frames: int = 1024) -> Path:
     """A stock model with random weights, and its feature extractor."""
     from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
 
@@ -256,11 +308,12 @@ def write_model(folder: Path, size: tuple[int, int, int], *, stride: int) -> Pat
         num_attention_heads=heads,
         intermediate_size=4 * width,
         num_labels=LABELS,
+        max_length=frames,
         frequency_stride=stride,
         time_stride=stride,
     )
     ASTForAudioClassification(config).save_pretrained(folder)
-    ASTFeatureExtractor().save_pretrained(folder)
+    ASTFeatureExtractor(max_length=frames).save_pretrained(folder)
     return folder
 
 
@@ -275,6 +328,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help="clips a batch, on both sides")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--birdnet", help="Python of an environment with BirdNET: only compare with that, on one core")
     parser.add_argument("--trial", action="store_true", help="a model that no one needs, and few clips")
     options = parser.parse_args()
     if options.trial:

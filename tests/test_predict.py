@@ -95,6 +95,24 @@ def test_predict__scores_are_those_of_the_model(classifier: Path, tmp_path: Path
     )
 
 
+def test_predict__in_8_bits_says_by_how_much_it_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tone_store(tmp_path / "store")
+    wide = {"width": 64, "depth": 1, "heads": 2, "patch": "8x8", "max_steps": 2}
+    run = finetune(tmp_path / "store", tmp_path / "run", eval_every=12, report_to=(), **wide, **CPU).run
+    card = (run / "model" / "README.md").read_text(encoding="utf-8")
+    assert "In 8 bits" in card
+    assert "largest difference of a score" in card
+    sound = write(tmp_path / "a.wav", *(tone("high", seconds=2, seed=seed) for seed in range(3)))
+    scores: dict[str, dict[tuple[str, str], float]] = {}
+    for precision in ("float32", "int8"):
+        out = tmp_path / f"{precision}.csv"
+        predict(run, sound, out, precision=precision, device="cpu")
+        scores[precision] = {(row["start"], row["label"]): float(row["score"]) for row in table(out)}
+    assert scores["int8"] == pytest.approx(scores["float32"], abs=1e-2)
+    assert scores["int8"] != scores["float32"]
+    assert "8 bits: scores of the first 18 windows differ by up to 0.0" in capsys.readouterr().err
+
+
 def test_predict__windows_overlap_and_rows_can_be_left_out(classifier: Path, tmp_path: Path) -> None:
     recording = write(tmp_path / "a.wav", tone("low", seconds=1.0))
     predict(classifier, recording, tmp_path / "out.csv", window=0.3, hop=0.1, top=1, **CPU)

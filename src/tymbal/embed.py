@@ -100,7 +100,7 @@ def embed(
         **embedder.record(),
         **configuration.deciding(chosen),
         "pooling": embedder.record()["pooling"],  # what `grid` and `auto` are for this model
-        "precision": str(ready.dtype),
+        "precision": ready.arithmetic,
         "source": source.identity,
     }
 

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from tymbal.compute.int8 import Rounding
     from tymbal.data import DataSource
     from tymbal.evaluation.labelled_clips import LabelledClips
+    from tymbal.features.normalisation import Normalisation
+    from tymbal.models.classifier import SpectrogramClassifier
     from tymbal.models.description import ModelDescription
     from tymbal.store.base import SpectrogramSource
     from tymbal.store.dataset import StoreDataset
@@ -42,6 +45,9 @@ _EVALUATIONS = 10
 
 _LISTENED = 2000
 """Clips by which the level of the quietest ones is known."""
+
+_ROUNDED, _SMALL = 256, 384
+"""Validation clips that are scored in 8 bits, too, and the widest encoder for which there are so many."""
 
 _RATE, _WIDTH = 1e-3, 128
 """The learning rate of an encoder, and its width; that of wider ones falls in proportion (Yang et al. 2021)."""
@@ -115,6 +121,9 @@ def finetune(
         from tymbal.models.folder import save_model
 
         provenance = {**description.provenance, "settings": recorded, "metrics": result.metrics}
+        cost = _rounding(merged(objective.model), store, clips, description.normalisation)
+        if cost is not None:
+            provenance["int8"] = cost.to_json()
         level = None if clips.multilabel else _level(store, clips.train)
         save_model(result.model, merged(objective.model), replace(description, provenance=provenance, level=level))
         if result.model == RunFolder(run).model:
@@ -165,6 +174,23 @@ def _score_test(result: RunResult, store: SpectrogramSource, settings: FinetuneS
     said = ", ".join(f"{name} {figures[name]:.4f}" for name in leading if name in figures)
     tell(f"On {count:,} test clips: {said}")
     on_rank_zero(lambda: write_json(result.run / TEST, {name: float(value) for name, value in figures.items()}))
+
+
+def _rounding(
+    module: SpectrogramClassifier, store: SpectrogramSource, clips: LabelledClips, normalisation: Normalisation
+) -> Rounding | None:
+    """What `predict --precision int8` costs this classifier, on some validation clips."""
+    import numpy as np
+    import torch
+
+    from tymbal.compute.int8 import rounding
+    from tymbal.store.dataset import normalised_batches
+
+    most = _ROUNDED if module.encoder.config.width <= _SMALL else _ROUNDED // 8
+    some = clips.validation[np.unique(np.linspace(0, len(clips.validation) - 1, most).astype(np.int64))]
+    batches = normalised_batches(store, some, normalisation=normalisation, batch_size=16, device="cpu")
+    asked = ((batch.x, batch.frames, torch.from_numpy(clips.truth(store, batch.rows))) for batch in batches)
+    return rounding(module, asked, multilabel=clips.multilabel)
 
 
 def _level(store: SpectrogramSource, rows: NDArray[np.int64]) -> float | None:

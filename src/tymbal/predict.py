@@ -131,7 +131,7 @@ def predict(
         record={
             "verb": "predict",
             "model": scorer.fingerprint,
-            "precision": str(ready.dtype),
+            "precision": ready.arithmetic,
             "scores": predictions.what,
             **decided,
         },

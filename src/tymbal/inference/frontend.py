@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tymbal.compute.device import choose_device, choose_precision
+from tymbal.compute.int8 import LARGEST_DIFFERENCE, as_int8, exactly
 from tymbal.errors import ModelError
 from tymbal.features.bank import filter_bank
 from tymbal.features.kaldi import LOG_FLOOR
@@ -25,6 +26,7 @@ from tymbal.models.description import ModelDescription
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.folder import LoadedModel, load_model
 from tymbal.models.weights import fingerprint
+from tymbal.progress import counted, tell
 
 __all__ = ["Embedder", "FrontEnd", "ReadyModel", "Scorer", "probabilities", "ready_model"]
 
@@ -79,6 +81,8 @@ class Scorer:
         source: The path that the user gave, for messages.
         reject: Windows that are so many dB quieter than the quietest clips that it has learned from have no label. None
             is that all have one, as where these are not known.
+        rounded: Whether it computes in 8 bits: the first windows are then scored in float32, too, and how far the
+            scores differ is said.
 
     Attributes:
         labels: Names of the labels, in the order of the scores.
@@ -98,6 +102,7 @@ class Scorer:
         dtype: torch.dtype | None = None,
         source: str | None = None,
         reject: float | None = None,
+        rounded: bool = False,
     ) -> None:
         description = loaded.description
         if not isinstance(loaded.module, SpectrogramClassifier) or not description.labels:
@@ -115,6 +120,7 @@ class Scorer:
         self.fingerprint = fingerprint(loaded.module)
         self._device, self._dtype = torch.device(device), dtype
         self._model = loaded.module.to(self._device).eval()
+        self._unchecked = rounded
         self._front = FrontEnd(description, self._device)
 
     @property
@@ -139,9 +145,22 @@ class Scorer:
         with torch.inference_mode(), torch.autocast(self._device.type, dtype=self._dtype, enabled=bool(self._dtype)):
             logits = self._model(x, frames=frames)
         scores = probabilities(logits, multilabel=self.description.multilabel)
+        if self._unchecked:
+            self._unchecked = False
+            self._compare(scores, x, frames)
         if self.floor is not None:
             scores[(loudest(spectrograms, frames) < self.floor).cpu().numpy()] = -1.0
         return scores
+
+    def _compare(self, scores: NDArray[np.float32], x: Tensor, frames: Tensor) -> None:
+        """Says how far scores [windows, labels] in 8 bits are from those in float32."""
+        with torch.inference_mode(), exactly(self._model):
+            exact = probabilities(self._model(x, frames=frames), multilabel=self.description.multilabel)
+        difference = float(np.abs(scores - exact).max(initial=0.0))
+        said = f"8 bits: scores of the first {counted(len(scores), 'window')} differ by up to {difference:.4f}"
+        if difference > LARGEST_DIFFERENCE:
+            said += f" from float32, more than {LARGEST_DIFFERENCE:g}: leave --precision int8 out where that matters"
+        tell(said, warning=difference > LARGEST_DIFFERENCE)
 
 
 def probabilities(logits: Tensor, *, multilabel: bool) -> NDArray[np.float32]:
@@ -257,7 +276,7 @@ class ComputeSettings(Protocol):
         """`auto`, or a device."""
 
     @property
-    def precision(self) -> Literal["auto", "float32", "bf16", "fp16"]:
+    def precision(self) -> Literal["auto", "float32", "bf16", "fp16", "int8"]:
         """`auto`, or an arithmetic."""
 
 
@@ -270,12 +289,19 @@ class ReadyModel:
         device: The device that it computes on.
         dtype: Arithmetic, bfloat16 or float16; None is float32.
         source: The path that the user gave, for messages.
+        is_int8: Whether its linear layers compute in 8 bits, and all else in float32.
     """
 
     loaded: LoadedModel
     device: torch.device
     dtype: torch.dtype | None
     source: str
+    is_int8: bool = False
+
+    @property
+    def arithmetic(self) -> str:
+        """Its name in the record of what has been computed."""
+        return "int8" if self.is_int8 else str(self.dtype)
 
     @property
     def description(self) -> ModelDescription:
@@ -288,7 +314,14 @@ class ReadyModel:
         Raises:
             ModelError: It has no classifier.
         """
-        return Scorer(self.loaded, device=self.device, dtype=self.dtype, source=self.source, reject=reject)
+        return Scorer(
+            self.loaded,
+            device=self.device,
+            dtype=self.dtype,
+            source=self.source,
+            reject=reject,
+            rounded=self.is_int8,
+        )
 
     def embedder(self, *, pooling: str = "mean", layer: int | None = None, skip_padding: bool = True) -> Embedder:
         """The model's encoder for windows of sound; see `Embedder`."""
@@ -339,10 +372,14 @@ def ready_model(model: str | Path, settings: ComputeSettings) -> ReadyModel:
         settings: The settings of the verb.
 
     Raises:
-        DeviceError: This machine has no such device.
+        DeviceError: This machine has no such device, or cannot compute in 8 bits.
         ModelError: The model cannot be read.
         SettingsError: The device or the precision does not exist, or they do not fit.
     """
     device, _ = choose_device(settings.device)
-    dtype, _ = choose_precision(settings.precision, device)
-    return ReadyModel(load_model(model), device, dtype, str(model))
+    is_int8 = settings.precision == "int8"
+    dtype, _ = choose_precision("float32" if settings.precision == "int8" else settings.precision, device)
+    loaded = load_model(model)
+    if is_int8:
+        as_int8(loaded.module, device)
+    return ReadyModel(loaded, device, dtype, str(model), is_int8)

@@ -63,7 +63,7 @@ def model_card(
         use,
         _facts("How it was pretrained", description.objective),
     ]
-    known = {"data": "Data", "settings": "Settings", "metrics": "Metrics"}
+    known = {"data": "Data", "settings": "Settings", "metrics": "Metrics", "int8": "In 8 bits, by `--precision int8`"}
     parts += [_facts(title, description.provenance.get(key)) for key, title in known.items()]
     parts.append(_facts("Origin", {k: v for k, v in description.provenance.items() if k not in known}))
     return "\n".join(part for part in parts if part)
