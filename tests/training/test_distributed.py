@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from distributed_sessions import HALVES, THAWING
+from distributed_sessions import HALVES, OTHERS, THAWING
 from safetensors.torch import load_file
 from test_resume import assert_same, figures, weights
 
@@ -21,8 +22,16 @@ from tymbal.finetune import finetune
 from tymbal.pretrain import pretrain
 
 
-def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+def torchrun(*arguments: str | Path, count: int = 2) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(count),
+        *arguments,
+    ]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
@@ -100,7 +109,58 @@ def test_two_processes__only_the_first_speaks_and_writes(folder: Path):
     }
 
 
-def test_two_processes__one_cannot_take_their_run_up(folder: Path, store: Path):
-    (folder / "whole" / "result.json").unlink()
-    with pytest.raises(CheckpointError, match="processes: 2 -> 1"):
-        pretrain(store, folder / "whole", **HALVES)
+@pytest.mark.parametrize("objective", OTHERS)
+def test_two_processes__are_one_with_every_objective(folder: Path, store: Path, tmp_path: Path, objective: str):
+    pretrain(store, tmp_path / "one", **{**TINY, "objective": objective, "epochs": 1})
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (folder / objective, tmp_path / "one"))
+    names = [name for name in ours if not name.endswith("qkv.bias")]
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in names) < 2e-4
+    for a, b in zip(figures(folder / objective), figures(tmp_path / "one"), strict=True):
+        assert a.pop("batch_size", 4) * 2 == b.pop("batch_size", 8)
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def cut(run: Path, place: Path) -> Path:
+    """A copy of a run as it was after the first of its checkpoints."""
+    shutil.copytree(run, place)
+    (place / "result.json").unlink()
+    for later in sorted((place / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[1:]:
+        shutil.rmtree(later)
+    return place
+
+
+def test_two_processes__one_takes_their_run_up(
+    folder: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run = cut(folder / "whole", tmp_path / "run")
+    pretrain(store, run, **HALVES)
+    said = capsys.readouterr().err
+    assert "1 process instead of 2: each takes 8 clips a step, so that a step is of the same clips" in said
+    ours, theirs = weights(run), weights(folder / "whole")
+    blind = ("key.bias", "cpred.2.bias")
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours if not name.endswith(blind)) < 2e-4
+
+
+@pytest.mark.slow
+def test_four_processes__are_one_and_go_on_with_what_two_began(folder: Path, store: Path, tmp_path: Path):
+    cut(folder / "whole", tmp_path / "halves")
+    run = torchrun(Path(__file__).parent / "distributed_sessions.py", store, folder / "tones", tmp_path, count=4)
+    assert run.returncode == 0, run.stderr
+    assert "4 processes instead of 2: each takes 2 clips a step" in run.stderr
+    for objective in ("joint", "contrastive", "lejepa", *OTHERS):
+        one = pretrain(store, tmp_path / "one" / objective, **{**TINY, "objective": objective, "epochs": 1}).run
+        for a, b in zip(figures(tmp_path / objective), figures(one), strict=True):
+            names = {"loss", "eval_loss"} & b.keys()
+            assert {name: a[name] for name in names} == pytest.approx({name: b[name] for name in names}, rel=1e-3)
+    ours, theirs = weights(tmp_path / "halves"), weights(folder / "whole")
+    blind = ("key.bias", "cpred.2.bias")
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours if not name.endswith(blind)) < 2e-4
+
+
+def test_two_processes__batches_that_cannot_be_shared_out_are_refused(
+    folder: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = cut(folder / "whole", tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(CheckpointError, match="processes: 2 -> 3"):
+        patch.setattr("tymbal.training.session.processes", lambda: 3)
+        pretrain(store, run, **HALVES)

@@ -16,7 +16,8 @@ be compared with clips of their own group (speaker, recorder) alone, an epoch is
 group.
 
 With several processes, each takes its own slice of the same global batch: two processes with batches of `b` see what
-one process with batches of `2 b` sees.
+one process with batches of `2 b` sees. So a run can go on with another number of processes, which share out the same
+batches.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import bisect
 import hashlib
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -68,6 +69,7 @@ class BatchPlan:
             weights.
         measured: Where the minutes decide on the number of steps, the step after which they did; 0 as long as they have
             not. None where they do not.
+        begun: The batch sizes and the number of processes that the run was begun with, where it goes on with others.
     """
 
     length: int
@@ -80,6 +82,7 @@ class BatchPlan:
     weights: np.ndarray | None = field(default=None, compare=False)
     groups: np.ndarray | None = field(default=None, compare=False)
     measured: int | None = None
+    begun: tuple[tuple[int, ...], int] | None = None
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -160,6 +163,25 @@ class BatchPlan:
         mixed = [batches[number] for number in random.permutation(len(batches))]
         return np.concatenate([rest[:head], *mixed, rest[len(rest) - tail :]])
 
+    def as_begun(self, recorded: Mapping[str, Any]) -> BatchPlan:
+        """This plan, with batches of which these processes take together what those of a recorded one took in a step.
+
+        Args:
+            recorded: The fingerprint of a plan.
+
+        Returns:
+            The plan; itself where it is the same number of processes, where batches cannot be shared out equally, or
+            where the run was begun with other batches.
+        """
+        begun = recorded.get("begun") or [recorded["batch_sizes"], recorded["processes"]]
+        together = [size * recorded["processes"] for size in recorded["batch_sizes"]]
+        if list(self.batch_sizes) != begun[0] or any(size % self.processes for size in together):
+            return self
+        sizes = tuple(size // self.processes for size in together)
+        if (list(sizes), self.processes) == (begun[0], begun[1]):
+            return self
+        return replace(self, batch_sizes=sizes, max_steps=recorded["steps"], begun=(tuple(begun[0]), begun[1]))
+
     def fingerprint(self) -> dict[str, object]:
         """A hash of the plan: with the same one, step N means the same clips."""
         return {
@@ -172,6 +194,7 @@ class BatchPlan:
             **({} if self.weights is None else {"weights": hashlib.blake2b(self.weights.tobytes()).hexdigest()[:16]}),
             **({} if self.groups is None else {"groups": hashlib.blake2b(self.groups.tobytes()).hexdigest()[:16]}),
             **({} if self.measured is None else {"measured": self.measured}),
+            **({} if self.begun is None else {"begun": [list(self.begun[0]), self.begun[1]]}),
         }
 
     def _clips_a_step(self, batch_size: int) -> int:

@@ -57,6 +57,7 @@ class ResumePoint:
         idle: Evaluations without progress up to here.
         measured: As in the plan of the run, where the minutes decide on its steps; None where they do not.
         steps: All steps of the run, where the minutes have decided.
+        plan: The fingerprint of its plan; None at the beginning.
     """
 
     checkpoint: Path | None = None
@@ -66,6 +67,7 @@ class ResumePoint:
     idle: int = 0
     measured: int | None = None
     steps: int | None = None
+    plan: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,7 @@ def open_session(
     init_process_group(choose_device(settings.device)[0])
     checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
     start = on_rank_zero(lambda: find_resume_point(checkpoints, plan, resume))
+    plan = plan if start.plan is None else plan.as_begun(start.plan)
     clock = _clock(settings, plan, start, evaluated=0 if validation_dataset is None else len(validation_dataset))
     return Session(
         module=module,
@@ -224,7 +227,13 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
             tell("No checkpoint is complete: training starts from the beginning", warning=True)
         return ResumePoint()
     path, manifest = start
+    plan = plan.as_begun(manifest["plan"])
     recorded, own = dict(manifest["plan"]), plan.fingerprint()
+    others = recorded["processes"]
+    if [size * others for size in recorded["batch_sizes"]] == [size * plan.processes for size in plan.batch_sizes]:
+        for name in ("batch_sizes", "processes", "begun"):  # the same clips a step, shared out otherwise
+            recorded.pop(name, None)
+            own.pop(name, None)
     measured = recorded.pop("measured", None)
     if measured:
         own["steps"] = recorded["steps"]
@@ -233,7 +242,14 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
         raise CheckpointError(
             "the run was begun with other data or another number of processes:\n    " + "\n    ".join(changes),
             path=path,
-            advice="Continue it with the same store, as many processes, and the same batch size; or begin a new run.",
+            advice="Continue it with the same store and the same batch size, and with as many processes or another "
+            "number that divides the clips of a step; or begin a new run.",
+        )
+    if others != plan.processes:
+        tell(
+            f"{_processes(plan.processes)} instead of {others}: each takes {', '.join(map(str, plan.batch_sizes))} "
+            "clips a step, so that a step is of the same clips. Sums are added up in another order, and dropout is "
+            "drawn anew"
         )
     tell(f"Continuing from step {manifest['step']:,} of {recorded['steps']:,}")
     state = read_json(path / _STATE)
@@ -248,7 +264,12 @@ def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume)
         idle=callbacks.get("EarlyStoppingCallback", {}).get("early_stopping_patience_counter", 0),
         measured=measured,
         steps=recorded["steps"] if measured else None,
+        plan=dict(manifest["plan"]),
     )
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"
 
 
 def _take_along(path: Path, checkpoints: Checkpoints, *, best: int | None) -> None:
