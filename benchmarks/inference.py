@@ -4,7 +4,8 @@
     python benchmarks/inference.py --size tiny --clips 64
     python benchmarks/inference.py --trial             # that it works, in seconds
     python benchmarks/inference.py --birdnet yardstick/bin/python      # beside BirdNET, windows of 3 s
-    ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 python benchmarks/inference.py
+    export ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+    python benchmarks/inference.py --precisions float32 int8
 
 The peer is what one writes with transformers: read a batch of files with soundfile, `ASTFeatureExtractor`,
 `ASTForAudioClassification`, softmax, in float32. `tymbal.predict` and `tymbal.embed` load the very same folder, read
@@ -106,8 +107,8 @@ def models(folder: Path, options: argparse.Namespace, device: torch.device) -> s
     stock = Stock(model, device, options.batch_size)
     settings = {"batch_size": options.batch_size, "device": options.device}
     compare(stock, clips, model, folder / "scores.csv", settings)
-    precisions = ["float32"] if choose_precision("auto", device)[0] is None else ["float32", "auto"]
-    precisions += ["int8"] if device.type == "cpu" else []
+    usual = ["float32"] if choose_precision("auto", device)[0] is None else ["float32", "auto"]
+    precisions = options.precisions or usual + (["int8"] if device.type == "cpu" else [])
 
     def own(verb: str, precision: str) -> Callable[[Sequence[Path]], None]:
         output = folder / ("out.npy" if verb == "embed" else "out.csv")
@@ -328,6 +329,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help="clips a batch, on both sides")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precisions", nargs="+", choices=("float32", "auto", "int8"), help="of ours")
     parser.add_argument("--birdnet", help="Python of an environment with BirdNET: only compare with that, on one core")
     parser.add_argument("--trial", action="store_true", help="a model that no one needs, and few clips")
     options = parser.parse_args()

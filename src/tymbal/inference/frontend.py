@@ -31,6 +31,10 @@ from tymbal.progress import counted, tell
 __all__ = ["Embedder", "FrontEnd", "ReadyModel", "Scorer", "probabilities", "ready_model"]
 
 
+_COMPARED = 8
+"""Windows that are scored in float32, too, where all others are in 8 bits."""
+
+
 class FrontEnd:
     """Windows of sound to what a model takes.
 
@@ -147,7 +151,7 @@ class Scorer:
         scores = probabilities(logits, multilabel=self.description.multilabel)
         if self._unchecked:
             self._unchecked = False
-            self._compare(scores, x, frames)
+            self._compare(scores[:_COMPARED], x[:_COMPARED], frames[:_COMPARED])
         if self.floor is not None:
             scores[(loudest(spectrograms, frames) < self.floor).cpu().numpy()] = -1.0
         return scores

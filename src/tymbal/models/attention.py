@@ -19,6 +19,10 @@ __all__ = ["attend"]
 _WEIGHTS_AT_ONCE = 2**24
 """Attention weights (32 MiB in bf16) that are computed together, and up to which a call's are held for the backward."""
 
+_VECTOR, _SHORT = 32, 128
+"""bf16 numbers of a vector of the processor, and rows that are short: torch's softmax takes what is left of a row
+behind its last whole vector one by one, which for short rows costs up to five times as much as through float32."""
+
 
 def attend(
     queries: Tensor, keys: Tensor, values: Tensor, dropout: float = 0.0, attended: Tensor | None = None
@@ -65,7 +69,7 @@ class _WrittenOut(torch.autograd.Function):
             weights = cached[0] if cached else _weights(queries[part], keys[part], mask)
             of_values[part] = weights.transpose(2, 3) @ gradient[part]
             of_weights = gradient[part] @ values[part].transpose(2, 3)
-            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype) * scale
+            of_scores = _softmax_backward(of_weights, weights) * scale
             of_queries[part] = of_scores @ keys[part]
             of_keys[part] = of_scores.transpose(2, 3) @ queries[part]
         return of_queries, of_keys, of_values, None
@@ -80,4 +84,14 @@ def _parts(queries: Tensor, keys: Tensor) -> list[slice]:
 
 def _weights(queries: Tensor, keys: Tensor, attended: Tensor | None) -> Tensor:
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
-    return torch.softmax(scores if attended is None else scores.masked_fill_(~attended, -torch.inf), -1)
+    scores = scores if attended is None else scores.masked_fill_(~attended, -torch.inf)
+    if scores.dtype == torch.bfloat16 and scores.shape[-1] < _SHORT and scores.shape[-1] % _VECTOR:
+        return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
+    return torch.softmax(scores, -1)
+
+
+def _softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
+    if weights.dtype == torch.bfloat16 and weights.shape[-1] < _VECTOR:
+        short = torch._softmax_backward_data(gradient.float(), weights.float(), -1, torch.float32)
+        return short.to(weights.dtype)
+    return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
