@@ -1,4 +1,4 @@
-"""Linear layers that multiply integers of 8 bits: several times as fast on a CPU that does not compute bf16.
+"""Linear layers that multiply integers of 8 bits, for CPUs that compute no bf16: up to three times as fast there.
 
 Weights are rounded once, each output by its own largest weight. Inputs are rounded as they come, each token by its own
 largest number, so that the scores of a clip do not depend on which others share its batch. Attention, norms and all
