@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tymbal.features.normalisation import Normalisation, loudest
+from tymbal.features.normalisation import Normalisation, NormalizeBy, loudest
 
 
 def test_dataset__subtracts_the_mean_and_puts_the_models_padding_behind_the_sound() -> None:
@@ -60,3 +60,12 @@ def test_loudest__is_of_the_real_frames() -> None:
     spectrogram = torch.full((2, 4, 3), -5.0)
     spectrogram[0, 1, 2], spectrogram[0, 3, 0], spectrogram[1, 3, 1] = 2.0, 9.0, 4.0
     assert loudest(spectrogram.half(), torch.tensor([3, 4])).tolist() == [2.0, 4.0]
+
+
+@pytest.mark.parametrize("by", ["dataset", "clip"])
+def test_normalisation__gradients_reach_what_it_normalises(by: NormalizeBy) -> None:
+    x = torch.randn(2, 20, 8, requires_grad=True)
+    Normalisation(mean=-8.0, std=4.0, padding=-15.9, by=by)(x, torch.tensor([20, 9])).square().sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad[:, :9].abs().sum() > 0)
+    assert not x.grad[1, 9:].any()

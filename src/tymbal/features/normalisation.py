@@ -66,12 +66,12 @@ class Normalisation:
             return (x.masked_fill(behind, self.padding) - self.mean) / (2 * self.std)
         cells = (~padding).sum(1).clamp(min=1) * x.shape[2] if masked is None else (~behind).sum((1, 2)).clamp(min=1)
         count = cells.view(-1, 1, 1)
-        # Few passes, in place: on a CPU a fill by a mask that is broadcast, and fresh memory, cost more than the sums.
+        # Few passes: on a CPU a fill by a mask that is broadcast costs more than the sums.
         sound = x.masked_fill(behind, 0.0)
         heard = (~behind).float()
         centred = (sound - sound.sum((1, 2), keepdim=True) / count).mul_(heard)
-        variance = torch.mul(centred, centred, out=sound).sum((1, 2), keepdim=True) / count
-        normal = centred.div_(2 * variance.sqrt().clamp(min=_FLATTEST))
+        variance = centred.square().sum((1, 2), keepdim=True) / count
+        normal = centred / (2 * variance.sqrt().clamp(min=_FLATTEST))
         return normal.add_((1 - heard) * self.normal_padding)
 
     @property

@@ -19,7 +19,7 @@ __all__ = ["attend"]
 _WEIGHTS_AT_ONCE = 2**24
 """Attention weights (32 MiB in bf16) that are computed together, and up to which a call's are held for the backward."""
 
-_VECTOR, _SHORT = 32, 128
+_VECTOR, _SHORT = 32, range(12, 64)
 """bf16 numbers of a vector of the processor, and rows that are short: torch's softmax takes what is left of a row
 behind its last whole vector one by one, which for short rows costs up to five times as much as through float32."""
 
@@ -85,13 +85,13 @@ def _parts(queries: Tensor, keys: Tensor) -> list[slice]:
 def _weights(queries: Tensor, keys: Tensor, attended: Tensor | None) -> Tensor:
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
     scores = scores if attended is None else scores.masked_fill_(~attended, -torch.inf)
-    if scores.dtype == torch.bfloat16 and scores.shape[-1] < _SHORT and scores.shape[-1] % _VECTOR:
+    if scores.dtype == torch.bfloat16 and scores.shape[-1] in _SHORT and scores.shape[-1] % _VECTOR:
         return torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
     return torch.softmax(scores, -1)
 
 
 def _softmax_backward(gradient: Tensor, weights: Tensor) -> Tensor:
-    if weights.dtype == torch.bfloat16 and weights.shape[-1] < _VECTOR:
+    if weights.dtype == torch.bfloat16 and weights.shape[-1] in _SHORT and weights.shape[-1] < _VECTOR:
         short = torch._softmax_backward_data(gradient.float(), weights.float(), -1, torch.float32)
         return short.to(weights.dtype)
     return torch._softmax_backward_data(gradient, weights, -1, weights.dtype)
