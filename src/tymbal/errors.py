@@ -84,6 +84,7 @@ _FOR_ERRNO = {
     errno.ENAMETOOLONG: "Give a shorter path.",
     errno.ELOOP: "A link leads back to itself: correct or remove it.",
     errno.ENOTDIR: "A part of the path is a file, not a folder: choose another path.",
+    errno.EEXIST: "It is a file, where a folder is needed: choose another path.",
     errno.EISDIR: "It is a folder, where a file is needed: choose another path.",
     errno.ENOENT: "Correct the path.",
     errno.EIO: "The disk or the network drive gave an error: look after it, then run the same command again.",
