@@ -120,7 +120,7 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> N
             advice="Install it (pip install 'tymbal[search]'), or search exactly: leave --approximate out.",
         ) from None
     saved, facts = path.with_name(f"{path.name}.usearch"), path.with_name(f"{path.name}.usearch.json")
-    stamp = {"size": path.stat().st_size, "changed": path.stat().st_mtime_ns, "embeddings": read_record(path)}
+    stamp = stamp_of(path)
     if not (saved.is_file() and _is(facts, stamp)):
         facts.unlink(missing_ok=True)
         _build(Index, path, saved, dimensions=len(query))
@@ -129,6 +129,12 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> N
     index.view(str(saved))
     matches = index.search(_unit(query), top)
     return np.asarray(matches.keys, np.int64), (1 - np.asarray(matches.distances)).astype(np.float32)
+
+
+def stamp_of(path: Path) -> dict[str, Any]:
+    """What tells whether a file of embeddings is still the one that something was made of."""
+    about = path.stat()
+    return {"size": about.st_size, "changed": about.st_mtime_ns, "embeddings": read_record(path)}
 
 
 def _is(path: Path, value: Any) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tymbal.labelling.head import Examples, Head
+from tymbal.labelling.head import Examples, Head, together
 from tymbal.labelling.table import Window
 from tymbal.labelling.windows import Windows, cosines
 
@@ -246,22 +246,20 @@ class _Chooser:
     def clusters(self, count: int) -> NDArray[np.int64]:
         """The middle windows of clusters in which nothing was answered yet, those of large clusters first.
 
-        There are as many clusters as answers and questions together, so that each question is about something new that
-        there is much of (TypiClust, Hacohen, Dekel and Weinshall 2022).
+        There are at least as many clusters as answers and questions together, up to 200, so that each question is about
+        something new that there is much of (TypiClust, Hacohen, Dekel and Weinshall 2022).
         """
-        from sklearn.cluster import MiniBatchKMeans
-
-        candidates = self.rng.permutation(self.free)[:_CLUSTERED]
         answered = self.examples.places[-_REMEMBERED:]
-        number = min(len(answered) + count, _CLUSTERS)
-        if len(candidates) <= number:
-            return candidates
-        values = self.windows.vectors[np.concatenate([candidates, answered])]
-        seed = int(self.rng.integers(2**31))
-        found = MiniBatchKMeans(number, n_init=1, batch_size=1024, max_iter=20, random_state=seed).fit(values)
-        own, theirs = found.labels_[: len(candidates)], found.labels_[len(candidates) :]
-        sizes, answers = (np.bincount(side, minlength=number) for side in (own, theirs))
-        away = np.square(values[: len(candidates)] - found.cluster_centers_[own]).sum(axis=1)
+        number = next(size for size in _SIZES if size >= min(len(answered) + count, _SIZES[-1]))
+        if len(self.windows) <= number:
+            return self.rng.permutation(self.free)
+        clusters = self.windows.clusters(number)
+        is_free = np.zeros(len(self.windows), bool)
+        is_free[self.free] = True
+        open_ = is_free[clusters.places]
+        candidates, own, away = clusters.places[open_], clusters.own[open_], clusters.away[open_]
+        answers = np.bincount(clusters.nearest(self.windows.vectors[answered]), minlength=number)
+        sizes = np.bincount(clusters.own, minlength=number)
         order = np.lexsort((away, -sizes[own], answers[own]))
         # The middle of each cluster first, then the second of each, and so on.
         turns = np.zeros(len(order), np.int64)
@@ -269,7 +267,8 @@ class _Chooser:
         for line, cluster in enumerate(own[order].tolist()):
             turns[line] = seen[cluster]
             seen[cluster] += 1
-        return candidates[order[np.argsort(turns, kind="stable")]]
+        first = candidates[order[np.argsort(turns, kind="stable")]]
+        return np.concatenate([first, self.rng.permutation(np.setdiff1d(self.free, first))])
 
     def _ranked(self, values: NDArray[np.floating]) -> NDArray[np.int64]:
         """Windows by their values, the largest first, of equal ones any."""
@@ -289,13 +288,12 @@ class _Chooser:
         if self.head is None:
             raise ValueError("there is no head yet")
         names = self.head.labels if label is None else (label,)
-        said = np.zeros((2, len(self.free), len(names)), np.float32)
         heads = self.examples.committee(self.windows, seed=int(self.rng.integers(2**31)))
-        for member in heads:
-            given = member.probabilities(self.windows.vectors)[self.free]
+        said = np.zeros((2, len(self.free), len(names)), np.float32)
+        for member, given in zip(heads, together(heads, self.windows.vectors), strict=True):
             for column, name in enumerate(names):
                 if name in member.labels:
-                    value = given[:, member.labels.index(name)]
+                    value = given[self.free, member.labels.index(name)]
                     said[0, :, column] += value
                     said[1, :, column] += value * value
         mean, square = said / max(len(heads), 1)
@@ -305,6 +303,7 @@ class _Chooser:
 _Part = tuple[str, int, NDArray[np.int64], int]
 _SURPRISES = 0.1
 _CANDIDATES = 5_000
-_CLUSTERED, _CLUSTERS = 5_000, 200
+_SIZES = (10, 14, 20, 28, 40, 56, 80, 112, 160, 200)
+"""Numbers of clusters; few, so that they serve several questions."""
 _COLD = 10
 _REMEMBERED = 500

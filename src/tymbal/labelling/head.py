@@ -12,7 +12,7 @@ from scipy.special import expit, softmax
 from tymbal.evaluation.linear import fit_logistic
 from tymbal.labelling.windows import Windows
 
-__all__ = ["Examples", "Head"]
+__all__ = ["Examples", "Head", "together"]
 
 _STRENGTH = 50.0
 _MEMBERS = 5
@@ -41,7 +41,9 @@ class Head:
 
     def probabilities(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities [windows, labels] of vectors [windows, width]."""
-        logits = self.logits(vectors)
+        return self._probable(self.logits(vectors))
+
+    def _probable(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(expit(logits) if self.several else softmax(logits, axis=1), np.float32)
 
     def decisions(self, vectors: NDArray[np.float32], among: Sequence[str]) -> NDArray[np.bool_]:
@@ -53,6 +55,15 @@ class Head:
             if name in self.labels:
                 result[:, column] = decided[:, self.labels.index(name)]
         return result
+
+
+def together(heads: Sequence[Head], vectors: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """What each head says of vectors [windows, width], as `Head.probabilities`, in one product: they are read once."""
+    if not heads:
+        return []
+    logits = vectors @ np.concatenate([head.weight for head in heads], axis=1)
+    ends = np.cumsum([len(head.labels) for head in heads])[:-1]
+    return [head._probable(part + head.bias) for head, part in zip(heads, np.split(logits, ends, axis=1), strict=True)]
 
 
 @dataclass(frozen=True)

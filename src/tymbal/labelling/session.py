@@ -5,7 +5,8 @@
         session.answer([Answer(suggestion.window, ("robin",))])
 
 The folder holds `labels.csv`, the table (`tymbal.labelling.table`), and `windows.parquet`, the embeddings of all
-windows, which are computed once and go on after a stop.
+windows, which are computed once and go on after a stop; where these are more than are looked through at once,
+`windows.safetensors` keeps those that were drawn.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from tymbal.settings import LabelSettings
 __all__ = ["Answer", "Session", "Suggestion", "Window"]
 
 _EMBEDDINGS = "windows.parquet"
+_DRAWN = "windows.safetensors"
 _HALF = 0.5
 _EVERY = 10
 
@@ -132,7 +134,8 @@ class Session:
         ready = ready_model(model, settings)
         table = _embedded(model, recordings, output, settings)
         ready.embedder_like(read_record(table), index=table)
-        return cls(ready, Windows(table, most=settings.most, seed=settings.seed), output, settings)
+        windows = Windows(table, most=settings.most, seed=settings.seed, kept=output / _DRAWN)
+        return cls(ready, windows, output, settings)
 
     @property
     def table(self) -> Path:

@@ -3,30 +3,37 @@
 A table of embeddings may have millions of rows. Up to `most` of them, all or drawn at random, are held as float32; an
 example is looked for among all, by the index of `tymbal similar` where the table is larger. Vectors are standardised by
 the windows themselves, which nobody has to label for that; those of more than 512 numbers are turned into the 512
-directions in which they vary most.
+directions in which they vary most. What was drawn of a larger table is kept in a file, so that the table is read once.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from tymbal.errors import StoreError
 from tymbal.evaluation.linear import centre_and_scale
-from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_embeddings
+from tymbal.files import replace_file
+from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_embeddings, stamp_of
 from tymbal.inference.tables import vectors
 from tymbal.labelling.table import Window
 
-__all__ = ["Projection", "Windows", "cosines"]
+__all__ = ["Clusters", "Projection", "Windows", "cosines"]
 
 _WIDEST = 512
 _SAMPLE = 2048
+_CLUSTERED = 5_000
+_FACTS = "windows"
 _COLUMNS = ("file", "start", "end")
 
 
@@ -69,6 +76,28 @@ class Projection:
         return np.asarray(centred @ self.weight if self.scale is None else centred * self.scale, np.float32)
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """Groups of windows that are alike.
+
+    Attributes:
+        places: The windows that were grouped, [members].
+        own: The cluster of each, [members].
+        away: Its squared distance from the middle of the cluster, [members].
+        centres: Middles of the clusters, [clusters, width].
+    """
+
+    places: NDArray[np.int64]
+    own: NDArray[np.int64]
+    away: NDArray[np.float32]
+    centres: NDArray[np.float32]
+
+    def nearest(self, values: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The cluster of other vectors, [windows, width] to [windows]."""
+        halves = np.square(self.centres).sum(axis=1) / 2
+        return np.asarray((values @ self.centres.T - halves).argmax(axis=1))
+
+
 class Windows:
     """Windows in memory.
 
@@ -76,6 +105,7 @@ class Windows:
         table: The table of `tymbal embed`.
         most: Windows at most.
         seed: Seed by which they are drawn where there are more.
+        kept: A file that keeps what was drawn of a larger table; None keeps nothing.
 
     Attributes:
         table: The table.
@@ -92,20 +122,63 @@ class Windows:
         StoreError: The table does not say of which recordings the embeddings are.
     """
 
-    def __init__(self, table: Path, *, most: int, seed: int) -> None:
+    def __init__(self, table: Path, *, most: int, seed: int, kept: Path | None = None) -> None:
         self.table = table
         self.total = int(pq.read_metadata(table).num_rows)
+        self.files: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._seed = seed
+        self._clusters: tuple[tuple[int, int], Clusters] | None = None
+        self.rows = np.empty(0, np.int64)
+        self.file, self.start, self.end = np.empty(0, np.int32), np.empty(0), np.empty(0)
+        stamp: dict[str, Any] = {}
+        if self.total <= most:
+            kept = None
+        if kept is not None:
+            stamp = {**stamp_of(table), "most": most, "seed": seed}
+            if self._read(kept, stamp):
+                return
         rng = np.random.default_rng(seed)
         drawn = np.sort(rng.permutation(self.total)[:most])
         sample = np.sort(rng.permutation(drawn)[:_SAMPLE])
         self.projection = Projection.of(np.concatenate([vectors(batch) for _, batch in _taken(table, sample)]))
-        self.files: list[str] = []
-        self._numbers: dict[str, int] = {}
-        width = self.projection.weight.shape[1]
-        self.rows = np.empty(0, np.int64)
-        self.file, self.start, self.end = np.empty(0, np.int32), np.empty(0), np.empty(0)
-        self.vectors = np.empty((0, width), np.float32)
+        self.vectors = np.empty((0, self.projection.weight.shape[1]), np.float32)
         self.add(drawn)
+        if kept is not None:
+            self._write(kept, stamp)
+
+    def _write(self, kept: Path, stamp: dict[str, Any]) -> None:
+        """Keeps what is held."""
+        projection = self.projection
+        tensors: dict[str, NDArray[Any]] = {
+            "rows": self.rows,
+            "file": self.file,
+            "start": self.start,
+            "end": self.end,
+            "vectors": self.vectors,
+        }
+        tensors |= {"centre": projection.centre, "weight": projection.weight}
+        if projection.scale is not None:
+            tensors["scale"] = projection.scale
+        with replace_file(kept) as aside:
+            save_file(tensors, aside, metadata={_FACTS: json.dumps({"stamp": stamp, "files": self.files})})
+
+    def _read(self, kept: Path, stamp: dict[str, Any]) -> bool:
+        """Reads what was kept; False where there is nothing, or it is of another table or draw."""
+        try:
+            with safe_open(kept, framework="numpy") as file:
+                facts = json.loads((file.metadata() or {}).get(_FACTS, "{}"))
+                if facts.get("stamp") != stamp:
+                    return False
+                held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError, ValueError):
+            return False
+        self.files = facts["files"]
+        self._numbers = {name: number for number, name in enumerate(self.files)}
+        self.rows, self.file, self.start, self.end = (held[name] for name in ("rows", "file", "start", "end"))
+        self.vectors = held["vectors"]
+        self.projection = Projection(held["centre"], held["weight"], held.get("scale"))
+        return True
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -173,6 +246,24 @@ class Windows:
         room = 1e-3 + 0.5 * (self.end[place] - self.start[place])
         near = (self.start < self.end[place] + room) & (self.end > self.start[place] - room)
         return np.asarray((self.file == self.file[place]) & near)
+
+    def clusters(self, number: int) -> Clusters:
+        """Groups up to 5,000 windows by k-means; kept until another number is asked for, or windows come.
+
+        Args:
+            number: How many groups; fewer than there are windows.
+        """
+        from sklearn.cluster import MiniBatchKMeans
+
+        key = (number, len(self))
+        if self._clusters is None or self._clusters[0] != key:
+            places = np.random.default_rng([self._seed, 3]).permutation(len(self))[:_CLUSTERED]
+            values = self.vectors[places]
+            found = MiniBatchKMeans(number, n_init=1, batch_size=1024, max_iter=20, random_state=self._seed).fit(values)
+            own, centres = found.labels_.astype(np.int64), found.cluster_centers_.astype(np.float32)
+            away = np.square(values - centres[own]).sum(axis=1)
+            self._clusters = key, Clusters(places, own, away, centres)
+        return self._clusters[1]
 
     def nearest(self, embedding: NDArray[np.float32], top: int) -> NDArray[np.int64]:
         """Places of the windows that are most like an embedding, the nearest first.
