@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tymbal.settings import TrainingSettings
-from tymbal.training.run import begin, train
+from tymbal.training.beginning import begin
+from tymbal.training.run import train
 from tymbal.training.run_folder import RunResult
 
 WIDTH = 6

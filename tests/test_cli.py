@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
 import subprocess
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 import tymbal
+from tones import tone_store
 from tymbal import config
 from tymbal.cli import main
 from tymbal.errors import AudioError, SettingsError
@@ -183,6 +185,31 @@ def test_companions__a_broken_torchaudio_is_named(tmp_path, monkeypatch, capsys)
     assert "the installed torchaudio does not work with torch" in err
     assert "libcudart.so.13" in err
     assert "pip uninstall torchaudio" in err
+
+
+HEARS_THE_FIRST_WORD = """
+import os, sys
+class Ear:
+    def write(self, text):
+        if text.strip():
+            heavy = [name for name in ("transformers", "accelerate", "peft") if name in sys.modules]
+            os.write(1, repr((text.strip(), heavy)).encode())
+            os._exit(0)
+    def flush(self): pass
+    def isatty(self): return False
+sys.stdout = sys.stderr = Ear()
+from tymbal.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("verb", ["pretrain store -o run", "finetune store -o run", "report store", "doctor store"])
+def test_verb__its_first_word_comes_before_what_trains_is_imported(tmp_path: Path, verb: str) -> None:
+    tone_store(tmp_path / "store", clips=4, validation=1)
+    command = [sys.executable, "-c", HEARS_THE_FIRST_WORD, *verb.split(), "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    said, heavy = ast.literal_eval(done.stdout)
+    assert said == "store: a store of spectrograms" and heavy == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end otherwise there")

@@ -26,7 +26,7 @@ from tymbal.pretrain import pretrain
 from tymbal.settings import DataChoice
 from tymbal.settings.fields import nature
 from tymbal.training.callbacks import Evaluation
-from tymbal.training.records import read_metrics
+from tymbal.training.figures import read_metrics
 
 SHORT: dict[str, Any] = {**TINY, "max_steps": 3}
 

@@ -84,11 +84,8 @@ def finetune(
         TrainingError: The loss is not finite.
     """
     from tymbal.data import open_data, subsample
-    from tymbal.evaluation.classifier_start import begin_head, starting_objective
     from tymbal.models.warm_start import features_at
-    from tymbal.store.dataset import StoreDataset
-    from tymbal.training.layers import add_adapters, freeze, layered_groups, merged, stages
-    from tymbal.training.run import begin, train
+    from tymbal.training.beginning import begin
     from tymbal.training.run_folder import RunFolder
 
     run, arguments = Path(output), {"source": source, "output": output}
@@ -101,6 +98,13 @@ def finetune(
     if chosen.classes == "seen" and chosen.data_val is None and data.has_sound:
         _check_labels(source, chosen, several=_may_have_several(data))
     store = data.spectrograms(run, features_at(chosen.from_, heads=chosen.heads))
+
+    # What trains takes seconds to import: not before it is said what is learned from.
+    from tymbal.evaluation.classifier_start import begin_head, starting_objective
+    from tymbal.store.dataset import StoreDataset
+    from tymbal.training.layers import add_adapters, freeze, layered_groups, merged, stages
+    from tymbal.training.run import train
+
     clips = _clips(data, store, chosen, every=subsample(store, run, chosen))
     chosen = on_rank_zero(lambda: _with_patch(chosen, store, clips))
     objective, description, new_head = starting_objective(store, clips, chosen)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
+    from tymbal.evaluation.watch import Watch
     from tymbal.models.description import ModelDescription
     from tymbal.objectives.contract import Objective
     from tymbal.store.base import SpectrogramSource
@@ -78,16 +79,9 @@ def pretrain(
         TrainingError: The loss is not finite.
     """
     from tymbal.data import dataset_of, open_data, subsample
-    from tymbal.evaluation.snapshots import Snapshots, can_rebuild
-    from tymbal.evaluation.students import compare
-    from tymbal.evaluation.watch import LabelProbe, Watch
-    from tymbal.inference.taught import taught
     from tymbal.models.hub import pinned
     from tymbal.models.warm_start import features_at
-    from tymbal.objectives.distill import DistillObjective, DistillSettings
-    from tymbal.training.layers import heads_first, layered_groups, merged
-    from tymbal.training.records import read_metrics
-    from tymbal.training.run import begin, train
+    from tymbal.training.beginning import begin
     from tymbal.training.run_folder import RunFolder
 
     run = Path(output)
@@ -103,6 +97,16 @@ def pretrain(
     paired = isinstance(chosen, ViewPairSettings)
     features = features_at(chosen.from_, heads=chosen.heads)
     data = source.view_pairs(run, features) if paired else source.spectrograms(run, features)
+
+    # What trains takes seconds to import: not before it is said what is learned from.
+    from tymbal.evaluation.rebuilding import Snapshots
+    from tymbal.evaluation.snapshots import can_rebuild
+    from tymbal.evaluation.students import compare
+    from tymbal.inference.taught import taught
+    from tymbal.objectives.distill import DistillObjective, DistillSettings
+    from tymbal.training.layers import heads_first, layered_groups, merged
+    from tymbal.training.run import train
+
     train_rows, validation_rows = _rows(data, every=subsample(data, run, chosen))
     chosen = on_rank_zero(lambda: _fitted(chosen, data, train_rows))
     on_rank_zero(lambda: RunFolder(run).record("pretrain", arguments, chosen))
@@ -110,25 +114,7 @@ def pretrain(
         train_rows, validation_rows = taught(data, chosen, run, train_rows, validation_rows)
     objective, description, new_heads = _objective(data, chosen)
     module = cast("nn.Module", objective)
-    probe = LabelProbe.open(chosen, description)
-    if probe is not None and not len(validation_rows):
-        raise SettingsError(
-            "probe_data is read with evaluations, and there are no validation clips",
-            advice="Prepare the store with a validation split, or do without probe_data.",
-        )
-    watch = None
-    if len(validation_rows) and data.views == 1 and data.samples is None:  # on pairs, an objective watches itself
-        metrics = RunFolder(run).metrics
-        watch = Watch(
-            objective.encoder,
-            description,
-            data,
-            validation_rows,
-            history=lambda: read_metrics(metrics),
-            monitor=objective.monitor,
-            probe=probe,
-        )
-
+    watch = _watch(objective, description, data, validation_rows, settings=chosen, run=run)
     snapshots = []
     if chosen.snapshots and len(validation_rows) and can_rebuild(module):
         folder = RunFolder(run).rebuilt
@@ -164,6 +150,44 @@ def pretrain(
         watch=watch,
         callbacks=snapshots,
         finalise=finalise,
+    )
+
+
+def _watch(
+    objective: Objective,
+    description: ModelDescription,
+    data: SpectrogramSource,
+    rows: NDArray[np.int64],
+    *,
+    settings: PretrainSettings,
+    run: Path,
+) -> Watch | None:
+    """What looks at the embeddings with every evaluation; None where there is nothing to look at.
+
+    Raises:
+        SettingsError: A probe is asked for, and there are no validation clips.
+    """
+    from tymbal.evaluation.watch import LabelProbe, Watch
+    from tymbal.training.figures import read_metrics
+    from tymbal.training.run_folder import RunFolder
+
+    probe = LabelProbe.open(settings, description)
+    if probe is not None and not len(rows):
+        raise SettingsError(
+            "probe_data is read with evaluations, and there are no validation clips",
+            advice="Prepare the store with a validation split, or do without probe_data.",
+        )
+    if not len(rows) or data.views != 1 or data.samples is not None:  # on pairs, an objective watches itself
+        return None
+    metrics = RunFolder(run).metrics
+    return Watch(
+        objective.encoder,
+        description,
+        data,
+        rows,
+        history=lambda: read_metrics(metrics),
+        monitor=objective.monitor,
+        probe=probe,
     )
 
 

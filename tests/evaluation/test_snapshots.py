@@ -12,13 +12,14 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from damaged import delete, pt_store
 from training_setup import TINY, make_store
 from tymbal import pretrain, report
-from tymbal.evaluation.snapshots import Snapshots, can_rebuild, kept_steps, read_snapshots, rebuilt_by
+from tymbal.evaluation.rebuilding import Snapshots
+from tymbal.evaluation.snapshots import can_rebuild, kept_steps, read_snapshots, rebuilt_by
 from tymbal.features.normalisation import Normalisation
 from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.objectives.reconstruction import ReconstructionObjective
 from tymbal.objectives.ssast import SSASTObjective
 from tymbal.store.dataset import NormalisedBatch
-from tymbal.training.records import read_metrics
+from tymbal.training.figures import read_metrics
 
 
 def test_kept_steps__spread_over_the_course_with_first_and_last() -> None:

@@ -18,7 +18,7 @@ from tymbal.evaluation.labelled_clips import labelled_clips
 from tymbal.evaluation.watch import LabelProbe, Watch, alarms, mean_cosine, rank_me, undisturbed
 from tymbal.inference.encoding import FrozenEncoder
 from tymbal.objectives import registry
-from tymbal.training.records import read_metrics
+from tymbal.training.figures import read_metrics
 
 ACC = ("acc", True)
 QUICK = {"device": "cpu", "precision": "float32"}

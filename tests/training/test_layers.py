@@ -22,11 +22,11 @@ from tymbal.models.folder import save_model
 from tymbal.settings import FinetuneSettings, PretrainSettings
 from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Evaluation
+from tymbal.training.checkpoints import best_weights
 from tymbal.training.layers import (
     MovingAverage,
     Unfreezing,
     add_adapters,
-    best_weights,
     freeze,
     heads_first,
     layered_groups,

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from tymbal.training.batches import BatchPlan
-from tymbal.training.records import HEADER, MetricsFile, is_figure, log_line, metrics_at_step, read_metrics
+from tymbal.training.figures import HEADER, is_figure, log_line, metrics_at_step, read_metrics
+from tymbal.training.records import MetricsFile
 
 PLACE = {"step": 19, "epoch": 1.0, "seconds": 3725.4}
 

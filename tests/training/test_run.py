@@ -14,7 +14,8 @@ from torch import Tensor
 from small_run import Copying, Rows, lines, session, settings
 from tymbal.errors import SettingsError, TrainingError
 from tymbal.training import callbacks
-from tymbal.training.run import begin, train
+from tymbal.training.beginning import begin
+from tymbal.training.run import train
 
 
 def test_train__learns_and_reports(tmp_path: Path):

@@ -13,7 +13,7 @@ from small_run import session, settings
 from tymbal.errors import CheckpointError, SettingsError
 from tymbal.objectives import registry
 from tymbal.settings import FinetuneSettings
-from tymbal.training.run import begin
+from tymbal.training.beginning import begin
 from tymbal.training.run_folder import RunFolder, RunResult
 
 

@@ -14,7 +14,7 @@ import pytest
 from training_setup import TINY
 from tymbal import finetune, pretrain
 from tymbal.errors import SettingsError
-from tymbal.training.trackers import check_trackers
+from tymbal.training.beginning import check_trackers
 from tymbal.training.trainer import TymbalTrainer
 
 

@@ -51,7 +51,7 @@ from tymbal.pretrain import pretrain
 from tymbal.progress import tell, worded
 from tymbal.settings import SIZES, PtSettings, SoundSettings
 from tymbal.training.callbacks import Evaluation
-from tymbal.training.records import read_metrics
+from tymbal.training.figures import read_metrics
 from tymbal.training.run_folder import RunFolder, RunResult
 
 __all__ = [

@@ -17,31 +17,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from typing_extensions import TypeIs, override
+from typing_extensions import TypeIs
 
-from tymbal.evaluation.watch import undisturbed
 from tymbal.files import parse_json, replace_file
 from tymbal.objectives.contract import RebuildingObjective, Rebuilt
-from tymbal.progress import tell
-from tymbal.store.base import SpectrogramSource
-from tymbal.store.dataset import NormalisedBatch, normalised_batches
+from tymbal.store.dataset import NormalisedBatch
 
 __all__ = [
     "MOST",
     "Snapshot",
-    "Snapshots",
     "can_rebuild",
     "kept_steps",
     "read_snapshots",
     "rebuilt_by",
+    "snapshot_files",
+    "write_snapshot",
 ]
 
 MOST = 8
@@ -73,86 +69,6 @@ class Snapshot:
     rebuilt: Rebuilt
 
 
-class Snapshots(TrainerCallback):
-    """Writes down with every evaluation what is rebuilt of some clips; in the first process only.
-
-    Args:
-        folder: The folder to write.
-        objective: The objective.
-        store: The validation clips.
-        rows: Their rows.
-        clips: How many of them.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        objective: RebuildingObjective,
-        store: SpectrogramSource,
-        rows: NDArray[np.int64],
-        *,
-        clips: int,
-    ) -> None:
-        self._folder = folder
-        self._objective = objective
-        self._store = store
-        self._rows = rows[np.unique(np.linspace(0, len(rows) - 1, clips + 2)[1:-1].round().astype(np.int64))]
-
-    @override
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
-            for step, path in _files(self._folder).items():
-                if step > state.global_step:
-                    path.unlink()
-
-    @override
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not len(self._rows):
-            return
-        try:
-            with undisturbed():
-                self._write(state.global_step, float(state.epoch or 0.0))
-            files = _files(self._folder)
-            for step in set(files) - set(kept_steps(list(files))):
-                files[step].unlink()
-        except (OSError, SafetensorError) as error:
-            tell(f"What is rebuilt after step {state.global_step:,} is not kept for the report: {error}", warning=True)
-
-    def _write(self, step: int, epoch: float) -> None:
-        batch = next(
-            normalised_batches(
-                self._store,
-                self._rows,
-                normalisation=self._objective.normalisation,
-                batch_size=len(self._rows),
-                device=next(self._objective.parameters()).device,
-            ),
-            None,
-        )
-        if batch is None:  # no file of the clips can be read any more
-            return
-        was_training = self._objective.training
-        self._objective.eval()
-        rebuilt = rebuilt_by(self._objective, batch)
-        self._objective.train(was_training)
-        index = self._store.index
-        names = [(index["file"][row].as_py() or "", index["start"][row].as_py() or 0.0) for row in batch.rows.tolist()]
-        facts = {"schema": _SCHEMA, "step": step, "epoch": epoch, "names": names, "puzzle": rebuilt.puzzle}
-        tensors = {
-            "rows": batch.rows,
-            "frames": batch.frames.cpu().numpy(),
-            "true": _half(rebuilt.true),
-            "hidden": rebuilt.hidden,
-            "made": _half(rebuilt.made),
-            "error": rebuilt.error,
-        }
-        with replace_file(self._folder / f"{step:08}{_ENDING}") as aside:
-            contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-            save_file(contiguous, aside, metadata={"tymbal": json.dumps(facts)})
-
-
 def kept_steps(steps: Sequence[int], most: int = MOST) -> list[int]:
     """The steps to keep: the first, the last, and between them those that leave the smallest gaps."""
     remaining = sorted(steps)
@@ -162,10 +78,31 @@ def kept_steps(steps: Sequence[int], most: int = MOST) -> list[int]:
     return remaining
 
 
+def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
+    """Writes a snapshot, whole or not at all.
+
+    Raises:
+        OSError: The disk is full, or the like.
+    """
+    rebuilt = snapshot.rebuilt
+    facts = {"schema": _SCHEMA, "step": snapshot.step, "epoch": snapshot.epoch, "names": snapshot.names}
+    tensors = {
+        "rows": np.array(snapshot.rows, np.int64),
+        "frames": snapshot.frames,
+        "true": _half(rebuilt.true),
+        "hidden": rebuilt.hidden,
+        "made": _half(rebuilt.made),
+        "error": rebuilt.error,
+    }
+    with replace_file(folder / f"{snapshot.step:08}{_ENDING}") as aside:
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        save_file(contiguous, aside, metadata={"tymbal": json.dumps({**facts, "puzzle": rebuilt.puzzle})})
+
+
 def read_snapshots(folder: Path) -> list[Snapshot]:
     """Reads the snapshots, ordered by step; unreadable files are skipped."""
     snapshots: list[Snapshot] = []
-    for path in _files(folder).values():
+    for path in snapshot_files(folder).values():
         try:
             with safe_open(path, "np") as file:
                 facts = parse_json((file.metadata() or {})["tymbal"])
@@ -185,7 +122,8 @@ def read_snapshots(folder: Path) -> list[Snapshot]:
     return snapshots
 
 
-def _files(folder: Path) -> dict[int, Path]:
+def snapshot_files(folder: Path) -> dict[int, Path]:
+    """The files of snapshots in a folder, by step."""
     paths = sorted(folder.glob(f"*{_ENDING}"))
     return {int(path.stem): path for path in paths if path.stem.isdigit()}
 

@@ -47,7 +47,7 @@ from tymbal.reporting.run_part import (
 from tymbal.reporting.store_part import balance, copies, examples, left_out, lengths, store_tiles
 from tymbal.settings import PtSettings, ReportSettings
 from tymbal.store.base import SpectrogramSource
-from tymbal.training.records import read_metrics
+from tymbal.training.figures import read_metrics
 from tymbal.training.run_folder import RunFolder, read_result
 
 __all__ = ["PageContext", "part_of"]

@@ -31,8 +31,7 @@ from tymbal.progress import duration
 from tymbal.reporting.drawn_clips import Clips, clip_name
 from tymbal.store.base import SpectrogramSource
 from tymbal.store.dataset import normalised_batches
-from tymbal.training.checkpoints import Checkpoints, verify
-from tymbal.training.layers import best_weights
+from tymbal.training.checkpoints import Checkpoints, best_weights, verify
 
 __all__ = [
     "built_objective",

@@ -21,8 +21,8 @@ from typing_extensions import override
 from tymbal.progress import Progress, duration, tell
 from tymbal.stopping import StopRequest
 from tymbal.training.batches import BatchPlan
+from tymbal.training.figures import read_metrics
 from tymbal.training.optimization import Pace, Plateau
-from tymbal.training.records import read_metrics
 
 __all__ = [
     "Clock",

@@ -9,6 +9,7 @@ folder is renamed into place. A checkpoint that is resumed from is first checked
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,7 +22,10 @@ from tymbal.models.folder import CHECKPOINT_MANIFEST as MANIFEST
 from tymbal.models.weights import PICKLES, weights_in
 from tymbal.progress import tell
 
-__all__ = ["MANIFEST", "Checkpoints", "resolve_checkpoint", "verify"]
+__all__ = ["EMA_FILE", "MANIFEST", "Checkpoints", "best_weights", "named_checkpoint", "resolve_checkpoint", "verify"]
+
+EMA_FILE = "ema.safetensors"
+"""The moving average of the weights, in a checkpoint."""
 
 _SCHEMA = 1
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -135,6 +139,21 @@ def resolve_checkpoint(path: Path, run: Path) -> Path | None:
             advice="To start a new run from them, give them as --from.",
         )
     raise CheckpointError("this is no checkpoint of a run", path=path, advice=f"Give a folder {run}/checkpoints/….")
+
+
+def named_checkpoint(resume: bool | str | os.PathLike[str], run: Path) -> Path | None:
+    """The checkpoint that is named to resume from; None for the newest of the run, or for none at all.
+
+    Raises:
+        CheckpointError: What is named is no checkpoint of this run.
+    """
+    return None if isinstance(resume, bool) or resume == "auto" else resolve_checkpoint(Path(resume), run)
+
+
+def best_weights(checkpoint: Path) -> Path:
+    """The file of the weights that were evaluated at a checkpoint: of the moving average, if there was one."""
+    averaged = checkpoint / EMA_FILE
+    return averaged if averaged.is_file() else checkpoint / "model.safetensors"
 
 
 def verify(path: Path) -> dict[str, Any]:

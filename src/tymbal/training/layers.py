@@ -36,6 +36,7 @@ from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.progress import tell
 from tymbal.settings import FinetuneSettings, PretrainSettings, TrainingSettings
 from tymbal.training.batches import BatchPlan
+from tymbal.training.checkpoints import EMA_FILE
 from tymbal.training.optimization import parameter_groups
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
     "Unfreezing",
     "WeightAverage",
     "add_adapters",
-    "best_weights",
     "freeze",
     "heads_first",
     "layered_groups",
@@ -248,9 +248,6 @@ class WeightAverage(TrainerCallback):
             self._mean = {name: value.to(devices[name]) for name, value in self._mean.items()}
 
 
-_EMA_FILE = "ema.safetensors"
-
-
 class MovingAverage(TrainerCallback):
     """An exponential moving average of the weights, which is what is evaluated and saved as the model.
 
@@ -294,18 +291,12 @@ class MovingAverage(TrainerCallback):
 
     def save(self, checkpoint: Path) -> None:
         """Writes the average into a checkpoint that is being written."""
-        save_file({name: value.contiguous() for name, value in self._mean.items()}, checkpoint / _EMA_FILE)
+        save_file({name: value.contiguous() for name, value in self._mean.items()}, checkpoint / EMA_FILE)
 
     def load(self, checkpoint: Path) -> None:
         """Loads the average from a checkpoint."""
         devices = {name: value.device for name, value in self._module.state_dict().items()}
-        self._mean = {name: value.to(devices[name]) for name, value in load_file(checkpoint / _EMA_FILE).items()}
-
-
-def best_weights(checkpoint: Path) -> Path:
-    """The file of the weights that were evaluated at a checkpoint: of the moving average, if there was one."""
-    averaged = checkpoint / _EMA_FILE
-    return averaged if averaged.is_file() else checkpoint / "model.safetensors"
+        self._mean = {name: value.to(devices[name]) for name, value in load_file(checkpoint / EMA_FILE).items()}
 
 
 Module = TypeVar("Module", SpectrogramEncoder, SpectrogramClassifier)

@@ -25,19 +25,20 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
-from transformers.utils import logging
 
 from tymbal.errors import DeviceError
 from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
 from tymbal.training.batches import BatchPlan
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 __all__ = [
     "Pace",
@@ -83,6 +84,9 @@ def training_arguments(
     Raises:
         DeviceError: Another GPU than the first visible one; `Trainer` takes that one.
     """
+    from transformers import TrainingArguments
+    from transformers.utils import logging
+
     if device.type == "cuda" and device.index:
         raise DeviceError(
             f"training takes the first GPU that it sees, not {device}",

@@ -1,15 +1,14 @@
 """One whole training run: begun or continued, to its best model on the disk.
 
-Every objective and the fine-tuning go through `begin` and `train`. They put together the plan of all batches,
-`Trainer`, the checkpoints and what happens around them; `train` returns when the weights of the best step are in the
-module and saved.
+Every objective and the fine-tuning go through `begin` (`training.beginning`) and `train`, which puts together the plan
+of all batches, `Trainer`, the checkpoints and what happens around them, and returns when the weights of the best step
+are in the module and saved.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
 
-from tymbal.compute.device import choose_device
 from tymbal.compute.processes import (
-    init_process_group,
-    on_rank_zero,
     quiet_except_rank_zero,
     rank,
     reproducible,
@@ -38,60 +34,23 @@ from tymbal.training.callbacks import (
     ProgressBar,
     StopOnSignal,
 )
-from tymbal.training.checkpoints import Checkpoints, verify
+from tymbal.training.checkpoints import Checkpoints, best_weights, verify
 from tymbal.training.device_errors import explain, settle_device
-from tymbal.training.layers import Stages, best_weights
-from tymbal.training.records import ByClass, ClassDetails, metrics_at_step
+from tymbal.training.figures import metrics_at_step
+from tymbal.training.layers import Stages
+from tymbal.training.records import ByClass, ClassDetails
 from tymbal.training.run_folder import Resume, RunFolder, RunResult
 from tymbal.training.session import (
     Session,
     make_trainer,
-    named_checkpoint,
     open_session,
     session_callbacks,
 )
-from tymbal.training.trackers import check_trackers
 from tymbal.training.trainer import BatchDataset, TymbalTrainer, Watch
 
-__all__ = ["begin", "train"]
+__all__ = ["train"]
 
 _TITLES = {"pretrain": "Pretraining", "finetune": "Fine-tuning"}
-
-
-@quiet_except_rank_zero()
-def begin(
-    verb: str, output: str | os.PathLike[str], arguments: Mapping[str, Any], settings: TrainingSettings, resume: Resume
-) -> RunResult | None:
-    """Begins a run in its folder or takes it up again, before anything is computed.
-
-    Args:
-        verb: The verb, as on the command line.
-        output: The run folder.
-        arguments: The verb's arguments by parameter name, for `run.yaml`.
-        settings: The verb's resolved settings.
-        resume: `auto` continues an existing run, True insists on one, False refuses; or the checkpoint to
-            continue from.
-
-    Returns:
-        The result, where the run is finished already; else None, and `train` is to be called.
-
-    Raises:
-        SettingsError: The folder holds a run with other settings, of another verb, or any run at all; or a tracker is
-            missing.
-        CheckpointError: There is no run to resume.
-    """
-    init_process_group(choose_device(settings.device)[0])
-    folder = RunFolder(Path(output))
-    named_checkpoint(resume, folder.path)  # reports a mistake now, not after sound is prepared
-    result = on_rank_zero(lambda: folder.begin(verb, arguments, settings, resume=resume))
-    if result is not None:
-        tell(f"{folder.path} is finished already, after {result.steps:,} steps. Its model: {result.model}")
-        planned = folder.begun() or {}
-        if settings.max_minutes is not None and settings.max_minutes != planned.get("max_minutes"):
-            tell(f"Its learning rate has fallen to its end. To train on: --from {folder.path} -o ANOTHER_FOLDER")
-    else:
-        on_rank_zero(lambda: check_trackers(settings.report_to))
-    return result
 
 
 @quiet_except_rank_zero()

@@ -32,7 +32,7 @@ from tymbal.objectives import registry
 from tymbal.progress import tell
 from tymbal.settings import PretrainSettings, TrainingSettings
 from tymbal.settings.fields import names_that
-from tymbal.training.records import HEADER, is_figure, log_line, read_metrics
+from tymbal.training.figures import HEADER, is_figure, log_line, read_metrics
 
 __all__ = ["Resume", "RunFolder", "RunResult", "read_result"]
 

@@ -23,7 +23,7 @@ from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
 from tymbal.training.batches import BatchPlan
 from tymbal.training.callbacks import Clock, Evaluation, Observer, PlateauWatch, Timetable
-from tymbal.training.checkpoints import Checkpoints, resolve_checkpoint, verify
+from tymbal.training.checkpoints import Checkpoints, named_checkpoint, verify
 from tymbal.training.device_errors import Arithmetic
 from tymbal.training.layers import MovingAverage, Stages, Unfreezing, WeightAverage
 from tymbal.training.optimization import Pace, parameter_groups, training_arguments, warmup_steps
@@ -37,7 +37,6 @@ __all__ = [
     "Session",
     "find_resume_point",
     "make_trainer",
-    "named_checkpoint",
     "open_session",
     "session_callbacks",
 ]
@@ -194,15 +193,6 @@ def _check_goals(settings: TrainingSettings, *, has_validation: bool) -> None:
             f"{name} needs validation clips, and there are none",
             advice=f"Give more clips, or a store with a validation split; or {without}.",
         )
-
-
-def named_checkpoint(resume: Resume, run: Path) -> Path | None:
-    """The checkpoint that is named to resume from; None for the newest of the run, or for none at all.
-
-    Raises:
-        CheckpointError: What is named is no checkpoint of this run.
-    """
-    return None if isinstance(resume, bool) or resume == "auto" else resolve_checkpoint(Path(resume), run)
 
 
 def find_resume_point(checkpoints: Checkpoints, plan: BatchPlan, resume: Resume) -> ResumePoint:

@@ -12,13 +12,12 @@ or Trackio run that it began, whose number or name the run folder keeps (`mlflow
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import math
 import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -26,40 +25,18 @@ from transformers.integrations.integration_utils import TensorBoardCallback, Wan
 from typing_extensions import override
 
 from tymbal import config
-from tymbal.errors import SettingsError
 from tymbal.files import read_json, write_json
 from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
 from tymbal.training.run_folder import RunFolder
 
-__all__ = ["check_trackers", "trackers"]
+__all__ = ["trackers"]
 
-_TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _MLFLOW_RUN = "mlflow.json"
 _WANDB_RUN = "wandb.json"
 _TRACKIO_RUN = "trackio.json"
 _AT_ONCE = 100  # parameters that MLflow takes in a call
 _LONGEST = 500  # letters of a parameter's value, in older versions of MLflow
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuses trackers that cannot be logged to.
-
-    Raises:
-        SettingsError: One is unknown, not installed or does not answer.
-    """
-    for name in names:
-        if name not in _TRACKERS:
-            raise SettingsError(f"report_to names {name}, which is not one of {', '.join(_TRACKERS)}")
-        package = importlib.util.find_spec(name)
-        # A folder of that name, as wandb leaves one, looks like a package without a file.
-        if package is None or package.origin is None:
-            to_install = name if name == "tensorboard" else f"'tymbal[{name}]'"
-            raise SettingsError(
-                f"report_to names {name}, which is not installed", advice=f"Install it: pip install {to_install}"
-            )
-    if "mlflow" in names:
-        _reach_mlflow()
 
 
 def trackers(settings: TrainingSettings, folder: RunFolder, *, purge: int | None = None) -> list[TrainerCallback]:
@@ -260,23 +237,3 @@ class _WandB(WandbCallback):
             return str(read_json(self._record)["run_id"])
         except (OSError, TypeError, ValueError, KeyError):
             return None
-
-
-def _reach_mlflow() -> None:
-    try:
-        import mlflow
-        from mlflow.exceptions import MlflowException
-    except ImportError as error:
-        raise SettingsError(
-            f"report_to names mlflow, which cannot be imported: {error}",
-            advice="Install it again: pip install --upgrade mlflow-skinny",
-        ) from None
-    try:
-        mlflow.MlflowClient().search_experiments(max_results=1)
-    except (MlflowException, ImportError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise SettingsError(
-            f"report_to names mlflow, but {mlflow.get_tracking_uri()} does not work: {reason}",
-            advice="Set MLFLOW_TRACKING_URI to a server that is there, or to a folder (file:///home/me/mlruns, with "
-            "MLFLOW_ALLOW_FILE_STORE=true where MLflow asks for it).",
-        ) from None
