@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from distributed_sessions import HALVES, OTHERS, THAWING
+import torch
+from distributed_sessions import HALVES, OTHERS, SHARDED, THAWING, cut
 from safetensors.torch import load_file
 from test_resume import assert_same, figures, weights
 
 from tones import tone_store
 from training_setup import TINY
 from tymbal.config import write_yaml
-from tymbal.errors import CheckpointError
+from tymbal.errors import CheckpointError, SettingsError
 from tymbal.finetune import finetune
 from tymbal.pretrain import pretrain
+from tymbal.settings import TrainingSettings
+from tymbal.training.sharding import Shards
 
 
 def torchrun(*arguments: str | Path, count: int = 2) -> subprocess.CompletedProcess[str]:
@@ -120,13 +123,55 @@ def test_two_processes__are_one_with_every_objective(folder: Path, store: Path, 
         assert a == pytest.approx(b, rel=1e-4)
 
 
-def cut(run: Path, place: Path) -> Path:
-    """A copy of a run as it was after the first of its checkpoints."""
-    shutil.copytree(run, place)
-    (place / "result.json").unlink()
-    for later in sorted((place / "checkpoints").glob("checkpoint-*"), key=lambda path: int(path.name[11:]))[1:]:
-        shutil.rmtree(later)
-    return place
+BLIND = ("key.bias", "qkv.bias", "cpred.2.bias", "layernorm.bias")
+"""Where a gradient is zero but for rounding: a softmax is blind to them, or a batch norm behind it."""
+
+
+@pytest.mark.parametrize("name", [*SHARDED, "resumed", "classifier"])
+def test_shards__learn_what_whole_weights_do(folder: Path, name: str):
+    shards, whole = folder / "shards" / name, folder / ("whole" if name == "resumed" else name)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (shards, whole))
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[n] - theirs[n]).abs().max()) for n in ours if not n.endswith(BLIND)) < 2e-5
+    for a, b in zip(figures(shards), figures(whole), strict=True):
+        names = {name for name in a.keys() & b.keys() if not name.startswith("alarm_")}  # these are all or nothing
+        assert {n: a[n] for n in names} == pytest.approx({n: b[n] for n in names}, rel=1e-3, abs=1e-6)
+
+
+def test_shards__write_the_checkpoints_of_any_run(folder: Path, store: Path, tmp_path: Path):
+    run = cut(folder / "shards" / "whole", tmp_path / "run")
+    place = next((run / "checkpoints").glob("checkpoint-*"))
+    states = [torch.load(at / "checkpoints" / place.name / "optimizer.pt") for at in (run, folder / "whole")]
+    assert states[0]["state"].keys() == states[1]["state"].keys()
+    for ours, theirs in zip(*(state["state"].values() for state in states), strict=True):
+        assert {name: value.shape for name, value in ours.items()} == {n: value.shape for n, value in theirs.items()}
+    saved = [load_file(at / "checkpoints" / place.name / "model.safetensors") for at in (run, folder / "whole")]
+    assert saved[0].keys() == saved[1].keys()
+    pretrain(store, run, **HALVES)  # one process goes on, without shards
+    ours, theirs = weights(run), weights(folder / "whole")
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours if not name.endswith(BLIND)) < 2e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "thaws", "message"),
+    [
+        ({"compile": True}, False, "shard does not go with compile"),
+        ({"precision": "fp16"}, False, "shard does not go with fp16"),
+        ({}, True, "shard does not go with layers that are unfrozen"),
+    ],
+)
+def test_shards__what_does_not_go_with_them_is_refused(
+    changes: dict[str, Any], thaws: bool, message: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tymbal.training.sharding.processes", lambda: 2)
+    Shards.check(TrainingSettings(shard=True), thaws=False)
+    with pytest.raises(SettingsError, match=message):
+        Shards.check(TrainingSettings(shard=True, **changes), thaws=thaws)
+
+
+def test_shards__of_one_process_are_refused(store: Path, tmp_path: Path):
+    with pytest.raises(SettingsError, match=r"there is one\n.*torchrun --nproc-per-node 2"):
+        pretrain(store, tmp_path / "run", **{**TINY, "shard": True})
 
 
 def test_two_processes__one_takes_their_run_up(

@@ -71,6 +71,8 @@ class TrainingSettings:
         device: `auto` takes CUDA, then Apple's MPS, then the CPU, and says why. Where CUDA cannot be used, `cuda` fails
             and `cuda-or-cpu` takes the CPU with a warning, also where the GPU's memory is too small.
         compile: Compile the step with torch.compile.
+        shard: Share out weights, gradients and optimizer states among the processes of torchrun (FSDP): each needs less
+            memory, for more traffic.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
         normalize: Whose mean and standard deviation spectrograms are normalised by: those of each `clip`, which takes
             out how loud it is, or of the `dataset`, as in AST and SSAST, which stock Hugging Face extractors need.
@@ -124,6 +126,7 @@ class TrainingSettings:
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", group="machine")
     device: str = setting("auto", resumable=True, group="machine", first=True)
     compile: bool = setting(False, resumable=True, group="machine")
+    shard: bool = setting(False, before=False, resumable=True, group="machine")
     gradient_checkpointing: bool = setting(False, resumable=True, group="machine")
     normalize: Literal["auto", "dataset", "clip"] = "auto"
     seed: int = setting(42, first=True)

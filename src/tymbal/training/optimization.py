@@ -148,7 +148,9 @@ def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> 
         groups: Groups from `parameter_groups`.
     """
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.adam_beta1, fused=True)
+        # torch 2.13 has no fused SGD of shards.
+        fused = not settings.shard
+        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.adam_beta1, fused=fused)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     betas = (settings.adam_beta1, settings.adam_beta2)
     return kind(groups, lr=settings.learning_rate, betas=betas, fused=True)

@@ -112,7 +112,14 @@ def train(
     """
     datasets = train_dataset, validation_dataset
     session = open_session(
-        module, datasets, settings, folder=RunFolder(run), weights=weights, groups=clip_groups, resume=resume
+        module,
+        datasets,
+        settings,
+        folder=RunFolder(run),
+        weights=weights,
+        groups=clip_groups,
+        thaws=stages is not None,
+        resume=resume,
     )
     plan, checkpoints = session.plan, session.checkpoints
     with reproducible(settings.deterministic):
@@ -211,7 +218,7 @@ def _save_average(trainer: TymbalTrainer, session: Session, end: _End, finalise:
 def _finish(trainer: TymbalTrainer, session: Session, end: _End, finalise: Callable[[RunResult], None]) -> RunResult:
     """Loads the best weights, saves them as the model and records that the run is finished."""
     folder, checkpoints = session.folder, session.checkpoints
-    module = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    module = trainer.accelerator.unwrap_model(session.module, keep_fp32_wrapper=False)
     saved = _load_best(module, checkpoints, [end.best_step, end.steps])
     result = RunResult(
         run=folder.path,

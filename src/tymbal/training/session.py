@@ -29,6 +29,7 @@ from tymbal.training.layers import MovingAverage, Stages, Unfreezing, WeightAver
 from tymbal.training.optimization import Pace, parameter_groups, training_arguments, warmup_steps
 from tymbal.training.records import ClassDetails, MetricsFile
 from tymbal.training.run_folder import Resume, RunFolder
+from tymbal.training.sharding import GatherEachStep, Shards
 from tymbal.training.trackers import trackers
 from tymbal.training.trainer import BatchDataset, TymbalTrainer, Watch
 
@@ -85,6 +86,7 @@ class Session:
         clock: Counts the seconds of training.
         average: The average of weights; None without `average_from`.
         ema: The moving average of weights; None without `ema`.
+        shards: The shards of the module; None without `shard`.
     """
 
     module: nn.Module
@@ -98,6 +100,7 @@ class Session:
     clock: Clock
     average: WeightAverage | None
     ema: MovingAverage | None
+    shards: Shards | None
 
 
 def open_session(
@@ -108,6 +111,7 @@ def open_session(
     folder: RunFolder,
     weights: NDArray[np.float64] | None,
     groups: NDArray[np.int64] | None,
+    thaws: bool,
     resume: Resume,
 ) -> Session:
     """Finds out where the run stands; all processes start from the same place.
@@ -119,7 +123,8 @@ def open_session(
         folder: The run folder.
         weights: Chances of the training clips; None where each comes once an epoch.
         groups: Number of each training clip's group, to make batches of one group each; None mixes them.
-        resume: As in `training.run.begin`.
+        thaws: Whether parameters are frozen for some time.
+        resume: As in `training.beginning.begin`.
 
     Raises:
         TrainingError: There are no clips to learn from.
@@ -141,7 +146,10 @@ def open_session(
     if validation_dataset is not None and not len(validation_dataset):
         validation_dataset = None
     _check_goals(settings, has_validation=validation_dataset is not None)
-    init_process_group(choose_device(settings.device)[0])
+    if settings.shard:
+        Shards.check(settings, thaws=thaws)
+    device = choose_device(settings.device)[0]
+    init_process_group(device)
     checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
     start = on_rank_zero(lambda: find_resume_point(checkpoints, plan, resume))
     plan = plan if start.plan is None else plan.as_begun(start.plan)
@@ -158,6 +166,7 @@ def open_session(
         clock=clock,
         average=None if settings.average_from is None else WeightAverage(module, settings),
         ema=MovingAverage(module, settings.ema) if settings.ema else None,
+        shards=Shards(module, device) if settings.shard else None,
     )
 
 
@@ -336,6 +345,7 @@ def session_callbacks(
     if session.average is not None:
         callbacks.append(session.average)
     if session.ema is not None:
+        callbacks += [] if session.shards is None else [GatherEachStep(session.shards)]
         callbacks.append(session.ema)
     if on_evaluation is not None:
         callbacks.append(Observer(on_evaluation, folder.metrics, session.module))
@@ -390,6 +400,7 @@ def make_trainer(
         validation_dataset=session.validation_dataset,
         groups=groups or parameter_groups(module.named_parameters(), **rates),
         checkpoints=session.checkpoints,
+        shards=session.shards,
         average=session.average,
         ema=session.ema,
         details=details,

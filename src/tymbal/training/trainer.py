@@ -13,11 +13,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -35,6 +37,7 @@ from tymbal.training.checkpoints import Checkpoints
 from tymbal.training.layers import MovingAverage, WeightAverage
 from tymbal.training.optimization import make_optimizer, make_schedule
 from tymbal.training.records import ClassDetails
+from tymbal.training.sharding import Shards, local
 
 __all__ = ["BatchDataset", "TymbalTrainer", "Watch"]
 
@@ -73,6 +76,7 @@ class TymbalTrainer(Trainer):
         settings: How to train.
         groups: Parameter groups for the optimizer.
         checkpoints: The folder of the run's checkpoints.
+        shards: The shards of the module that are trained in its place; None without.
         average: The average of weights that goes into checkpoints, if any.
         ema: The moving average of weights that is evaluated in their place, if any.
         details: Takes the sums of evaluations, for figures of each class; None for none.
@@ -95,6 +99,7 @@ class TymbalTrainer(Trainer):
         validation_dataset: BatchDataset | None,
         groups: list[dict[str, Any]],
         checkpoints: Checkpoints,
+        shards: Shards | None = None,
         average: WeightAverage | None = None,
         ema: MovingAverage | None = None,
         details: ClassDetails | None = None,
@@ -103,7 +108,7 @@ class TymbalTrainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         super().__init__(
-            module,
+            module if shards is None else shards.module,
             arguments,
             train_dataset=cast(Dataset[Any], train_dataset),
             eval_dataset=cast(Dataset[Any] | None, validation_dataset),
@@ -115,7 +120,8 @@ class TymbalTrainer(Trainer):
         self._module = module
         self._plan = plan
         self._settings = settings
-        self._groups = groups
+        self._groups = groups if shards is None else shards.groups(groups)
+        self._shards = shards
         self._checkpoints = checkpoints
         self._average = average
         self._ema = ema
@@ -181,6 +187,8 @@ class TymbalTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = make_optimizer(self._settings, self._groups)
+            if self._shards is not None:
+                self._shards.read_whole_states(self.optimizer)
         return self.optimizer
 
     @override
@@ -228,6 +236,12 @@ class TymbalTrainer(Trainer):
     def evaluation_loop(
         self, dataloader: DataLoader[Any], description: str, *_: Any, metric_key_prefix: str = "eval", **__: Any
     ) -> EvalLoopOutput:
+        if self._shards is None:
+            return self._evaluated(dataloader, description, metric_key_prefix)
+        with self._shards.at_hand():
+            return self._evaluated(dataloader, description, metric_key_prefix)
+
+    def _evaluated(self, dataloader: DataLoader[Any], description: str, prefix: str) -> EvalLoopOutput:
         self._module.eval()
         running = RunningSums()
         with torch.no_grad():
@@ -240,10 +254,7 @@ class TymbalTrainer(Trainer):
         if self._details is not None:
             self._details.take(totals)
         figures = cast(Trainable, self._module).metrics(totals)
-        metrics = {
-            name if name.startswith("alarm_") else f"{metric_key_prefix}_{name}": value
-            for name, value in figures.items()
-        }
+        metrics = {name if name.startswith("alarm_") else f"{prefix}_{name}": value for name, value in figures.items()}
         if self._watch is not None and description == "Evaluation" and self.args.process_index == 0:
             metrics |= self._watch(metrics, float(self.state.epoch or 0.0))
         return EvalLoopOutput(
@@ -257,6 +268,8 @@ class TymbalTrainer(Trainer):
     def _evaluate(
         self, trial: Any, ignore_keys_for_eval: list[str] | None, skip_scheduler: bool = False
     ) -> dict[str, float]:
+        if self._shards is not None:
+            self._shards.gather()
         if self.state.global_step:
             with nullcontext() if self._ema is None else self._ema.in_place():
                 return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
@@ -280,6 +293,8 @@ class TymbalTrainer(Trainer):
 
     @override
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._shards is not None:
+            self._shards.gather()
         if not self._is_finite():
             raise self._not_finite("weights or optimizer are not finite numbers", self._get_learning_rate())
         if self.args.should_save:
@@ -306,11 +321,52 @@ class TymbalTrainer(Trainer):
             self._checkpoints.commit(self.state.global_step, {"plan": self._plan.fingerprint()})
             self._checkpoints.rotate(best=self.state.best_global_step)
 
+    # What shards change: `Trainer` neither wraps them nor knows how to write them.
+
+    @override
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> nn.Module:
+        if self._shards is not None:
+            for each in (self._shards.whole, self._shards.module):
+                self.accelerator.prepare_model(each, device_placement=False, evaluation_mode=True)
+                vars(each)["_is_accelerate_prepared"] = True  # so that it is not put into DDP
+        return super()._wrap_model(model, training, dataloader)
+
+    @override
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict if self._shards is None else self._module.state_dict())
+
+    @override
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        own = self.optimizer
+        if self._shards is not None:
+            state = self._shards.whole_state(self.create_optimizer())
+            self.optimizer = cast(torch.optim.Optimizer, SimpleNamespace(state_dict=lambda: state))
+        try:
+            super()._save_optimizer_and_scheduler(output_dir)
+        finally:
+            self.optimizer = own
+
+    @override
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self._shards is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, self._module)
+        self._shards.scatter()
+
     def _is_finite(self) -> bool:
         states = [value for state in self.create_optimizer().state.values() for value in state.values()]
         tensors = [*self._module.state_dict().values(), *(value for value in states if isinstance(value, Tensor))]
-        flags = [value.isfinite().all().to(self.args.device) for value in tensors if value.is_floating_point()]
-        return bool(torch.stack(flags).all().item())
+        flags = [local(value).isfinite().all().to(self.args.device) for value in tensors if value.is_floating_point()]
+        finite = torch.stack(flags).all()
+        if self._shards is None:
+            return bool(finite.item())
+        return bool(self.accelerator.gather(finite[None]).all().item())  # each process has seen its shards
 
     def _not_finite(self, what: str, learning_rate: float) -> TrainingError:
         done = [step for step in self._checkpoints.steps() if step <= self.state.global_step]
