@@ -35,7 +35,8 @@ class Sounds:
         labels: Names of the labels.
         several: Whether a window may have several labels, or none.
         window: Seconds of a window.
-        where: Of events, by file, number of the window and label: from and up to which second of the window.
+        where: Of events, by file, number of the window and label: from and up to which second of the window 90 % of
+            their energy lie.
     """
 
     title: str
@@ -125,7 +126,7 @@ def _recording(
             at = int(rng.integers(0, length - len(event) + 1))
             begin = place * length + at
             sound[begin : begin + len(event)] += event
-            found[int(place), name] = at / RATE, (at + len(event)) / RATE
+            found[int(place), name] = tuple((at + edge) / RATE for edge in _most_of(event))
     return np.clip(sound, -1, 1), found
 
 
@@ -144,6 +145,12 @@ def _event(sound: np.ndarray, most: int) -> np.ndarray:
     part[:ramp] *= np.linspace(0, 1, ramp)
     part[-ramp:] *= np.linspace(1, 0, ramp)
     return part
+
+
+def _most_of(sound: np.ndarray) -> tuple[int, int]:
+    """From and up to which sample 90 % of the energy of a sound lie, 5 % before and 5 % behind, as Raven measures."""
+    share = np.cumsum(np.square(sound, dtype=np.float64)) / max(float(np.square(sound, dtype=np.float64).sum()), 1e-12)
+    return int(np.searchsorted(share, 0.05)), int(np.searchsorted(share, 0.95)) + 1
 
 
 def _loud(sound: np.ndarray, level: float) -> np.ndarray:
