@@ -130,3 +130,18 @@ def test_windows__those_that_an_example_finds_come_beside_what_was_kept(tmp_path
     found = again.nearest(again.embedding(outside), 1)
     assert again.rows[found].tolist() == [outside]
     assert len(again) == 101
+
+
+def test_windows__of_a_larger_table_are_searched_by_an_index_that_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("usearch")
+    table, _ = grouped(tmp_path)
+    all_, some = (Windows(table, most=most, seed=3) for most in (1000, 100))
+    all_.make_searchable()
+    assert not table.with_name("windows.parquet.usearch").exists()
+    some.make_searchable()
+    assert table.with_name("windows.parquet.usearch").is_file()
+    monkeypatch.setattr("tymbal.inference.embeddings._build", None)
+    outside = int(np.setdiff1d(np.arange(some.total), some.rows)[0])
+    assert some.rows[some.nearest(some.embedding(outside), 1)].tolist() == [outside]

@@ -135,6 +135,7 @@ class Session:
         table = _embedded(model, recordings, output, settings)
         ready.embedder_like(read_record(table), index=table)
         windows = Windows(table, most=settings.most, seed=settings.seed, kept=output / _DRAWN)
+        windows.make_searchable()  # now, and not while a person waits for what is like an example
         return cls(ready, windows, output, settings)
 
     @property

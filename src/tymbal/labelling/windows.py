@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from tymbal.errors import StoreError
 from tymbal.evaluation.linear import centre_and_scale
 from tymbal.files import replace_file
-from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_embeddings, stamp_of
+from tymbal.inference.embeddings import index_of, nearest_approximately, nearest_exactly, read_embeddings, stamp_of
 from tymbal.inference.tables import vectors
 from tymbal.labelling.table import Window
 
@@ -268,7 +268,8 @@ class Windows:
     def nearest(self, embedding: NDArray[np.float32], top: int) -> NDArray[np.int64]:
         """Places of the windows that are most like an embedding, the nearest first.
 
-        Where more windows exist than are held, all are searched, by an index, and the nearest are held from then on.
+        Where more windows exist than are held, all are searched, by an index where the extra `search` is installed, and
+        the nearest are held from then on.
         """
         if self.total == len(self):
             vector = self.projection(embedding[None])[0]
@@ -277,6 +278,11 @@ class Windows:
         rows, _ = search(self.table, embedding, top)
         self.add(rows)
         return self.places(rows)
+
+    def make_searchable(self) -> None:
+        """Makes the index by which examples are found where more windows exist than are held, once; see `nearest`."""
+        if self.total > len(self) and _has_index():
+            index_of(self.table)
 
     def embedding(self, row: int) -> NDArray[np.float32]:
         """The embedding of a row of the table, as it came."""
