@@ -120,8 +120,8 @@ def nearest_approximately(path: Path, query: NDArray[np.float32], top: int) -> N
 def index_of(path: Path) -> Any:
     """The index of a file of embeddings, as it lies on the disk; made where it is not there, or the file has changed.
 
-    It holds them in 16 bits: half the memory and two thirds of the time of 32, and the same 50 nearest of 10,000 windows
-    of 1,024 numbers.
+    It holds them in 16 bits: half the memory and two thirds of the time of 32, and of 10,000 windows of 1,024 numbers
+    the same 50 nearest.
 
     Raises:
         SettingsError: The extra `search` is not installed.
