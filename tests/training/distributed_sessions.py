@@ -61,6 +61,11 @@ def in_shards(store: str, labelled: str, folder: Path) -> None:
     steady = {name: value for name, value in THAWING.items() if name != "unfreeze_every"} | {"batch_size": 3}
     finetune(labelled, folder / "classifier", **steady, optimizer="sgd")
     finetune(labelled, folder / "shards" / "classifier", **steady, optimizer="sgd", shard=True)
+    for first, then in ((False, True), (True, False)):
+        place = folder / "shards" / f"classifier-{first}"
+        source = folder / ("shards" if first else ".") / "classifier"
+        on_rank_zero(lambda source=source, place=place: cut(source, place))
+        finetune(labelled, place, **steady, optimizer="sgd", shard=then)
 
 
 def cut(run: Path, place: Path) -> Path:
@@ -73,7 +78,12 @@ def cut(run: Path, place: Path) -> Path:
 
 
 def main() -> None:
-    store, labelled, folder = sys.argv[1:]
+    store, labelled, folder, *then = sys.argv[1:]
+    if then:
+        if then == ["killed"] and rank() == 1:
+            Scenario(TymbalTrainer, "compute_loss", 9, set()).arm()
+        pretrain(store, Path(folder) / "killed", **{**HALVES, "shard": True})
+        return
     if processes() == 4:
         for objective in ("joint", "contrastive", "lejepa", *OTHERS):
             pretrain(store, Path(folder) / objective, **{**QUARTERS, "objective": objective, "epochs": 1})

@@ -14,6 +14,7 @@ import torch
 from distributed_sessions import HALVES, OTHERS, SHARDED, THAWING, cut
 from safetensors.torch import load_file
 from test_resume import assert_same, figures, weights
+from torch import nn
 
 from tones import tone_store
 from training_setup import TINY
@@ -127,15 +128,25 @@ BLIND = ("key.bias", "qkv.bias", "cpred.2.bias", "layernorm.bias")
 """Where a gradient is zero but for rounding: a softmax is blind to them, or a batch norm behind it."""
 
 
-@pytest.mark.parametrize("name", [*SHARDED, "resumed", "classifier"])
+@pytest.mark.parametrize("name", [*SHARDED, "resumed", "classifier", "classifier-True", "classifier-False"])
 def test_shards__learn_what_whole_weights_do(folder: Path, name: str):
-    shards, whole = folder / "shards" / name, folder / ("whole" if name == "resumed" else name)
+    shards, whole = folder / "shards" / name, folder / ("whole" if name == "resumed" else name.partition("-")[0])
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (shards, whole))
     assert ours.keys() == theirs.keys()
     assert max(float((ours[n] - theirs[n]).abs().max()) for n in ours if not n.endswith(BLIND)) < 2e-5
     for a, b in zip(figures(shards), figures(whole), strict=True):
-        names = {name for name in a.keys() & b.keys() if not name.startswith("alarm_")}  # these are all or nothing
-        assert {n: a[n] for n in names} == pytest.approx({n: b[n] for n in names}, rel=1e-3, abs=1e-6)
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_shards__resume_bit_equal_after_a_kill(folder: Path, store: Path, tmp_path: Path):
+    arguments = (Path(__file__).parent / "distributed_sessions.py", store, folder / "tones", tmp_path)
+    assert torchrun(*arguments, "killed").returncode != 0
+    assert [path.name for path in tmp_path.glob("killed/checkpoints/checkpoint-*")] == ["checkpoint-5"]
+    again = torchrun(*arguments, "again")
+    assert again.returncode == 0, again.stderr
+    assert_same(tmp_path / "killed", folder / "shards" / "whole")
+    assert figures(tmp_path / "killed") == figures(folder / "shards" / "whole")
 
 
 def test_shards__write_the_checkpoints_of_any_run(folder: Path, store: Path, tmp_path: Path):
@@ -158,20 +169,27 @@ def test_shards__write_the_checkpoints_of_any_run(folder: Path, store: Path, tmp
         ({"compile": True}, False, "shard does not go with compile"),
         ({"precision": "fp16"}, False, "shard does not go with fp16"),
         ({}, True, "shard does not go with layers that are unfrozen"),
+        ({}, False, "shard does not go with scale, a single number"),
     ],
 )
 def test_shards__what_does_not_go_with_them_is_refused(
     changes: dict[str, Any], thaws: bool, message: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("tymbal.training.sharding.processes", lambda: 2)
-    Shards.check(TrainingSettings(shard=True), thaws=False)
+    monkeypatch.setattr("tymbal.training.sharding.choose_precision", lambda name, _: (getattr(torch, FLOATS[name]), ""))
+    module = nn.Linear(2, 2)
+    if "single" in message:
+        module.register_parameter("scale", nn.Parameter(torch.tensor(1.0)))
     with pytest.raises(SettingsError, match=message):
-        Shards.check(TrainingSettings(shard=True, **changes), thaws=thaws)
+        Shards.of(module, TrainingSettings(shard=True, device="cpu", **changes), thaws=thaws)
 
 
-def test_shards__of_one_process_are_refused(store: Path, tmp_path: Path):
-    with pytest.raises(SettingsError, match=r"there is one\n.*torchrun --nproc-per-node 2"):
-        pretrain(store, tmp_path / "run", **{**TINY, "shard": True})
+FLOATS = {"auto": "bfloat16", "fp16": "float16"}
+
+
+def test_shards__of_one_process_are_none(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    pretrain(store, tmp_path / "run", **{**TINY, "epochs": 1, "shard": True})
+    assert "shard has no effect in one process" in capsys.readouterr().err
 
 
 def test_two_processes__one_takes_their_run_up(

@@ -165,7 +165,7 @@ def _out_of_memory(
 ) -> TrainingError:
     device, dtype = arithmetic
     batch_size = max(plan.batch_sizes)
-    if device.type != "cuda":
+    if device.type != "cuda" or (settings.shard and plan.processes > 1):  # shards cannot be tried by one process
         half = max(1, batch_size // 2)
         return TrainingError(
             f"the memory of {device} is too small for batches of {batch_size} clips",

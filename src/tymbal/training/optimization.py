@@ -140,16 +140,18 @@ def training_arguments(
     return arguments
 
 
-def make_optimizer(settings: TrainingSettings, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def make_optimizer(
+    settings: TrainingSettings, groups: list[dict[str, Any]], *, shards: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer of a run.
 
     Args:
         settings: Which one, and its numbers.
         groups: Groups from `parameter_groups`.
+        shards: Whether parameters are shared out among processes.
     """
     if settings.optimizer == "sgd":
-        # torch 2.13 has no fused SGD of shards.
-        fused = not settings.shard
+        fused = not shards  # torch 2.13 has no fused SGD of shards
         return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.adam_beta1, fused=fused)
     kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
     betas = (settings.adam_beta1, settings.adam_beta2)

@@ -146,10 +146,7 @@ def open_session(
     if validation_dataset is not None and not len(validation_dataset):
         validation_dataset = None
     _check_goals(settings, has_validation=validation_dataset is not None)
-    if settings.shard:
-        Shards.check(settings, thaws=thaws)
-    device = choose_device(settings.device)[0]
-    init_process_group(device)
+    init_process_group(choose_device(settings.device)[0])
     checkpoints = Checkpoints(folder.checkpoints, keep=settings.keep_checkpoints)
     start = on_rank_zero(lambda: find_resume_point(checkpoints, plan, resume))
     plan = plan if start.plan is None else plan.as_begun(start.plan)
@@ -166,7 +163,7 @@ def open_session(
         clock=clock,
         average=None if settings.average_from is None else WeightAverage(module, settings),
         ema=MovingAverage(module, settings.ema) if settings.ema else None,
-        shards=Shards(module, device) if settings.shard else None,
+        shards=Shards.of(module, settings, thaws=thaws),
     )
 
 

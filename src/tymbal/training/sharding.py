@@ -21,9 +21,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from typing_extensions import override
 
+from tymbal.compute.device import choose_device, choose_precision
 from tymbal.compute.processes import processes
 from tymbal.errors import SettingsError
 from tymbal.models.encoder import Block
+from tymbal.progress import tell
 from tymbal.settings import TrainingSettings
 
 __all__ = ["GatherEachStep", "Shards", "local"]
@@ -42,38 +44,46 @@ class Shards:
     """
 
     def __init__(self, whole: nn.Module, device: torch.device) -> None:
-        self.whole = whole
-        self.module = copy.deepcopy(whole)
+        self.whole = whole.to(device)
+        for value in (*whole.parameters(), *whole.buffers()):
+            torch.distributed.broadcast(value.detach(), src=0)
+        self.module = _copied(whole)
         mesh = init_device_mesh(device.type, (processes(),))
         for part in self.module.modules():
             if isinstance(part, Block):
                 fully_shard(part, mesh=mesh)
         fully_shard(self.module, mesh=mesh)
+        self.whole.to("cpu")
         self._device = device
 
-    @staticmethod
-    def check(settings: TrainingSettings, *, thaws: bool) -> None:
-        """Refuses what does not go with shards.
+    @classmethod
+    def of(cls, module: nn.Module, settings: TrainingSettings, *, thaws: bool) -> Shards | None:
+        """The shards of an objective; None where there is one process, or `shard` is not set.
 
         Args:
+            module: The objective.
             settings: How to train.
             thaws: Whether parameters are frozen for some time.
 
         Raises:
-            SettingsError: Something does not.
+            SettingsError: Something does not go with shards.
         """
+        if not settings.shard:
+            return None
         if processes() == 1:
-            raise SettingsError(
-                "shard shares out weights among processes, and there is one",
-                advice="Leave out --shard, or start several: torchrun --nproc-per-node 2 -m tymbal ...",
-            )
+            tell("shard has no effect in one process, which holds all weights; torchrun starts several", warning=True)
+            return None
+        device = choose_device(settings.device)[0]
+        single = [name for name, value in module.named_parameters() if value.ndim == 0]
         others = {
             "compile": settings.compile,
             "layers that are unfrozen one after the other": thaws,
-            "fp16": settings.precision == "fp16",
+            "fp16, whose loss is scaled": choose_precision(settings.precision, device)[0] is torch.float16,
+            f"{', '.join(single)}, a single number": bool(single),
         }
         for name in (name for name, is_set in others.items() if is_set):
             raise SettingsError(f"shard does not go with {name}", advice="Leave out one of them.")
+        return cls(module, device)
 
     @torch.no_grad()
     def gather(self) -> None:
@@ -112,14 +122,19 @@ class Shards:
             place: {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in own.items()}
             for place, own in state["state"].items()
         }
-        return {**state, "state": values}
+        groups = [{**group, "fused": True} for group in state["param_groups"]]  # as `make_optimizer` has it
+        return {"state": values, "param_groups": groups}
 
     def read_whole_states(self, optimizer: torch.optim.Optimizer) -> None:
         """Lets an optimizer of the shards load states that were written without any."""
 
         def share_out(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
             parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            return {**state, "state": {place: _shared(own, parameters[place]) for place, own in state["state"].items()}}
+            own = {name: optimizer.param_groups[0][name] for name in ("fused", "foreach")}
+            return {
+                "state": {place: _shared(values, parameters[place]) for place, values in state["state"].items()},
+                "param_groups": [{**group, **own} for group in state["param_groups"]],
+            }
 
         optimizer.register_load_state_dict_pre_hook(share_out)
 
@@ -127,6 +142,12 @@ class Shards:
 def local(value: Tensor) -> Tensor:
     """The part of a tensor that this process has; the tensor itself where it is not shared out."""
     return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of a module and of its weights and buffers; what else it knows, settings or tables, is shared."""
+    known = [value for part in module.modules() for value in vars(part).values()]
+    return copy.deepcopy(module, {id(value): value for value in known if not isinstance(value, nn.Module | dict | set)})
 
 
 def _shared(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
@@ -140,7 +161,8 @@ def _like(shard: Tensor, value: Tensor) -> Tensor:
     """A value shared out as a tensor is."""
     if not isinstance(shard, DTensor) or isinstance(value, DTensor):
         return value
-    return distribute_tensor(value.to(shard.device), shard.device_mesh, shard.placements)
+    # Each process has the whole and takes its part: nothing is sent.
+    return distribute_tensor(value.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
 
 
 class GatherEachStep(TrainerCallback):

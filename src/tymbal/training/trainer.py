@@ -186,7 +186,7 @@ class TymbalTrainer(Trainer):
     @override
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self._settings, self._groups)
+            self.optimizer = make_optimizer(self._settings, self._groups, shards=self._shards is not None)
             if self._shards is not None:
                 self._shards.read_whole_states(self.optimizer)
         return self.optimizer
@@ -215,6 +215,8 @@ class TymbalTrainer(Trainer):
                 advice="Is the disk still there? The same command continues. If only a few files are damaged, larger "
                 "batches get past them.",
             )
+        if self._shards is not None:  # as `Trainer` does with what it trains
+            self._module.train()
         outputs = model(**inputs)
         loss: Tensor = outputs["loss"]
         self._window.add({**outputs["sums"], _NOT_FINITE: ~loss.detach().isfinite()})
