@@ -355,13 +355,18 @@ def _spread(values: list[float]) -> str:
 
 
 def _noise(path: Path, windows: int, width: int, rng: np.random.Generator) -> None:
-    """A table of embeddings of 5-s windows of nights of an hour, as `tymbal embed` writes it."""
+    """A table of embeddings of 5-s windows of nights of an hour, as `tymbal embed` writes it.
+
+    They vary in 32 directions and a little in all: where all are alike, an index finds nothing in any time.
+    """
+    directions = rng.standard_normal((32, width), np.float32)
     kinds = [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
     schema = pa.schema([*kinds, ("embedding", pa.list_(pa.float32(), width))]).with_metadata({"tymbal": "{}"})
     with pq.ParquetWriter(path, schema) as table_:
         for first in range(0, windows, MOST):
             rows = np.arange(first, min(first + MOST, windows))
-            values = rng.standard_normal((len(rows), width), np.float32)
+            values = rng.standard_normal((len(rows), 32), np.float32) @ directions
+            values += rng.standard_normal(values.shape, np.float32)
             columns = {
                 "file": [f"/nights/{row // 720}.wav" for row in rows],
                 "start": rows % 720 * 5.0,
@@ -388,7 +393,7 @@ def latency(windows: int, width: int, answers: int) -> str:
             spent_ = time.process_time() - began[1]
             lines.append(f"indexed in {time.perf_counter() - began[0]:.0f} s ({spent_:.0f} s of processor time)")
         for what in ("an example found", "another one found") if windows > MOST else ():
-            example = rng.standard_normal(width, np.float32)
+            example = held.embedding(int(rng.integers(windows)))
             began = time.perf_counter()
             held.nearest(example, 50)
             lines.append(f"{what} in {time.perf_counter() - began:.1f} s")
