@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-__all__ = ["ReferenceSSAST", "adam", "draw_cluster", "draw_frames", "joint_step"]
+__all__ = ["ReferenceSSAST", "adam", "draw_cluster", "draw_frames", "finetune_step", "joint_step"]
 
 PREFIX = 2
 
@@ -108,9 +108,17 @@ class ReferenceSSAST(nn.Module):
             true[clip] = patches[clip, chosen[clip]].clone().detach()
             keep[clip, chosen[clip]] = 0
         tokens = tokens * keep + (1 - keep) * self.mask_embed.expand(batch, number, -1)
-        prefix = [token.expand(batch, -1, -1) for token in (self.v.cls_token, self.v.dist_token)]
-        tokens = torch.cat([*prefix, tokens], dim=1) + self.v.pos_embed
-        return chosen, true, self.v.norm(self.v.blocks(tokens))
+        return chosen, true, self._through_blocks(tokens)
+
+    def embed(self, spectrogram: Tensor) -> Tensor:
+        """The mean over all patches, as fine-tuning reads it (`ft_avgtok`), [batch, width]."""
+        image = spectrogram.unsqueeze(1).transpose(2, 3)
+        tokens = self._through_blocks(self.v.patch_embed.proj(image).flatten(2).transpose(1, 2))
+        return tokens[:, PREFIX:].mean(dim=1)
+
+    def _through_blocks(self, tokens: Tensor) -> Tensor:
+        prefix = [token.expand(len(tokens), -1, -1) for token in (self.v.cls_token, self.v.dist_token)]
+        return self.v.norm(self.v.blocks(torch.cat([*prefix, tokens], dim=1) + self.v.pos_embed))
 
     def _draw(self, number: int, count: int) -> Tensor:
         if self.grid[0] == 1:
@@ -172,6 +180,17 @@ def adam(model: nn.Module, learning_rate: float) -> torch.optim.Adam:
     """The reference's optimizer."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return torch.optim.Adam(trained, learning_rate, weight_decay=5e-7, betas=(0.95, 0.999))
+
+
+def finetune_step(
+    model: ReferenceSSAST, head: nn.Module, optimizer: torch.optim.Optimizer, spectrogram: Tensor, labels: Tensor
+) -> float:
+    """One step of fine-tuning with one label a clip; gives the loss, as it waits for it."""
+    loss = F.cross_entropy(head(model.embed(spectrogram)), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def joint_step(model: ReferenceSSAST, optimizer: torch.optim.Optimizer, spectrogram: Tensor, count: int) -> float:

@@ -2,6 +2,7 @@
 
     python benchmarks/ssast_step.py
     python benchmarks/ssast_step.py --size tiny --frames 256 --masked 100 --compile
+    python benchmarks/ssast_step.py --finetune 10 --size tiny --batch 32
     python benchmarks/ssast_step.py --reference-python ~/ssast/venv/bin/python --ssast ~/ssast
 
 A step is forward, backward and the optimizer, on one batch that all share. The sides are timed in turns, in one
@@ -14,6 +15,9 @@ process, so that what disturbs one disturbs all:
   checked first, on the same weights and masks, with their gradients;
 - ours with `--encode visible`. This is another model (MAE-AST), whose speed says nothing without what it learns: look
   at its probe (`tymbal probe`) beside it.
+
+With `--finetune LABELS` it is a step of fine-tuning instead, the mean over all patches with one label a clip; beside
+both sides stand the matrix products of our float32 step alone, which bound any float32 step.
 
 bf16 is measured where the hardware computes it; emulated it is no gain. On Linux all sides let glibc keep freed
 memory, as Tymbal's command line does (`--plain-malloc`: none does). On a machine that is busy with other work,
@@ -40,12 +44,15 @@ import torch
 from torch import Tensor, nn
 
 from _report import machine, ratios, table
-from _ssast_reference import ReferenceSSAST, adam, joint_step
+from _ssast_reference import ReferenceSSAST, adam, finetune_step, joint_step
+from small_steps import Written
 from tymbal.compute.device import choose_device, choose_precision
 from tymbal.features.normalisation import Normalisation
 from tymbal.machine import tune_malloc
+from tymbal.models.classifier import SpectrogramClassifier
 from tymbal.models.encoder import SpectrogramEncoder
 from tymbal.models.formats.ssast_checkpoint import from_state
+from tymbal.objectives.classification import ClassificationObjective
 from tymbal.objectives.ssast import SSASTObjective
 from tymbal.settings import SIZES, PretrainSettings
 from tymbal.training.optimization import parameter_groups
@@ -81,8 +88,11 @@ def main() -> None:
     batch = torch.randn(arguments.batch, arguments.frames, arguments.mels, device=device)
 
     print(headline(arguments, device, tuned=tuned))
-    check_losses(reference, batch, arguments.masked)
-    sides = all_sides(arguments, reference, batch, device)
+    if arguments.finetune:
+        sides = finetuning_sides(arguments, reference, batch, device)
+    else:
+        check_losses(reference, batch, arguments.masked)
+        sides = all_sides(arguments, reference, batch, device)
     print(figures(sides, measure(sides, arguments.rounds)))
     if not has_bf16(device):
         print(f"bf16: not available, {choose_precision('auto', device)[1]}")
@@ -104,6 +114,66 @@ def all_sides(
     if arguments.reference_python:
         return [first, Side("SSAST itself", Peer(arguments, device).step, "in its own environment"), *sides]
     return [first, *sides]
+
+
+def finetuning_sides(
+    arguments: argparse.Namespace, reference: ReferenceSSAST, batch: Tensor, device: torch.device
+) -> list[Side]:
+    """The steps of fine-tuning that are compared, from the same weights; their losses are compared first."""
+    labels = torch.randint(0, arguments.finetune, (len(batch),), device=device)
+    width = SIZES[arguments.size][0]
+    head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, arguments.finetune)).to(device)
+    objective = classifier_from(reference, head)
+    rows = torch.arange(len(batch), device=device)
+    given = {"frames": torch.full_like(rows, batch.shape[1]), "row": rows, "epoch": torch.zeros_like(rows)}
+    with torch.no_grad():
+        wanted = nn.functional.cross_entropy(head(reference.embed(batch)), labels).item()
+        got = objective(batch, labels=labels, **given)["loss"].item()
+    print(f"Loss {wanted:.6f} by the reference's algorithm, {got:.6f} by ours\n")
+    if abs(got - wanted) > 1e-5 * abs(wanted):
+        sys.exit("They are not the same: what follows would compare nothing.")
+    own = copy.deepcopy(reference)
+    optimizer = torch.optim.Adam([*own.v.parameters(), *head.parameters()], 1e-4, betas=(0.95, 0.999))
+    theirs = partial(finetune_step, own, head, optimizer, batch, labels)
+    sides = [Side("the reference's algorithm", timed(theirs, device, arguments.clock))]
+    for precision in ("float32", "bf16") if has_bf16(device) else ("float32",):
+        step = stepping(copy.deepcopy(objective), {"spectrogram": batch, "labels": labels, **given}, precision)
+        sides.append(Side(f"ours, {precision}", timed(step, device, arguments.clock)))
+    written = Written()
+    with written:
+        stepping(objective, {"spectrogram": batch, "labels": labels, **given}, "float32")()
+    return [*sides, Side("the products of ours in float32 alone", timed(written.again(), device, arguments.clock))]
+
+
+def classifier_from(reference: ReferenceSSAST, head: nn.Sequential) -> ClassificationObjective:
+    """Our classifier with the reference's weights and a head of its."""
+    checkpoint = from_state({name: value.clone() for name, value in reference.state_dict().items()}, path="reference")
+    encoder = SpectrogramEncoder(checkpoint.description.encoder)
+    encoder.load_state_dict(checkpoint.encoder)
+    labels = head[1].out_features
+    model = SpectrogramClassifier(encoder, labels, pooling="mean", head_eps=head[0].eps)
+    model.head_norm.load_state_dict(head[0].state_dict())
+    model.head.load_state_dict(head[1].state_dict())
+    plain = Normalisation(mean=0.0, std=0.5, padding=0.0)
+    objective = ClassificationObjective(model, normalisation=plain, columns=torch.arange(labels))
+    return objective.to(reference.mask_embed.device)
+
+
+def stepping(objective: nn.Module, given: dict[str, Tensor], precision: str) -> Callable[[], object]:
+    """A step of ours with the optimizer and clipping of Tymbal's verbs."""
+    settings = PretrainSettings()
+    groups = parameter_groups(objective.named_parameters(), learning_rate=1e-4, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, settings.adam_beta2), fused=True)
+
+    def step() -> None:
+        with autocast(given["spectrogram"].device, precision):
+            loss = objective(**given)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(objective.parameters(), settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
 
 
 def ours(
@@ -246,12 +316,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
 
 def headline(arguments: argparse.Namespace, device: torch.device, *, tuned: bool) -> str:
     patches = arguments.mels // 16 * (arguments.frames // 16)
+    what = f"A joint step, {arguments.masked} of {patches} patches masked"
+    if arguments.finetune:
+        what = f"A step of fine-tuning on {arguments.finetune} labels"
     gpu = f"{torch.cuda.get_device_name()}, " if device.type == "cuda" else ""
     seconds = "in seconds of processor time" if arguments.clock == "process_time" else "in seconds that passed"
     memory = "glibc keeps freed memory" if tuned else "malloc as the C library has it"
     return (
-        f"A joint step, {arguments.size} encoder, {arguments.batch} clips of {arguments.frames} frames x "
-        f"{arguments.mels} mel bins, {arguments.masked} of {patches} patches masked, {arguments.rounds} rounds\n"
+        f"{what}, {arguments.size} encoder, {arguments.batch} clips of {arguments.frames} frames x "
+        f"{arguments.mels} mel bins, {arguments.rounds} rounds\n"
         f"{gpu}{machine()}, {arguments.threads} threads, torch {torch.__version__}\n"
         f"All in float32 unless said otherwise, {seconds}; {memory}, for all."
     )
@@ -264,6 +337,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mels", type=int, default=128)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--masked", type=int, default=400)
+    parser.add_argument("--finetune", type=int, default=0, metavar="LABELS", help="measure fine-tuning instead")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -70,7 +70,14 @@ def test_reference__draws_masks_with_the_known_bias(load):
 
 def arguments(**options: object) -> argparse.Namespace:
     small = {"size": "tiny", "frames": 64, "mels": 64, "batch": 2, "masked": 10, "rounds": 2, "threads": 1}
-    flags = {"compile": False, "clock": "process_time", "plain_malloc": True, "reference_python": None, "ssast": None}
+    flags = {
+        "finetune": 0,
+        "compile": False,
+        "clock": "process_time",
+        "plain_malloc": True,
+        "reference_python": None,
+        "ssast": None,
+    }
     return argparse.Namespace(**{**small, **flags, **options})
 
 
@@ -104,6 +111,18 @@ def test_step__times_all_sides(load, monkeypatch):
     ]
     assert lines[1].endswith("1.00")
     assert "probe" in lines[4]
+
+
+def test_step__of_fine_tuning_has_equal_losses_and_its_bound(load, monkeypatch, capsys):
+    step, reference = load("ssast_step"), load("_ssast_reference")
+    model = reference.ReferenceSSAST(width=192, depth=1, heads=3, mels=64, frames=64)
+    monkeypatch.setattr(step, "has_bf16", lambda device: False)
+    sides = step.finetuning_sides(arguments(finetune=3), model, torch.randn(2, 64, 64), torch.device("cpu"))
+    theirs, ours = (float(word.rstrip(",")) for word in capsys.readouterr().out.split() if word[0].isdigit())
+    assert ours == pytest.approx(theirs, abs=2e-6)
+    seconds = step.measure(sides, 2)
+    assert list(seconds) == ["the reference's algorithm", "ours, float32", "the products of ours in float32 alone"]
+    assert all(time > 0 for times in seconds.values() for time in times)
 
 
 @pytest.mark.slow
