@@ -348,6 +348,7 @@ def test_head_state__comes_back() -> None:
 
 def one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     # The second process could not read one of its clips.
     projected = unit(5)[:, :3] if rank == 0 else unit(5)[:, 3:]

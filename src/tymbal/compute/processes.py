@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tymbal.errors import TrainingError, TymbalError
 from tymbal.progress import quietly
@@ -106,19 +107,37 @@ def gather_batch(values: torch.Tensor, *, dim: int = 0) -> torch.Tensor:
         return values
     import torch
     import torch.distributed as dist
-    import torch.distributed.nn.functional as dist_nn
 
     sizes = [torch.zeros(1, dtype=torch.int64, device=values.device) for _ in range(processes())]
     dist.all_gather(sizes, torch.tensor([values.shape[dim]], device=values.device))
     counts = [int(size) for size in sizes]
     moved = values.movedim(dim, 0).contiguous()
     padded = torch.cat([moved, moved.new_zeros(max(counts) - len(moved), *moved.shape[1:])])
-    if values.requires_grad:
-        parts = list(dist_nn.all_gather(padded))  # type: ignore[no-untyped-call]
-    else:
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
+    parts = _gathering().apply(padded)
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).movedim(0, dim)
+
+
+@functools.cache
+def _gathering() -> Any:
+    """The function that gathers tensors of one shape, [processes, ...]; made when torch is wanted, which is heavy."""
+    import torch
+    import torch.distributed as dist
+
+    class Gathering(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, values: torch.Tensor) -> torch.Tensor:
+            parts = [torch.empty_like(values) for _ in range(processes())]
+            dist.all_gather(parts, values)
+            return torch.stack(parts)
+
+        @staticmethod
+        def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+            """What all processes want of the part of this one."""
+            total = gradient.contiguous()
+            dist.all_reduce(total)
+            return total[rank()]
+
+    return Gathering
 
 
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"

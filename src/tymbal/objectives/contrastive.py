@@ -33,14 +33,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from tymbal.compute.processes import gather_batch, rank
+from tymbal.compute.processes import gather_batch, processes, rank
 from tymbal.errors import SettingsError
 from tymbal.features.normalisation import LOG_FLOOR, Normalisation
 from tymbal.models.classifier import pool_cells
@@ -521,7 +519,7 @@ def _compare(
     own = projected.flatten(0, 1)
     views, names = projected, clips
     first = 0
-    if everywhere and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if everywhere and processes() > 1:
         views, names, first = _gathered(projected, clips)
     everything, numbers = views.flatten(0, 1), names.repeat(2)
     total = len(names)
@@ -592,16 +590,8 @@ def _visible(keys: Tensor, count: int, ratio: float, stream: int, heard: Tensor 
 
 def _gathered(projected: Tensor, clips: Tensor) -> tuple[Tensor, Tensor, int]:
     """Views and clips of all processes, and where those of this one begin; gradients flow to all of them."""
-    sizes = [torch.zeros(1, dtype=torch.int64, device=clips.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([len(clips)], device=clips.device))
-    counts = [int(size) for size in sizes]
-    missing = max(counts) - len(clips)  # where clips of a batch could not be read
-    views = cast(tuple[Tensor, ...], dist_nn.all_gather(F.pad(projected, (0, 0, 0, missing))))  # type: ignore[no-untyped-call]
-    names = [torch.empty(max(counts), dtype=torch.int64, device=clips.device) for _ in counts]
-    dist.all_gather(names, F.pad(clips, (0, missing)))
-    together = torch.cat([part[:, :count] for part, count in zip(views, counts, strict=True)], dim=1)
-    numbers = torch.cat([part[:count] for part, count in zip(names, counts, strict=True)])
-    return together, numbers, sum(counts[: dist.get_rank()])
+    counts: list[int] = gather_batch(torch.tensor([len(clips)], device=clips.device)).tolist()
+    return gather_batch(projected, dim=1), gather_batch(clips), sum(counts[: rank()])
 
 
 def _build(
