@@ -12,7 +12,8 @@ import tymbal
 from small_model import small_model
 from tones import RATE, tone
 from tymbal.errors import StoreError
-from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_embeddings, rows_of
+from tymbal.inference.embeddings import nearest_approximately, nearest_exactly, read_embeddings, read_rows, rows_of
+from tymbal.inference.tables import vectors
 
 
 def embeddings(path: Path, values: np.ndarray) -> Path:
@@ -35,6 +36,22 @@ def test_nearest__exact_is_that_of_all_at_once(tmp_path: Path):
     np.testing.assert_allclose(scores, expected[rows], atol=1e-6)
     assert [row["file"] for row in rows_of(path, rows)] == [str(row) for row in rows]
     assert len(nearest_exactly(path, query, 30_000)[0]) == 20_000
+
+
+def test_read_rows__are_those_of_their_groups_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    values = np.random.default_rng(0).normal(size=(500, 12)).astype(np.float32)
+    path = embeddings(tmp_path / "a.parquet", values)
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=60)
+    monkeypatch.setattr("tymbal.inference.embeddings.CHUNK_BYTES", 4 * 12 * 25)  # pieces smaller than groups
+    wanted = np.array([0, 59, 60, 61, 119, 300, 499])
+    found = list(read_rows(path, wanted, ["file"]))
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in found]), wanted)
+    np.testing.assert_array_equal(np.concatenate([vectors(batch) for _, batch in found]), values[wanted])
+    assert [name for _, batch in found for name in batch.column("file").to_pylist()] == [str(row) for row in wanted]
+    assert list(read_rows(path, wanted[:0])) == []
+    every = np.arange(500)
+    np.testing.assert_array_equal(np.concatenate([rows for rows, _ in read_rows(path, every)]), every)
 
 
 def test_nearest__an_index_is_kept_until_the_file_changes(tmp_path: Path):

@@ -93,7 +93,7 @@ def test_windows__drawn_of_a_larger_table_are_kept(width: int, tmp_path: Path, m
     kept = tmp_path / "labels" / "windows.safetensors"
     first = Windows(table, most=100, seed=3, kept=kept)
     assert len(first) == 100 and kept.is_file()
-    monkeypatch.setattr("tymbal.labelling.windows._taken", None)  # the table is not read again
+    monkeypatch.setattr("tymbal.labelling.windows.read_rows", None)  # the table is not read again
     again = Windows(table, most=100, seed=3, kept=kept)
     for name in ("rows", "file", "start", "end", "vectors"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
@@ -137,6 +137,9 @@ def test_windows__of_a_larger_table_are_searched_by_an_index_that_is_made_once(
 ) -> None:
     pytest.importorskip("usearch")
     table, _ = grouped(tmp_path)
+    Windows(table, most=100, seed=3).make_searchable()
+    assert not table.with_name("windows.parquet.usearch").exists()  # so few are compared one by one
+    monkeypatch.setattr("tymbal.labelling.windows._LONG", 1000)
     all_, some = (Windows(table, most=most, seed=3) for most in (1000, 100))
     all_.make_searchable()
     assert not table.with_name("windows.parquet.usearch").exists()

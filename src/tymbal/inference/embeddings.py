@@ -23,11 +23,14 @@ from tymbal.inference.tables import EMBEDDING, RECORD_KEY, vectors
 from tymbal.progress import Progress
 
 __all__ = [
+    "index_of",
     "nearest_approximately",
     "nearest_exactly",
     "read_embeddings",
     "read_record",
+    "read_rows",
     "rows_of",
+    "stamp_of",
 ]
 
 
@@ -71,8 +74,40 @@ def read_embeddings(path: Path, columns: Sequence[str] = ()) -> Iterator[pa.Reco
         StoreError: They are not what was written.
     """
     with _opened(path) as file:
-        size = file.schema_arrow.field(EMBEDDING).type.list_size
-        yield from file.iter_batches(batch_size=max(1, CHUNK_BYTES // (4 * size)), columns=[*columns, EMBEDDING])
+        yield from _pieces(file, columns)
+
+
+def read_rows(
+    path: Path, rows: NDArray[np.int64], columns: Sequence[str] = ()
+) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
+    """Some rows of a Parquet file of embeddings, in pieces: their numbers, and their embeddings and further columns.
+
+    Only the groups of rows in which one of them lies are read.
+
+    Args:
+        path: The file.
+        rows: Ascending numbers of rows.
+        columns: Further columns.
+
+    Raises:
+        StoreError: They are not what was written.
+    """
+    with _opened(path) as file:
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+        ends = np.cumsum(sizes)
+        for group in np.unique(np.searchsorted(ends, rows, side="right")).tolist():
+            first = int(ends[group]) - sizes[group]
+            for batch in _pieces(file, columns, group):
+                inside = rows[(rows >= first) & (rows < first + batch.num_rows)]
+                if len(inside):
+                    yield inside, batch if len(inside) == batch.num_rows else batch.take(pa.array(inside - first))
+                first += batch.num_rows
+
+
+def _pieces(file: pq.ParquetFile, columns: Sequence[str], group: int | None = None) -> Iterator[pa.RecordBatch]:
+    size = max(1, CHUNK_BYTES // (4 * file.schema_arrow.field(EMBEDDING).type.list_size))
+    groups = None if group is None else [group]
+    yield from file.iter_batches(batch_size=size, row_groups=groups, columns=[*columns, EMBEDDING])
 
 
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]

@@ -9,8 +9,9 @@ directions in which they vary most. What was drawn of a larger table is kept in 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from safetensors.numpy import save_file
 from tymbal.errors import StoreError
 from tymbal.evaluation.linear import centre_and_scale
 from tymbal.files import replace_file
-from tymbal.inference.embeddings import index_of, nearest_approximately, nearest_exactly, read_embeddings, stamp_of
+from tymbal.inference.embeddings import index_of, nearest_approximately, nearest_exactly, read_rows, stamp_of
 from tymbal.inference.tables import vectors
 from tymbal.labelling.table import Window
 
@@ -34,6 +35,8 @@ _WIDEST = 512
 _SAMPLE = 2048
 _CLUSTERED = 5_000
 _FACTS = "windows"
+_LONG = 500_000_000
+"""Numbers that are compared one by one; more are indexed."""
 _COLUMNS = ("file", "start", "end")
 
 
@@ -141,7 +144,7 @@ class Windows:
         rng = np.random.default_rng(seed)
         drawn = np.sort(rng.permutation(self.total)[:most])
         sample = np.sort(rng.permutation(drawn)[:_SAMPLE])
-        self.projection = Projection.of(np.concatenate([vectors(batch) for _, batch in _taken(table, sample)]))
+        self.projection = Projection.of(np.concatenate([vectors(batch) for _, batch in read_rows(table, sample)]))
         self.vectors = np.empty((0, self.projection.weight.shape[1]), np.float32)
         self.add(drawn)
         if kept is not None:
@@ -192,7 +195,7 @@ class Windows:
         parts: list[tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float64], NDArray[np.float64]]] = []
         done = len(self)
         room[:done] = self.vectors
-        for taken, batch in _taken(self.table, new):
+        for taken, batch in read_rows(self.table, new, _COLUMNS):
             room[done : done + len(taken)] = self.projection(vectors(batch))
             start, end = (batch.column(name).to_numpy().astype(np.float64) for name in ("start", "end"))
             parts.append((taken, self._number(batch.column("file")), start, end))
@@ -268,44 +271,33 @@ class Windows:
     def nearest(self, embedding: NDArray[np.float32], top: int) -> NDArray[np.int64]:
         """Places of the windows that are most like an embedding, the nearest first.
 
-        Where more windows exist than are held, all are searched, by an index where the extra `search` is installed, and
-        the nearest are held from then on.
+        Where more windows exist than are held, all are searched, and the nearest are held from then on: by an index
+        where there are many and the extra `search` is installed.
         """
         if self.total == len(self):
             vector = self.projection(embedding[None])[0]
             return np.asarray(np.argsort(-cosines(self.vectors, vector), kind="stable")[:top])
-        search = nearest_approximately if _has_index() else nearest_exactly
+        search = nearest_approximately if self._is_indexed else nearest_exactly
         rows, _ = search(self.table, embedding, top)
         self.add(rows)
         return self.places(rows)
 
     def make_searchable(self) -> None:
         """Makes the index by which examples are found where more windows exist than are held, once; see `nearest`."""
-        if self.total > len(self) and _has_index():
+        if self.total > len(self) and self._is_indexed:
             index_of(self.table)
+
+    @property
+    def _is_indexed(self) -> bool:
+        """Whether an index is worth its time: there it finds in a second what takes five and more, without."""
+        return self.total * len(self.projection.centre) > _LONG and find_spec("usearch") is not None
 
     def embedding(self, row: int) -> NDArray[np.float32]:
         """The embedding of a row of the table, as it came."""
-        return np.asarray(np.concatenate([vectors(batch) for _, batch in _taken(self.table, np.array([row]))])[0])
+        return np.asarray(np.concatenate([vectors(batch) for _, batch in read_rows(self.table, np.array([row]))])[0])
 
 
 def cosines(values: NDArray[np.float32], direction: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cosine of the angles between vectors [windows, width] and one direction, [windows]."""
     lengths = np.sqrt(np.einsum("ij,ij->i", values, values)) * np.linalg.norm(direction)
     return np.asarray((values @ direction) / np.maximum(lengths, np.finfo(np.float32).tiny))
-
-
-def _has_index() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("usearch") is not None
-
-
-def _taken(table: Path, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], pa.RecordBatch]]:
-    """Rows of a table, ascending, in pieces: their numbers, and the columns that are needed."""
-    first = 0
-    for batch in read_embeddings(table, _COLUMNS):
-        inside = rows[(rows >= first) & (rows < first + batch.num_rows)]
-        if len(inside):
-            yield inside, batch if len(inside) == batch.num_rows else batch.take(pa.array(inside - first))
-        first += batch.num_rows
