@@ -126,7 +126,7 @@ class TrainingSettings:
     precision: Literal["auto", "float32", "bf16", "fp16"] = setting("auto", group="machine")
     device: str = setting("auto", resumable=True, group="machine", first=True)
     compile: bool = setting(False, resumable=True, group="machine")
-    shard: bool = setting(False, before=False, resumable=True, group="machine")
+    shard: bool = setting(False, resumable=True, group="machine")
     gradient_checkpointing: bool = setting(False, resumable=True, group="machine")
     normalize: Literal["auto", "dataset", "clip"] = "auto"
     seed: int = setting(42, first=True)
