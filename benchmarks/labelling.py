@@ -83,6 +83,9 @@ class Trial:
         sounds: The set.
         embeddings: What the embeddings are.
         folder: Where the tables of both sides lie.
+
+    Attributes:
+        last: The head at the end of the last `curve`.
     """
 
     def __init__(self, sounds: Sounds, embeddings: str, folder: Path) -> None:
@@ -91,6 +94,7 @@ class Trial:
         self.truth = self._heard(folder / "pool.parquet")
         self.tested = self.windows.projection(vectors(pq.read_table(folder / "tested.parquet")))
         self.tested_truth = self._heard(folder / "tested.parquet")
+        self.last: Head | None = None
         self.figure = "mAP" if sounds.several else "accuracy"
         self.full = self._reads(self.examples(np.arange(len(self.windows))).head(self.windows))
 
@@ -357,7 +361,7 @@ def _spread(values: list[float]) -> str:
 def _noise(path: Path, windows: int, width: int, rng: np.random.Generator) -> None:
     """A table of embeddings of 5-s windows of nights of an hour, as `tymbal embed` writes it.
 
-    They vary in 32 directions and a little in all: where all are alike, an index finds nothing in any time.
+    They vary in 32 directions and a little in all, as sounds do: of noise in all directions an index finds half.
     """
     directions = rng.standard_normal((32, width), np.float32)
     kinds = [("file", pa.string()), ("start", pa.float64()), ("end", pa.float64())]
@@ -442,7 +446,8 @@ def main() -> None:
         print(latency(arguments.windows, arguments.width, 300))
         return
     if arguments.short:
-        short = {"sets": ["esc10", "rare"], "embeddings": ["mfcc"], "draws": [0], "seeds": 1, "budget": 30}
+        kinds = ["mfcc", "tymbal"] if arguments.encoder else ["mfcc"]
+        short = {"sets": ["esc10", "rare"], "embeddings": kinds, "draws": [0], "seeds": 1, "budget": 30}
         vars(arguments).update(short)
     print(report(list(run(arguments))))
     print(machine())

@@ -133,7 +133,7 @@ def _gathering() -> Any:
         @staticmethod
         def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
             """What all processes want of the part of this one."""
-            total = gradient.contiguous()
+            total = gradient.clone(memory_format=torch.contiguous_format)  # others may see what came in
             dist.all_reduce(total)
             return total[rank()]
 

@@ -255,6 +255,9 @@ class Windows:
 
         Args:
             number: How many groups; fewer than there are windows.
+
+        Returns:
+            The groups; places are those of the windows that are held.
         """
         from sklearn.cluster import MiniBatchKMeans
 

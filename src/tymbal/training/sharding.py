@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from typing_extensions import override
 
 from tymbal.compute.device import choose_device, choose_precision
-from tymbal.compute.processes import processes
+from tymbal.compute.processes import processes, rank
 from tymbal.errors import SettingsError
 from tymbal.models.encoder import Block
 from tymbal.progress import tell
@@ -75,14 +75,15 @@ class Shards:
             return None
         device = choose_device(settings.device)[0]
         single = [name for name, value in module.named_parameters() if value.ndim == 0]
-        others = {
-            "compile": settings.compile,
-            "layers that are unfrozen one after the other": thaws,
-            "fp16, whose loss is scaled": choose_precision(settings.precision, device)[0] is torch.float16,
-            f"{', '.join(single)}, a single number": bool(single),
-        }
-        for name in (name for name, is_set in others.items() if is_set):
-            raise SettingsError(f"shard does not go with {name}", advice="Leave out one of them.")
+        is_fp16 = choose_precision(settings.precision, device)[0] is torch.float16
+        refused = (
+            (settings.compile, "compile", "Leave out --compile."),
+            (thaws, "layers that are unfrozen one after the other", "Leave out --unfreeze-every and --head-warmup."),
+            (is_fp16, "fp16, whose loss is scaled", "Use --precision bf16 or --precision float32."),
+            (bool(single), f"{', '.join(single)}, a single number", "Give it the shape [1] in the objective."),
+        )
+        for _, what, otherwise in (each for each in refused if each[0]):
+            raise SettingsError(f"shard does not go with {what}", advice=f"{otherwise} Or train without --shard.")
         return cls(module, device)
 
     @torch.no_grad()
@@ -116,12 +117,16 @@ class Shards:
         return [{**group, "params": [shards[names[id(each)]] for each in group["params"]]} for group in groups]
 
     def whole_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """The state of an optimizer as without shards; each process has to call it."""
+        """The state of an optimizer as without shards, for the first process; each has to call it, and gets nothing.
+
+        Tensors go to the memory of the CPU one by one: together they are as large as what shards save.
+        """
         state = optimizer.state_dict()
-        values = {
-            place: {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in own.items()}
-            for place, own in state["state"].items()
-        }
+        values: dict[Any, dict[str, Any]] = {}
+        for place, own in state["state"].items():
+            whole = {name: value.full_tensor().cpu() for name, value in own.items() if isinstance(value, DTensor)}
+            if rank() == 0:
+                values[place] = {**own, **whole}
         groups = [{**group, "fused": True} for group in state["param_groups"]]  # as `make_optimizer` has it
         return {"state": values, "param_groups": groups}
 
