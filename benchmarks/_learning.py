@@ -240,9 +240,9 @@ def step_figures(pretrain: Callable[[], None]) -> dict[str, float]:
     totals: list[float] = []
     draw, forward = LeJEPAObjective.draw_views, LeJEPAObjective.forward
 
-    def timed_draw(objective: LeJEPAObjective, *given: Any) -> Any:
+    def timed_draw(objective: LeJEPAObjective, *given: Any, **how: Any) -> Any:
         start = time.process_time()
-        drawn = draw(objective, *given)
+        drawn = draw(objective, *given, **how)
         views[-1] += time.process_time() - start
         return drawn
 

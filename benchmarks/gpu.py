@@ -255,7 +255,7 @@ def views(bench: Bench) -> None:
     clips = batch["spectrogram"].float()
     keys = torch.arange(2 * count, device=bench.device)
     with torch.no_grad():
-        seconds = bench.seconds(lambda: module.draw_views(clips, batch["frames"], keys, None))
+        seconds = bench.seconds(lambda: module.draw_views(clips, batch["frames"], keys))
     bench.say(Line("two views of a clip from its spectrogram", 1e6 * seconds / count, "us a clip"))
     samples = round(RATE * min(3.0, bench.options.frames / 100))
     features = FeatureSettings(mel_bins=MELS, sample_rate=RATE, filter_bank="librosa", low_freq=0.0)

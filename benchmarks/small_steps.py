@@ -5,10 +5,11 @@
     python benchmarks/small_steps.py --short                             # that it works, in seconds
 
 Each line is a real run of `tymbal pretrain` or `finetune` on clips of noise, from the loader to the log, in the default
-arithmetic. Of one of its steps every matrix product (attention's among them) is written down with its shapes, strides
-and type; these products alone, forward and backward, are then computed again, in turns with nothing else, and are the
-bound. What a step takes is processor time between steps, logging and callbacks included. Where it goes is told by
-`torch.profiler`, by kind of operation; what it does not see, Python and the loop around the step, is the rest.
+arithmetic. Of one of its steps every matrix product (attention's and convolutions' among them) is written down with its
+shapes, strides and type; these products alone, forward and backward, are then computed again, in turns with nothing
+else, and are the bound. What a step takes is processor time between steps, logging and callbacks included. Where it
+goes is told by `torch.profiler`, by kind of operation (whose own memory makes large ones take longer: steps under it
+are up to a tenth slower); what it does not see, Python and the loop around the step, is the rest.
 """
 
 from __future__ import annotations
@@ -60,7 +61,15 @@ RUNS: dict[str, dict[str, Any]] = {
     "finetune": {},
 }
 KINDS = {
-    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot", "mkldnn_linear"),
+    "products": (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::baddbmm",
+        "aten::_scaled_dot",
+        "mkldnn_linear",
+        "convolution",
+    ),
     "softmax, norms, GELU": ("softmax", "layer_norm", "batch_norm", "gelu", "std", "var"),
     "casts and copies": (
         "aten::copy_",
@@ -75,6 +84,18 @@ KINDS = {
 }
 
 
+PRODUCTS = (
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "mkldnn_linear",
+    "_mkldnn_linear",
+    "convolution",
+    "convolution_backward",
+)
+
+
 class Written(TorchDispatchMode):
     """Writes down matrix products with what they were given."""
 
@@ -84,7 +105,7 @@ class Written(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in ("mm", "addmm", "bmm", "baddbmm", "mkldnn_linear", "_mkldnn_linear") or "scaled_dot" in name:
+        if name in PRODUCTS or "scaled_dot" in name:
             given = tuple((a.shape, a.stride(), a.dtype) if isinstance(a, Tensor) else a for a in args)
             self.products.append((func, (given, dict(kwargs or {}))))
         return func(*args, **(kwargs or {}))

@@ -21,10 +21,10 @@ from tymbal.settings import DataChoice
 from tymbal.settings.augmentation import SpectrogramViews
 
 
-def objective(**settings: Any) -> LeJEPAObjective:
+def objective(patch: tuple[int, int] = COLUMNS.patch, **settings: Any) -> LeJEPAObjective:
     torch.manual_seed(0)
     return LeJEPAObjective(
-        SpectrogramEncoder(COLUMNS),
+        SpectrogramEncoder(replace(COLUMNS, patch=patch, stride=patch)),
         normalisation=BY_CLIP,
         settings=LeJEPASettings(**{"parts": 2, "projection": 8, "slices": 16, **settings}),
         views=SpectrogramViews(),
@@ -97,7 +97,7 @@ def test_objective__draws_by_epoch_in_training_only() -> None:
 def test_shown__is_what_the_encoder_sees_in_training(mixing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Views, their length and their visible patches are those of a training step of that epoch.
 
-    Of new runs with patches as high as the spectrogram, nothing else of a view is drawn.
+    Nothing else of a view is drawn.
     """
     module, clips = objective(kept=0.5, kept_local=0.2, mixing=mixing), noisy_batch()
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -115,13 +115,13 @@ def test_shown__is_what_the_encoder_sees_in_training(mixing: str, monkeypatch: p
     encoded = [pair for x, visible in given for pair in zip(x.split(8), visible.split(8), strict=True)]
     for view, (drawn, visible) in zip(shown.values(), encoded, strict=True):
         seen = ~torch.from_numpy(view.hidden)
+        expected = module.encoder.patchify(torch.from_numpy(view.values))
+        torch.testing.assert_close(drawn, expected.gather(1, visible.unsqueeze(2).expand_as(drawn)))
         for place in range(8):  # patches are as high as the spectrogram, and two frames long
             frames = torch.zeros(24, dtype=torch.bool)
             for patch in visible[place].tolist():
                 frames[2 * patch : 2 * patch + 2] = True
             assert torch.equal(seen[place], frames[:, None].expand(-1, 16))
-            expected = torch.from_numpy(view.values[place])
-            torch.testing.assert_close(drawn[place], expected[frames] if mixing == "levels" else expected)
 
 
 def test_settings__mixing_follows_from_the_sound() -> None:
@@ -132,11 +132,13 @@ def test_settings__mixing_follows_from_the_sound() -> None:
     assert not LeJEPASettings(patch="16x16", mixing="levels").depends_on_structure
 
 
-def test_step__of_what_is_seen_is_that_of_whole_views() -> None:
-    """Drawing only the frames that are seen changes neither loss nor gradients."""
+@pytest.mark.parametrize("mixing", ["levels", "energies"])
+@pytest.mark.parametrize("patch", [(16, 2), (4, 4), (5, 3)])
+def test_step__of_what_is_seen_is_that_of_whole_views(patch: tuple[int, int], mixing: str) -> None:
+    """Drawing only the patches that are seen changes neither loss nor gradients."""
     figures = []
     for alone in (True, False):
-        module = objective(kept=0.5, kept_local=0.2).train()
+        module = objective(patch, kept=0.5, kept_local=0.2, mixing=mixing).train()
         assert module._draws_what_is_seen
         module._draws_what_is_seen = alone
         loss = module(**noisy_batch())["loss"]

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tymbal.models.encoder import EncoderConfig, SpectrogramEncoder
 from tymbal.randomness import fold
 from tymbal.settings.augmentation import SpectrogramViews
-from tymbal.views.spectrogram_views import spectrogram_views
+from tymbal.views import spectrogram_views as module
+from tymbal.views.spectrogram_views import Patches, spectrogram_views
 
 NOTHING = SpectrogramViews(pitch=0, frequency_shift=0, tempo=0, equaliser=0, gain=0, mix=0)
 KEYS = fold(5, torch.arange(16))
@@ -104,3 +106,31 @@ def test_times__scales_strengths() -> None:
     half = SpectrogramViews().times(0.5)
     assert (half.pitch, half.mix, half.knots) == (0.05, 0.15, 5)
     assert SpectrogramViews().times(100).mix == 0.95
+
+
+@pytest.mark.parametrize("scale", [None, 9.0])
+@pytest.mark.parametrize("patch", [(32, 4), (8, 8), (5, 3), (32, 40)])
+def test_patches__are_those_of_whole_views(patch: tuple[int, int], scale: float | None) -> None:
+    config = EncoderConfig(width=8, depth=1, heads=1, mels=32, frames=40, patch=patch, stride=patch)
+    grid = config.grid
+    x, real = clips()
+    keys = torch.cat([KEYS, fold(KEYS, 1)])
+    given = (x, real, keys, SpectrogramViews(time_shift=0.2))
+    whole, ends = spectrogram_views(*given, padding=-1.5, scale=scale)
+    numbers = torch.rand(32, grid[0] * grid[1]).argsort(1)[:, : max(1, grid[0] * grid[1] // 3)]
+    patches = Patches(patch, grid, numbers)
+    drawn, same = spectrogram_views(*given, padding=-1.5, scale=scale, patches=patches)
+    expected = SpectrogramEncoder(config).patchify(whole)
+    torch.testing.assert_close(drawn, expected.gather(1, numbers.unsqueeze(2).expand(-1, -1, patch[0] * patch[1])))
+    assert torch.equal(ends, same)
+
+
+def test_weighted__is_the_same_on_devices_without_embedding_bags() -> None:
+    table, rows, weights = torch.randn(9, 6), torch.randint(0, 9, (20, 4)), torch.rand(20, 4)
+    torch.testing.assert_close(module._weighted(table, rows, weights), module._weighted_apart(table, rows, weights))
+
+
+def test_frequency__of_a_single_bin_stays() -> None:
+    x = torch.ones(2, 10, 1)
+    drawn, _ = spectrogram_views(x, torch.tensor([10, 10]), KEYS[:2], NOTHING, padding=0.0, scale=None)
+    torch.testing.assert_close(drawn, x)

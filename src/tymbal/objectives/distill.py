@@ -47,7 +47,7 @@ from tymbal.settings.augmentation import SpectrogramViews
 from tymbal.settings.fields import check, setting
 from tymbal.settings.training import ENDLESS
 from tymbal.store.base import SpectrogramSource
-from tymbal.views.spectrogram_views import spectrogram_views
+from tymbal.views.spectrogram_views import Patches, drawn_warps, spectrogram_views
 
 __all__ = ["OBJECTIVE", "DistillObjective", "DistillSettings", "Target", "TeacherEncoder"]
 
@@ -282,14 +282,19 @@ class DistillObjective(nn.Module):
         """
         keys = fold(self.seed, epoch if self.training else torch.full_like(epoch, EVALUATION), row)
         clips = self.normalisation(spectrogram, frames)
-        view, ends = clips, frames
+        grid = self.encoder.config.grid_of(clips.shape[1])
         if self.training:
-            view, ends = self._view(clips, frames, keys)
+            # A teacher that is asked, and a function of the user's own, are given whole views.
+            whole = self._teacher is not None or not self.encoder.config.cuts_apart or bool(self.views.functions)
+            view, ends, visible = self._view(clips, frames, keys, whole=whole)
             if self._teacher is not None:
                 target = self._teacher(_as_stored(view, clips, spectrogram, frames), ends)
+            columns = None if whole or visible is None else grid[1]
+            given = self._projected(view, ends, grid, visible, columns)
+        else:
+            given = self._projected(clips, frames, grid)
         if target is None:
             raise ValueError("the clips come without the teacher's vectors, and there is no teacher to ask")
-        given = self._projected(view, ends, keys if self.training else None)
         with torch.autocast(given.device.type, enabled=False):
             wanted = self.standardised(target)
             count = torch.full((), len(row), dtype=torch.float32, device=given.device)
@@ -322,7 +327,7 @@ class DistillObjective(nn.Module):
     @torch.no_grad()
     def predicted(self, clips: Tensor, frames: Tensor) -> Tensor:
         """What the student takes for the teacher's standardised vectors of normalised clips: [batch, parts, width]."""
-        return self._projected(clips, frames, None)
+        return self._projected(clips, frames, self.encoder.config.grid_of(clips.shape[1]))
 
     def head_state(self) -> dict[str, Tensor]:
         """What is trained beside the encoder, and the scale of the teacher's vectors."""
@@ -340,24 +345,31 @@ class DistillObjective(nn.Module):
     def shown(self, spectrogram: Tensor, frames: Tensor, row: Tensor, *, epoch: int = 0) -> dict[str, View]:
         """As of `tymbal.objectives.contract.ViewingObjective`."""
         keys = fold(self.seed, torch.full_like(row, epoch), row)
-        view, ends = self._view(spectrogram, frames, keys)
-        shown = {
-            "the student's view": View.from_tensors(
-                view, ends, self._visible(ends, keys, view.shape[1]), self.encoder.config
-            )
-        }
+        view, ends, visible = self._view(spectrogram, frames, keys)
+        shown = {"the student's view": View.from_tensors(view, ends, visible, self.encoder.config)}
         return shown if self.joined is None else {**shown, **self.joined.shown(spectrogram, frames, row, epoch=epoch)}
 
-    def _view(self, clips: Tensor, frames: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's view of each clip, and its frames of sound."""
-        return spectrogram_views(
+    def _view(
+        self, clips: Tensor, frames: Tensor, keys: Tensor, *, whole: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The student's view of each clip, or the patches alone that it sees of it, where it does not see all.
+
+        With its frames of sound, and the numbers of the patches that are seen.
+        """
+        drawn_keys, length = fold(keys, _VIEW), clips.shape[1]
+        warps = drawn_warps(frames, drawn_keys, self.views, most=length)
+        visible, config = self._visible(warps.ends, keys, length), self.encoder.config
+        view, ends = spectrogram_views(
             clips,
             frames,
-            fold(keys, _VIEW),
+            drawn_keys,
             self.views,
             padding=self.normalisation.normal_padding,
             scale=None,  # nothing is mixed
+            warps=warps,
+            patches=None if whole or visible is None else Patches(config.patch, config.grid_of(length), visible),
         )
+        return view, ends, visible
 
     def _visible(self, ends: Tensor, keys: Tensor, length: int) -> Tensor | None:
         """Numbers of the patches that the student sees of views of so many frames, [batch, seen]; None is all."""
@@ -368,12 +380,18 @@ class DistillObjective(nn.Module):
         heard = torch.arange(columns, device=ends.device) < config.real_columns(ends, columns)[:, None]
         return visible_patches(fold(keys, _VIEW), heard.repeat(1, rows), self._seen)
 
-    def _projected(self, view: Tensor, ends: Tensor, keys: Tensor | None) -> Tensor:
-        """What the student makes of views: float32 [batch, parts of the teacher, width]."""
+    def _projected(
+        self,
+        view: Tensor,
+        ends: Tensor,
+        grid: tuple[int, int],
+        visible: Tensor | None = None,
+        columns: int | None = None,
+    ) -> Tensor:
+        """What the student makes of views, or of their patches: float32 [batch, parts of the teacher, width]."""
         config = self.encoder.config
-        grid = config.grid_of(view.shape[1])
-        visible = None if keys is None else self._visible(ends, keys, view.shape[1])
-        tokens = self.encoder(view, visible=visible, frames=ends).tokens[:, PREFIX_TOKENS:]
+        encoded = self.encoder(view, visible=visible, frames=ends, columns=columns)
+        tokens = encoded.tokens[:, PREFIX_TOKENS:]
         real = config.real_columns(ends, grid[1])
         cells = pool_cells(tokens, grid=grid, parts=self.parts, real_columns=real, patches=visible)
         with torch.autocast(cells.device.type, enabled=False):

@@ -39,7 +39,7 @@ from tymbal.settings.fields import check, setting
 from tymbal.settings.training import ENDLESS
 from tymbal.store.base import SpectrogramSource
 from tymbal.views.augmentation_config import read_spectrogram_views
-from tymbal.views.spectrogram_views import spectrogram_views, view_lengths
+from tymbal.views.spectrogram_views import Patches, Warps, drawn_warps, spectrogram_views
 
 __all__ = [
     "OBJECTIVE",
@@ -196,10 +196,8 @@ class LeJEPAObjective(nn.Module):
         real = min(max(math.ceil(frames / config.stride[1]), 1), columns)
         self._shown = tuple(max(1, round((kept or 1) * rows * real)) for kept in (settings.kept, settings.kept_local))
         self.parts = settings.parts or 1
-        # Runs of before go on as they were: a product of fewer rows may round otherwise.
-        alone = rows == 1 and config.patch[1] == config.stride[1] and not config.stem
         # A function of the user's own is given whole views.
-        self._draws_what_is_seen = alone and settings.mixing == "levels" and not views.functions
+        self._draws_what_is_seen = config.cuts_apart and not views.functions
         width, hidden = rows * self.parts * config.width, settings.projection_hidden * config.width
         self.projection = nn.Sequential(
             nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, settings.projection)
@@ -260,17 +258,26 @@ class LeJEPAObjective(nn.Module):
         """
         load_heads(self.head_state(), state, advice="It is of another projection, patch or number of parts.")
 
-    def draw_views(self, clips: Tensor, frames: Tensor, keys: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
+    def draw_views(
+        self,
+        clips: Tensor,
+        frames: Tensor,
+        keys: Tensor,
+        *,
+        warps: Warps | None = None,
+        patches: Patches | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Draws views of normalised clips, one behind the other.
 
         Args:
             clips: Normalised, float32 [batch, frames, mels].
             frames: Frames of sound, int64 [batch].
             keys: A key a view, int64 [views x batch].
-            shown: The frames of each that are needed, int64 [views x batch, shown]; None is all.
+            warps: How they are warped, where it is known.
+            patches: What is drawn of each; None is all.
 
         Returns:
-            The views, [views x batch, frames or shown, mels], and their frames of sound, int64 [views x batch].
+            As `tymbal.views.spectrogram_views.spectrogram_views`.
         """
         others, lengths, first = clips, frames, 0
         if self.training and self.views.mix > 0:  # those that may be laid over a clip
@@ -285,7 +292,8 @@ class LeJEPAObjective(nn.Module):
             scale=2 * self.normalisation.std if self.settings.mixing == "energies" else None,
             others=(others, lengths),
             first=first,
-            shown=shown,
+            warps=warps,
+            patches=patches,
         )
 
     @torch.no_grad()
@@ -297,36 +305,31 @@ class LeJEPAObjective(nn.Module):
         for number in range(globals_ + locals_):
             shown = self._shown[0 if number < globals_ else 1]
             drawn_keys = fold(keys, number)
-            ends, _, visible = self._visible(frames, drawn_keys, spectrogram.shape[1], shown)
-            drawn, _ = self.draw_views(spectrogram, frames, drawn_keys, None)
+            warps, _, visible = self._visible(frames, drawn_keys, spectrogram.shape[1], shown)
+            drawn, ends = self.draw_views(spectrogram, frames, drawn_keys, warps=warps)
             place = number + 1 if number < globals_ else number + 1 - globals_
             name = f"{'global' if number < globals_ else 'local'} view {place}"
             views[name] = View.from_tensors(drawn, ends, visible, self.encoder.config)
         return views
 
     @torch.no_grad()
-    def _visible(self, frames: Tensor, keys: Tensor, length: int, shown: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Of views by their keys: their frames of sound, their columns with sound, and the patches that are seen."""
-        ends = view_lengths(frames.repeat(len(keys) // len(frames)), keys, self.views, most=length)
+    def _visible(self, frames: Tensor, keys: Tensor, length: int, shown: int) -> tuple[Warps, Tensor, Tensor]:
+        """Of views by their keys: how they are warped, their columns with sound, and the patches that are seen."""
+        warps = drawn_warps(frames, keys, self.views, most=length)
         grid = self.encoder.config.grid_of(length)
-        columns = self.encoder.config.real_columns(ends, grid[1])
+        columns = self.encoder.config.real_columns(warps.ends, grid[1])
         heard = torch.arange(grid[1], device=columns.device) < columns[:, None]
-        return ends, columns, visible_patches(keys, heard.repeat(1, grid[0]), shown)
+        return warps, columns, visible_patches(keys, heard.repeat(1, grid[0]), shown)
 
     def _pooled(self, clips: Tensor, frames: Tensor, keys: Tensor, views: range, shown: int) -> Tensor:
         """Cells of the visible tokens of some views of each clip, [views, batch, rows x parts x width]."""
-        drawn_keys = torch.cat([fold(keys, view) for view in views])
-        ends, columns, visible = self._visible(frames, drawn_keys, clips.shape[1], shown)
+        drawn_keys = fold(keys, torch.arange(views.start, views.stop, device=keys.device)[:, None]).flatten()
+        warps, columns, visible = self._visible(frames, drawn_keys, clips.shape[1], shown)
         grid = self.encoder.config.grid_of(clips.shape[1])
-        if self._draws_what_is_seen:
-            wide = self.encoder.config.patch[1]
-            seen = (visible[..., None] * wide + torch.arange(wide, device=visible.device)).flatten(1)
-            drawn, _ = self.draw_views(clips, frames, drawn_keys, seen)
-            encoded = self.encoder(drawn, visible=visible, frames=ends, columns=grid[1])
-        else:
-            drawn, _ = self.draw_views(clips, frames, drawn_keys, None)
-            encoded = self.encoder(drawn, visible=visible, frames=ends)
-        tokens = encoded.tokens[:, PREFIX_TOKENS:]
+        patches = Patches(self.encoder.config.patch, grid, visible) if self._draws_what_is_seen else None
+        drawn, ends = self.draw_views(clips, frames, drawn_keys, warps=warps, patches=patches)
+        given = None if patches is None else grid[1]
+        tokens = self.encoder(drawn, visible=visible, frames=ends, columns=given).tokens[:, PREFIX_TOKENS:]
         cells = pool_cells(tokens, grid=grid, parts=self.parts, real_columns=columns, patches=visible)
         return cells.view(len(views), len(keys), -1)
 
@@ -374,8 +377,12 @@ def visible_patches(keys: Tensor, heard: Tensor, count: int) -> Tensor:
     Returns:
         Their numbers, ascending, int64 [batch, count].
     """
-    place = bits(keys, heard.shape[1], stream=_VISIBLE) + (~heard).long() * (1 << BITS)
-    return place.argsort(dim=1, stable=True)[:, :count].sort(dim=1).values
+    patches = heard.shape[1]
+    count = min(count, patches)
+    place = bits(keys, patches, stream=_VISIBLE) + (~heard).long() * (1 << BITS)
+    # With its number behind it each place is another, so that which ones are taken does not depend on the sorting.
+    place = place * patches + torch.arange(patches, device=place.device)
+    return (place.topk(count, dim=1, largest=False, sorted=False).values % patches).sort(dim=1).values
 
 
 @torch.no_grad()

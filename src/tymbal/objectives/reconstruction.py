@@ -193,18 +193,20 @@ class ReconstructionObjective(nn.Module):
         clean = self.normalisation(spectrogram, frames)
         masked = self.make_masks(clean.shape[1], frames, row, epoch)
         rebuilt = self.reconstruct(clean.masked_fill(masked, 0.0))  # 0 is the mean of normalised data
-        error = (rebuilt - clean).square()
-        real = torch.arange(clean.shape[1], device=clean.device) < frames[:, None]
-        by_clip = _mean(error, real.unsqueeze(2).expand_as(error))
+        # As the decoder gives it, time last, so that gradients need not be transposed.
+        error = (rebuilt.transpose(1, 2) - clean.transpose(1, 2).contiguous()).square()
+        real = (torch.arange(clean.shape[1], device=clean.device) < frames[:, None]).float()
+        by_clip = (error.sum(1) * real).sum(1) / (real.sum(1) * error.shape[1])
         loss = by_clip.mean()
         with torch.no_grad():
             # A clip whose masks all happen to have no width has no masked part.
-            has_mask = masked.any(2).any(1)
+            hidden = masked.transpose(1, 2).float()
+            cells = hidden.sum((1, 2))
             sums = {
                 "mse": by_clip.detach().sum(),
                 "count": torch.full_like(loss, len(row)),
-                "masked_mse": torch.where(has_mask, _mean(error.detach(), masked), 0.0).sum(),
-                "masked_count": has_mask.sum(),
+                "masked_mse": ((error * hidden).sum((1, 2)) / cells.clamp(min=1)).sum(),
+                "masked_count": (cells > 0).sum(),
             }
         return {"loss": loss, "sums": sums}
 
@@ -270,11 +272,6 @@ class ReconstructionObjective(nn.Module):
             advice="They belong to another objective than reconstruction, or to other channels, another decoder_width, "
             "or another width or patch.",
         )
-
-
-def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid values of each clip, [batch, frames, mels] to [batch]; 0 without any."""
-    return torch.where(valid, values, 0.0).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
 
 
 def _stretched(values: Tensor, frames: int) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from tymbal.errors import SettingsError
 from tymbal.features.normalisation import Normalisation
-from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder
+from tymbal.models.encoder import PREFIX_TOKENS, SpectrogramEncoder, take_rows
 from tymbal.objectives.contract import ObjectiveSpec, Rebuilt, load_heads
 from tymbal.objectives.decoder import VisibleDecoder
 from tymbal.objectives.masks import CLUSTER, Masks, count_from, make_masks
@@ -236,8 +236,8 @@ class SSASTObjective(nn.Module):
         """
         if valid is None:
             valid = torch.ones_like(index, dtype=torch.bool)
-        masked_tokens = _gather(tokens, index + PREFIX_TOKENS)
-        true = _gather(patches, index).float()
+        masked_tokens = take_rows(tokens, index + PREFIX_TOKENS)
+        true = take_rows(patches, index).float()
         sums: dict[str, Tensor] = {}
         if "cpred" in self.heads:
             sums["nce"], sums["acc"] = contrast(self.heads["cpred"](masked_tokens), true, valid)
@@ -299,10 +299,10 @@ class SSASTObjective(nn.Module):
 
     def _laid(self, tokens: Tensor, patches: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
         """Patches [batch, patches, area] with the masked ones where they would be put, and the share wrong, [batch]."""
-        true = _gather(patches, masks.index)
-        choice = tell_apart(self.heads["cpred"](_gather(tokens, masks.index)), true, masks.valid)[1]
+        true = take_rows(patches, masks.index)
+        choice = tell_apart(self.heads["cpred"](take_rows(tokens, masks.index)), true, masks.valid)[1]
         right = (choice == torch.arange(choice.shape[1], device=choice.device)) & masks.valid
-        put = torch.where(masks.valid.unsqueeze(2), _gather(true, choice), true)
+        put = torch.where(masks.valid.unsqueeze(2), take_rows(true, choice), true)
         laid = patches.scatter(1, masks.index.unsqueeze(2).expand_as(put), put)
         return laid, 1 - right.sum(1) / masks.valid.sum(1)
 
@@ -351,9 +351,10 @@ def tell_apart(predicted: Tensor, true: Tensor, valid: Tensor) -> tuple[Tensor, 
     """
     with torch.autocast(predicted.device.type, enabled=False):
         scores = true.float() @ predicted.float().transpose(1, 2)
-    lowest = torch.finfo(scores.dtype).min
-    chances = scores.masked_fill(~valid.unsqueeze(1), lowest).log_softmax(-1)
-    return chances, chances.masked_fill(~valid.unsqueeze(2), -torch.inf).argmax(1)
+    # Sums: on a CPU a fill by a mask that is broadcast takes many times as long. Nothing is left of what is shut.
+    shut = (~valid).float() * (torch.finfo(scores.dtype).min / 4)
+    chances = (scores + shut.unsqueeze(1)).log_softmax(-1)
+    return chances, (chances.detach() + shut.unsqueeze(2)).argmax(1)
 
 
 def rebuild(predicted: Tensor, true: Tensor, valid: Tensor) -> Tensor:
@@ -369,11 +370,6 @@ def _mean(values: Tensor, valid: Tensor) -> Tensor:
 def _standardise(patches: Tensor, *, floor: float) -> Tensor:
     """Each patch to mean 0 and, where its deviation is far above the floor, variance 1; flat ones to 0."""
     return F.layer_norm(patches, patches.shape[-1:], eps=floor**2)
-
-
-def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of `values` [batch, n, width] by number [batch, m]: [batch, m, width]."""
-    return values.gather(1, index.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
 
 
 def _head(width: int, area: int) -> nn.Sequential:
