@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/small_steps.py                   # all objectives, sizes and lengths: 15 minutes
     OMP_NUM_THREADS=1 python benchmarks/small_steps.py --only lejepa finetune --cases mini-1s
+    OMP_NUM_THREADS=1 python benchmarks/small_steps.py --whole 1800      # the demo's pretraining, over its bare steps
     python benchmarks/small_steps.py --short                             # that it works, in seconds
 
 Each line is a real run of `tymbal pretrain` or `finetune` on clips of noise, from the loader to the log, in the default
@@ -18,6 +19,7 @@ import argparse
 import itertools
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,7 +35,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tymbal
+from _learning import SETS
 from _report import machine, table
+from tymbal.demo.walkthrough import EVALUATED
 from tymbal.machine import tune_malloc
 from tymbal.progress import quietly
 from tymbal.settings import FeatureSettings
@@ -188,6 +192,22 @@ def measured(run: Callable[..., Any], settings: dict[str, Any], folder: Path, *,
     return figures
 
 
+def whole_run(folder: Path, steps: int) -> None:
+    """Says what the demo's pretraining takes in all, from Python's start to its end, over its bare steps.
+
+    Args:
+        folder: For what it writes.
+        steps: Of it.
+    """
+    wingbeats = SETS["wingbeats"]
+    tymbal.prepare(wingbeats.manifest(folder, folder, clips=0), folder / "store", workers=1, **wingbeats.prepare)
+    script = Path(__file__).with_name("_whole_run.py")
+    said = subprocess.run(
+        [sys.executable, str(script), str(folder), str(steps), str(EVALUATED)], check=True, stdout=subprocess.PIPE
+    )
+    print("the demo's pretraining, " + said.stdout.decode().splitlines()[-1])
+
+
 def store_of(folder: Path, frames: int, *, clips: int = 128) -> Path:
     """A store of noise that changes in time, with two labels and a split."""
     if not folder.exists():
@@ -213,6 +233,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name, quietly():
         folder = Path(name)
+        if options.whole:
+            whole_run(folder, options.whole)
+            return
         for case in options.cases:
             shape, frames = CASES[case]
             store = store_of(folder / f"store-{frames}", frames)
@@ -247,6 +270,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=list(RUNS))
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--whole", type=int, metavar="STEPS", help="the demo's pretraining in so many steps instead")
     parser.add_argument("--short", action="store_true", help="two steps of the smallest")
     options = parser.parse_args()
     if options.short:

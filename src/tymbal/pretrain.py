@@ -188,6 +188,7 @@ def _watch(
         history=lambda: read_metrics(metrics),
         monitor=objective.monitor,
         probe=probe,
+        precision=settings.precision,
     )
 
 

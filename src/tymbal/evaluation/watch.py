@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from tymbal.compute.device import choose_precision
 from tymbal.data import open_data
 from tymbal.evaluation.baseline import PREFERRED, plain_features
 from tymbal.evaluation.labelled_clips import LabelledClips, labelled_clips
@@ -189,6 +190,7 @@ class Watch:
         history: Gives the figures that the run has logged so far, one mapping a line of its metrics file.
         monitor: Name of the metric that tells better models, and whether higher is better.
         probe: Read labels too; None does not.
+        precision: Arithmetic of the embeddings, as of the training.
     """
 
     def __init__(
@@ -201,8 +203,10 @@ class Watch:
         history: Callable[[], Sequence[Figures]],
         monitor: tuple[str, bool],
         probe: LabelProbe | None = None,
+        precision: str = "float32",
     ) -> None:
         self._encoder = encoder
+        self._precision = precision
         self._normalisation = description.normalisation
         self._store = store
         self._rows = rows[np.unique(np.linspace(0, len(rows) - 1, _CLIPS).astype(np.int64))]
@@ -226,7 +230,9 @@ class Watch:
         with undisturbed():
             device = self._encoder.position_embedding.device
             encoder = FrozenEncoder(self._encoder, self._normalisation, device=device)
-            vectors = encoder.embed(self._store, self._rows).values["mean", None]
+            dtype, _ = choose_precision(self._precision, device)
+            watching = FrozenEncoder(self._encoder, self._normalisation, device=device, dtype=dtype)
+            vectors = watching.embed(self._store, self._rows).values["mean", None]
             if not len(vectors):  # no file of them can be read any more
                 return {}
             if np.isfinite(vectors).all():
