@@ -36,7 +36,7 @@ def attend(qkv: Tensor, dropout: float = 0.0, attended: Tensor | None = None, on
     Returns:
         [batch, queries, heads x width of a head].
     """
-    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and not dropout and not torch.compiler.is_compiling():
+    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and not dropout:
         return cast(Tensor, _WrittenOut.apply(qkv, attended, only))  # type: ignore[no-untyped-call]
     queries, keys, values = qkv.permute(2, 0, 3, 1, 4).unbind(0)
     mixed = F.scaled_dot_product_attention(queries[:, :, :only], keys, values, attn_mask=attended, dropout_p=dropout)
