@@ -129,6 +129,23 @@ class Written(TorchDispatchMode):
         return run
 
 
+def compiled_step(run: Callable[..., Any], settings: dict[str, Any], folder: Path, *, steps: int) -> float:
+    """Milliseconds of processor time of a compiled step of a run, once it is compiled."""
+    step = TymbalTrainer.training_step
+    began: list[float] = []
+
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        began.append(time.process_time())
+        return step(self, *args, **kwargs)
+
+    try:
+        TymbalTrainer.training_step = watched  # type: ignore[method-assign]
+        run(folder, max_steps=2 * steps + 8, compile=True, **settings)
+    finally:
+        TymbalTrainer.training_step = step  # type: ignore[method-assign]
+    return 1e3 * statistics.median(after - before for before, after in itertools.pairwise(began[-steps - 1 :]))
+
+
 def _is_tensor(given: Any) -> bool:
     return isinstance(given, tuple) and len(given) == 3 and isinstance(given[0], torch.Size)
 
@@ -250,8 +267,12 @@ def main() -> None:
                 kinds = [figures.get(kind, 0.0) for kind in (*KINDS, "elementwise and else", "Python and the loop")]
                 rows.append([f"{case} {title}", f"{figures['step']:.1f}", f"{figures['alone']:.1f}", f"{share:.2f}"])
                 rows[-1] += [f"{each:.1f}" for each in kinds]
+                if options.compile:
+                    compiled = compiled_step(partial(verb, store), settings, folder / f"c-{case}-{title}", steps=steps)
+                    rows[-1] += [f"{compiled:.1f}", f"{figures['alone'] / compiled:.2f}"]
                 print(f"{rows[-1][0]}: {share:.2f}", file=sys.stderr)
     head = ["processor ms of a step", "whole", "its products alone", "share", *KINDS, "elementwise", "the rest"]
+    head += ["compiled", "share"] if options.compile else []
     print(table(head, rows))
 
 
@@ -270,6 +291,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=tuple(RUNS), default=list(RUNS))
     parser.add_argument("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--compile", action="store_true", help="also time the steps when compiled (minutes each)")
     parser.add_argument("--whole", type=int, metavar="STEPS", help="the demo's pretraining in so many steps instead")
     parser.add_argument("--short", action="store_true", help="two steps of the smallest")
     options = parser.parse_args()
