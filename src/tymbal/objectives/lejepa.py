@@ -52,8 +52,8 @@ __all__ = [
 ]
 
 _VISIBLE, _DIRECTIONS = 63, 64  # streams of random numbers
-_OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4}
-_OF_SQUARES: dict[str, Any] = {"kept": 0.25, "kept_local": 0.1, "parts": 1}
+_OF_COLUMNS: dict[str, Any] = {"kept": 0.5, "kept_local": 0.2, "parts": 4, "sigreg_weight": 0.1}
+_OF_SQUARES: dict[str, Any] = {"kept": 0.25, "kept_local": 0.1, "parts": 1, "sigreg_weight": 0.05}
 """What is seen of a view and compared, of patches as high as the spectrogram and of others."""
 _PASSES = 30.0
 """Epochs with patches as high as the spectrogram, also where there are minutes for more: then few clips are learned by
@@ -84,7 +84,8 @@ class LeJEPASettings(PretrainSettings):
             spectrogram, 1 for others.
         batches: Whether the clips of a batch are `mixed`, or of one `group` (speaker, recorder), so that they are not
             spread by what tells groups apart. `auto` is the latter where most clips are of groups that fill batches.
-        sigreg_weight: Weight of SIGReg; the other term has 1 minus this.
+        sigreg_weight: Weight of SIGReg; the other term has 1 minus this. `None` is 0.1 for patches as high as the
+            spectrogram, 0.05 for others.
         slices: Random directions of SIGReg, drawn anew each step.
         points: Points of its integral, on [-5, 5].
         projection: Width of the embeddings that are compared.
@@ -108,7 +109,7 @@ class LeJEPASettings(PretrainSettings):
     kept_local: float | None = setting(None, by_data=True, example="0.2")
     parts: int | None = setting(None, by_data=True, example="4")
     batches: Literal["auto", "group", "mixed"] = setting("auto", by_data=True, describes_model=False)
-    sigreg_weight: float = 0.05
+    sigreg_weight: float | None = setting(None, by_data=True, example="0.1")
     slices: int = 64
     points: int = 17
     projection: int = 64
@@ -127,7 +128,8 @@ class LeJEPASettings(PretrainSettings):
         for name in ("slices", "projection", "projection_hidden"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         check(self.points >= 3, "points", self.points, "3 or more")
-        check(0 < self.sigreg_weight < 1, "sigreg_weight", self.sigreg_weight, "a fraction between 0 and 1")
+        weight = self.sigreg_weight
+        check(weight is None or 0 < weight < 1, "sigreg_weight", weight, "a fraction between 0 and 1")
 
     @property
     def groups_batches(self) -> bool:
@@ -235,7 +237,7 @@ class LeJEPAObjective(nn.Module):
             projected = self.projection(pooled.float().flatten(0, 1)).unflatten(0, pooled.shape[:2])
             agreement = (projected - projected[:globals_].mean(0)).square().mean()
             distance = sigreg(projected, self._directions(everyone), points=self.settings.points)
-            weight = self.settings.sigreg_weight
+            weight = self.settings.sigreg_weight or 0.0
             loss = (1 - weight) * agreement + weight * distance
         count = torch.full_like(loss, len(row), requires_grad=False)
         figures = {"loss": loss, "agreement": agreement, "sigreg": distance, "acc": _found(projected)}
