@@ -132,6 +132,12 @@ def test_settings__mixing_follows_from_the_sound() -> None:
     assert not LeJEPASettings(patch="16x16", mixing="levels").depends_on_structure
 
 
+def test_settings__weight_of_sigreg_follows_from_the_patch() -> None:
+    assert LeJEPASettings().fitted(DataChoice(full_height=True)).sigreg_weight == 0.1
+    assert LeJEPASettings().fitted(DataChoice()).sigreg_weight == 0.05
+    assert LeJEPASettings(sigreg_weight=0.2).fitted(DataChoice(full_height=True)).sigreg_weight == 0.2
+
+
 @pytest.mark.parametrize("mixing", ["levels", "energies"])
 @pytest.mark.parametrize("patch", [(16, 2), (4, 4), (5, 3)])
 def test_step__of_what_is_seen_is_that_of_whole_views(patch: tuple[int, int], mixing: str) -> None:
