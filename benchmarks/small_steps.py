@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/small_steps.py                   # all objectives, sizes and lengths: 15 minutes
     OMP_NUM_THREADS=1 python benchmarks/small_steps.py --only lejepa finetune --cases mini-1s
-    OMP_NUM_THREADS=1 python benchmarks/small_steps.py --whole 1800      # the demo's pretraining, over its bare steps
+    OMP_NUM_THREADS=1 python benchmarks/small_steps.py --whole 4000      # the demo's pretraining, over its bare steps
     python benchmarks/small_steps.py --short                             # that it works, in seconds
 
 Each line is a real run of `tymbal pretrain` or `finetune` on clips of noise, from the loader to the log, in the default

@@ -337,7 +337,7 @@ FULL = Plan(
     window=2.0,
     encoder={},
     finetuning=250_000,
-    pretraining=1_800,
+    pretraining=4_000,
     pretraining_minutes=4.0,
     finetuning_minutes=0.75,
 )
