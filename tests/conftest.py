@@ -20,6 +20,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["TYMBAL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture
+def own_modules(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers puts the code of models that it runs: the same for all tests, since Python keeps it loaded."""
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.getbasetemp() / "modules")
+    )
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder with `data/` (ESC-10, spoken digits) and `fixtures/` (recorded outputs of the references)."""

@@ -143,10 +143,10 @@ def test_merge__what_does_not_go_together_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "both").exists()
 
 
-def test_merge__a_merged_classifier_is_one_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("own_modules")
+def test_merge__a_merged_classifier_is_one_everywhere(tmp_path: Path) -> None:
     from transformers import AutoModelForAudioClassification
 
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     both = merge(*on_one_encoder(tmp_path), tmp_path / "both").output
     theirs = AutoModelForAudioClassification.from_pretrained(both, trust_remote_code=True)
     assert theirs.config.problem_type == "multi_label_classification"

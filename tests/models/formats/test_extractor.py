@@ -26,10 +26,7 @@ BAT = FeatureSettings(
 )
 
 
-@pytest.fixture(autouse=True)
-def _own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers puts the code that it runs."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+pytestmark = pytest.mark.usefixtures("own_modules")
 
 
 def folder_of(path: Path, features: FeatureSettings = NARROW, **facts: Any) -> Path:

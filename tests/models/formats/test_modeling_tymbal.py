@@ -25,10 +25,7 @@ KALDI = FeatureSettings(mel_bins=32)
 LIBROSA = FeatureSettings(mel_bins=32, filter_bank="librosa", sample_rate=22_050, low_freq=0.0)
 
 
-@pytest.fixture(autouse=True)
-def _own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers puts the code that it runs."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+pytestmark = pytest.mark.usefixtures("own_modules")
 
 
 def folder_of(path: Path, pooling: str = "mean", *, shape: dict[str, Any] | None = None, **facts: Any) -> Path:
