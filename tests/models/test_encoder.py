@@ -239,6 +239,19 @@ def test_compile__has_no_graph_breaks():
     )
 
 
+def test_compile__in_bf16_traces_attention_and_its_gradients():
+    encoder = small_encoder(depth=1)
+    spectrogram = torch.randn(2, 80, 32)
+    gradients = []
+    for forward in (encoder, torch.compile(encoder, fullgraph=True, backend="aot_eager")):
+        encoder.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            forward(spectrogram).tokens.square().mean().backward()
+        gradients.append(encoder.blocks[0].attention.qkv.weight.grad.clone())
+    largest = gradients[0].abs().max().item()
+    torch.testing.assert_close(*gradients, atol=0.02 * largest, rtol=0)
+
+
 def test_autocast__stays_close_and_keeps_float32_tokens():
     encoder = small_encoder()
     spectrogram = torch.randn(2, 48, 32)

@@ -126,6 +126,22 @@ def test_objective__never_mixes_clips():
     assert not view.hidden.any()
 
 
+def test_step__of_what_the_student_sees_is_that_of_whole_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing only the patches that are seen changes neither loss nor gradients."""
+    figures = []
+    for alone in (True, False):
+        module = objective(seen=0.5).train()
+        given: list[torch.Size] = []
+        module.encoder.register_forward_pre_hook(lambda _, args, shapes=given: shapes.append(args[0].shape))
+        monkeypatch.setattr(EncoderConfig, "cuts_apart", alone)
+        loss = module(**batch())["loss"]
+        loss.backward()
+        figures.append((loss.detach(), module.encoder.patch_projection.weight.grad, given[0]))
+    torch.testing.assert_close(figures[0][0], figures[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(figures[0][1], figures[1][1], rtol=1e-4, atol=1e-6)
+    assert figures[0][2] == (8, 5, 32) and figures[1][2] == (8, 24, 16)
+
+
 def test_joined__adds_the_loss_of_lejepa_on_the_same_encoder():
     inputs = batch()
     module, alone = objective(with_=("lejepa", "0.5")).train(), objective().train()
