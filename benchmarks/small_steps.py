@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tymbal
 from _learning import SETS
 from _report import machine, table
-from tymbal.demo.walkthrough import EVALUATED
+from tymbal.demo.walkthrough import EVAL_EVERY
 from tymbal.machine import tune_malloc
 from tymbal.progress import quietly
 from tymbal.settings import FeatureSettings
@@ -220,7 +220,7 @@ def whole_run(folder: Path, steps: int) -> None:
     tymbal.prepare(wingbeats.manifest(folder, folder, clips=0), folder / "store", workers=1, **wingbeats.prepare)
     script = Path(__file__).with_name("_whole_run.py")
     said = subprocess.run(
-        [sys.executable, str(script), str(folder), str(steps), str(EVALUATED)], check=True, stdout=subprocess.PIPE
+        [sys.executable, str(script), str(folder), str(steps), str(EVAL_EVERY)], check=True, stdout=subprocess.PIPE
     )
     print("the demo's pretraining, " + said.stdout.decode().splitlines()[-1])
 

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from tymbal.store.packed.packed_store import Store
     from tymbal.training.run_folder import RunResult
 
-__all__ = ["EVALUATED", "FULL", "SHORT", "DemoResult", "Plan", "demo"]
+__all__ = ["EVAL_EVERY", "FULL", "SHORT", "DemoResult", "Plan", "demo"]
 
 _MOST_CLIPS = 2000
 _MOST_SECONDS = 7200
 _SEED = 42
 _BATCH = 32
-EVALUATED = 10
+EVAL_EVERY = 10
 """Epochs between evaluations of the pretraining: its validation clips are half as many as it learns from."""
 _NEVER = 1000  # epochs: more than any run has
 
@@ -212,7 +212,7 @@ def _pretrain(walk: _Walk, plan: Plan, store: Store) -> RunResult:
         output="pretrained",
         max_steps=plan.pretraining,
         max_minutes=plan.pretraining_minutes,
-        eval_every=EVALUATED,
+        eval_every=EVAL_EVERY,
         **plan.encoder,
     )
     return cast("RunResult", run)

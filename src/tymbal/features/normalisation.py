@@ -67,6 +67,7 @@ class Normalisation:
         cells = (~padding).sum(1).clamp(min=1) * x.shape[2] if masked is None else (~behind).sum((1, 2)).clamp(min=1)
         count = cells.view(-1, 1, 1)
         # Few passes: on a CPU a fill by a mask that is broadcast costs more than the sums.
+        # Bits have no gradient, and ONNX has no word for them.
         plain = x.requires_grad or torch.compiler.is_compiling()
         sound = x.masked_fill(behind, 0.0) if plain else _silenced(x, ~behind)
         heard = (~behind).float()

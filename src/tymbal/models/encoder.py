@@ -329,6 +329,8 @@ class SpectrogramEncoder(nn.Module):
             ModelError: Where the mel bins are not those of the encoder.
             SettingsError: Where the clip is shorter than one patch.
         """
+        if mask is not None and visible is not None:
+            raise ValueError("give mask or visible, not both: what is not visible is not there to be masked")
         if columns is None:
             if spectrogram.shape[-1] != self.config.mels:
                 raise ModelError(
@@ -336,8 +338,6 @@ class SpectrogramEncoder(nn.Module):
                     f"{self.config.mels}",
                     advice="Give it as [batch, frames, mels], prepared with the mel bins of the model.",
                 )
-            if mask is not None and visible is not None:
-                raise ValueError("give mask or visible, not both: what is not visible is not there to be masked")
             grid = self.config.grid_of(spectrogram.shape[1])
             patches = self.seen(spectrogram)
             if visible is not None:

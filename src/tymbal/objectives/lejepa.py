@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -198,6 +198,7 @@ class LeJEPAObjective(nn.Module):
         real = min(max(math.ceil(frames / config.stride[1]), 1), columns)
         self._shown = tuple(max(1, round((kept or 1) * rows * real)) for kept in (settings.kept, settings.kept_local))
         self.parts = settings.parts or 1
+        self._sigreg_weight = cast(float, settings.sigreg_weight)
         # A function of the user's own is given whole views.
         self._draws_what_is_seen = config.cuts_apart and not views.functions
         width, hidden = rows * self.parts * config.width, settings.projection_hidden * config.width
@@ -237,7 +238,7 @@ class LeJEPAObjective(nn.Module):
             projected = self.projection(pooled.float().flatten(0, 1)).unflatten(0, pooled.shape[:2])
             agreement = (projected - projected[:globals_].mean(0)).square().mean()
             distance = sigreg(projected, self._directions(everyone), points=self.settings.points)
-            weight = self.settings.sigreg_weight or 0.0
+            weight = self._sigreg_weight
             loss = (1 - weight) * agreement + weight * distance
         count = torch.full_like(loss, len(row), requires_grad=False)
         figures = {"loss": loss, "agreement": agreement, "sigreg": distance, "acc": _found(projected)}
